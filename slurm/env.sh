@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes the environment of tlbatch: a virtual environment with the pinned packages, in .venv or $TLBATCH_ENV.
+#
+#   bash slurm/env.sh [EXTRA,...]      default: quickstart; tests take dev,quickstart
+#
+# Remade only when the pins change. Run it on a login node if compute nodes have no internet. Prints its python.
+set -euo pipefail
+
+UV_VERSION=0.13.9
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+extras=${1:-quickstart}
+env=${TLBATCH_ENV:-$root/.venv}
+
+find_python() {
+  local name
+  for name in ${TLBATCH_PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or later with venv on PATH; load one, or set TLBATCH_PYTHON=PATH" >&2
+  exit 2
+}
+
+pins() {
+  { cat "$root/constraints.txt" "$root/pyproject.toml"; echo "$root uv $UV_VERSION"; } | sha256sum | cut -d' ' -f1
+}
+
+make_env() {
+  local python stamp
+  stamp="$env/.tlbatch-$extras"
+  [ "$(cat "$stamp" 2>/dev/null)" = "$(pins)" ] && return
+  python=$(find_python)
+  echo "making the environment $env (once; needs about 6 GB and a package index)" >&2
+  [ -x "$env/bin/python" ] || "$python" -m venv "$env" >&2
+  "$env/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION" >&2
+  "$env/bin/uv" pip install --quiet --python "$env/bin/python" --constraint "$root/constraints.txt" \
+    --editable "$root[$extras]" >&2
+  pins > "$stamp"
+}
+
+mkdir -p "$(dirname "$env")"
+exec 9> "$env.lock"
+flock 9 # two jobs may start at once
+make_env
+echo "$env/bin/python"

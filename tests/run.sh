@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# All checks: format, lint, spelling, types, import contracts, tests. Installs what it needs, and says what it leaves out.
+#
+#   bash tests/run.sh [PYTEST OPTIONS]
+#
+# TLBATCH_TEST_DATA=FOLDER    real images to test on (without it those tests are skipped)
+# TLBATCH_REQUIRE_SLURM=1     fail where the tests on a real SLURM cannot run
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+install_slurm() {
+  command -v slurmctld slurmd munged sbatch > /dev/null && return
+  if [ "$(id -u)" != 0 ]; then
+    echo "left out: the SLURM tests (slurm-wlm and munge are not installed, and only root can)"
+  elif ! command -v apt-get > /dev/null; then
+    echo "left out: the SLURM tests (no apt-get here to install slurm-wlm and munge)"
+  else
+    echo "installing slurm-wlm and munge"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge > /dev/null
+  fi
+}
+
+export PATH="$PATH:/usr/sbin:/sbin"
+install_slurm
+python=$(bash slurm/env.sh dev,quickstart)
+bin=$(dirname "$python")
+
+"$bin/ruff" format --check --quiet .
+"$bin/ruff" check --quiet .
+"$bin/codespell" tlbatch tests jobs slurm README.md CHANGELOG.md Containerfile
+"$bin/mypy"
+"$bin/lint-imports" --no-cache > /dev/null || "$bin/lint-imports" --no-cache
+if command -v shellcheck > /dev/null; then shellcheck slurm/*.sh tests/*.sh .ci/run; fi
+
+# One thread a process where several run at once; a test that measures sets its own.
+export OMP_NUM_THREADS=2
+"$python" -m pytest --durations=8 "$@"
