@@ -1,0 +1,44 @@
+"""Fixtures that most tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+@pytest.fixture(scope="session")
+def jobs() -> Path:
+    """The job files that tlbatch ships."""
+    return JOBS
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Real images, which the project does not ship."""
+    folder = os.environ.get("TLBATCH_TEST_DATA")
+    if not folder:
+        pytest.skip("TLBATCH_TEST_DATA is not set: no real images to test on")
+    return Path(folder).absolute()
+
+
+@pytest.fixture
+def make_folders(tmp_path: Path) -> Callable[..., Path]:
+    """Writes small class folders of coloured noise that a network can tell apart."""
+
+    def make(classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 8, side: int = 40) -> Path:
+        generator = np.random.default_rng(0)
+        folder = tmp_path / "images"
+        for number, name in enumerate(classes):
+            (folder / name).mkdir(parents=True)
+            for image in range(each):
+                pixels = generator.integers(0, 120, (side, side + 8, 3), dtype=np.uint8)
+                pixels[..., number % 3] += 120
+                Image.fromarray(pixels).save(folder / name / f"{name}{image}.jpg", quality=95)
+        return folder
+
+    return make

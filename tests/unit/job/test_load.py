@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from tlbatch.job.errors import UserError
+from tlbatch.job.load import config_keys, load_job
+
+SMALL = '[data]\nimages = "here"\n[[phase]]\ncut = "pool"\nepochs = 2\n[[phase]]\ncut = "none"\n'
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL, encoding="utf-8")
+    return file
+
+
+def test_files_merge_left_to_right_and_overrides_win(small: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('[slurm]\npartition = "gpu"\nnodes = 2\n[data]\nimages = "elsewhere"\n', encoding="utf-8")
+    job = load_job([site, small], ["phase.1.epochs=7", "slurm.nodes=3", "data.images=/a b/c"])
+    assert (job.slurm.partition, job.slurm.nodes) == ("gpu", 3)
+    assert [phase.epochs for phase in job.phase] == [2, 7]
+    assert job.data.images == Path("/a b/c")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("phase.1.optimizer.lr=-1", "phase.1.optimizer.lr: must be greater than 0 (got -1)"),
+        ("phase.0.epochs=0", "phase.0.epochs: must be at least 1 (got 0)"),
+        (
+            "phase.0.epochs=soon",
+            "phase.0.epochs: must be a valid integer, unable to parse string as an integer (got 'soon')",
+        ),
+        ("train.batchsize=3", "train.batchsize: unknown key, did you mean train.batch_size?; see --help for the keys"),
+        ("trian.batch_size=3", "trian: unknown key, did you mean train?; see --help for the keys"),
+        ("train.mixed_precision=int4", "train.mixed_precision: must be one of 'no', 'fp16' or 'bf16' (got 'int4')"),
+        ("data.split.test=1.5", "data.split.test: must be less than 1 (got 1.5)"),
+        ("data.split.val=0.8", "data.split: val + test must be less than 1 (got 0.8 + 0.25)"),
+        ("data.group_pattern=^x", "data.group_pattern: must hold a group in parentheses, e.g. '^(.*)_(left|right)$'"),
+        ("phase.2.epochs=1", "phase.2: the job has entries 0 to 1 here (got 2)"),
+        ("epochs", "epochs: an override reads key=value, e.g. phase.0.epochs=3"),
+        ("train=3", "train: must be a section (got 3); see --help for its keys"),
+        ("slurm.timeout_min=2", "slurm.timeout_min: must be at least 5 (got 2)"),
+        ("run=../up", "run: must be letters, digits, '_', '-' or '.' (got '../up')"),
+    ],
+)
+def test_a_wrong_value_gives_one_line_with_field_value_and_way_out(small: Path, override: str, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_job([small], [override])
+    assert str(error.value) == line
+
+
+def test_all_wrong_fields_are_reported_together(small: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_job([small], ["train.batch_size=0", "phase.0.epochs=0", "nmae=x"])
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        "phase.0.epochs",
+        "train.batch_size",
+        "nmae",
+    ]
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = \n", encoding="utf-8")
+    with pytest.raises(UserError, match="no such job file"):
+        load_job([tmp_path / "absent.toml"], [])
+    with pytest.raises(UserError, match=r"broken\.toml: not valid TOML"):
+        load_job([broken], [])
+
+
+def test_every_key_has_a_docstring() -> None:
+    assert [key for key, _, text in config_keys() if not text] == []
+
+
+def test_every_shipped_job_loads_and_its_first_comment_says_the_command(jobs: Path) -> None:
+    files = sorted(jobs.glob("*.toml"))
+    assert files
+    for file in files:
+        load_job([file], ["data.images=somewhere", "data.labels=somewhere.csv"])
+        assert (
+            f"slurm/finetune.sh {'' if file.stem == 'quickstart' else 'jobs/' + file.name}".strip()
+            in file.read_text(encoding="utf-8")
+        )

@@ -1,0 +1,1 @@
+"""What a job is and where it lives on disk; nothing heavy is imported here."""

@@ -1,0 +1,96 @@
+"""The outermost ``main`` of every stage."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from tlbatch.job.errors import UserError
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import Failure, Marker, StageName, load_record
+from tlbatch.job.world import World, accelerate_environment, read_world
+
+EXIT_USER_ERROR = 2
+
+
+def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:
+    """``python -m tlbatch.<stage> RUN``."""
+    parser = argparse.ArgumentParser(prog=f"python -m tlbatch.{stage}", description=doc)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
+    sys.exit(guarded(stage, run, parser.parse_args().run))
+
+
+def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int:
+    """Run a stage and return its exit code; a failure leaves a record of its cause in the run folder."""
+    try:
+        world = read_world(os.environ)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USER_ERROR
+    os.environ.update(accelerate_environment(world))
+    logging.basicConfig(
+        level=logging.INFO if world.is_main else logging.WARNING,
+        format=f"%(asctime)s {stage} %(message)s"
+        if world.is_main
+        else f"%(asctime)s {stage} rank {world.rank}: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+        force=True,
+    )
+    try:
+        run(run_dir)
+    except UserError as error:
+        _record_failure(stage, world, run_dir, str(error), is_user_error=True)
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USER_ERROR
+    except Exception as error:  # noqa: BLE001 (the outermost)
+        _record_failure(stage, world, run_dir, f"{type(error).__name__}: {error}", is_user_error=False)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _record_failure(stage: StageName, world: World, run_dir: Path, message: str, *, is_user_error: bool) -> None:
+    paths = RunPaths(run_dir)
+    if not paths.record.exists():
+        return
+    failure = Failure(stage=stage, rank=world.rank, message=message, is_user_error=is_user_error)
+    try:
+        failure.save(paths.failure(stage, world.rank))
+    except (OSError, UserError) as error:
+        logging.getLogger(__name__).warning("the cause could not be kept in %s: %s", paths.folder, error)
+
+
+def once(stage: StageName, paths: RunPaths, inputs: dict[str, str], world: World, work: Callable[[], None]) -> None:
+    """Do the work of a stage unless its marker says that it is done; write the marker last.
+
+    Raises
+    ------
+    UserError
+        When the stage is done, but from other inputs.
+    """
+    log = logging.getLogger(__name__)
+    marker = paths.marker(stage)
+    if marker.exists():
+        done = load_record(Marker, marker, missing="run the stage again")
+        changed = sorted(name for name in {**inputs, **done.inputs} if inputs.get(name) != done.inputs.get(name))
+        if changed:
+            raise UserError(
+                f"{paths.folder}: {stage} has finished here from another {' and '.join(changed)}; "
+                "submit the job again for a new run folder"
+            )
+        log.info("done already, in %.0f s", done.seconds)
+        return
+    if world.is_main:
+        for old in marker.parent.glob(f"{stage}.failed.*.json"):
+            old.unlink()
+    start = time.monotonic()
+    work()
+    if world.is_main:
+        seconds = time.monotonic() - start
+        Marker(stage=stage, inputs=inputs, world_size=world.world_size, seconds=seconds).save(marker)
+        log.info("finished in %.0f s", seconds)

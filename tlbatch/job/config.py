@@ -1,0 +1,239 @@
+"""The job: one frozen tree, filled from TOML files and ``key=value`` overrides, validated once."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Triple = tuple[float, float, float]
+Metric = Literal["quadratic_kappa", "accuracy"]
+
+
+class Section(BaseModel):
+    """A frozen part of the job that refuses unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+    )
+
+
+class Split(Section):
+    """Which images train, validate and test."""
+
+    method: Literal["hash", "stratified"] = "stratified"
+    """stratified: exact shares of every class, for a data set that is complete; hash: a group's split depends on
+    its name alone, so it never changes as data are added."""
+    val: Fraction = 0.1
+    """Share of the images for validation (choice of the checkpoint)."""
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the images for the test, read once, by predict."""
+    salt: str = "tlbatch"
+    """Another salt gives another split."""
+
+    @model_validator(mode="after")
+    def _leave_something_to_train(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test must be less than 1 (got {self.val} + {self.test})")
+        return self
+
+
+class Phantom(Section):
+    """The synthetic fundus photographs of ``data.source = "phantom"``."""
+
+    images_per_grade: Annotated[int, Field(ge=2)] = 200
+    """Images of each of the five grades."""
+    side: Annotated[int, Field(ge=64, le=4096)] = 384
+    """Height and width in pixels."""
+    grader_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Probability that the label is one grade off the drawn one."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed draws other eyes."""
+
+
+class Data(Section):
+    """Where images and labels come from, and how they are sharded."""
+
+    source: Literal["folders", "csv", "phantom"] = "folders"
+    """folders: one folder a class; csv: a table of labels beside a folder of images; phantom: drawn here."""
+    images: Path | None = None
+    """Folder of the images."""
+    labels: Path | None = None
+    """CSV file of the labels (source csv)."""
+    key_column: str = "image"
+    """Column of the image name, with or without its ending."""
+    label_column: str = "level"
+    """Column of the label."""
+    classes: tuple[str, ...] = ()
+    """Class names in order; empty: those found, numbers in numeric order."""
+    group_pattern: str = ""
+    """Regular expression on the image name whose first group is what must not be split (a patient); empty: each
+    image is its own group."""
+    resize: Annotated[int, Field(ge=0, le=16384)] = 256
+    """Short side in the shards, in pixels; larger images are scaled down to it; 0 keeps the files untouched."""
+    shard_images: Annotated[int, Field(ge=1)] = 1000
+    """Images in a shard."""
+    max_rejected: Annotated[int, Field(ge=0)] = 0
+    """Unreadable images that are listed and left out before the job stops."""
+    split: Split = Split()
+    phantom: Phantom = Phantom()
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _has_a_group(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"must be a regular expression ({error})") from None
+        if value and groups < 1:
+            raise ValueError("must hold a group in parentheses, e.g. '^(.*)_(left|right)$'")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("must not name a class twice")
+        return value
+
+    @model_validator(mode="after")
+    def _say_where(self) -> Self:
+        if self.source != "phantom" and self.images is None:
+            raise ValueError("images is required: the folder of the images, e.g. data.images=PATH")
+        if self.source == "csv" and self.labels is None:
+            raise ValueError("labels is required with source csv, e.g. data.labels=PATH")
+        return self
+
+
+class Model(Section):
+    """The pre-trained backbone."""
+
+    backbone: str = "timm:tf_efficientnet_lite0"
+    """``timm:NAME`` or the name of a torchvision classifier."""
+    weights: str = "none"
+    """A file (.safetensors, .pth), ``package:MODULE/FILE`` inside an installed package, or none (random)."""
+    match: Literal["name", "order"] = "name"
+    """How the file's tensors find their places."""
+    size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    """Input height and width in pixels; empty: the backbone's own."""
+    mean: Triple | None = None
+    """Normalisation of R, G, B in 0..1 that the weights were trained with; empty: the backbone's own."""
+    std: Triple | None = None
+    """See mean."""
+    dropout: Fraction = 0.0
+    """Dropout before the new linear head."""
+
+
+class Optimizer(Section):
+    """The optimiser of a phase."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
+    """Optimiser."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of the head, for the global batch."""
+    backbone_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate after the cut; empty: a tenth of lr."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of weights (not of biases and norms)."""
+    momentum: Fraction = 0.9
+    """Momentum of sgd and rmsprop."""
+
+
+class Phase(Section):
+    """A stretch of training with one cut."""
+
+    cut: str = "pool"
+    """Last frozen module of the backbone, e.g. blocks.4; pool: all frozen; none: all trains."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the training images."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Course of the learning rate over the phase."""
+    warmup: Fraction = 0.1
+    """Share of the phase's steps with a linear rise of the learning rate."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Whether BatchNorm after the cut keeps its pre-trained statistics."""
+
+
+class Train(Section):
+    """How every phase trains."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Global batch, shared out among the ranks."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the forward pass."""
+    augment: Literal["none", "flip", "d4"] = "flip"
+    """none; mirror left and right; d4: the 8 symmetries of the square."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest share of the image's area in a random crop; 1: no random crop."""
+    label_smoothing: Fraction = 0.0
+    """Label smoothing."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0: no limit."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes a rank; empty: one less than its cores beside a GPU, none on a CPU."""
+
+
+class Slurm(Section):
+    """What is asked of SLURM for every task of train and predict; shard and reduce take one task without GPU."""
+
+    partition: str | None = None
+    """Partition."""
+    account: str | None = None
+    """Account."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Node features."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Nodes."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    """GPUs a node, each with one task; 0: the CPU."""
+    tasks_per_node: Annotated[int, Field(ge=1)] | None = None
+    """Tasks a node; empty: one a GPU, or one."""
+    cpus_per_task: Annotated[int, Field(ge=1)] | None = None
+    """Cores a task; empty: SLURM's default, or on this machine all cores shared out."""
+    mem_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory a node in GB."""
+    timeout_min: Annotated[int, Field(ge=5)] = 240
+    """Time limit of a stage in minutes; SLURM warns the tasks 90 to 150 s before."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before a stage starts, e.g. module load; a failing one stops the stage."""
+    rendezvous_s: Annotated[int, Field(ge=5)] = 300
+    """Seconds that the ranks wait for one another at the start."""
+
+    @model_validator(mode="after")
+    def _one_task_a_gpu(self) -> Self:
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+            raise ValueError(f"tasks_per_node must equal gpus_per_node ({self.gpus_per_node}): one task drives one GPU")
+        return self
+
+    @property
+    def num_tasks_per_node(self) -> int:
+        """Tasks of train and predict on one node."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+
+class Job(Section):
+    """The whole job."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "job"
+    """Name, the first part of the run folder's."""
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
+    """Name of the run folder; empty: made from name and time."""
+    workspace: Path = Path("workspace")
+    """Folder that holds shards/ and runs/; shared by all nodes."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the head, the order and the augmentation."""
+    metric: Metric = "accuracy"
+    """Chooses the checkpoint on validation and ranks the leaderboard on test."""
+    data: Data
+    model: Model = Model()
+    phase: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    train: Train = Train()
+    slurm: Slurm = Slurm()

@@ -1,0 +1,119 @@
+"""Files that are either whole under their final name or not there."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tlbatch.job.errors import UserError
+
+_NO_SPACE = {28, 122}  # ENOSPC, EDQUOT
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; when the block ends well it is synced and renamed to ``path``.
+
+    Raises
+    ------
+    UserError
+        When the disk or the quota is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with space_named(path), os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o666 & ~_umask())
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder beside ``path``; when the block ends well it is renamed to ``path``.
+
+    The files in it are expected to come from `atomic_file`, so that they are synced already.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        with space_named(path):
+            yield draft
+            draft.chmod(0o777 & ~_umask())
+            _sync_folder(draft)
+        draft.rename(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def space_named(path: Path) -> Iterator[None]:
+    """Turn a full disk into an error that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise UserError(
+                f"{path}: no space left on the device or in the quota; free some, or set workspace=PATH, and run again"
+            ) from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file in UTF-8, atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV with a header and plain newlines."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_json(value: object) -> str:
+    """JSON with sorted keys and a final newline: the same value always gives the same bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of a JSON value, as 64 hex digits."""
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

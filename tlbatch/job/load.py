@@ -1,0 +1,154 @@
+"""From TOML files and ``key=value`` overrides to one validated job."""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tlbatch.job.config import Job
+from tlbatch.job.errors import UserError
+
+Tree = dict[str, Any]
+
+
+def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
+    """Merge the files left to right, then the overrides, and validate once.
+
+    Raises
+    ------
+    UserError
+        With one line for each wrong field.
+    """
+    tree: Tree = {}
+    for file in files:
+        tree = _merged(tree, _read_toml(file))
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return Job.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_line(detail) for detail in error.errors())) from None
+
+
+def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every key of the job with its default and its docstring, in the order of the file."""
+    for name, field in model.model_fields.items():
+        inner = _section(field.annotation)
+        if inner is not None:
+            dotted = f"{prefix}{name}.N." if field.annotation is not inner else f"{prefix}{name}."
+            yield from config_keys(inner, dotted)
+            continue
+        default = "required" if field.is_required() else _shown(field.default)
+        yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+
+
+def _section(annotation: object) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _shown(default: object) -> str:
+    if default is None or default in {"", ()}:
+        return "empty"
+    return str(default)
+
+
+def _read_toml(file: Path) -> Tree:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such job file; the ones shipped with tlbatch lie in jobs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); name a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file}: not valid TOML: {error}; mend that line") from None
+
+
+def _merged(left: Tree, right: Tree) -> Tree:
+    both = dict(left)
+    for key, value in right.items():
+        old = both.get(key)
+        both[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _set(tree: Tree, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise UserError(f"{override}: an override reads key=value, e.g. phase.0.epochs=3")
+    *parents, last = dotted.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _child(node, part, where=".".join(parents[: depth + 1]))
+    if isinstance(node, list):
+        node[_position(node, last, where=dotted)] = _value(text)
+    elif isinstance(node, dict):
+        node[last] = _value(text)
+    else:
+        raise UserError(f"{dotted}: {'.'.join(parents)} is a value, not a section; see --help for the keys")
+
+
+def _child(node: object, part: str, *, where: str) -> object:
+    if isinstance(node, list):
+        return node[_position(node, part, where=where)]
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    raise UserError(f"{where}: no such section; see --help for the keys")
+
+
+def _position(node: list[Any], part: str, *, where: str) -> int:
+    if not part.isdecimal() or int(part) >= len(node):
+        raise UserError(f"{where}: the job has entries 0 to {len(node) - 1} here (got {part})")
+    return int(part)
+
+
+def _value(text: str) -> object:
+    """Read a TOML value; what is not one is a plain string, so that paths need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _line(detail: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "job"
+    context = detail.get("ctx", {})
+    got = f" (got {detail['input']!r})"
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key{_suggestion(detail['loc'])}; see --help for the keys"
+        case "missing":
+            return f"{where}: is required; set it in the job file or as {where}=VALUE"
+        case "literal_error":
+            return f"{where}: must be one of {context['expected']}{got}"
+        case "value_error":
+            return f"{where}: {context['error']}"
+        case "greater_than":
+            return f"{where}: must be greater than {context['gt']:g}{got}"
+        case "greater_than_equal":
+            return f"{where}: must be at least {context['ge']:g}{got}"
+        case "less_than":
+            return f"{where}: must be less than {context['lt']:g}{got}"
+        case "less_than_equal":
+            return f"{where}: must be at most {context['le']:g}{got}"
+        case "model_type":
+            return f"{where}: must be a section{got}; see --help for its keys"
+        case "string_pattern_mismatch":
+            return f"{where}: must be letters, digits, '_', '-' or '.'{got}"
+        case _:
+            message = detail["msg"].replace("Input should be", "must be")
+            return f"{where}: {message}{got}"
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    parents = ["N" if isinstance(part, int) else part for part in loc[:-1]]
+    keys = [key.split(".") for key, _, _ in config_keys()]
+    siblings = {key[len(parents)] for key in keys if key[: len(parents)] == parents}
+    close = difflib.get_close_matches(str(loc[-1]), siblings, n=1)
+    return f", did you mean {'.'.join(map(str, (*loc[:-1], close[0])))}?" if close else ""

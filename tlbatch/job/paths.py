@@ -1,0 +1,144 @@
+"""Where everything lies."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from tlbatch.job.config import Job
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import digest_of
+from tlbatch.job.records import RunRecord, StageName, load_record
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The folder of one run."""
+
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        """The resolved job."""
+        return self.folder / "job.json"
+
+    @property
+    def logs(self) -> Path:
+        """What submitit writes: scripts, and one log a job and rank."""
+        return self.folder / "logs"
+
+    @property
+    def rendezvous(self) -> Path:
+        """Where the ranks of a stage find each other."""
+        return self.folder / "rendezvous"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, from train."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Weights."""
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The record of the chosen checkpoint."""
+        return self.checkpoints / "best.json"
+
+    @property
+    def predictions(self) -> Path:
+        """One part a rank."""
+        return self.folder / "predictions"
+
+    @property
+    def report(self) -> Path:
+        """What reduce writes."""
+        return self.folder / "report"
+
+    @property
+    def report_json(self) -> Path:
+        """The scores."""
+        return self.report / "report.json"
+
+    def marker(self, stage: StageName) -> Path:
+        """There, if the stage has finished."""
+        return self.folder / "markers" / f"{stage}.json"
+
+    def failure(self, stage: StageName, rank: int) -> Path:
+        """There, if the rank has failed."""
+        return self.folder / "markers" / f"{stage}.failed.{rank}.json"
+
+    def load(self) -> RunRecord:
+        """Read the resolved job."""
+        return load_record(RunRecord, self.record, missing="name a run folder, as python -m tlbatch.submit printed it")
+
+
+@dataclass(frozen=True)
+class SetPaths:
+    """The folder of one sharded set."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Written last."""
+        return self.folder / "manifest.json"
+
+    @property
+    def index(self) -> Path:
+        """One row an image."""
+        return self.folder / "index.npy"
+
+    @property
+    def rejected(self) -> Path:
+        """Images left out, and why."""
+        return self.folder / "rejected.csv"
+
+    def shard(self, name: str) -> Path:
+        """One tar."""
+        return self.folder / name
+
+
+def set_paths(job: Job) -> SetPaths:
+    """Where the set of the job lies: the same data section always means the same folder."""
+    name = job.data.images.name if job.data.images else job.data.source
+    return SetPaths(job.workspace / "shards" / f"{name or 'images'}-{data_digest(job)[:12]}")
+
+
+def data_digest(job: Job) -> str:
+    """Digest of the data section, which alone makes the set."""
+    return digest_of(job.data.model_dump(mode="json"))
+
+
+def phantom_folder(job: Job) -> Path:
+    """Where synthetic images are drawn: their own folder for each setting."""
+    return job.workspace / "phantom" / digest_of(job.data.phantom.model_dump(mode="json"))[:12]
+
+
+def leaderboard(job: Job) -> Path:
+    """The leaderboard of all runs of the workspace."""
+    return job.workspace / "runs" / "leaderboard.csv"
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file that ``model.weights`` names, or None for random weights.
+
+    Raises
+    ------
+    UserError
+        When there is no such file or package.
+    """
+    if weights == "none":
+        return None
+    if not weights.startswith("package:"):
+        path = Path(weights).absolute()
+    else:
+        module, _, inner = weights.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise UserError(f"model.weights: package {module} is not installed; install it (see README, extras)")
+        path = Path(spec.origin).parent / inner
+    if not path.is_file():
+        raise UserError(f"model.weights: no file {path}; set model.weights=FILE, or none for random weights")
+    return path

@@ -1,0 +1,85 @@
+"""From a validated job to a run folder: what can be checked before anything runs is checked here."""
+
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tlbatch import __version__
+from tlbatch.job.config import Job
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import atomic_folder, digest_file
+from tlbatch.job.paths import RunPaths, weights_file
+from tlbatch.job.records import RunRecord
+
+
+def resolve(job: Job) -> RunRecord:
+    """Make all paths absolute, name the run, and find what the stages will need.
+
+    Raises
+    ------
+    UserError
+        When images, labels or weights are not there.
+    """
+    data = job.data.model_copy(
+        update={
+            "images": job.data.images.expanduser().absolute() if job.data.images else None,
+            "labels": job.data.labels.expanduser().absolute() if job.data.labels else None,
+        }
+    )
+    if data.images and not data.images.is_dir():
+        raise UserError(f"data.images: no such folder {data.images}; set data.images=PATH")
+    if data.labels and not data.labels.is_file():
+        raise UserError(f"data.labels: no such file {data.labels}; set data.labels=PATH")
+    weights = weights_file(job.model.weights)
+    model = job.model
+    if weights is not None and not model.weights.startswith("package:"):
+        model = model.model_copy(update={"weights": str(weights)})
+    now = datetime.now(UTC)
+    run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
+    workspace = job.workspace.expanduser().absolute()
+    return RunRecord(
+        run=run,
+        job=job.model_copy(update={"data": data, "model": model, "workspace": workspace, "run": run}),
+        weights_digest=digest_file(weights) if weights else None,
+        tlbatch_version=__version__,
+        commit=_commit(),
+        created=now.isoformat(timespec="seconds"),
+    )
+
+
+def run_paths(record: RunRecord) -> RunPaths:
+    """Where the run will lie.
+
+    Raises
+    ------
+    UserError
+        When a run of that name is there already.
+    """
+    paths = RunPaths(record.job.workspace / "runs" / record.run)
+    if paths.folder.exists():
+        raise UserError(
+            f"{paths.folder}: there is a run of this name; choose another with run=NAME, or go on with it: "
+            "python -m tlbatch.<stage> RUN"
+        )
+    return paths
+
+
+def make_run(record: RunRecord) -> RunPaths:
+    """Create the run folder with the resolved job in it."""
+    paths = run_paths(record)
+    with atomic_folder(paths.folder) as draft:
+        record.save(RunPaths(draft).record)
+    return paths
+
+
+def _commit() -> str | None:
+    """The commit of tlbatch's own checkout, with ``+`` if files of it have changed."""
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

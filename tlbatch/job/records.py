@@ -1,0 +1,150 @@
+"""The shape of everything that crosses from one stage to another."""
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tlbatch.job.config import Job, Metric, Triple
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import digest_of, to_json, write_text
+
+StageName = Literal["shard", "train", "predict", "reduce"]
+SplitName = Literal["train", "val", "test"]
+STAGES: tuple[StageName, ...] = ("shard", "train", "predict", "reduce")
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+class Record(BaseModel):
+    """A frozen value that is stored as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def save(self, path: Path) -> None:
+        """Write the record atomically."""
+        write_text(path, to_json(self.model_dump(mode="json")))
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def load_record(kind: type[AnyRecord], path: Path, *, missing: str) -> AnyRecord:
+    """Read a record back.
+
+    Raises
+    ------
+    UserError
+        When the file is not there (the text ends with ``missing``, the way out) or not of this kind.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; {missing}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: damaged or of another version of tlbatch ({field}: {first['msg']})") from None
+
+
+class RunRecord(Record):
+    """``job.json``: the resolved job and what it was resolved with."""
+
+    run: str
+    job: Job
+    weights_digest: str | None
+    """SHA-256 of the weights file; none for random weights."""
+    tlbatch_version: str
+    commit: str | None
+    """git commit of the tlbatch checkout, with ``+`` when it had changes."""
+    created: str
+
+
+class ShardFile(Record):
+    """One tar of a set."""
+
+    name: str
+    num_images: int
+    size: int
+    digest: str
+
+
+class Ceiling(Record):
+    """The best score that the labels allow, known for synthetic images only."""
+
+    metric: Metric
+    score: float
+    why: str
+
+
+class Rejected(Record):
+    """An image that could not be used."""
+
+    image: str
+    cause: str
+
+
+class Manifest(Record):
+    """``manifest.json`` of a set, written last: the set is complete if it is there."""
+
+    source_digest: str
+    """Digest of the names, sizes and times of the files read."""
+    data_digest: str
+    """Digest of the section of the job that made the set."""
+    index_digest: str
+    """SHA-256 of index.npy: stands for the keys, labels, splits and contents of all images."""
+    test_digest: str
+    """Digest of the test split alone; runs with the same one can be ranked against each other."""
+    classes: tuple[str, ...]
+    counts: dict[SplitName, tuple[int, ...]]
+    """Images of each class in each split."""
+    shards: tuple[ShardFile, ...]
+    rejected: tuple[Rejected, ...]
+    columns: tuple[str, str]
+    """Header of the source's labels file: name of the image, label."""
+    synthetic: bool
+    ceilings: tuple[Ceiling, ...]
+
+
+class Marker(Record):
+    """``markers/<stage>.json``, written last by a stage that finished."""
+
+    stage: StageName
+    inputs: dict[str, str]
+    """Digest of each input by name."""
+    world_size: int
+    seconds: float
+
+
+class Failure(Record):
+    """``markers/<stage>.failed.<rank>.json``: why a rank of a stage stopped."""
+
+    stage: StageName
+    rank: int
+    message: str
+    is_user_error: bool
+
+
+class Best(Record):
+    """``checkpoints/best.json``: the chosen checkpoint, written after its weights."""
+
+    weights: str
+    """File name of the weights beside this record."""
+    digest: str
+    phase: int
+    epoch: int
+    metric: Metric
+    val_score: float | None
+    """None: no validation split, or the metric is undefined on it."""
+    val_loss: float | None
+    """Mean log loss on validation, which decides between equal scores."""
+    classes: tuple[str, ...]
+    size: int
+    mean: Triple
+    std: Triple
+    num_parameters: int
+
+
+def job_digest(record: RunRecord) -> str:
+    """Digest of everything in the job that a result depends on: not of its place, time or cluster."""
+    kept = record.job.model_dump(mode="json", exclude={"slurm", "workspace", "run"})
+    return digest_of({"job": kept, "weights": record.weights_digest})
