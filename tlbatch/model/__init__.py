@@ -1,0 +1,1 @@
+"""Backbones, cuts, heads and their training state."""

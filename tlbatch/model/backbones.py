@@ -1,0 +1,165 @@
+"""Pre-trained networks of timm and torchvision without their classifiers, and how their weights get in."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from tlbatch.job.config import Model, Triple
+from tlbatch.job.errors import UserError
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network that turns normalised images (n, 3, size, size) into features (n, num_features)."""
+
+    net: nn.Module
+    num_features: int
+    classifier: str
+    """Prefix of the classifier's parameters in a weights file, which are left out."""
+    size: int
+    mean: Triple
+    std: Triple
+
+
+def build_backbone(model: Model) -> Backbone:
+    """Make the network of the job with random weights.
+
+    Raises
+    ------
+    UserError
+        When there is no such backbone; the text names similar ones.
+    """
+    family, _, name = model.backbone.rpartition(":")
+    if family not in ("", "timm"):
+        raise UserError(f"model.backbone: {model.backbone!r} must be timm:NAME or the name of a torchvision classifier")
+    return _timm_backbone(name, model) if family else _torchvision_backbone(name, model)
+
+
+def _timm_backbone(name: str, model: Model) -> Backbone:
+    known = timm.list_models()
+    if name not in known:
+        raise UserError(f"model.backbone: timm has no {name!r}{_similar(name, known)}")
+    fixed_size: dict[str, Any] = {"img_size": model.size} if model.size and _is_transformer(name) else {}
+    net: Any = timm.create_model(name, pretrained=False, **fixed_size)
+    config = net.pretrained_cfg
+    classifier = config["classifier"]
+    net.reset_classifier(0)
+    return Backbone(
+        net=net,
+        num_features=getattr(net, "head_hidden_size", net.num_features),
+        classifier=classifier if isinstance(classifier, str) else classifier[0],
+        size=model.size or config["input_size"][-1],
+        mean=model.mean or config["mean"],
+        std=model.std or config["std"],
+    )
+
+
+def _is_transformer(name: str) -> bool:
+    """Vision transformers are made for one input size; convolutional networks take any."""
+    return name.startswith(("vit_", "deit", "swin", "beit", "eva"))
+
+
+def _torchvision_backbone(name: str, model: Model) -> Backbone:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"model.backbone: torchvision has no classifier {name!r}{_similar(name, known)}")
+    net = torchvision.models.get_model(name, weights=None)
+    if name in {"googlenet", "inception_v3"}:
+        net = torchvision.models.get_model(name, weights=None, aux_logits=False, init_weights=False)
+    last = [key for key, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    classifier = net.get_submodule(last)
+    num_features = classifier.in_channels if isinstance(classifier, nn.Conv2d) else classifier.in_features
+    assert isinstance(num_features, int)
+    net.set_submodule(last, nn.Identity())
+    size = model.size or (299 if name == "inception_v3" else 224)
+    return Backbone(net, num_features, last, size, model.mean or IMAGENET_MEAN, model.std or IMAGENET_STD)
+
+
+def _similar(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; similar: {', '.join(close)}" if close else f"; there are {len(known)}, e.g. {known[0]}"
+
+
+def load_weights(backbone: Backbone, path: Path, *, match: str) -> None:
+    """Fill the network from a file; tensors of the classifier, which is not wanted, are left out.
+
+    Raises
+    ------
+    UserError
+        When the file cannot be read, or its tensors do not fit; the text names the first that do not.
+    """
+    given, wanted = read_tensors(path), backbone.net.state_dict()
+    fit = _by_order if match == "order" else _by_name
+    fitted = fit(given, wanted, backbone.classifier, path)
+    backbone.net.load_state_dict(fitted)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from .safetensors, or from a torch file without running any code in it."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (torch raises half a dozen kinds for a bad file)
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as weights ({first}); give a .safetensors or .pth state dict"
+        ) from None
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no state dict (names with tensors); export one with model.state_dict()")
+    return state
+
+
+def _by_name(tensors: Tensors, wanted: Tensors, classifier: str, path: Path) -> dict[str, torch.Tensor]:
+    body = {key: value for key, value in tensors.items() if not key.startswith(f"{classifier}.")}
+    missing = [key for key in wanted if key not in body and not key.endswith("num_batches_tracked")]
+    extra = [key for key in body if key not in wanted]
+    if missing or extra:
+        raise UserError(
+            f"{path}: weights of another architecture: {len(missing)} tensors missing{_first(missing)}, "
+            f"{len(extra)} not in the backbone{_first(extra)}; name the backbone they belong to, or "
+            "model.match=order if only the names differ"
+        )
+    for key, value in body.items():
+        if value.shape != wanted[key].shape:
+            raise UserError(
+                f"{path}: {key} has shape {tuple(value.shape)}, the backbone {tuple(wanted[key].shape)}; "
+                "name the backbone that the weights belong to"
+            )
+    return {**wanted, **body}
+
+
+def _by_order(tensors: Tensors, wanted: Tensors, _classifier: str, path: Path) -> dict[str, torch.Tensor]:
+    given = [(k, v) for k, v in tensors.items() if not k.endswith("num_batches_tracked")]
+    places = [key for key in wanted if not key.endswith("num_batches_tracked")]
+    if len(given) < len(places):
+        raise UserError(
+            f"{path}: {len(given)} tensors, the backbone has {len(places)}; name the backbone they belong to"
+        )
+    filled = dict(wanted)
+    for place, (key, value) in zip(places, given, strict=False):
+        if value.shape != wanted[place].shape:
+            raise UserError(
+                f"{path}: weights of another architecture: {key} has shape {tuple(value.shape)}, {place} of the "
+                f"backbone {tuple(wanted[place].shape)}; name the backbone that the weights belong to"
+            )
+        filled[place] = value
+    return filled
+
+
+def _first(keys: list[str]) -> str:
+    return f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""

@@ -1,0 +1,220 @@
+"""How the ranks of a stage find each other, and the checks that they did."""
+
+import ctypes
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] (exported only where built)
+
+from tlbatch.job.config import Slurm
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import to_json, write_text
+from tlbatch.job.world import World
+
+log = logging.getLogger(__name__)
+_TRY_S = 2.0
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
+
+
+@contextmanager
+def joined_ranks(
+    world: World, slurm: Slurm, folder: Path, *, stage: str, mixed_precision: str
+) -> Iterator[Accelerator]:
+    """Join the ranks of a stage and hand out an Accelerator that spans exactly them.
+
+    Raises
+    ------
+    UserError
+        When the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
+    """
+    on_gpu = _wants_gpu(world, slurm)
+    torch.set_num_threads(world.num_threads)
+    if not on_gpu:
+        _keep_freed_memory()
+    if world.world_size > 1:
+        _join(world, slurm, folder / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
+    try:
+        accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision=mixed_precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        _check(accelerator, world, on_gpu=on_gpu)
+        yield accelerator
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _wants_gpu(world: World, slurm: Slurm) -> bool:
+    """In SLURM the allocation decides, elsewhere the job; what was given must be visible."""
+    given = slurm.gpus_per_node if world.num_gpus is None else world.num_gpus
+    if given == 0:
+        return False
+    visible = torch.cuda.device_count()
+    if visible == 0:
+        raise UserError(
+            f"{world.node}: {given} GPUs were asked for and torch sees none; check nvidia-smi there, the driver, and "
+            "that a container is started with GPU support, or set slurm.gpus_per_node=0"
+        )
+    if given != world.local_world_size and visible != 1:
+        raise UserError(
+            f"{world.node}: {given} GPUs for {world.local_world_size} tasks; start one task a GPU "
+            "(--ntasks-per-node equal to --gpus-per-node)"
+        )
+    if visible == 1:  # SLURM's mask leaves one device to each task
+        os.environ["LOCAL_RANK"] = "0"
+    return True
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what torch frees: on the CPU each step's activations would else be mapped and zeroed anew.
+
+    Doubles the images a second of a convolutional network (tests/bench/bench_memory.py).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _join(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
+    """Rank 0 opens a port of its choice and publishes it in the run folder; the others read it there.
+
+    Addresses are numeric, so an unresolvable host name cannot hang anybody; the store must answer with the
+    published token, so a stale file or a foreign server is not mistaken for it.
+    """
+    limit = timedelta(seconds=slurm.rendezvous_s)
+    store, address = _host_store(world, file, limit) if world.is_main else _find_store(world, file, limit)
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(store.port))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address))
+    try:
+        dist.init_process_group(
+            "cuda:nccl,cpu:gloo" if on_gpu else "gloo",
+            store=PrefixStore("ranks", store),
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=limit,
+        )
+        dist.barrier()
+    except (dist.DistError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{world.node} rank {world.rank}: the {world.world_size} ranks did not all join within "
+            f"{slurm.rendezvous_s} s ({first}); look at the other ranks' logs, or raise slurm.rendezvous_s"
+        ) from None
+    if world.is_main:
+        file.unlink(missing_ok=True)
+
+
+def _host_store(world: World, file: Path, limit: timedelta) -> tuple[TCPStore, str]:
+    listener = socket.socket()
+    listener.bind(("", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    addresses = _own_addresses(world)
+    store = TCPStore(
+        addresses[0],
+        port,
+        world.world_size,
+        is_master=True,
+        timeout=limit,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    token = uuid.uuid4().hex
+    store.set("token", token)
+    write_text(file, to_json({"addresses": addresses, "port": port, "token": token}))
+    return store, addresses[0]
+
+
+def _find_store(world: World, file: Path, limit: timedelta) -> tuple[TCPStore, str]:
+    deadline = time.monotonic() + limit.total_seconds()
+    tried: list[str] = []
+    while time.monotonic() < deadline:
+        try:
+            place = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            place = {"addresses": [], "port": 0, "token": ""}
+        tried = [f"{address}:{place['port']}" for address in place["addresses"]]
+        for address in place["addresses"]:
+            store = _try_store(address, place["port"], place["token"], limit)
+            if store is not None:
+                return store, address
+        time.sleep(0.2)
+    cause = f"could not reach {' or '.join(tried)}" if tried else f"saw no {file}"
+    way = "open the ports between the nodes" if tried else "check that the workspace is shared by all nodes"
+    raise UserError(
+        f"{world.node} rank {world.rank}: {cause} within {limit.total_seconds():.0f} s; "
+        f"look at the log of rank 0, {way}"
+    )
+
+
+def _try_store(address: str, port: int, token: str, limit: timedelta) -> TCPStore | None:
+    try:
+        with socket.create_connection((address, port), timeout=_TRY_S):
+            pass
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_TRY_S), wait_for_workers=False)
+        if store.get("token").decode() != token:
+            return None
+    except (OSError, RuntimeError):
+        return None
+    store.set_timeout(limit)
+    return store
+
+
+def _own_addresses(world: World) -> list[str]:
+    """Numeric addresses under which the other ranks may reach this one, the likeliest first."""
+    if not world.spans_nodes:
+        return ["127.0.0.1"]
+    own = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    ]
+    outside = [address for address in own if not address.startswith("127.")]
+    known = [world.address] if world.address in own else []
+    return list(dict.fromkeys([*known, *outside, "127.0.0.1"]))
+
+
+def _interface(address: str) -> str:
+    """The network interface over which the address is reached, for gloo, which would resolve the host name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))
+        own = probe.getsockname()[0]
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == own for entry in entries):
+            return name
+    raise UserError(f"no network interface has the address {own}; set GLOO_SOCKET_IFNAME")
+
+
+def _check(accelerator: Accelerator, world: World, *, on_gpu: bool) -> None:
+    if accelerator.num_processes != world.world_size or accelerator.process_index != world.rank:
+        raise UserError(
+            f"{world.node}: Accelerate sees rank {accelerator.process_index} of {accelerator.num_processes}, "
+            f"SLURM says {world.rank} of {world.world_size}; start the tasks with srun or python -m tlbatch.submit only"
+        )
+    if on_gpu != (accelerator.device.type == "cuda"):
+        raise UserError(f"{world.node}: Accelerate chose {accelerator.device}; check ACCELERATE_USE_CPU and the GPUs")
+    if world.is_main:
+        log.info(
+            "%d %s on %s, %d threads each",
+            world.world_size,
+            "rank" if world.world_size == 1 else "ranks",
+            torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU",
+            world.num_threads,
+        )
