@@ -1,0 +1,1 @@
+"""Predictions in, scores and tables out."""
