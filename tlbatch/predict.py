@@ -1,0 +1,74 @@
+"""Predict: the chosen checkpoint over validation and test, every image exactly once, one part a rank."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from tlbatch.data.loader import ImageSet, SplitDataset, load, num_workers, open_set
+from tlbatch.data.order import prediction_batches
+from tlbatch.data.views import View
+from tlbatch.job.cli import once, stage_main
+from tlbatch.job.config import Job
+from tlbatch.job.paths import RunPaths, set_paths
+from tlbatch.job.records import RunRecord, SplitName
+from tlbatch.job.world import World, read_world
+from tlbatch.model.checkpoint import load_best, load_classifier
+from tlbatch.model.classifier import Classifier, build_classifier, probabilities
+from tlbatch.model.ranks import joined_ranks
+from tlbatch.report.parts import Part, clear_parts, write_part
+
+log = logging.getLogger(__name__)
+PREDICTED: tuple[SplitName, ...] = ("val", "test")
+
+
+def run(run_dir: Path) -> None:
+    """Predict with the run's checkpoint, unless that is done."""
+    paths, world = RunPaths(run_dir), read_world(os.environ)
+    record = paths.load()
+    best, _ = load_best(paths)
+    images = open_set(set_paths(record.job))
+    inputs = {"weights": best.digest, "set": images.manifest.index_digest}
+    once("predict", paths, inputs, world, lambda: _join_and_predict(record, images, paths, world))
+
+
+def _join_and_predict(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
+    job = record.job
+    best, file = load_best(paths)
+    model = build_classifier(job.model, len(best.classes), seed=job.seed, pretrained=False)
+    load_classifier(model, file)
+    precision = job.train.mixed_precision
+    with joined_ranks(world, job.slurm, paths.rendezvous, stage="predict", mixed_precision=precision) as accelerator:
+        if world.is_main:
+            clear_parts(paths.predictions)
+        accelerator.wait_for_everyone()
+        model.to(accelerator.device)
+        parts = [_predict_split(job, images, split, model, accelerator, world) for split in PREDICTED]
+        header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
+        write_part(paths.predictions, Part.joined(parts), header, rank=world.rank, world_size=world.world_size)
+        accelerator.wait_for_everyone()
+    log.info("%d images on rank 0", sum(len(part.rows) for part in parts))
+
+
+def _predict_split(
+    job: Job, images: ImageSet, split: SplitName, model: Classifier, accelerator: Accelerator, world: World
+) -> Part:
+    """Predict the share of this rank in one split; the images are named by their row in the whole index."""
+    in_index = np.flatnonzero(images.split_mask(split))
+    batches = prediction_batches(
+        len(in_index), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
+    )
+    dataset = SplitDataset(images.shards(), images.split(split), View(size=model.spec.size))
+    rows, found = [], []
+    for batch in load(dataset, batches, workers=num_workers(job.train, world, accelerator.device.type)):
+        rows.append(in_index[batch.positions.numpy()])
+        found.append(probabilities(model, batch.images, accelerator).numpy())
+    if not rows:
+        return Part.empty(len(images.manifest.classes))
+    return Part(np.concatenate(rows), np.concatenate(found))
+
+
+if __name__ == "__main__":
+    stage_main("predict", run, __doc__)

@@ -1,0 +1,120 @@
+"""Reduce: the parts of all ranks to one report, and all reports to the leaderboard."""
+
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.data.sources import name_of
+from tlbatch.data.tars import Index, read_index
+from tlbatch.job.cli import once, stage_main
+from tlbatch.job.files import digest_of, to_csv, to_json, write_text
+from tlbatch.job.paths import RunPaths, leaderboard, set_paths
+from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record
+from tlbatch.job.world import read_world
+from tlbatch.report.leaderboard import rebuild_leaderboard
+from tlbatch.report.metrics import confusion, per_class, score
+from tlbatch.report.parts import Part, merge_parts
+
+log = logging.getLogger(__name__)
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
+
+
+def run(run_dir: Path) -> None:
+    """Write the run's report and rank it, unless that is done."""
+    paths, world = RunPaths(run_dir), read_world(os.environ)
+    record = paths.load()
+    predicted = load_record(Marker, paths.marker("predict"), missing="run predict first: python -m tlbatch.predict RUN")
+    inputs = predicted.inputs | {"predictions": digest_of(sorted(f.name for f in paths.predictions.glob("part-*")))}
+    once("reduce", paths, inputs, world, lambda: _reduce(record, paths))
+    table = rebuild_leaderboard(leaderboard(record.job))
+    mine = table[table["run"] == record.run].iloc[0]
+    rivals = table[(table["metric"] == mine["metric"]) & (table["test_digest"] == mine["test_digest"])]
+    log.info("rank %s of %d on these test images", mine["rank"], len(rivals))
+
+
+def _reduce(record: RunRecord, paths: RunPaths) -> None:
+    folder = set_paths(record.job)
+    manifest = load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
+    best = load_record(Best, paths.best, missing="run train first: python -m tlbatch.train RUN")
+    index = read_index(folder.index)
+    asked = np.flatnonzero(index["split"] != SPLITS.index("train"))
+    header = {"run": record.run, "weights": best.digest, "index": manifest.index_digest}
+    merged = merge_parts(paths.predictions, header, asked, keys=index["key"], num_classes=len(manifest.classes))
+    rows = index[merged.rows]
+    test = rows["split"] == SPLITS.index("test")
+    write_text(paths.report / "predictions.csv", _predictions_csv(rows, merged, manifest.classes))
+    write_text(paths.report / "submission.csv", _submission_csv(rows[test], merged.probabilities[test], manifest))
+    report = _report(record, manifest, best, rows[test]["label"], merged.probabilities[test])
+    write_text(paths.report_json, to_json(report))
+
+
+def _predictions_csv(rows: Index, merged: Part, classes: Sequence[str]) -> str:
+    """Every predicted image: key, split, label, prediction and the probability of each class."""
+    table: list[list[object]] = []
+    for row, probability in zip(rows, merged.probabilities, strict=True):
+        chosen = classes[int(probability.argmax())]
+        shown = [f"{value:.6f}" for value in probability]
+        table.append([row["key"].decode(), SPLITS[row["split"]], classes[row["label"]], chosen, *shown])
+    return to_csv(["key", "split", "label", "prediction", *(f"p_{name}" for name in classes)], table)
+
+
+def _submission_csv(rows: Index, probabilities: npt.NDArray[np.float32], manifest: Manifest) -> str:
+    """The test predictions in the form of the source's labels file."""
+    chosen = probabilities.argmax(axis=1)
+    table = [
+        [name_of(row["key"].decode()), manifest.classes[int(choice)]] for row, choice in zip(rows, chosen, strict=True)
+    ]
+    return to_csv(manifest.columns, table)
+
+
+def _report(
+    record: RunRecord,
+    manifest: Manifest,
+    best: Best,
+    labels: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float32],
+) -> dict[str, object]:
+    job, classes = record.job, manifest.classes
+    truth, chosen = labels.tolist(), probabilities.argmax(axis=1).tolist()
+    scores = {
+        metric: score(metric, truth, chosen, num_classes=len(classes)) for metric in ("accuracy", "quadratic_kappa")
+    }
+    return {
+        **scores,
+        "run": record.run,
+        "job": job.name,
+        "metric": job.metric,
+        "score": scores[job.metric],
+        "n": len(truth),
+        "synthetic": manifest.synthetic,
+        "ceilings": [ceiling.model_dump() for ceiling in manifest.ceilings],
+        "classes": list(classes),
+        "confusion": confusion(truth, chosen, num_classes=len(classes)),
+        "per_class": per_class(truth, chosen, classes),
+        "counts": {split: list(counts) for split, counts in manifest.counts.items()},
+        "num_rejected": len(manifest.rejected),
+        "checkpoint": best.model_dump(mode="json", exclude={"classes"}),
+        "backbone": job.model.backbone,
+        "weights": Path(job.model.weights).name,
+        "seeds": {"job": job.seed, "split_salt": job.data.split.salt},
+        "test_digest": manifest.test_digest,
+        "digests": {
+            "job": job_digest(record),
+            "set": manifest.index_digest,
+            "source": manifest.source_digest,
+            "pretrained": record.weights_digest,
+        },
+        "versions": {"tlbatch": record.tlbatch_version, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+        "commit": record.commit,
+    }
+
+
+if __name__ == "__main__":
+    stage_main("reduce", run, __doc__)
