@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The main job: images to leaderboard.
+#
+#   bash slurm/finetune.sh [JOB.toml ...] [key=value ...]      on this machine
+#   sbatch [--nodes=2 --gpus-per-node=4 --ntasks-per-node=4] slurm/finetune.sh [JOB.toml ...] [key=value ...]
+#
+# Without a job file it runs jobs/quickstart.toml, which needs no data. Options of sbatch override the lines below.
+#SBATCH --job-name=tlbatch
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --time=04:00:00
+#SBATCH --signal=USR2@120
+#SBATCH --output=tlbatch-%j.log
+set -euo pipefail
+
+# SLURM runs a copy of this file from its spool folder, so the checkout is looked for where sbatch was called.
+find_root() {
+  local folder
+  for folder in "${TLBATCH_HOME:-}" "$(dirname "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}" "${SLURM_SUBMIT_DIR:-}/.."; do
+    if [ -n "$folder" ] && [ -f "$folder/slurm/env.sh" ]; then
+      (cd "$folder" && pwd)
+      return
+    fi
+  done
+  echo "error: cannot find the checkout of tlbatch from $PWD; set TLBATCH_HOME=PATH" >&2
+  exit 2
+}
+
+root=$(find_root)
+python=$(bash "$root/slurm/env.sh")
+
+where=--local
+# In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then where=--inside; fi
+
+case " $* " in
+  *.toml\ *) ;;
+  *) set -- "$root/jobs/quickstart.toml" "$@" ;;
+esac
+exec "$python" -m tlbatch.submit "$where" "$@"

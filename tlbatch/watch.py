@@ -1,0 +1,111 @@
+"""Watching a run: its logs as they grow, its end, and what it scored or why it failed."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tlbatch.job.cli import EXIT_USER_ERROR
+from tlbatch.job.paths import RunPaths, leaderboard
+from tlbatch.job.records import Failure, RunRecord, StageName, load_record
+
+_POLL_S = 2.0
+_SETTLE_S = 30.0
+_TAIL_LINES = 20
+
+
+class Follower:
+    """Shows what has been added to a log since it was last asked."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._shown = 0
+
+    def show(self) -> None:
+        """Print the new whole lines, without submitit's own."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._shown)
+                new = file.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._shown += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if not line.startswith("submitit "):
+                print(line, flush=True)
+
+
+def wait_for_chain(jobs: Mapping[StageName, str], paths: RunPaths) -> int:
+    """Wait for the stages of a SLURM chain, showing the log of rank 0 of each; the exit code.
+
+    Asks squeue only, so it works without accounting.
+    """
+    for stage, job_id in jobs.items():
+        follower = Follower(paths.logs / f"{job_id}_0_log.out")
+        while _in_queue(job_id):
+            follower.show()
+            time.sleep(_POLL_S)
+        _settle(paths.marker(stage))
+        follower.show()
+        if not paths.marker(stage).exists():
+            return report_failure(stage, paths, job_id)
+    return 0
+
+
+def _in_queue(job_id: str) -> bool:
+    """Whether SLURM still holds the job; a controller that does not answer says nothing about it."""
+    done = subprocess.run(
+        ["squeue", "--noheader", "--jobs", job_id, "--format=%T"], capture_output=True, text=True, check=False
+    )
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return True
+    return bool(done.stdout.strip()) and done.stdout.strip() != "COMPLETED"
+
+
+def _settle(marker: Path) -> None:
+    """A marker written on another node can appear a little later on a network file system."""
+    deadline = time.monotonic() + _SETTLE_S
+    failed = f"{marker.stem}.failed.*.json"
+    while not marker.exists() and not list(marker.parent.glob(failed)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
+    """Say in one line why a stage ended without its marker; the exit code."""
+    files = sorted(paths.marker(stage).parent.glob(f"{stage}.failed.*.json"))
+    failures = [load_record(Failure, file, missing="run the stage again") for file in files]
+    if failures:
+        first = min(failures, key=lambda failure: (not failure.is_user_error, failure.rank))
+        sys.stderr.write(f"error: {stage}: {first.message}\n")
+        if first.is_user_error:
+            return EXIT_USER_ERROR
+    else:
+        sys.stderr.write(f"error: {stage}: ended without a result (killed, out of memory, or cancelled)\n")
+    logs = sorted(paths.logs.glob(f"{job_id}_*log.out"))
+    sys.stderr.write(
+        f"see the logs {paths.logs}/{job_id}_*; then go on with python -m tlbatch.{stage} {paths.folder}\n"
+    )
+    if logs and not failures:
+        tail = logs[0].read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        sys.stderr.write("\n".join(tail) + "\n")
+    return 1
+
+
+def print_scores(record: RunRecord, paths: RunPaths) -> None:
+    """The end of a run: its scores, and where to read on."""
+    report = json.loads(paths.report_json.read_text(encoding="utf-8"))
+    ceilings = {ceiling["metric"]: ceiling for ceiling in report["ceilings"]}
+    print()
+    if report["synthetic"]:
+        print("synthetic images: the scores say that the software works, nothing about patients")
+    for metric in ("accuracy", "quadratic_kappa"):
+        value = report[metric]
+        shown = "undefined" if value is None else f"{value:.4f}"
+        best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""
+        print(f"{metric:<16}{shown}{best}")
+    print(f"test images     {report['n']}")
+    print(f"report          {paths.report_json}")
+    print(f"leaderboard     {leaderboard(record.job)}")
