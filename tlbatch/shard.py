@@ -11,6 +11,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from tlbatch.data.decode import UnreadableImageError, to_shard
+from tlbatch.data.phantom import make
 from tlbatch.data.sources import Labelled, Source, read_source
 from tlbatch.data.splits import counts_by_class, split_images
 from tlbatch.data.tars import Sample, digest_split, index_shard, write_index, write_shard
@@ -53,8 +54,6 @@ def _read(job: Job, *, workers: int) -> Source:
         return read_source(data, data.images, data.labels)
     drawn = phantom_folder(job)
     if not drawn.exists():
-        from tlbatch.data.phantom import make
-
         p = data.phantom
         log.info("drawing %d synthetic fundus photographs in %s", 5 * p.images_per_grade, drawn)
         drawn.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """A real SLURM of two nodes on this host, in a folder of its own, without accounting."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -168,8 +169,21 @@ def _start_munge(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
 def _start(daemons: list[subprocess.Popen[bytes]], output: Path, command: list[str], env: dict[str, str]) -> None:
     with output.open("wb") as file:
         daemons.append(
-            subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+            subprocess.Popen(
+                command,
+                env=env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
         )
+
+
+def _die_with_parent() -> None:
+    """No daemon outlives a test run that is killed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _wait_for_nodes(cluster: SlurmCluster) -> None:

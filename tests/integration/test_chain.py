@@ -1,0 +1,262 @@
+"""The whole path as a user takes it: on this machine, on SLURM by submit, and on SLURM by sbatch."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from slurm_cluster import SlurmCluster
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+name = "tiny"
+[data.split]
+val = 0.2
+[model]
+backbone = "timm:test_efficientnet"
+size = 32
+[train]
+batch_size = 8
+[[phase]]
+cut = "pool"
+epochs = 1
+[[phase]]
+cut = "blocks.1"
+epochs = 2
+optimizer = { lr = 1e-2 }
+[slurm]
+cpus_per_task = 1
+rendezvous_s = 120
+"""
+Result = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.toml and images/<class>/, its name holding what shells stumble over."""
+    folder = tmp_path_factory.mktemp("a b$(c)'d")
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("blue", "green", "red")):
+        (folder / "images" / name).mkdir(parents=True)
+        for image in range(12):
+            pixels = generator.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+            pixels[..., number] += 120
+            Image.fromarray(pixels).save(folder / "images" / name / f"{name}{image}.jpg", quality=95)
+    (folder / "tiny.toml").write_text(TINY, encoding="utf-8")
+    return folder
+
+
+def arguments(tiny: Path, *overrides: str) -> list[str]:
+    return [str(tiny / "tiny.toml"), f"data.images={tiny / 'images'}", f"workspace={tiny / 'space'}", *overrides]
+
+
+def submit(tiny: Path, *options: str, run: Callable[..., Result] = subprocess.run) -> Result:
+    command = [sys.executable, "-m", "tlbatch.submit", *arguments(tiny, *options)]
+    if run is subprocess.run:
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run(*command, timeout_s=300)
+
+
+def report(tiny: Path, run: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((tiny / "space" / "runs" / run / "report" / "report.json").read_text("utf-8"))
+    return found
+
+
+def predictions(tiny: Path, run: str) -> pd.DataFrame:
+    return pd.read_csv(tiny / "space" / "runs" / run / "report" / "predictions.csv")
+
+
+@pytest.fixture(scope="module")
+def two_local_ranks(tiny: Path) -> Result:
+    return submit(tiny, "run=local", "slurm.tasks_per_node=2", "--local")
+
+
+def test_on_this_machine_the_log_ends_with_scores_report_and_leaderboard(tiny: Path, two_local_ranks: Result) -> None:
+    assert two_local_ranks.returncode == 0, two_local_ranks.stdout + two_local_ranks.stderr
+    end = two_local_ranks.stdout.splitlines()[-5:]
+    assert end[0] == f"accuracy        {report(tiny, 'local')['accuracy']:.4f}"
+    assert end[1].startswith("quadratic_kappa ")
+    assert end[2:] == [
+        "test images     9",
+        f"report          {tiny}/space/runs/local/report/report.json",
+        f"leaderboard     {tiny}/space/runs/leaderboard.csv",
+    ]
+    assert "train 2 ranks on CPU, 1 threads each" in two_local_ranks.stdout
+    markers = tiny / "space" / "runs" / "local" / "markers"
+    assert json.loads((markers / "train.json").read_text("utf-8"))["world_size"] == 2
+    parts = sorted(file.name for file in (tiny / "space" / "runs" / "local" / "predictions").iterdir())
+    assert parts == ["part-00000-of-00002.npz", "part-00001-of-00002.npz"]
+
+
+def test_one_rank_and_two_give_the_same_predictions_to_rounding(tiny: Path, two_local_ranks: Result) -> None:
+    assert two_local_ranks.returncode == 0
+    alone = submit(tiny, "run=alone", "--local")
+    assert alone.returncode == 0, alone.stderr
+    one, two = predictions(tiny, "alone"), predictions(tiny, "local")
+    assert one["key"].tolist() == two["key"].tolist()
+    columns = ["p_blue", "p_green", "p_red"]
+    assert np.allclose(one[columns], two[columns], atol=1e-4)
+
+
+def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:
+    done = submit(tiny, "workspace=/nowhere/at/all", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("#!/bin/bash") == 4
+    assert re.search(r"^run folder  /nowhere/at/all/runs/tiny-\d{8}-\d{6}$", done.stdout, re.M)
+    assert "#SBATCH --dependency='afterok:<id of shard>'" in done.stdout
+    assert not Path("/nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["train.batchsize=1", "--local"], "train.batchsize: unknown key, did you mean train.batch_size?"),
+        (["data.images=/nowhere", "--local"], "data.images: no such folder /nowhere; set data.images=PATH"),
+        (["model.weights=/no/file.pth", "--local"], "model.weights: no file /no/file.pth"),
+        (["model.weights=package:nothing_here/x.pth", "--local"], "package nothing_here is not installed"),
+        (["run=local", "--local"], "there is a run of this name; choose another with run=NAME"),
+        (["--inside"], "--inside: not in a SLURM allocation"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(
+    tiny: Path, two_local_ranks: Result, options: list[str], says: str
+) -> None:
+    assert two_local_ranks.returncode == 0
+    done = submit(tiny, *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["model.backbone=timm:none_such"], "error: train: model.backbone: timm has no 'none_such'"),
+        (
+            ["train.batch_size=1", "slurm.tasks_per_node=2"],
+            "error: train: 21 training images in batches of 1 are too few for 2 ranks",
+        ),
+        (
+            ["slurm.gpus_per_node=2"],
+            "error: train: this machine: 2 GPUs were asked for and torch sees none",
+        ),
+    ],
+)
+def test_a_stage_that_fails_on_a_user_error_says_so_in_one_line(tiny: Path, options: list[str], says: str) -> None:
+    done = submit(tiny, *options, f"run=bad-{abs(hash(says))}", "--local")
+    assert done.returncode == 2
+    assert done.stderr.startswith(says), done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_full_disk_leaves_no_half_written_file(tiny: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can mount a small file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        done = submit(tiny, f"workspace={small}", "data.resize=0", "--local")
+        left = [file.name for file in (small / "shards").iterdir() if not file.name.endswith(".lock")]
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "no space left on the device or in the quota; free some, or set workspace=PATH" in done.stderr
+    assert left == []
+
+
+@pytest.mark.slurm
+def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
+    tiny: Path, slurm: SlurmCluster, two_local_ranks: Result
+) -> None:
+    assert two_local_ranks.returncode == 0
+    done = submit(tiny, "run=chain", "slurm.nodes=2", run=slurm.run)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.M))
+    assert list(jobs.values()) == ["shard", "train", "predict", "reduce"]
+    assert slurm.job_field(list(jobs)[-1], "JobState") == "PENDING"
+    assert set(slurm.wait(list(jobs), 240).values()) == {"COMPLETED"}
+    logs = tiny / "space" / "runs" / "chain" / "logs"
+    train_log = (logs / f"{list(jobs)[1]}_0_log.out").read_text("utf-8")
+    assert "train 2 ranks on CPU, 1 threads each" in train_log
+    assert predictions(tiny, "chain").equals(predictions(tiny, "local"))
+
+
+@pytest.mark.slurm
+def test_the_dry_run_shows_the_very_scripts_that_are_submitted(tiny: Path, slurm: SlurmCluster) -> None:
+    options = ["run=shown", "slurm.nodes=2", "slurm.mem_gb=0.5", "slurm.setup=['export A=1']"]
+    shown = submit(tiny, *options, "--dry-run", run=slurm.run).stdout
+    done = submit(tiny, *options, run=slurm.run)
+    jobs = {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.M)}
+    slurm.run("scancel", *jobs.values())
+    scripts = dict(re.findall(r"^##### (\w+)\n(.*?)(?=\n##### |\Z)", shown, re.M | re.S))
+    for stage, job in jobs.items():
+        script = (tiny / "space" / "runs" / "shown" / "logs" / f"{job}_submission.sh").read_text("utf-8")
+        plain = re.sub(r"'afterok:<id of (\w+)>'", lambda found: f"afterok:{jobs[found[1]]}", scripts[stage])
+        assert script.strip() == plain.strip()
+        assert "export A=1 || exit 78" in script
+
+
+@pytest.mark.slurm
+def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
+    good = submit(tiny, "run=checked", "--check", run=slurm.run)
+    assert good.returncode == 0, good.stderr
+    assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.M)) == 4
+    bad = submit(tiny, "run=checked", "slurm.nodes=3", "--check", run=slurm.run)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("error: SLURM would refuse train, predict")
+    assert not (tiny / "space" / "runs" / "checked").exists()
+    refused = submit(tiny, "run=refused", "slurm.partition=none", run=slurm.run)
+    assert refused.returncode == 2
+    assert "error: shard: sbatch refused it" in refused.stderr
+
+
+@pytest.mark.slurm
+def test_a_failed_stage_ends_the_chain_and_wait_names_the_cause(tiny: Path, slurm: SlurmCluster) -> None:
+    done = submit(tiny, "run=fails", "slurm.nodes=2", "slurm.gpus_per_node=1", "--wait", run=slurm.run)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(r"error: train: n[12]: 1 GPUs were asked for and torch sees none; check nvidia-smi", done.stderr)
+    jobs = re.findall(r"^job +(\d+)", done.stdout, re.M)
+    states = slurm.wait(jobs, 60)
+    assert list(states.values()) == ["COMPLETED", "FAILED", "CANCELLED", "CANCELLED"]
+
+
+@pytest.mark.slurm
+def test_sbatch_runs_the_same_chain_in_one_allocation(tiny: Path, slurm: SlurmCluster, two_local_ranks: Result) -> None:
+    assert two_local_ranks.returncode == 0
+    log = tiny / "batch.log"
+    done = slurm.run(
+        "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={log}",
+        "slurm/finetune.sh", *arguments(tiny, "run=batch"), cwd=ROOT, env={"TLBATCH_ENV": sys.prefix},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert slurm.wait([done.stdout.strip()], 240) == {done.stdout.strip(): "COMPLETED"}, log.read_text("utf-8")
+    text = log.read_text("utf-8")
+    assert "train 2 ranks on CPU, 1 threads each" in text
+    assert f"leaderboard     {tiny}/space/runs/leaderboard.csv" in text
+    assert predictions(tiny, "batch").equals(predictions(tiny, "local"))
+    both = [report(tiny, run) | {"run": ""} for run in ("batch", "local")]
+    assert both[0] == both[1]
+
+
+@pytest.mark.slurm
+def test_sbatch_with_more_gpus_than_tasks_says_how_to_ask(tiny: Path, slurm: SlurmCluster) -> None:
+    log = tiny / "gpus.log"
+    done = slurm.run(
+        "sbatch", "--wait", "--gpus-per-node=2", f"--output={log}", "slurm/finetune.sh", *arguments(tiny),
+        cwd=ROOT, env={"TLBATCH_ENV": sys.prefix},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "start one task a GPU: sbatch --ntasks-per-node=2 slurm/finetune.sh" in log.read_text("utf-8")

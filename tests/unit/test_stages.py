@@ -1,0 +1,198 @@
+"""The stages in this process, on small images and a tiny network with random weights."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from tlbatch import predict, reduce, shard, train
+from tlbatch.job.errors import UserError
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths, leaderboard
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.model.backbones import build_backbone
+from tlbatch.report.parts import Part, write_part
+
+TINY = """
+name = "tiny"
+[data.split]
+val = 0.2
+[model]
+backbone = "timm:test_efficientnet"
+size = 32
+[train]
+batch_size = 8
+[[phase]]
+cut = "pool"
+epochs = 2
+[[phase]]
+cut = "blocks.1"
+epochs = 2
+optimizer = { lr = 1e-2 }
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path, make_folders: Callable[..., Path]) -> Callable[..., RunPaths]:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY, encoding="utf-8")
+
+    def made(*overrides: str) -> RunPaths:
+        images = tmp_path / "images"
+        if not images.exists():
+            make_folders(each=12)
+        return make_run(
+            resolve(load_job([file], [f"data.images={images}", f"workspace={tmp_path / 'space'}", *overrides]))
+        )
+
+    return made
+
+
+def run_all(paths: RunPaths) -> RunPaths:
+    for stage in (shard, train, predict, reduce):
+        stage.run(paths.folder)
+    return paths
+
+
+def report_of(paths: RunPaths) -> dict[str, object]:
+    report: dict[str, object] = json.loads(paths.report_json.read_text(encoding="utf-8"))
+    return report
+
+
+def test_images_become_a_report_a_submission_and_a_row_of_the_leaderboard(make: Callable[..., RunPaths]) -> None:
+    paths = run_all(make("run=one"))
+    report = report_of(paths)
+    assert report["n"] == 9
+    assert np.array(report["confusion"]).sum(axis=1).tolist() == [3, 3, 3]
+    assert report["counts"] == {"train": [7, 7, 7], "val": [2, 2, 2], "test": [3, 3, 3]}
+    assert {"versions", "seeds", "digests", "per_class", "quadratic_kappa", "accuracy"} <= set(report)
+    predictions = pd.read_csv(paths.report / "predictions.csv")
+    assert predictions["key"].is_unique
+    assert predictions["split"].value_counts().to_dict() == {"test": 9, "val": 6}
+    assert np.allclose(predictions[["p_blue", "p_green", "p_red"]].sum(axis=1), 1, atol=1e-5)
+    test = predictions[predictions["split"] == "test"]
+    assert report["accuracy"] == pytest.approx((test["label"] == test["prediction"]).mean())
+    submission = pd.read_csv(paths.report / "submission.csv")
+    assert submission.columns.tolist() == ["image", "label"]
+    assert submission["image"].tolist() == test["key"].tolist()
+    board = pd.read_csv(leaderboard(paths.load().job))
+    assert board[["rank", "run", "score"]].to_numpy().tolist() == [[1, "one", report["accuracy"]]]
+    lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    assert [(line["phase"], line["epoch"]) for line in lines] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_the_same_job_gives_the_same_weights_and_report_again(make: Callable[..., RunPaths]) -> None:
+    one, two = run_all(make("run=one")), run_all(make("run=two"))
+    assert report_of(one) | {"run": ""} == report_of(two) | {"run": ""}
+    assert (one.report / "predictions.csv").read_bytes() == (two.report / "predictions.csv").read_bytes()
+    board = pd.read_csv(leaderboard(one.load().job))
+    assert board[["rank", "run"]].to_numpy().tolist() == [[1, "one"], [1, "two"]]
+    assert report_of(run_all(make("run=three", "seed=1")))["digests"] != report_of(one)["digests"]
+
+
+def test_a_finished_stage_does_nothing_and_another_job_in_its_folder_is_refused(make: Callable[..., RunPaths]) -> None:
+    paths = run_all(make())
+    before = {file: file.stat().st_mtime_ns for file in paths.folder.rglob("*") if file.is_file()}
+    run_all(paths)
+    assert {file: file.stat().st_mtime_ns for file in paths.folder.rglob("*") if file.is_file()} == before
+    record = paths.load()
+    record.model_copy(update={"job": record.job.model_copy(update={"seed": 5})}).save(paths.record)
+    with pytest.raises(UserError, match="train has finished here from another job"):
+        train.run(paths.folder)
+
+
+def test_the_leaderboard_can_be_deleted_and_comes_back_byte_for_byte(make: Callable[..., RunPaths]) -> None:
+    paths = run_all(make())
+    board = leaderboard(paths.load().job)
+    before = board.read_bytes()
+    board.unlink()
+    reduce.run(paths.folder)
+    assert board.read_bytes() == before
+
+
+def test_what_lies_before_the_cut_is_byte_identical_after_training(make: Callable[..., RunPaths]) -> None:
+    paths = run_all(make("phase.0.epochs=1", "train.augment=none", "data.split.val=0"))
+    record = paths.load()
+    torch.manual_seed(record.job.seed)
+    start = build_backbone(record.job.model).net.state_dict()
+    end = safetensors.torch.load_file(next(paths.checkpoints.glob("*.safetensors")))
+    changed = {key for key, value in start.items() if not torch.equal(value, end[f"backbone.{key}"])}
+    assert {key.split(".")[0] for key in changed} == {"blocks", "conv_head"}
+    assert {key.split(".")[1] for key in changed if key.startswith("blocks")} == {"2", "3", "4"}
+    assert not any("running" in key for key in changed)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.backbone=timm:test_eficientnet", "timm has no 'test_eficientnet'; similar: test_efficientnet"),
+        ("model.backbone=resnet51", "torchvision has no classifier 'resnet51'; similar: resnet"),
+        ("model.backbone=jax:resnet", "must be timm:NAME or the name of a torchvision classifier"),
+        ("phase.1.cut=block.1", "phase cut 'block.1': no such module in the backbone; similar: blocks.1"),
+        ("train.mixed_precision=fp16", "fp16 needs a GPU; set it to bf16 or no"),
+    ],
+)
+def test_a_bad_model_or_cut_is_named_with_what_there_is(
+    make: Callable[..., RunPaths], override: str, says: str
+) -> None:
+    paths = make(override)
+    shard.run(paths.folder)
+    with pytest.raises(UserError, match=re.escape(says)):
+        train.run(paths.folder)
+    assert not paths.best.exists()
+
+
+def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., RunPaths]) -> None:
+    paths = make("run=one")
+    for stage in (shard, train, predict):
+        stage.run(paths.folder)
+    (part,) = paths.predictions.iterdir()
+    with np.load(part) as data:
+        rows, probabilities, header = data["rows"], data["probabilities"], json.loads(str(data["header"]))
+
+    def expect(says: str, *parts: Part, head: dict[str, str] = header) -> None:
+        shutil.rmtree(paths.predictions)
+        for rank, one in enumerate(parts):
+            write_part(paths.predictions, one, head, rank=rank, world_size=len(parts))
+        with pytest.raises(UserError, match=says):
+            reduce.run(paths.folder)
+
+    whole = Part(rows, probabilities)
+    expect("1 images not predicted, the first is", Part(rows[1:], probabilities[1:]))
+    expect("15 images predicted twice", whole, whole)
+    expect("of another weights", whole, head=header | {"weights": "0"})
+    expect(r"shape \(15, 2\), not \(15, 3\)", Part(rows, probabilities[:, :2]))
+    expect("no predictions; run predict first")
+    assert not paths.report_json.exists()
+    half = [Part(rows[8:], probabilities[8:]), Part(rows[:8], probabilities[:8]), Part.empty(3)]
+    for rank, one in enumerate(half):
+        write_part(paths.predictions, one, header, rank=rank, world_size=3)
+    reduce.run(paths.folder)
+    in_three = (paths.report / "predictions.csv").read_bytes()
+    assert in_three == (run_all(make("run=two")).report / "predictions.csv").read_bytes()
+
+
+def test_a_changed_checkpoint_is_refused(make: Callable[..., RunPaths]) -> None:
+    paths = make()
+    shard.run(paths.folder)
+    train.run(paths.folder)
+    weights = next(paths.checkpoints.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match="not as train wrote it"):
+        predict.run(paths.folder)
+
+
+def test_stages_in_the_wrong_order_say_which_to_run_first(make: Callable[..., RunPaths], tmp_path: Path) -> None:
+    paths = make()
+    for stage, first in ((train, "shard"), (predict, "train"), (reduce, "predict")):
+        with pytest.raises(UserError, match=f"run {first} first"):
+            stage.run(paths.folder)
+    with pytest.raises(UserError, match="name a run folder"):
+        shard.run(tmp_path)
