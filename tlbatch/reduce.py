@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.data.index import Index, read_index
 from tlbatch.data.sources import name_of
-from tlbatch.data.tars import Index, read_index
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.files import digest_of, to_csv, to_json, write_text
 from tlbatch.job.paths import RunPaths, leaderboard, set_paths

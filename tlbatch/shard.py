@@ -11,10 +11,11 @@ from typing import TypeVar
 from filelock import FileLock
 
 from tlbatch.data.decode import UnreadableImageError, to_shard
+from tlbatch.data.index import digest_split, write_index
 from tlbatch.data.phantom import make
 from tlbatch.data.sources import Labelled, Source, read_source
 from tlbatch.data.splits import counts_by_class, split_images
-from tlbatch.data.tars import Sample, digest_split, index_shard, write_index, write_shard
+from tlbatch.data.tars import Sample, index_shard, write_shard
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster  # noqa: E402
+from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
 
 
 @pytest.fixture(scope="session")

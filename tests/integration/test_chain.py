@@ -109,7 +109,7 @@ def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:
     done = submit(tiny, "workspace=/nowhere/at/all", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("#!/bin/bash") == 4
-    assert re.search(r"^run folder  /nowhere/at/all/runs/tiny-\d{8}-\d{6}$", done.stdout, re.M)
+    assert re.search(r"^run folder  /nowhere/at/all/runs/tiny-\d{8}-\d{6}$", done.stdout, re.MULTILINE)
     assert "#SBATCH --dependency='afterok:<id of shard>'" in done.stdout
     assert not Path("/nowhere").exists()
 
@@ -184,7 +184,7 @@ def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
     assert two_local_ranks.returncode == 0
     done = submit(tiny, "run=chain", "slurm.nodes=2", run=slurm.run)
     assert done.returncode == 0, done.stderr
-    jobs = dict(re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.M))
+    jobs = dict(re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE))
     assert list(jobs.values()) == ["shard", "train", "predict", "reduce"]
     assert slurm.job_field(list(jobs)[-1], "JobState") == "PENDING"
     assert set(slurm.wait(list(jobs), 240).values()) == {"COMPLETED"}
@@ -199,9 +199,9 @@ def test_the_dry_run_shows_the_very_scripts_that_are_submitted(tiny: Path, slurm
     options = ["run=shown", "slurm.nodes=2", "slurm.mem_gb=0.5", "slurm.setup=['export A=1']"]
     shown = submit(tiny, *options, "--dry-run", run=slurm.run).stdout
     done = submit(tiny, *options, run=slurm.run)
-    jobs = {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.M)}
+    jobs = {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE)}
     slurm.run("scancel", *jobs.values())
-    scripts = dict(re.findall(r"^##### (\w+)\n(.*?)(?=\n##### |\Z)", shown, re.M | re.S))
+    scripts = dict(re.findall(r"^##### (\w+)\n(.*?)(?=\n##### |\Z)", shown, re.MULTILINE | re.DOTALL))
     for stage, job in jobs.items():
         script = (tiny / "space" / "runs" / "shown" / "logs" / f"{job}_submission.sh").read_text("utf-8")
         plain = re.sub(r"'afterok:<id of (\w+)>'", lambda found: f"afterok:{jobs[found[1]]}", scripts[stage])
@@ -213,7 +213,7 @@ def test_the_dry_run_shows_the_very_scripts_that_are_submitted(tiny: Path, slurm
 def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
     good = submit(tiny, "run=checked", "--check", run=slurm.run)
     assert good.returncode == 0, good.stderr
-    assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.M)) == 4
+    assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.MULTILINE)) == 4
     bad = submit(tiny, "run=checked", "slurm.nodes=3", "--check", run=slurm.run)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: SLURM would refuse train, predict")
@@ -228,7 +228,7 @@ def test_a_failed_stage_ends_the_chain_and_wait_names_the_cause(tiny: Path, slur
     done = submit(tiny, "run=fails", "slurm.nodes=2", "slurm.gpus_per_node=1", "--wait", run=slurm.run)
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search(r"error: train: n[12]: 1 GPUs were asked for and torch sees none; check nvidia-smi", done.stderr)
-    jobs = re.findall(r"^job +(\d+)", done.stdout, re.M)
+    jobs = re.findall(r"^job +(\d+)", done.stdout, re.MULTILINE)
     states = slurm.wait(jobs, 60)
     assert list(states.values()) == ["COMPLETED", "FAILED", "CANCELLED", "CANCELLED"]
 

@@ -1,5 +1,8 @@
 """A map-style dataset over index and pread: any batch of any position, read at once."""
 
+import atexit
+import functools
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tlbatch.data.decode import UnreadableImageError, decode
+from tlbatch.data.index import Index, read_index
 from tlbatch.data.order import Positions
 from tlbatch.data.sources import name_of
-from tlbatch.data.tars import Index, read_index
 from tlbatch.data.views import View
 from tlbatch.job.config import Train
 from tlbatch.job.errors import UserError
@@ -124,11 +127,13 @@ def num_workers(train: Train, world: World, device: str) -> int:
 
 def load(dataset: SplitDataset, batches: Sequence[Positions], *, workers: int) -> Iterator[Batch]:
     """The given batches in the given order, for any number of workers."""
+    if workers:
+        _kill_workers_at_exit()
     loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type] (__getitems__ has made the batch)
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # __getitems__ has made the batch
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_in_worker,
         multiprocessing_context="fork" if workers else None,
@@ -139,6 +144,17 @@ def load(dataset: SplitDataset, batches: Sequence[Positions], *, workers: int) -
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         ) from None
+
+
+@functools.cache
+def _kill_workers_at_exit() -> None:
+    """Make sure that no exit waits for a worker: multiprocessing ends those left by SIGTERM, which they ignore."""
+
+    def kill() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    atexit.register(kill)  # runs before multiprocessing's own, which was registered earlier
 
 
 def _as_it_is(batch: Batch) -> Batch:

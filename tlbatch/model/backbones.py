@@ -75,9 +75,8 @@ def _torchvision_backbone(name: str, model: Model) -> Backbone:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"model.backbone: torchvision has no classifier {name!r}{_similar(name, known)}")
-    net = torchvision.models.get_model(name, weights=None)
-    if name in {"googlenet", "inception_v3"}:
-        net = torchvision.models.get_model(name, weights=None, aux_logits=False, init_weights=False)
+    no_side_heads = {"aux_logits": False, "init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    net = torchvision.models.get_model(name, weights=None, **no_side_heads)
     last = [key for key, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     classifier = net.get_submodule(last)
     num_features = classifier.in_channels if isinstance(classifier, nn.Conv2d) else classifier.in_features

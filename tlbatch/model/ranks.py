@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] (exported only where built)
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # where gloo is built
 
 from tlbatch.job.config import Slurm
 from tlbatch.job.errors import UserError
@@ -43,7 +43,7 @@ def joined_ranks(
     on_gpu = _wants_gpu(world, slurm)
     torch.set_num_threads(world.num_threads)
     if not on_gpu:
-        _keep_freed_memory()
+        keep_freed_memory()
     if world.world_size > 1:
         _join(world, slurm, folder / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
     try:
@@ -80,7 +80,7 @@ def _wants_gpu(world: World, slurm: Slurm) -> bool:
     return True
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what torch frees: on the CPU each step's activations would else be mapped and zeroed anew.
 
     Doubles the images a second of a convolutional network (tests/bench/bench_memory.py).

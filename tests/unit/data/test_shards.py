@@ -1,4 +1,5 @@
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,9 @@ import webdataset
 
 from tlbatch import shard
 from tlbatch.data.decode import decode
+from tlbatch.data.index import read_index
 from tlbatch.data.loader import SplitDataset, load, open_set
 from tlbatch.data.order import epoch_order, global_batches
-from tlbatch.data.tars import read_index
 from tlbatch.data.views import View
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
@@ -165,3 +166,23 @@ def test_an_image_damaged_after_sharding_is_named_even_from_a_worker(
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"^[^\n]*can no longer be read[^\n]*$"):
             list(load(SplitDataset(images.shards(), rows, View(size=32)), [np.arange(len(rows))], workers=workers))
+
+
+def test_a_process_that_fails_while_workers_run_ends_at_once(
+    make: Callable[..., RunPaths], make_folders: Callable[..., Path]
+) -> None:
+    """Workers ignore SIGTERM, by which multiprocessing would end them at exit: it would wait for ever."""
+    folder = sharded(make(make_folders(each=8)))
+    code = f"""
+import numpy as np, sys
+from pathlib import Path
+from tlbatch.data.loader import SplitDataset, load, open_set
+from tlbatch.data.views import View
+from tlbatch.job.paths import SetPaths
+images = open_set(SetPaths(Path({str(folder.folder)!r})))
+loaded = load(SplitDataset(images.shards(), images.split("train"), View(size=32)), [np.arange(4)] * 50, workers=2)
+next(loaded)
+sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 3

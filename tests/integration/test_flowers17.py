@@ -1,0 +1,42 @@
+"""Real photographs and real weights through both roads of a real SLURM."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from slurm_cluster import SlurmCluster
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = 0.9559
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_both_roads_agree_and_beat_the_published_result(slurm: SlurmCluster, test_data: Path, tmp_path: Path) -> None:
+    images, space = test_data / "flowers17", tmp_path / "space"
+    if not images.is_dir():
+        pytest.skip(f"no {images}")
+    job = ["jobs/flowers17.toml", f"data.images={images}", f"workspace={space}", "slurm.cpus_per_task=1"]
+    log = tmp_path / "batch.log"
+    batch = slurm.run(
+        "sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={log}",
+        "slurm/finetune.sh", *job, "run=batch", cwd=ROOT, env={"TLBATCH_ENV": sys.prefix}, timeout_s=900,
+    )  # fmt: skip
+    assert batch.returncode == 0, log.read_text("utf-8")
+    chain = slurm.run(
+        sys.executable, "-m", "tlbatch.submit", *job, "run=chain", "slurm.nodes=2", "--wait", cwd=ROOT, timeout_s=900
+    )
+    assert chain.returncode == 0, chain.stdout + chain.stderr
+    reports = [
+        json.loads((space / "runs" / run / "report" / "report.json").read_text("utf-8")) for run in ("batch", "chain")
+    ]
+    print(re.findall(r"^accuracy.*|^quadratic.*", chain.stdout, re.MULTILINE))
+    assert reports[0] | {"run": ""} == reports[1] | {"run": ""}
+    assert reports[0]["n"] == 340
+    assert [row["support"] for row in reports[0]["per_class"]] == [20] * 17
+    assert reports[0]["accuracy"] >= 0.96 > PUBLISHED
+    board = pd.read_csv(space / "runs" / "leaderboard.csv")
+    assert board[["rank", "run"]].to_numpy().tolist() == [[1, "batch"], [1, "chain"]]

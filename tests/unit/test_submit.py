@@ -1,0 +1,64 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tlbatch.job.load import load_job
+from tlbatch.job.prepare import resolve, run_paths
+from tlbatch.launch import render
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=eyes
+#SBATCH --cpus-per-task=4
+#SBATCH --dependency=afterok:17
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=flowers17-train
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=16384M
+#SBATCH --nodes=3
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output='{logs}/%j_0_log.out'
+#SBATCH --partition=gpu
+#SBATCH --signal=USR2@90
+#SBATCH --time=60
+
+# setup
+module load cuda || exit 78
+export SRUN_CPUS_PER_TASK=4
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '{logs}/%j_%t_log.out' --kill-on-bad-exit=1 {python} -u -m submitit.core._submit '{logs}'
+"""
+
+
+def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path, tmp_path: Path) -> None:
+    space = tmp_path / "a b"
+    options = [
+        "slurm.nodes=3", "slurm.gpus_per_node=2", "slurm.cpus_per_task=4", "slurm.mem_gb=16", "slurm.partition=gpu",
+        "slurm.account=eyes", "slurm.timeout_min=60", "slurm.setup=['module load cuda']", "run=r", "model.weights=none",
+    ]  # fmt: skip
+    record = resolve(load_job([jobs / "quickstart.toml"], [*options, "name=flowers17", f"workspace={space}"]))
+    text = render(record, run_paths(record), "train", after="17")
+    assert text == GOLDEN.format(logs=space / "runs" / "r" / "logs", python=sys.executable)
+    alone = render(record, run_paths(record), "shard", after=None)
+    assert "#SBATCH --nodes=1" in alone
+    assert "gpus" not in alone
+    assert "dependency" not in alone
+
+
+def test_help_is_light() -> None:
+    """A login node is slow and may have no torch: --help must import none of the heavy packages."""
+    heavy = {"torch", "torchvision", "accelerate", "webdataset", "sklearn", "pandas", "timm", "numpy", "submitit"}
+    code = (
+        "import sys\ntry:\n    from tlbatch.submit import main; main(['--help'])\nexcept SystemExit: pass\n"
+        f"print('HEAVY', sorted({heavy!r} & set(sys.modules)))"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    print(f"--help took {time.perf_counter() - start:.2f} s")
+    assert "HEAVY []" in done.stdout
