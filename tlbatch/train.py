@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from tlbatch.data.views import View
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.paths import RunPaths, set_paths
+from tlbatch.job.files import digest_file
+from tlbatch.job.paths import RunPaths, set_paths, weights_file
 from tlbatch.job.records import Best, RunRecord, job_digest
-from tlbatch.job.stop import StopFlag
+from tlbatch.job.stop import WAY_OUT, StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import keep_best
 from tlbatch.model.classifier import Classifier, build_classifier, probabilities
@@ -75,6 +77,7 @@ def run(run_dir: Path) -> None:
 def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
     job = record.job
     _check_batches(job, images, world)
+    _check_weights(record)
     stop = StopFlag()
     stop.install()
     model = build_classifier(job.model, len(images.manifest.classes), seed=job.seed, pretrained=True)
@@ -88,7 +91,8 @@ def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world:
 
 def train(session: Session) -> None:
     """Run the phases one after another and keep the checkpoint that validates best."""
-    session.paths.metrics.unlink(missing_ok=True)
+    if session.world.is_main:
+        session.paths.metrics.unlink(missing_ok=True)
     steps = -(-sum(session.images.manifest.counts["train"]) // session.job.train.batch_size)
     best: Best | None = None
     in_run = 0
@@ -124,6 +128,12 @@ def _check_batches(job: Job, images: ImageSet, world: World) -> None:
         raise UserError("train.mixed_precision: fp16 needs a GPU; set it to bf16 or no")
 
 
+def _check_weights(record: RunRecord) -> None:
+    file = weights_file(record.job.model.weights)
+    if file is not None and digest_file(file) != record.weights_digest:
+        raise UserError(f"{file}: the weights have changed since the job was submitted; submit it again")
+
+
 def _train_epoch(session: Session, running: RunningPhase, epoch: Epoch) -> float:
     """One pass over the training split; the mean loss over all ranks."""
     job, world = session.job, session.world
@@ -149,7 +159,13 @@ def _train_epoch(session: Session, running: RunningPhase, epoch: Epoch) -> float
         if time.monotonic() - told > _TELL_S:
             told = time.monotonic()
             log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, step + 1, len(batches))
-    return running.mean_over_ranks(total) / len(batches)
+    mean = running.mean_over_ranks(total) / len(batches)
+    if not math.isfinite(mean):
+        raise UserError(
+            f"the loss is {mean} in phase {epoch.phase} epoch {epoch.number}; "
+            f"lower phase.{epoch.phase}.optimizer.lr, or set train.grad_clip"
+        )
+    return mean
 
 
 def _stop_if_asked(session: Session, epoch: Epoch, step: int) -> None:
@@ -159,11 +175,8 @@ def _stop_if_asked(session: Session, epoch: Epoch, step: int) -> None:
     if session.stop:
         session.accelerator.set_trigger()
     if session.accelerator.check_trigger():
-        raise UserError(
-            f"stopped by {session.stop.signal_name or 'a signal on another rank'} in phase {epoch.phase} epoch "
-            f"{epoch.number} step {step} (time limit, pre-emption or scancel); submit again, with a larger "
-            "slurm.timeout_min if it was the time limit"
-        )
+        name = session.stop.signal_name or "a signal on another rank"
+        raise UserError(f"stopped by {name} in phase {epoch.phase} epoch {epoch.number} step {step} {WAY_OUT}")
 
 
 def _validate(session: Session) -> Validation:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,10 @@ optimizer = { lr = 1e-2 }
 cpus_per_task = 1
 rendezvous_s = 120
 """
+UNRESOLVABLE = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host.invalid && exec "$0" "$@"']
+"""Runs a command under a host name that nothing can resolve, as on some nodes; only root may."""
+if os.geteuid():
+    UNRESOLVABLE = []
 Result = subprocess.CompletedProcess[str]
 
 
@@ -60,7 +65,7 @@ def arguments(tiny: Path, *overrides: str) -> list[str]:
 def submit(tiny: Path, *options: str, run: Callable[..., Result] = subprocess.run) -> Result:
     command = [sys.executable, "-m", "tlbatch.submit", *arguments(tiny, *options)]
     if run is subprocess.run:
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run([*UNRESOLVABLE, *command], capture_output=True, text=True, timeout=300, check=False)
     return run(*command, timeout_s=300)
 
 
@@ -260,3 +265,19 @@ def test_sbatch_with_more_gpus_than_tasks_says_how_to_ask(tiny: Path, slurm: Slu
     )  # fmt: skip
     assert done.returncode == 2
     assert "start one task a GPU: sbatch --ntasks-per-node=2 slurm/finetune.sh" in log.read_text("utf-8")
+
+
+@pytest.mark.slurm
+def test_a_signal_stops_all_ranks_at_a_step_and_the_chain_with_the_cause(tiny: Path, slurm: SlurmCluster) -> None:
+    done = submit(tiny, "run=signalled", "slurm.nodes=2", "phase.1.epochs=100000", run=slurm.run)
+    jobs = {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE)}
+    folder = tiny / "space" / "runs" / "signalled"
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    slurm.run("scancel", "--signal=USR2", jobs["train"])
+    assert slurm.wait([jobs["train"], jobs["predict"]], 60) == {jobs["train"]: "FAILED", jobs["predict"]: "CANCELLED"}
+    causes = [json.loads((folder / "markers" / f"train.failed.{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    assert all(cause["is_user_error"] for cause in causes)
+    assert len({re.sub(r"by .*? in", "", cause["message"]) for cause in causes}) == 1
+    assert re.search(r"stopped by SIGUSR2 in phase \d epoch \d+ step \d+ \(time limit", causes[0]["message"])

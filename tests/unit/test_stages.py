@@ -137,6 +137,7 @@ def test_what_lies_before_the_cut_is_byte_identical_after_training(make: Callabl
         ("model.backbone=jax:resnet", "must be timm:NAME or the name of a torchvision classifier"),
         ("phase.1.cut=block.1", "phase cut 'block.1': no such module in the backbone; similar: blocks.1"),
         ("train.mixed_precision=fp16", "fp16 needs a GPU; set it to bf16 or no"),
+        ("phase.0.optimizer={name='sgd', lr=1e30}", "in phase 0 epoch 1; lower phase.0.optimizer.lr"),
     ],
 )
 def test_a_bad_model_or_cut_is_named_with_what_there_is(
@@ -179,6 +180,10 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
     assert in_three == (run_all(make("run=two")).report / "predictions.csv").read_bytes()
 
 
+def test_bfloat16_trains_and_predicts_on_a_cpu_too(make: Callable[..., RunPaths]) -> None:
+    assert report_of(run_all(make("train.mixed_precision=bf16")))["n"] == 9
+
+
 def test_a_changed_checkpoint_is_refused(make: Callable[..., RunPaths]) -> None:
     paths = make()
     shard.run(paths.folder)
@@ -196,3 +201,14 @@ def test_stages_in_the_wrong_order_say_which_to_run_first(make: Callable[..., Ru
             stage.run(paths.folder)
     with pytest.raises(UserError, match="name a run folder"):
         shard.run(tmp_path)
+
+
+def test_weights_that_changed_since_submit_are_refused(make: Callable[..., RunPaths], tmp_path: Path) -> None:
+    net = build_backbone(make("run=any").load().job.model).net
+    file = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(dict(net.state_dict()), file)
+    paths = make("run=one", f"model.weights={file}")
+    file.write_bytes(file.read_bytes()[:-4] + b"abcd")
+    shard.run(paths.folder)
+    with pytest.raises(UserError, match="the weights have changed since the job was submitted"):
+        train.run(paths.folder)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tlbatch.data.phantom_fundus import BURDENS, MIN_SIDE, EyeSide, draw, stream
+from tlbatch.data.phantom_fundus import MIN_SIDE, EyeSide, draw, stream
+from tlbatch.data.phantom_lesions import BURDENS
 from tlbatch.job.files import atomic_file, atomic_folder, write_text
 
 __all__ = ["Photograph", "draw", "make", "photographs"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Failure, Marker, StageName, load_record
+from tlbatch.job.stop import stop_at_once
 from tlbatch.job.world import World, accelerate_environment, read_world
 
 EXIT_USER_ERROR = 2
@@ -41,6 +42,7 @@ def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int
         stream=sys.stdout,
         force=True,
     )
+    stop_at_once()
     try:
         run(run_dir)
     except UserError as error:

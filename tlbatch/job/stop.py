@@ -1,9 +1,27 @@
-"""The stop flag: SLURM's signals set it on every rank, the loop asks for it at a step boundary."""
+"""SLURM's signals: most stages stop at once; training sets a flag and asks for it at a step boundary."""
 
 import signal
 from types import FrameType
 
+from tlbatch.job.errors import UserError
+
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+
+WAY_OUT = "(time limit, pre-emption or scancel); submit again, with a larger slurm.timeout_min if it was the time limit"
+
+
+def stop_at_once() -> None:
+    """Let SLURM's warning before the time limit (USR2) and its request to end (TERM) raise a UserError.
+
+    submitit's own handlers, which would put the job into the queue again or ignore the signal, are replaced.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise UserError(f"stopped by {signal.Signals(number).name} {WAY_OUT}")
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
 
 
 class StopFlag:
@@ -13,7 +31,7 @@ class StopFlag:
         self.signal_name: str | None = None
 
     def install(self) -> None:
-        """Catch SLURM's warning before the time limit (USR2) and its request to end (TERM)."""
+        """Catch the signals."""
         for number in SIGNALS:
             signal.signal(number, self._remember)
 
