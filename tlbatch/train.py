@@ -19,7 +19,7 @@ from tlbatch.data.order import epoch_order, global_batches, prediction_batches, 
 from tlbatch.data.views import View
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
-from tlbatch.job.errors import UserError
+from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.files import digest_file
 from tlbatch.job.paths import RunPaths, set_paths, weights_file
 from tlbatch.job.records import Best, RunRecord, job_digest
@@ -176,7 +176,7 @@ def _stop_if_asked(session: Session, epoch: Epoch, step: int) -> None:
         session.accelerator.set_trigger()
     if session.accelerator.check_trigger():
         name = session.stop.signal_name or "a signal on another rank"
-        raise UserError(f"stopped by {name} in phase {epoch.phase} epoch {epoch.number} step {step} {WAY_OUT}")
+        raise StoppedError(f"stopped by {name} in phase {epoch.phase} epoch {epoch.number} step {step} {WAY_OUT}")
 
 
 def _validate(session: Session) -> Validation:

@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 from tlbatch.job.cli import EXIT_USER_ERROR
 from tlbatch.job.paths import RunPaths, leaderboard
-from tlbatch.job.records import Failure, RunRecord, StageName, load_record
+from tlbatch.job.records import Failure, FailureKind, RunRecord, StageName, load_record
 
 _POLL_S = 2.0
 _SETTLE_S = 30.0
@@ -78,9 +79,10 @@ def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
     files = sorted(paths.marker(stage).parent.glob(f"{stage}.failed.*.json"))
     failures = [load_record(Failure, file, missing="run the stage again") for file in files]
     if failures:
-        first = min(failures, key=lambda failure: (not failure.is_user_error, failure.rank))
+        kinds = get_args(FailureKind)  # ranks that were stopped seldom are the cause
+        first = min(failures, key=lambda failure: (kinds.index(failure.kind), failure.rank))
         sys.stderr.write(f"error: {stage}: {first.message}\n")
-        if first.is_user_error:
+        if first.kind != "crash":
             return EXIT_USER_ERROR
     else:
         sys.stderr.write(f"error: {stage}: ended without a result (killed, out of memory, or cancelled)\n")

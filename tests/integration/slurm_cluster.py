@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -9,19 +11,21 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 FINAL = frozenset(
-    {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"}
+    {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"}
 )
+WITH_SPACES = frozenset({"JobName", "Command", "WorkDir", "StdErr", "StdIn", "StdOut", "Comment"})
 CPUS, GPUS = 8, 4
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 SLURM_CONF = """
 ClusterName=tlbatch
-SlurmctldHost=localhost
+SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
@@ -39,7 +43,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,defer_batch=no
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 MpiDefault=none
 GresTypes=gpu
 SlurmdParameters=config_overrides
@@ -77,16 +81,18 @@ class SlurmCluster:
 
     def job_field(self, job_id: str, name: str) -> str | None:
         """A field of ``scontrol show job``, or None when SLURM no longer knows the job."""
-        shown = self.run("scontrol", "--oneliner", "show", "job", job_id)
-        return next((part.partition("=")[2] for part in shown.stdout.split() if part.startswith(f"{name}=")), None)
+        value = ".*" if name in WITH_SPACES else r"\S*"  # those with spaces end their line
+        found = re.search(rf"(?:^|\s){name}=({value})", self.run("scontrol", "show", "job", job_id).stdout)
+        return found[1] if found else None
 
     def wait(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, str]:
         """Wait until all jobs have ended; their last states."""
         deadline = time.monotonic() + timeout_s
         states: dict[str, str] = {}
         while time.monotonic() < deadline:
+            queued = self.run("squeue", "--noheader", f"--jobs={','.join(job_ids)}").stdout.strip()
             states = {job_id: self.job_field(job_id, "JobState") or "UNKNOWN" for job_id in job_ids}
-            if set(states.values()) <= FINAL:
+            if not queued and set(states.values()) <= FINAL:
                 return states
             time.sleep(0.5)
         raise TimeoutError(f"jobs still {states} after {timeout_s} s\n{self.logs()}")
@@ -98,29 +104,44 @@ class SlurmCluster:
 
 def missing_programs() -> list[str]:
     """Which of the needed programs are not on PATH."""
-    return [name for name in PROGRAMS if shutil.which(name) is None]
+    return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+
+
+def cluster_processes(folder: Path) -> list[int]:
+    """The daemons, steps and clients of the cluster in a folder, by the SLURM_CONF that they all inherit."""
+    mark = f"SLURM_CONF={folder / 'slurm.conf'}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended since
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
     """Start munged, slurmctld and two slurmd in an empty folder, and take them down at the end."""
-    env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "USER": "root"}
-    for name in [name for name in env if name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF"]:
-        del env[name]
+    ours = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env |= {"SLURM_CONF": str(folder / "slurm.conf"), "USER": "root", "PATH": PATH}
     cluster = SlurmCluster(folder, env)
     daemons: list[subprocess.Popen[bytes]] = []
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # timeout(1) shall not skip the end
     try:
         _configure(folder)
-        _start_munge(folder, daemons)
+        _start_munge(folder, daemons, env)
         _start(daemons, folder / "slurmctld.out", ["slurmctld", "-D", "-c"], env)
         for node in ("n1", "n2"):
             _start(daemons, folder / f"slurmd-{node}.out", ["slurmd", "-D", "-N", node], env)
-        _wait_for_nodes(cluster)
-        yield cluster
-        cluster.run("scancel", "--quiet", "--user", "root")
-        _wait_for_empty_queue(cluster)
+        _wait_for_nodes(cluster, daemons)
+        try:
+            yield cluster
+        finally:
+            _cancel_jobs(cluster)
     finally:
         _stop(daemons)
+        _kill_steps(folder)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _configure(folder: Path) -> None:
@@ -132,33 +153,43 @@ def _configure(folder: Path) -> None:
         folder=folder, controller_port=ports[0], port_1=ports[1], port_2=ports[2], cpus=CPUS, gpus=GPUS
     )
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
-    gres = []
-    for number, node in enumerate(("n1", "n2")):
-        for gpu in range(GPUS):
-            device = folder / "devices" / f"{node}-{gpu}"
-            os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(240 + number, gpu))
-            gres.append(f"NodeName={node} Name=gpu File={device}")
+    gres = [
+        f"NodeName={node} Name=gpu File={_device(folder, number, gpu)}"
+        for number, node in enumerate(("n1", "n2"))
+        for gpu in range(GPUS)
+    ]
     (folder / "gres.conf").write_text("\n".join(gres) + "\n", encoding="utf-8")
 
 
+def _device(folder: Path, node: int, gpu: int) -> Path:
+    """A character device that stands for a GPU: without one SLURM does not set CUDA_VISIBLE_DEVICES."""
+    device = folder / "devices" / f"n{node + 1}-{gpu}"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(240 + node, gpu))
+    except PermissionError:  # as in a container without CAP_MKNOD
+        return Path("/dev", ("null", "zero", "full", "random")[gpu])
+    return device
+
+
 def _free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    """Free ports below those that the kernel gives to clients, so that none is taken before its daemon starts."""
+    ports: list[int] = []
+    while len(ports) < number:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            ports += [port] if port not in ports else []
     return ports
 
 
-def _start_munge(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
+def _start_munge(folder: Path, daemons: list[subprocess.Popen[bytes]], env: dict[str, str]) -> None:
     munge = folder / "munge"
     key = munge / "key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
     options = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "munged.log", "seed-file": "seed"}
     command = ["munged", "--foreground", "--force", *(f"--{name}={munge / file}" for name, file in options.items())]
-    _start(daemons, munge / "munged.out", command, dict(os.environ))
+    _start(daemons, munge / "munged.out", command, env)
     deadline = time.monotonic() + 10
     while not (munge / "socket").exists():
         if time.monotonic() > deadline or daemons[-1].poll() is not None:
@@ -186,33 +217,48 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _wait_for_nodes(cluster: SlurmCluster) -> None:
+def _wait_for_nodes(cluster: SlurmCluster, daemons: list[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + 40
     states: list[str] = []
     while time.monotonic() < deadline:
+        time.sleep(0.3)
+        if any(daemon.poll() is not None for daemon in daemons):
+            break
         states = cluster.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").stdout.split()
         if states == ["idle", "idle"]:
             return
-        time.sleep(0.3)
-    outputs = "\n".join(f"== {out.name}\n{_tail(out)}" for out in cluster.folder.glob("*.out"))
+    outputs = "\n".join(f"== {out.name}\n{_tail(out)}" for out in cluster.folder.glob("**/*.out"))
     raise RuntimeError(f"SLURM did not come up, its nodes are {states}\n{outputs}\n{cluster.logs()}")
 
 
-def _wait_for_empty_queue(cluster: SlurmCluster) -> None:
-    deadline = time.monotonic() + 20
+def _cancel_jobs(cluster: SlurmCluster) -> None:
+    """Cancel all jobs; those that ignore it are killed after the daemons."""
+    cluster.run("scancel", "--quiet", "--user=root")
+    deadline = time.monotonic() + 3
     while cluster.run("squeue", "--noheader").stdout.strip() and time.monotonic() < deadline:
-        time.sleep(0.3)
+        time.sleep(0.2)
 
 
 def _stop(daemons: list[subprocess.Popen[bytes]]) -> None:
     for daemon in reversed(daemons):
-        daemon.send_signal(signal.SIGTERM)
+        daemon.terminate()
+    deadline = time.monotonic() + 3
     for daemon in reversed(daemons):
         try:
-            daemon.wait(10)
-        except subprocess.TimeoutExpired:
+            daemon.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:  # slurmd waits for steps that ignore their end
             daemon.kill()
             daemon.wait()
+
+
+def _kill_steps(folder: Path) -> None:
+    """Kill what outlives its slurmd, and wait until it is gone."""
+    deadline = time.monotonic() + 5
+    while (left := cluster_processes(folder)) and time.monotonic() < deadline:
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _tail(file: Path, lines: int = 15) -> str:

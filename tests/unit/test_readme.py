@@ -22,7 +22,7 @@ def test_every_cause_of_a_user_error_stands_in_the_readme() -> None:
     table = README.split("## When it fails")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
     patterns = [re.escape(phrase.strip()).replace(r"\.\.\.", ".*") for row in rows for phrase in row.split(";")]
-    call = re.compile(r"raise UserError\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)")
+    call = re.compile(r"raise (?:User|Stopped)Error\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)")
     missing = []
     for file in sorted((Path(__file__).parents[2] / "tlbatch").rglob("*.py")):
         for found in call.finditer(file.read_text("utf-8")):

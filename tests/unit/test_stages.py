@@ -13,10 +13,12 @@ import safetensors.torch
 import torch
 
 from tlbatch import predict, reduce, shard, train
+from tlbatch.data.loader import open_set
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths, leaderboard
+from tlbatch.job.paths import RunPaths, leaderboard, set_paths
 from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.world import World
 from tlbatch.model.backbones import build_backbone
 from tlbatch.report.parts import Part, write_part
 
@@ -212,3 +214,11 @@ def test_weights_that_changed_since_submit_are_refused(make: Callable[..., RunPa
     shard.run(paths.folder)
     with pytest.raises(UserError, match="the weights have changed since the job was submitted"):
         train.run(paths.folder)
+
+
+def test_fewer_images_in_a_batch_than_ranks_are_refused(make: Callable[..., RunPaths]) -> None:
+    paths = make("train.batch_size=1")
+    shard.run(paths.folder)
+    job = paths.load().job
+    with pytest.raises(UserError, match="21 training images in batches of 1 are too few for 2 ranks"):
+        train._check_batches(job, open_set(set_paths(job)), World(world_size=2))

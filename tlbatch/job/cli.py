@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tlbatch.job.errors import UserError
+from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import Failure, Marker, StageName, load_record
+from tlbatch.job.records import Failure, FailureKind, Marker, StageName, load_record
 from tlbatch.job.stop import stop_at_once
 from tlbatch.job.world import World, accelerate_environment, read_world
 
@@ -46,21 +46,22 @@ def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int
     try:
         run(run_dir)
     except UserError as error:
-        _record_failure(stage, world, run_dir, str(error), is_user_error=True)
+        kind: FailureKind = "stopped" if isinstance(error, StoppedError) else "user"
+        _record_failure(stage, world, run_dir, str(error), kind)
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
     except Exception as error:  # noqa: BLE001 (the outermost)
-        _record_failure(stage, world, run_dir, f"{type(error).__name__}: {error}", is_user_error=False)
+        _record_failure(stage, world, run_dir, f"{type(error).__name__}: {error}", "crash")
         traceback.print_exc()
         return 1
     return 0
 
 
-def _record_failure(stage: StageName, world: World, run_dir: Path, message: str, *, is_user_error: bool) -> None:
+def _record_failure(stage: StageName, world: World, run_dir: Path, message: str, kind: FailureKind) -> None:
     paths = RunPaths(run_dir)
     if not paths.record.exists():
         return
-    failure = Failure(stage=stage, rank=world.rank, message=message, is_user_error=is_user_error)
+    failure = Failure(stage=stage, rank=world.rank, message=message, kind=kind)
     try:
         failure.save(paths.failure(stage, world.rank))
     except (OSError, UserError) as error:

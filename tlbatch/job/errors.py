@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exception for what a user can mend."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The outermost ``main`` prints it without a traceback and exits with code 2.
     """
+
+
+class StoppedError(UserError):
+    """A signal ended the work; often another rank's error is the cause."""

@@ -11,6 +11,7 @@ from tlbatch.job.files import digest_of, to_json, write_text
 
 StageName = Literal["shard", "train", "predict", "reduce"]
 SplitName = Literal["train", "val", "test"]
+FailureKind = Literal["user", "crash", "stopped"]
 STAGES: tuple[StageName, ...] = ("shard", "train", "predict", "reduce")
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -121,7 +122,7 @@ class Failure(Record):
     stage: StageName
     rank: int
     message: str
-    is_user_error: bool
+    kind: FailureKind
 
 
 class Best(Record):

@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-from tlbatch.job.errors import UserError
+from tlbatch.job.errors import StoppedError
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
@@ -12,13 +12,13 @@ WAY_OUT = "(time limit, pre-emption or scancel); submit again, with a larger slu
 
 
 def stop_at_once() -> None:
-    """Let SLURM's warning before the time limit (USR2) and its request to end (TERM) raise a UserError.
+    """Let SLURM's warning before the time limit (USR2) and its request to end (TERM) raise a StoppedError.
 
     submitit's own handlers, which would put the job into the queue again or ignore the signal, are replaced.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise UserError(f"stopped by {signal.Signals(number).name} {WAY_OUT}")
+        raise StoppedError(f"stopped by {signal.Signals(number).name} {WAY_OUT}")
 
     for number in SIGNALS:
         signal.signal(number, stop)
