@@ -1,5 +1,6 @@
 """Fixtures that most tests share."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +27,20 @@ def test_data() -> Path:
     return Path(folder).absolute()
 
 
-@pytest.fixture
-def make_folders(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def tiny_job() -> Path:
+    """A job that runs in seconds on what `write_folders` writes."""
+    return Path(__file__).with_name("tiny.toml")
+
+
+@pytest.fixture(scope="session")
+def write_folders() -> Callable[..., Path]:
     """Writes small class folders of coloured noise that a network can tell apart."""
 
-    def make(classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 8, side: int = 40) -> Path:
+    def write(
+        folder: Path, classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 12, side: int = 40
+    ) -> Path:
         generator = np.random.default_rng(0)
-        folder = tmp_path / "images"
         for number, name in enumerate(classes):
             (folder / name).mkdir(parents=True)
             for image in range(each):
@@ -41,4 +49,10 @@ def make_folders(tmp_path: Path) -> Callable[..., Path]:
                 Image.fromarray(pixels).save(folder / name / f"{name}{image}.jpg", quality=95)
         return folder
 
-    return make
+    return write
+
+
+@pytest.fixture
+def make_folders(tmp_path: Path, write_folders: Callable[..., Path]) -> Callable[..., Path]:
+    """Class folders in this test's own folder."""
+    return functools.partial(write_folders, tmp_path / "images")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from slurm_cluster import SlurmCluster
 
 from tlbatch import predict, reduce, shard, train
@@ -20,26 +20,6 @@ from tlbatch.job.load import load_job
 from tlbatch.job.prepare import make_run, resolve
 
 ROOT = Path(__file__).parents[2]
-TINY = """
-name = "tiny"
-[data.split]
-val = 0.2
-[model]
-backbone = "timm:test_efficientnet"
-size = 32
-[train]
-batch_size = 8
-[[phase]]
-cut = "pool"
-epochs = 1
-[[phase]]
-cut = "blocks.1"
-epochs = 2
-optimizer = { lr = 1e-2 }
-[slurm]
-cpus_per_task = 1
-rendezvous_s = 120
-"""
 UNRESOLVABLE = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host.invalid && exec "$0" "$@"']
 """Runs a command under a host name that nothing can resolve, as on some nodes; only root may."""
 if os.geteuid():
@@ -48,17 +28,11 @@ Result = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_job: Path, write_folders: Callable[..., Path]) -> Path:
     """A folder with tiny.toml and images/<class>/, its name holding what shells stumble over."""
     folder = tmp_path_factory.mktemp("a b$(c)'d")
-    generator = np.random.default_rng(0)
-    for number, name in enumerate(("blue", "green", "red")):
-        (folder / "images" / name).mkdir(parents=True)
-        for image in range(12):
-            pixels = generator.integers(0, 120, (40, 48, 3), dtype=np.uint8)
-            pixels[..., number] += 120
-            Image.fromarray(pixels).save(folder / "images" / name / f"{name}{image}.jpg", quality=95)
-    (folder / "tiny.toml").write_text(TINY, encoding="utf-8")
+    write_folders(folder / "images")
+    shutil.copy(tiny_job, folder)
     return folder
 
 

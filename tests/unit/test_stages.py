@@ -22,36 +22,15 @@ from tlbatch.job.world import World
 from tlbatch.model.backbones import build_backbone
 from tlbatch.report.parts import Part, write_part
 
-TINY = """
-name = "tiny"
-[data.split]
-val = 0.2
-[model]
-backbone = "timm:test_efficientnet"
-size = 32
-[train]
-batch_size = 8
-[[phase]]
-cut = "pool"
-epochs = 2
-[[phase]]
-cut = "blocks.1"
-epochs = 2
-optimizer = { lr = 1e-2 }
-"""
-
 
 @pytest.fixture
-def make(tmp_path: Path, make_folders: Callable[..., Path]) -> Callable[..., RunPaths]:
-    file = tmp_path / "tiny.toml"
-    file.write_text(TINY, encoding="utf-8")
-
+def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> Callable[..., RunPaths]:
     def made(*overrides: str) -> RunPaths:
         images = tmp_path / "images"
         if not images.exists():
-            make_folders(each=12)
+            make_folders()
         return make_run(
-            resolve(load_job([file], [f"data.images={images}", f"workspace={tmp_path / 'space'}", *overrides]))
+            resolve(load_job([tiny_job], [f"data.images={images}", f"workspace={tmp_path / 'space'}", *overrides]))
         )
 
     return made
@@ -139,7 +118,7 @@ def test_what_lies_before_the_cut_is_byte_identical_after_training(make: Callabl
         ("model.backbone=jax:resnet", "must be timm:NAME or the name of a torchvision classifier"),
         ("phase.1.cut=block.1", "phase cut 'block.1': no such module in the backbone; similar: blocks.1"),
         ("train.mixed_precision=fp16", "fp16 needs a GPU; set it to bf16 or no"),
-        ("phase.0.optimizer={name='sgd', lr=1e30}", "in phase 0 epoch 1; lower phase.0.optimizer.lr"),
+        ("phase.0.optimizer={name='sgd', lr=1e30}", "in phase 0 epoch 0; lower phase.0.optimizer.lr"),
     ],
 )
 def test_a_bad_model_or_cut_is_named_with_what_there_is(

@@ -16,7 +16,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # where gloo is built
 
 from tlbatch.job.config import Slurm
@@ -47,16 +47,13 @@ def joined_ranks(
     if world.world_size > 1:
         _join(world, slurm, folder / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
     try:
-        accelerator = Accelerator(
-            cpu=not on_gpu,
-            mixed_precision=mixed_precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=mixed_precision)
         _check(accelerator, world, on_gpu=on_gpu)
         yield accelerator
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (the next stage may differ)
 
 
 def _wants_gpu(world: World, slurm: Slurm) -> bool:
