@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-ROUNDS, SECONDS, BATCH = 5, 5.0, 32
+ROUNDS, SECONDS, BATCH = 5, 3.0, 32
 
 
 def measure(*, keep: bool) -> float:
