@@ -25,7 +25,7 @@ class Follower:
         self._shown = 0
 
     def show(self) -> None:
-        """Print the new whole lines, without submitit's own."""
+        """Print the new whole lines, but not submitit's own, nor errors, which are reported at the end."""
         try:
             with self._log.open("rb") as file:
                 file.seek(self._shown)
@@ -35,7 +35,7 @@ class Follower:
         whole = new[: new.rfind(b"\n") + 1]
         self._shown += len(whole)
         for line in whole.decode(errors="replace").splitlines():
-            if not line.startswith("submitit "):
+            if not line.startswith(("submitit ", "error: ")):
                 print(line, flush=True)
 
 

@@ -125,7 +125,9 @@ def test_a_stage_that_fails_on_a_user_error_says_so_in_one_line(tiny: Path) -> N
     done = submit(tiny, "model.backbone=timm:none_such", "run=bad", "--local")
     assert done.returncode == 2
     assert done.stderr.startswith("error: train: model.backbone: timm has no 'none_such'"), done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stdout + done.stderr
+    assert "error: " not in done.stdout
 
 
 def test_a_full_disk_leaves_no_half_written_file(tiny: Path, tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def test_every_key_has_a_docstring() -> None:
 def test_every_shipped_job_loads_and_its_first_comment_says_the_command(jobs: Path) -> None:
     files = sorted(jobs.glob("*.toml"))
     assert files
+    site = jobs.parent / "slurm" / "site.toml"
     for file in files:
+        load_job([site, file], ["data.images=somewhere", "data.labels=somewhere.csv"])
         load_job([file], ["data.images=somewhere", "data.labels=somewhere.csv"])
         assert (
             f"slurm/finetune.sh {'' if file.stem == 'quickstart' else 'jobs/' + file.name}".strip()
