@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from tlbatch.data.loader import ImageSet, SplitDataset, load, num_workers, open_set
-from tlbatch.data.order import prediction_batches
-from tlbatch.data.views import View
+from tlbatch.data.loader import ImageSet, load_for_prediction, open_set
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.paths import RunPaths, set_paths
-from tlbatch.job.records import RunRecord, SplitName
+from tlbatch.job.records import Best, RunRecord, SplitName
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import load_best, load_classifier
 from tlbatch.model.classifier import Classifier, build_classifier, probabilities
@@ -28,17 +26,18 @@ def run(run_dir: Path) -> None:
     """Predict with the run's checkpoint, unless that is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
-    best, _ = load_best(paths)
+    best, weights = load_best(paths)
     images = open_set(set_paths(record.job))
     inputs = {"weights": best.digest, "set": images.manifest.index_digest}
-    once("predict", paths, inputs, world, lambda: _join_and_predict(record, images, paths, world))
+    once("predict", paths, inputs, world, lambda: _join_and_predict(record, images, best, weights, paths, world))
 
 
-def _join_and_predict(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
+def _join_and_predict(
+    record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
+) -> None:
     job = record.job
-    best, file = load_best(paths)
     model = build_classifier(job.model, len(best.classes), seed=job.seed, pretrained=False)
-    load_classifier(model, file)
+    load_classifier(model, weights)
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="predict", mixed_precision=precision) as accelerator:
         if world.is_main:
@@ -57,12 +56,9 @@ def _predict_split(
 ) -> Part:
     """Predict the share of this rank in one split; the images are named by their row in the whole index."""
     in_index = np.flatnonzero(images.split_mask(split))
-    batches = prediction_batches(
-        len(in_index), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
-    )
-    dataset = SplitDataset(images.shards(), images.split(split), View(size=model.spec.size))
+    device, size = accelerator.device.type, model.spec.size
     rows, found = [], []
-    for batch in load(dataset, batches, workers=num_workers(job.train, world, accelerator.device.type)):
+    for batch in load_for_prediction(images, split, job.train, world, size=size, device=device):
         rows.append(in_index[batch.positions.numpy()])
         found.append(probabilities(model, batch.images, accelerator).numpy())
     if not rows:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tlbatch.data.index import Index, read_index
 from tlbatch.data.sources import name_of
 from tlbatch.job.cli import once, stage_main
-from tlbatch.job.files import digest_of, to_csv, to_json, write_text
+from tlbatch.job.files import digest_file, digest_of, to_csv, to_json, write_text
 from tlbatch.job.paths import RunPaths, leaderboard, set_paths
 from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record
 from tlbatch.job.world import read_world
@@ -30,12 +30,16 @@ def run(run_dir: Path) -> None:
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
     predicted = load_record(Marker, paths.marker("predict"), missing="run predict first: python -m tlbatch.predict RUN")
-    inputs = predicted.inputs | {"predictions": digest_of(sorted(f.name for f in paths.predictions.glob("part-*")))}
+    inputs = predicted.inputs | {"predictions": _parts_digest(paths)}
     once("reduce", paths, inputs, world, lambda: _reduce(record, paths))
     table = rebuild_leaderboard(leaderboard(record.job))
     mine = table[table["run"] == record.run].iloc[0]
     rivals = table[(table["metric"] == mine["metric"]) & (table["test_digest"] == mine["test_digest"])]
     log.info("rank %s of %d on these test images", mine["rank"], len(rivals))
+
+
+def _parts_digest(paths: RunPaths) -> str:
+    return digest_of({part.name: digest_file(part) for part in paths.predictions.glob("part-*.npz")})
 
 
 def _reduce(record: RunRecord, paths: RunPaths) -> None:

@@ -21,7 +21,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file, to_csv, write_text
 from tlbatch.job.paths import RunPaths, SetPaths, data_digest, phantom_folder, set_paths
-from tlbatch.job.records import Ceiling, Manifest, Rejected, SplitName, load_record
+from tlbatch.job.records import SPLITS, Ceiling, Manifest, Rejected, SplitName, load_record
 from tlbatch.job.world import read_world
 from tlbatch.report.metrics import score
 
@@ -96,7 +96,7 @@ def _write_set(job: Job, source: Source, draft: SetPaths, *, workers: int) -> No
         log.info("%d of %d images in %d shards", len(rows), len(source.images), len(shards))
     index = write_index(draft.index, rows)
     labels = index["label"].tolist()
-    kept: list[SplitName] = [("train", "val", "test")[code] for code in index["split"].tolist()]
+    kept: list[SplitName] = [SPLITS[code] for code in index["split"].tolist()]
     counts = counts_by_class(labels, kept, len(source.classes))
     _check_counts(source.classes, counts)
     write_text(draft.rejected, to_csv(("image", "cause"), [(row.image, row.cause) for row in rejected]))

@@ -71,11 +71,9 @@ def _submit(options: argparse.Namespace) -> int:
         print(f"run folder  {paths.folder}")
         for stage, before in zip(STAGES, (None, *STAGES), strict=False):
             print(f"\n##### {stage}\n{launch.render(record, paths, stage, after=before and f'<id of {before}>')}")
-        return (
+        if options.check:
             _test_only({stage: launch.render(record, paths, stage, after=None) for stage in STAGES})
-            if options.check
-            else 0
-        )
+        return 0
     if not (options.local or options.inside) and shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
     paths = make_run(record)
@@ -96,7 +94,7 @@ def _submit(options: argparse.Namespace) -> int:
     return code
 
 
-def _test_only(scripts: dict[StageName, str]) -> int:
+def _test_only(scripts: dict[StageName, str]) -> None:
     """Ask SLURM whether it would take each script."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; --check needs SLURM, --dry-run does not")
@@ -111,7 +109,6 @@ def _test_only(scripts: dict[StageName, str]) -> int:
             refused.append(stage)
     if refused:
         raise UserError(f"SLURM would refuse {', '.join(refused)} (see above); change the slurm section of the job")
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from tlbatch.data.loader import ImageSet, SplitDataset, load, num_workers, open_set
-from tlbatch.data.order import epoch_order, global_batches, prediction_batches, share
+from tlbatch.data.loader import ImageSet, SplitDataset, load, load_for_prediction, num_workers, open_set
+from tlbatch.data.order import epoch_order, global_batches, share
 from tlbatch.data.views import View
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
@@ -183,12 +183,10 @@ def _validate(session: Session) -> Validation:
     """The job's metric and the log loss on the validation split, over all ranks, each image once."""
     world = session.world
     rows = session.images.split("val")
-    batches = prediction_batches(
-        len(rows), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
-    )
-    dataset = SplitDataset(session.images.shards(), rows, View(size=session.model.spec.size))
     own: list[tuple[int, list[float]]] = []
-    for batch in load(dataset, batches, workers=num_workers(session.job.train, world, session.accelerator.device.type)):
+    device = session.accelerator.device.type
+    size = session.model.spec.size
+    for batch in load_for_prediction(session.images, "val", session.job.train, world, size=size, device=device):
         found = probabilities(session.model, batch.images, session.accelerator)
         own.extend(zip(batch.positions.tolist(), found.tolist(), strict=True))
     everyone = dict(gather_object(own))

@@ -157,6 +157,9 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
     for rank, one in enumerate(half):
         write_part(paths.predictions, one, header, rank=rank, world_size=3)
     reduce.run(paths.folder)
+    write_part(paths.predictions, Part(rows[:0], probabilities[:0]), header | {"more": "x"}, rank=2, world_size=3)
+    with pytest.raises(UserError, match="reduce has finished here from another predictions"):
+        reduce.run(paths.folder)
     in_three = (paths.report / "predictions.csv").read_bytes()
     assert in_three == (run_all(make("run=two")).report / "predictions.csv").read_bytes()
 

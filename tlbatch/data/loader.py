@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tlbatch.data.decode import UnreadableImageError, decode
 from tlbatch.data.index import Index, read_index
-from tlbatch.data.order import Positions
+from tlbatch.data.order import Positions, prediction_batches
 from tlbatch.data.sources import name_of
 from tlbatch.data.views import View
 from tlbatch.job.config import Train
@@ -144,6 +144,16 @@ def load(dataset: SplitDataset, batches: Sequence[Positions], *, workers: int) -
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         ) from None
+
+
+def load_for_prediction(
+    images: ImageSet, split: SplitName, train: Train, world: World, *, size: int, device: str
+) -> Iterator[Batch]:
+    """Read the share of this rank in a split: over all ranks every image once, as it is predicted."""
+    rows = images.split(split)
+    batches = prediction_batches(len(rows), batch_size=train.batch_size, rank=world.rank, world_size=world.world_size)
+    dataset = SplitDataset(images.shards(), rows, View(size=size))
+    return load(dataset, batches, workers=num_workers(train, world, device))
 
 
 @functools.cache

@@ -94,6 +94,8 @@ def _join(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
     Addresses are numeric, so an unresolvable host name cannot hang anybody; the store must answer with the
     published token, so a stale file or a foreign server is not mistaken for it.
     """
+    if on_gpu:  # before the first collective, which would else run on device 0 for every rank
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     limit = timedelta(seconds=slurm.rendezvous_s)
     store, address = _host_store(world, file, limit) if world.is_main else _find_store(world, file, limit)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(store.port))
