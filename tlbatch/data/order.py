@@ -1,41 +1,190 @@
-"""The order of samples: a pure function of (seed, epoch), whatever the number of ranks and workers."""
+"""The order of samples: a pure function of (seed, epoch), whatever the number of ranks and workers.
+
+The samples are cut into slabs of neighbours, the slabs are permuted, and the samples of a window of slabs are permuted
+among themselves: reads stay local, and any position of any epoch is found in constant time and memory. Small sets are
+one window, so an epoch is a plain permutation.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.job.errors import UserError
+
 Positions = npt.NDArray[np.int64]
+_Words = npt.NDArray[np.uint64]
+SLAB = 16
+"""Neighbours that stay in one window."""
+WINDOW_SLABS = 2048
+"""Enough that the class mix of a batch of 512 from class-sorted shards varies little more than by chance."""
+_ROUNDS = 6
 
 
-def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Positions:
-    """A permutation of 0..num_samples-1, drawn by a counter-based generator keyed by (seed, epoch).
+class EpochOrder:
+    """A permutation of 0..num_samples-1 that is computed where it is asked for."""
 
-    Returns
-    -------
-    int64 array of shape (num_samples,).
+    def __init__(self, num_samples: int, *, seed: int, epoch: int) -> None:
+        self._num_samples = num_samples
+        self._key = np.array([seed, epoch], dtype=np.uint64)
+        self._num_slabs = -(-num_samples // SLAB)
+        self._slabs = _Permutation(max(1, self._num_slabs), self._key)
+        missing = self._num_slabs * SLAB - num_samples  # the last slab may be short
+        self._short_place = int(self._slabs.inverse(np.array([max(0, self._num_slabs - 1)], np.uint64))[0])
+        self._missing = missing
+        self._window: tuple[int, Positions] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __getitem__(self, where: slice) -> Positions:
+        """Samples at some places of the epoch.
+
+        Returns
+        -------
+        int64 array, (stop - start,).
+        """
+        start, stop, step = where.indices(self._num_samples)
+        assert step == 1, "an order is read forwards"
+        found = []
+        while start < stop:
+            number = self._window_of(start)
+            first = self._start_of(number)
+            window = self._read_window(number)
+            found.append(window[start - first : stop - first])
+            start = first + len(window)
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _start_of(self, window: int) -> int:
+        start = window * WINDOW_SLABS * SLAB
+        return start - self._missing if window * WINDOW_SLABS > self._short_place else start
+
+    def _window_of(self, place: int) -> int:
+        guess = place // (WINDOW_SLABS * SLAB)
+        return guess + 1 if place >= self._start_of(guess + 1) else guess
+
+    def _read_window(self, number: int) -> Positions:
+        if self._window[0] != number:
+            stop = min((number + 1) * WINDOW_SLABS, self._num_slabs)
+            slabs = self._slabs.forward(np.arange(number * WINDOW_SLABS, stop, dtype=np.uint64)).astype(np.int64)
+            samples = (slabs[:, None] * SLAB + np.arange(SLAB)).ravel()
+            samples = samples[samples < self._num_samples]
+            generator = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, number, 2]))
+            self._window = number, generator.permutation(samples)
+        return self._window[1]
+
+
+class _Permutation:
+    """A keyed permutation of 0..size-1: a Feistel network over the next square number, walked until inside.
+
+    Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002), their generalised Feistel construction; the round
+    function is the mixer of splitmix64.
     """
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    return generator.permutation(num_samples).astype(np.int64)
+
+    def __init__(self, size: int, key: npt.NDArray[np.uint64]) -> None:
+        self._size = np.uint64(size)
+        self._side = np.uint64(math.isqrt(size - 1) + 1)
+        self._rounds = np.random.Philox(key=key, counter=[0, 0, 0, 3]).random_raw(_ROUNDS).astype(np.uint64)
+
+    def forward(self, values: _Words) -> _Words:
+        """Where some values go."""
+        return self._walk(values, self._encrypt)
+
+    def inverse(self, values: _Words) -> _Words:
+        """Where they come from."""
+        return self._walk(values, self._decrypt)
+
+    def _walk(self, values: _Words, step: Callable[[_Words], _Words]) -> _Words:
+        found = step(values)
+        while (outside := found >= self._size).any():
+            found[outside] = step(found[outside])
+        return found
+
+    def _encrypt(self, values: _Words) -> _Words:
+        left, right = np.divmod(values, self._side)
+        for key in self._rounds:
+            left, right = right, (left + _mixed(right ^ key) % self._side) % self._side
+        return left * self._side + right
+
+    def _decrypt(self, values: _Words) -> _Words:
+        left, right = np.divmod(values, self._side)
+        for key in self._rounds[::-1]:
+            left, right = (right + self._side - _mixed(left ^ key) % self._side) % self._side, left
+        return left * self._side + right
 
 
-def global_batches(order: Positions, batch_size: int) -> list[Positions]:
-    """Cut an epoch into its batches: every sample once, sizes equal to within one, none above ``batch_size``."""
-    return np.array_split(order, -(-len(order) // batch_size))
+def _mixed(values: _Words) -> _Words:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-def share(batch: Positions, *, rank: int, world_size: int) -> Positions:
-    """The part of a global batch that one rank takes: the shares of all ranks, joined, are the batch."""
-    start, stop = (len(batch) * r // world_size for r in (rank, rank + 1))
-    return batch[start:stop]
+@dataclass(frozen=True)
+class State:
+    """How far a training has come in its data; all that a resume needs to know of them."""
+
+    seed: int
+    epoch: int
+    position: int
+    """Samples of the epoch that all ranks together have taken."""
+    index_digest: str
+
+    def check(self, index_digest: str) -> None:
+        """Refuse to go on with another set.
+
+        Raises
+        ------
+        UserError
+            When the index is not the one that the state was made with.
+        """
+        if index_digest != self.index_digest:
+            raise UserError(
+                f"the set is another ({index_digest[:12]}) than the training began with ({self.index_digest[:12]}); "
+                "submit the job again for a new run folder"
+            )
+
+    def after(self, num_samples: int) -> "State":
+        """The state once so many more samples are taken."""
+        return replace(self, position=self.position + num_samples)
 
 
-def prediction_batches(num_samples: int, *, batch_size: int, rank: int, world_size: int) -> list[Positions]:
+def training_batches(
+    state: State, num_samples: int, *, batch_size: int, rank: int, world_size: int
+) -> Iterator[tuple[int, Positions]]:
+    """What is left of the epoch: size of each global batch, and this rank's share of it.
+
+    The rest is cut into batches of at most ``batch_size`` whose sizes are equal to within one, so every sample comes
+    once, all ranks have equally many batches, and a rest is cut where the whole was. The shares of all ranks, joined,
+    are the batch, for any number of ranks.
+    """
+    order = EpochOrder(num_samples, seed=state.seed, epoch=state.epoch)
+    rest = num_samples - state.position
+    num_batches = -(-rest // batch_size)
+    for number in range(num_batches):
+        start, stop = (state.position + _cut(rest, num_batches, at) for at in (number, number + 1))
+        first, last = (start + (stop - start) * r // world_size for r in (rank, rank + 1))
+        yield stop - start, order[first:last]
+
+
+def num_batches(num_samples: int, batch_size: int) -> int:
+    """Batches of a whole epoch."""
+    return -(-num_samples // batch_size)
+
+
+def _cut(total: int, parts: int, number: int) -> int:
+    """Where part ``number`` begins when a total is cut into parts equal to within one, the larger first."""
+    size, larger = divmod(total, parts)
+    return number * size + min(number, larger)
+
+
+def prediction_batches(num_samples: int, *, batch_size: int, rank: int, world_size: int) -> Iterator[Positions]:
     """The batches of one rank in prediction: every sample once, no padding, possibly none for a rank.
 
     The batches are cut before they are dealt out, so an image meets the same neighbours for any number of ranks.
     """
-    batches = [
-        np.arange(start, min(start + batch_size, num_samples), dtype=np.int64)
-        for start in range(0, num_samples, batch_size)
-    ]
-    start, stop = (len(batches) * r // world_size for r in (rank, rank + 1))
-    return batches[start:stop]
+    total = num_batches(num_samples, batch_size)
+    first, last = (total * r // world_size for r in (rank, rank + 1))
+    for number in range(first, last):
+        yield np.arange(number * batch_size, min((number + 1) * batch_size, num_samples), dtype=np.int64)
