@@ -1,25 +1,44 @@
 """From the bytes of an image file to RGB, strictly: what is broken is an error, never a grey picture."""
 
 import io
-import warnings
-from pathlib import Path
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tlbatch.job.config import StepName
 
 Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs, here for JPEG too."""
+_QUALITY = 92
+_STEPS_SCALE = 2
+"""A disc may fill half the short side only: what steps look at is decoded at twice the size asked for."""
 
 
 class UnreadableImageError(Exception):
     """The bytes are no whole image; the text says why."""
 
 
-def decode(data: bytes, *, short_side: int = 0) -> Rgb:
-    """Decode an image file.
+@dataclass(frozen=True)
+class ShardImage:
+    """An image on its way into a shard."""
+
+    ending: str
+    data: bytes
+    plain: bool
+    """Whether `decode_plain` can read it."""
+    rgb: Rgb
+    """Its pixels, of full or reduced size."""
+
+
+def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS) -> Rgb:
+    """Decode an image file; of an animation the first frame.
 
     Parameters
     ----------
@@ -28,6 +47,8 @@ def decode(data: bytes, *, short_side: int = 0) -> Rgb:
     short_side
         A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its short side stays at least this many
         pixels; 0 keeps the full size.
+    max_pixels
+        Width times height above which it is refused before anything is decoded.
 
     Returns
     -------
@@ -36,45 +57,94 @@ def decode(data: bytes, *, short_side: int = 0) -> Rgb:
     Raises
     ------
     UnreadableImageError
-        When the data are truncated, corrupt, no image, or larger than `MAX_PIXELS`.
+        When the data are truncated, corrupt, no image, or too large.
+    """
+    return _open(data, short_side=short_side, max_pixels=max_pixels)[0]
+
+
+def plain_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG, from its header.
+
+    Raises
+    ------
+    UnreadableImageError
+        When it has none.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                _refuse_huge(image)
-                upright = image.getexif().get(0x0112, 1) == 1
-                if image.format == "JPEG" and image.mode in {"RGB", "L"} and upright:
-                    return _decode_jpeg(data, image.size, short_side)
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except UnreadableImageError:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise UnreadableImageError(str(error)) from None
+    return width, height
 
 
-def _refuse_huge(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImageError(f"{image.width} x {image.height} pixels are too many")
+def decode_plain(data: bytes, size: tuple[int, int], *, factor: int = 1) -> Rgb:
+    """Decode an upright RGB or grey JPEG at 1, 1/2, 1/4 or 1/8 of its size (width, height), without looking further.
 
-
-def _decode_jpeg(data: bytes, size: tuple[int, int], short_side: int) -> Rgb:
-    width, height = size
-    factor = next((f for f in (8, 4, 2) if short_side and min(size) // f >= short_side), 1)
+    Raises
+    ------
+    UnreadableImageError
+        When the data are truncated or corrupt.
+    """
     # simplejpeg takes the smallest factor that reaches these minima; 5/8 to 7/8 have no fast path.
-    least = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
-    rgb: Rgb = simplejpeg.decode_jpeg(data, "RGB", **least)
+    least = {"min_height": -(-size[1] // factor), "min_width": -(-size[0] // factor)} if factor > 1 else {}
+    try:
+        rgb: Rgb = simplejpeg.decode_jpeg(data, "RGB", **least)
+    except ValueError as error:
+        raise UnreadableImageError(str(error)) from None
     return rgb
 
 
+def reduction(length: float, wanted: int) -> int:
+    """How far a JPEG may be reduced while a stretch of it keeps the pixels wanted: by 8, 4, 2 or 1."""
+    return next((factor for factor in (8, 4, 2) if wanted and length // factor >= wanted), 1)
+
+
+def _open(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, str, bool, int]:
+    """Pixels, format, whether it is upright in 8-bit RGB or grey, and the short side of the file."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _refuse_huge(image, max_pixels)
+            kind = "JPEG" if image.format == "MPO" else image.format or ""
+            usual = image.mode in {"RGB", "L"} and image.getexif().get(0x0112, 1) == 1
+            side = min(image.size)
+            if usual and kind == "JPEG":
+                return decode_plain(data, image.size, factor=reduction(side, short_side)), kind, usual, side
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), kind, usual, side
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImageError("no image of a known format") from None
+    except _BROKEN as error:
+        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _refuse_huge(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise UnreadableImageError(f"{image.width} x {image.height} pixels are more than data.max_pixels")
+
+
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
+    MemoryError, RecursionError, NotImplementedError, AssertionError, Image.DecompressionBombError,
+    struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's readers raise on bytes that are not what their header says."""
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip to white
-        wide = np.asarray(image, dtype=np.uint32)
-        return Image.fromarray((wide // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith(("I", "F")):  # more than 8 bits a pixel: convert() would clip to white
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_8_bits(wide: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """16 bits divided by 257, so that white stays white; floats are taken as 0 to 1."""
+    if wide.dtype.kind == "f":
+        return (np.nan_to_num(wide.astype(np.float64)) * 255).clip(0, 255).astype(np.uint8)
+    return (wide.astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
 
 
 def shrink(rgb: Rgb, short_side: int) -> Rgb:
@@ -83,32 +153,37 @@ def shrink(rgb: Rgb, short_side: int) -> Rgb:
     if min(height, width) <= short_side:
         return rgb
     scale = short_side / min(height, width)
-    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
-    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC, reducing_gap=None))
+    return resized(rgb, (max(short_side, round(height * scale)), max(short_side, round(width * scale))))
 
 
-def to_shard(path: Path, *, resize: int) -> tuple[str, bytes]:
-    """Read one source image and return what goes into the shard: ending and bytes.
+def resized(rgb: Rgb, size: tuple[int, int]) -> Rgb:
+    """Scale to (height, width), bilinear with antialiasing."""
+    import torch  # noqa: PLC0415 (a shard stage that only copies files does without it)
 
-    Every image is decoded once, so that a broken one is found here. With ``resize = 0``, or when a JPEG is no
-    larger than asked for, the file's own bytes are kept.
+    pixels = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy()).permute(2, 0, 1)[None]
+    scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return scaled[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pixels: int = MAX_PIXELS) -> ShardImage:
+    """What goes into the shard for one source image.
+
+    Every image is decoded once, so that a broken one is found here. With ``resize = 0``, or where an upright 8-bit
+    JPEG or PNG is no larger than asked for and has no steps to go through, the file's own bytes are kept.
 
     Raises
     ------
     UnreadableImageError
-        When the file cannot be read or decoded.
+        When it cannot be decoded, or a step finds nothing to work on.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(error.strerror or str(error)) from None
-    rgb = decode(data, short_side=resize)
-    ending = path.suffix.lower().lstrip(".").replace("jpeg", "jpg")
-    if resize == 0 or (ending == "jpg" and _jpeg_fits(data, resize)):
-        return ending, data
-    return "jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(shrink(rgb, resize)), quality=92, colorspace="RGB")
+    rgb, kind, usual, side = _open(data, short_side=resize * (_STEPS_SCALE if steps else 1), max_pixels=max_pixels)
+    if resize == 0 or (side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):
+        return ShardImage(kind.lower().replace("jpeg", "jpg"), data, usual and kind == "JPEG", rgb)
+    if steps:
+        from tlbatch.data.steps import apply_steps  # noqa: PLC0415 (scikit-image takes seconds to import)
 
-
-def _jpeg_fits(data: bytes, resize: int) -> bool:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.format == "JPEG" and min(image.size) <= resize
+        rgb = apply_steps(rgb, steps, size=resize)
+    else:
+        rgb = shrink(rgb, resize)
+    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB")
+    return ShardImage("jpg", encoded, plain=True, rgb=rgb)

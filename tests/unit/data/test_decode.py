@@ -1,6 +1,6 @@
 import io
+import random
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +20,18 @@ def photo() -> Image.Image:
     wave = np.linspace(0, 6, 96)
     pixels = np.stack([np.add.outer(np.sin(wave), np.cos(wave[:64])) * 60 + 120 + c for c in (0, 20, 40)], axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def test_progressive_palette_and_animated_files_are_read(photo: Image.Image) -> None:
+    rgb = np.asarray(photo).astype(int)
+    assert np.abs(decode(encoded(photo, "JPEG", quality=95, progressive=True)) - rgb).mean() < 2
+    assert np.abs(decode(encoded(photo.quantize(256), "PNG")) - rgb).mean() < 8
+    moving = encoded(photo, "GIF", save_all=True, append_images=[Image.new("RGB", photo.size, "red")])
+    assert np.abs(decode(moving) - rgb).mean() < 8
+    see_through = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
+    assert decode(encoded(see_through, "PNG"))[0, 0].tolist() == [255, 127, 127]
+    floats = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    assert decode(encoded(floats, "TIFF"))[0, 0].tolist() == [127] * 3
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
@@ -74,20 +86,97 @@ def test_broken_jpegs_are_errors_and_never_grey_pictures(photo: Image.Image, bro
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(UnreadableImageError):
         decode(encoded(Image.new("1", (30000, 30000)), "PNG"))
+    with pytest.raises(UnreadableImageError, match=r"100 x 100 pixels are more than data\.max_pixels"):
+        decode(encoded(Image.new("RGB", (100, 100)), "JPEG"), max_pixels=9_999)
+    assert decode(encoded(Image.new("RGB", (100, 100)), "JPEG"), max_pixels=10_000).shape == (100, 100, 3)
 
 
-def test_small_jpegs_enter_the_shard_untouched_and_large_ones_scaled(tmp_path: Path, photo: Image.Image) -> None:
-    small, large, png = tmp_path / "s.jpeg", tmp_path / "l.JPG", tmp_path / "p.png"
-    photo.save(small)
-    photo.resize((300, 450)).save(large)
-    photo.save(png)
-    assert to_shard(small, resize=64) == ("jpg", small.read_bytes())
-    assert to_shard(large, resize=0) == ("jpg", large.read_bytes())
-    ending, data = to_shard(large, resize=100)
-    assert (ending, decode(data).shape) == ("jpg", (150, 100, 3))
-    assert to_shard(png, resize=64)[0] == "jpg"
+def test_what_is_small_enough_is_kept_and_what_is_large_is_scaled(photo: Image.Image) -> None:
+    small, png = encoded(photo, "JPEG"), encoded(photo, "PNG")
+    large = encoded(photo.resize((300, 450)), "JPEG")
+    for data, ending, plain in ((small, "jpg", True), (png, "png", False)):
+        made = to_shard(data, resize=64)
+        assert (made.data, made.ending, made.plain) == (data, ending, plain)
+    assert to_shard(large, resize=0).data == large
+    made = to_shard(large, resize=100)
+    assert (made.ending, made.plain, decode(made.data).shape) == ("jpg", True, (150, 100, 3))
+    assert to_shard(encoded(photo, "TIFF"), resize=64).ending == "jpg"
+    assert to_shard(encoded(photo, "TIFF"), resize=0).ending == "tiff"
+
+
+def test_what_other_readers_would_see_differently_is_converted_even_when_small(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(np.full((8, 8), 36249, dtype=np.uint16))
+    for data in (encoded(photo, "JPEG", exif=exif), encoded(photo.convert("CMYK"), "JPEG"), encoded(wide, "PNG")):
+        made = to_shard(data, resize=500)
+        assert (made.ending, made.plain) == ("jpg", True)
+        assert decode(made.data).shape == decode(data).shape
+        kept = to_shard(data, resize=0)
+        assert (kept.data, kept.plain) == (data, False)
+
+
+def test_steps_are_applied_before_the_image_is_scaled() -> None:
+    rows, columns = np.ogrid[:300, :400]
+    disc = np.where(np.hypot(rows - 150, columns - 180) < 120, 180, 0)[..., None].repeat(3, axis=2).astype(np.uint8)
+    data = encoded(Image.fromarray(disc), "JPEG")
+    square = decode(to_shard(data, resize=64, steps=("fundus_crop",)).data)
+    assert square.shape == (64, 64, 3)
+    assert (square[32] > 90).mean() > 0.95
+    grey = decode(to_shard(data, resize=64, steps=("fundus_crop", "local_average")).data)
+    assert abs(int(grey[32, 32].mean()) - 128) < 12
+    with pytest.raises(UnreadableImageError, match="no fundus disc found"):
+        to_shard(encoded(Image.new("RGB", (90, 90)), "PNG"), resize=64, steps=("fundus_crop",))
 
 
 def test_shrink_keeps_the_aspect_and_never_enlarges() -> None:
     assert shrink(np.zeros((200, 100, 3), np.uint8), 50).shape == (100, 50, 3)
     assert shrink(np.zeros((20, 10, 3), np.uint8), 50).shape == (20, 10, 3)
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    spoilt = bytearray(data)
+    for _ in range(draw.randint(1, 8)):
+        place = draw.randrange(len(spoilt))
+        match draw.randrange(5):
+            case 0:
+                spoilt[place] ^= 1 << draw.randrange(8)
+            case 1:
+                spoilt[place : place + draw.randrange(64)] = draw.randbytes(draw.randrange(64))
+            case 2:
+                spoilt[place : place + 4] = draw.choice([b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff"])
+            case 3:
+                del spoilt[place : place + draw.randrange(1, 200)]
+            case 4:
+                spoilt[min(place, 64) :] = spoilt[place:]
+        spoilt = spoilt or bytearray(b"x")
+    return bytes(spoilt)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_ten_thousand_mutated_files_are_decoded_or_refused(photo: Image.Image) -> None:
+    small = photo.resize((48, 64))
+    files = [
+        encoded(small, "JPEG", quality=80),
+        encoded(small, "JPEG", progressive=True),
+        encoded(small.convert("CMYK"), "JPEG"),
+        encoded(small, "PNG"),
+        encoded(small.quantize(16), "PNG"),
+        encoded(small, "WEBP"),
+        encoded(small, "TIFF", compression="tiff_lzw"),
+        encoded(small, "GIF"),
+        encoded(small, "BMP"),
+    ]
+    draw = random.Random(0)
+    read = 0
+    for number in range(10_000):
+        data = mutated(files[number % len(files)], draw)
+        try:
+            made = to_shard(data, resize=draw.choice([0, 32]), max_pixels=1_000_000)
+        except UnreadableImageError:
+            continue
+        read += 1
+        assert made.rgb.dtype == np.uint8
+        assert made.rgb.shape[2:] == (3,)
+        assert decode(made.data, max_pixels=1_000_000).ndim == 3
+    assert 500 < read < 9_500
