@@ -8,21 +8,21 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-install_slurm() {
-  command -v slurmctld slurmd munged sbatch > /dev/null && return
-  if [ "$(id -u)" != 0 ]; then
-    echo "left out: the SLURM tests (slurm-wlm and munge are not installed, and only root can)"
-  elif ! command -v apt-get > /dev/null; then
-    echo "left out: the SLURM tests (no apt-get here to install slurm-wlm and munge)"
-  else
-    echo "installing slurm-wlm and munge"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge > /dev/null
+install_packages() {
+  command -v slurmctld slurmd munged sbatch curl > /dev/null && [ -d /usr/share/datasets/fashion-mnist ] && return
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+    echo "left out: tests on SLURM, Fashion-MNIST or downloads (not all of slurm-wlm, munge, dataset-fashion-mnist and" \
+      "curl are installed, and only root on Debian or Ubuntu can)"
+    return
   fi
+  echo "installing slurm-wlm, munge, dataset-fashion-mnist and curl"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    slurm-wlm munge dataset-fashion-mnist curl > /dev/null
 }
 
 export PATH="$PATH:/usr/sbin:/sbin"
-install_slurm
+install_packages
 python=$(bash slurm/env.sh dev,quickstart)
 bin=$(dirname "$python")
 

@@ -15,7 +15,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import STAGES, RunRecord, StageName
-from tlbatch.task import run_stage
+from tlbatch.task import run_share, run_stage
 from tlbatch.watch import Follower, report_failure
 
 WIDE: tuple[StageName, ...] = ("train", "predict")
@@ -32,21 +32,42 @@ def submit_chain(record: RunRecord, paths: RunPaths) -> dict[StageName, str]:
         When sbatch refuses a stage; those submitted before are cancelled.
     """
     jobs: dict[StageName, str] = {}
-    after: str | None = None
+    after = _submit_shares(record, paths)
     for stage in STAGES:
         executor = submitit.SlurmExecutor(paths.logs)
         executor.update_parameters(**slurm_parameters(record, stage, after=after))
         try:
             after = executor.submit(run_stage, stage, str(paths.folder)).job_id
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            if jobs:
-                subprocess.run(["scancel", *jobs.values()], check=False)
-            raise UserError(
-                f"{stage}: sbatch refused it ({_last_line(error)}); change the slurm section of the job, or look at it "
-                "with --check"
-            ) from None
+            if after:
+                subprocess.run(["scancel", after, *jobs.values()], check=False)
+            raise _refused(stage, error) from None
         jobs[stage] = after
     return jobs
+
+
+def _submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
+    """The job array that writes the shards of a large set side by side; its id, None where one task is enough."""
+    total = record.job.slurm.shard_tasks
+    if total == 1:
+        return None
+    executor = submitit.SlurmExecutor(paths.logs)
+    executor.update_parameters(**slurm_parameters(record, "shard", after=None), array_parallelism=total)
+    folder = str(paths.folder)
+    try:
+        first, *_ = executor.map_array(run_share, [folder] * total, range(total), [total] * total)
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        raise _refused("shard", error) from None
+    array: str = first.job_id.split("_")[0]
+    print(f"job {array:>8}  shard, {total} shares", flush=True)
+    return array
+
+
+def _refused(stage: StageName, error: Exception) -> UserError:
+    return UserError(
+        f"{stage}: sbatch refused it ({_last_line(error)}); change the slurm section of the job, or look at it with "
+        "--check"
+    )
 
 
 def slurm_parameters(record: RunRecord, stage: StageName, *, after: str | None) -> dict[str, Any]:
@@ -79,10 +100,15 @@ def slurm_parameters(record: RunRecord, stage: StageName, *, after: str | None) 
     }
 
 
-def render(record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None) -> str:
-    """The sbatch script of a stage, as submitit will write it; needs no SLURM."""
+def render(
+    record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None, array_tasks: int | None = None
+) -> str:
+    """The sbatch script of a stage, or of a job array for it, as submitit will write it; needs no SLURM."""
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(paths.logs))}"
-    text: str = _make_sbatch_string(command=command, folder=paths.logs, **slurm_parameters(record, stage, after=after))
+    chosen = slurm_parameters(record, stage, after=after)
+    if array_tasks:
+        chosen |= {"map_count": array_tasks, "array_parallelism": array_tasks}
+    text: str = _make_sbatch_string(command=command, folder=paths.logs, **chosen)
     return text
 
 
@@ -134,12 +160,14 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
             f"this allocation has {gpus} GPUs a node on {nodes} nodes, but {tasks} tasks; start one task a GPU: "
             f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
         )
+    cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
+    srun = ["srun", "--kill-on-bad-exit=1", *cpus]
+    task = [sys.executable, "-u", "-m", "tlbatch.task"]
+    if paths.load().job.slurm.shard_tasks > 1 and tasks > 1:
+        subprocess.run([*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)], check=False)
     for stage in STAGES:
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
-        if environment.get("SLURM_CPUS_PER_TASK"):
-            shape.append(f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}")
-        command = [sys.executable, "-u", "-m", "tlbatch.task", stage, str(paths.folder)]
-        subprocess.run(["srun", "--kill-on-bad-exit=1", *shape, *command], check=False)
+        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], check=False)
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, environment["SLURM_JOB_ID"])
     return 0

@@ -14,7 +14,7 @@ from tlbatch.data.index import Index, read_index
 from tlbatch.data.sources import name_of
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.files import digest_file, digest_of, to_csv, to_json, write_text
-from tlbatch.job.paths import RunPaths, leaderboard, set_paths
+from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record
 from tlbatch.job.world import read_world
 from tlbatch.report.leaderboard import rebuild_leaderboard
@@ -43,36 +43,37 @@ def _parts_digest(paths: RunPaths) -> str:
 
 
 def _reduce(record: RunRecord, paths: RunPaths) -> None:
-    folder = set_paths(record.job)
+    folder = paths.set_paths(record.job)
     manifest = load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
     best = load_record(Best, paths.best, missing="run train first: python -m tlbatch.train RUN")
-    index = read_index(folder.index)
+    index = read_index(folder.index_file)
     asked = np.flatnonzero(index["split"] != SPLITS.index("train"))
     header = {"run": record.run, "weights": best.digest, "index": manifest.index_digest}
     merged = merge_parts(paths.predictions, header, asked, keys=index["key"], num_classes=len(manifest.classes))
     rows = index[merged.rows]
     test = rows["split"] == SPLITS.index("test")
     write_text(paths.report / "predictions.csv", _predictions_csv(rows, merged, manifest.classes))
-    write_text(paths.report / "submission.csv", _submission_csv(rows[test], merged.probabilities[test], manifest))
-    report = _report(record, manifest, best, rows[test]["label"], merged.probabilities[test])
+    tested = merged.chosen(test)
+    write_text(paths.report / "submission.csv", _submission_csv(rows[test], tested, manifest))
+    report = _report(record, manifest, best, rows[test]["label"], tested)
     write_text(paths.report_json, to_json(report))
 
 
 def _predictions_csv(rows: Index, merged: Part, classes: Sequence[str]) -> str:
-    """Every predicted image: key, split, label, prediction and the probability of each class."""
+    """Every predicted image: key, split, label, prediction, the probability of each class, and why there is none."""
     table: list[list[object]] = []
-    for row, probability in zip(rows, merged.probabilities, strict=True):
-        chosen = classes[int(probability.argmax())]
-        shown = [f"{value:.6f}" for value in probability]
-        table.append([row["key"].decode(), SPLITS[row["split"]], classes[row["label"]], chosen, *shown])
-    return to_csv(["key", "split", "label", "prediction", *(f"p_{name}" for name in classes)], table)
+    for row, probability, error in zip(rows, merged.probabilities, merged.errors, strict=True):
+        shown = ["" if error else f"{value:.6f}" for value in probability]
+        chosen = "" if error else classes[int(probability.argmax())]
+        table.append([row["key"].decode(), SPLITS[row["split"]], classes[row["label"]], chosen, *shown, error])
+    return to_csv(["key", "split", "label", "prediction", *(f"p_{name}" for name in classes), "error"], table)
 
 
-def _submission_csv(rows: Index, probabilities: npt.NDArray[np.float32], manifest: Manifest) -> str:
-    """The test predictions in the form of the source's labels file."""
-    chosen = probabilities.argmax(axis=1)
+def _submission_csv(rows: Index, tested: Part, manifest: Manifest) -> str:
+    """The test predictions in the form of the source's labels file; nothing for an image that could not be read."""
     table = [
-        [name_of(row["key"].decode()), manifest.classes[int(choice)]] for row, choice in zip(rows, chosen, strict=True)
+        [name_of(row["key"].decode()), "" if error else manifest.classes[int(probability.argmax())]]
+        for row, probability, error in zip(rows, tested.probabilities, tested.errors, strict=True)
     ]
     return to_csv(manifest.columns, table)
 
@@ -82,10 +83,11 @@ def _report(
     manifest: Manifest,
     best: Best,
     labels: npt.NDArray[np.int64],
-    probabilities: npt.NDArray[np.float32],
+    tested: Part,
 ) -> dict[str, object]:
     job, classes = record.job, manifest.classes
-    truth, chosen = labels.tolist(), probabilities.argmax(axis=1).tolist()
+    scored = tested.errors == ""
+    truth, chosen = labels[scored].tolist(), tested.probabilities[scored].argmax(axis=1).tolist()
     scores = {
         metric: score(metric, truth, chosen, num_classes=len(classes)) for metric in ("accuracy", "quadratic_kappa")
     }
@@ -96,13 +98,16 @@ def _report(
         "metric": job.metric,
         "score": scores[job.metric],
         "n": len(truth),
+        "num_errors": int((~scored).sum()),
         "synthetic": manifest.synthetic,
         "ceilings": [ceiling.model_dump() for ceiling in manifest.ceilings],
         "classes": list(classes),
         "confusion": confusion(truth, chosen, num_classes=len(classes)),
         "per_class": per_class(truth, chosen, classes),
         "counts": {split: list(counts) for split, counts in manifest.counts.items()},
-        "num_rejected": len(manifest.rejected),
+        "num_rejected": manifest.num_rejected,
+        "audit": manifest.audit.model_dump(),
+        "preprocessing": {"resize": manifest.resize, "steps": list(manifest.steps)},
         "checkpoint": best.model_dump(mode="json", exclude={"classes"}),
         "backbone": job.model.backbone,
         "weights": Path(job.model.weights).name,

@@ -1,180 +1,237 @@
 """Shard: images and labels to WebDataset tars, an index and a manifest."""
 
-import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from filelock import FileLock
 
+from tlbatch.data.audit import HEADER
 from tlbatch.data.decode import UnreadableImageError, to_shard
 from tlbatch.data.index import digest_split, write_index
+from tlbatch.data.listing import read_source
 from tlbatch.data.phantom import make
-from tlbatch.data.sources import Labelled, Source, read_source
-from tlbatch.data.splits import counts_by_class, split_images
-from tlbatch.data.tars import Sample, index_shard, write_shard
+from tlbatch.data.sets import Built, build_index, known_splits
+from tlbatch.data.sources import Labelled, Source, check_rejected
+from tlbatch.data.splits import draw_sample
+from tlbatch.data.staging import stage_urls
+from tlbatch.data.store import Chunk, Prepared, Store, Unusable, plan_chunks, prepare, read_store, write_chunk
 from tlbatch.job.cli import once, stage_main
-from tlbatch.job.config import Job
+from tlbatch.job.config import Data, Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_folder, digest_file, to_csv, write_text
-from tlbatch.job.paths import RunPaths, SetPaths, data_digest, phantom_folder, set_paths
-from tlbatch.job.records import SPLITS, Ceiling, Manifest, Rejected, SplitName, load_record
+from tlbatch.job.files import atomic_folder, digest_file, digest_of, to_csv, write_text
+from tlbatch.job.paths import RunPaths, SetPaths, data_digest, phantom_folder, set_folder, staged_folder
+from tlbatch.job.records import SPLITS, Audit, Ceiling, Manifest, load_record
 from tlbatch.job.world import read_world
-from tlbatch.report.metrics import score
 
 log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
-def run(run_dir: Path) -> None:
-    """Make the run's set, unless it is there from an earlier run of the same data."""
+def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
+    """Bring the run's set up to date: shard what is new, audit, and write the index that the run will read.
+
+    Parameters
+    ----------
+    share
+        Number of an array task and how many there are: write only this share of the shards, and no index.
+    """
     paths = RunPaths(run_dir)
     job = paths.load().job
     world = read_world(os.environ)
-    folder = set_paths(job)
-    folder.folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.folder.with_suffix(".lock")):
-        source = _read(job, workers=world.num_threads)
-        inputs = {"source": source.digest, "data": data_digest(job)}
-        once(
-            "shard",
-            paths,
-            inputs,
-            world,
-            lambda: _make_or_reuse(job, source, folder, workers=world.num_threads),
-        )
+    folder = set_folder(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = _read(job, workers=world.num_threads)
+    if share is not None:
+        chunks = _plan(job, source, read_store(folder, only=_indexed(folder)))
+        _write_chunks(job, source, folder, chunks[share[0] :: share[1]], workers=world.num_threads)
+        return
+    inputs = {"source": source.digest, "data": data_digest(job)}
+    index = SetPaths(folder, digest_of(inputs)[:12])
+
+    def work() -> None:
+        if index.manifest.exists():
+            log.info("using the index %s", index.index_folder)
+            return
+        chunks = _plan(job, source, read_store(folder))
+        unusable = _write_chunks(job, source, folder, chunks, workers=world.num_threads)
+        _write_index(job, source, index, unusable, paths)
+        log.info("wrote the index %s", index.index_folder)
+
+    with FileLock(folder / ".lock"):
+        once("shard", paths, inputs, world, work, outputs={"index": index.index})
 
 
 def _read(job: Job, *, workers: int) -> Source:
     data = job.data
-    if data.source != "phantom":
-        assert data.images is not None
-        return read_source(data, data.images, data.labels)
-    drawn = phantom_folder(job)
-    if not drawn.exists():
-        p = data.phantom
-        log.info("drawing %d synthetic fundus photographs in %s", 5 * p.images_per_grade, drawn)
-        drawn.parent.mkdir(parents=True, exist_ok=True)
-        make(
-            drawn,
-            images_per_grade=p.images_per_grade,
-            side=p.side,
-            grader_noise=p.grader_noise,
-            seed=p.seed,
-            workers=workers,
-        )
-    return read_source(data, drawn / "train", drawn / "trainLabels.csv")
+    if data.source == "phantom":
+        drawn = phantom_folder(job)
+        _draw(job, drawn, workers=workers)
+        return read_source(data, drawn / "train", drawn / "trainLabels.csv")
+    if data.urls:
+        staged = staged_folder(job)
+        stage_urls(data.urls, staged)
+        return read_source(data, staged, None)
+    assert data.images is not None
+    source = read_source(data, data.images, data.labels)
+    for rejected in source.rejected:
+        log.warning("left out: %s: %s", rejected.key, rejected.cause)
+    return source
 
 
-def _make_or_reuse(job: Job, source: Source, folder: SetPaths, *, workers: int) -> None:
-    if folder.manifest.exists():
-        manifest = load_record(Manifest, folder.manifest, missing="run shard again")
-        if manifest.source_digest != source.digest:
-            raise UserError(
-                f"{folder.folder}: the images or labels have changed since it was made; "
-                "remove it, or set another data.split.salt, and submit again"
-            )
-        log.info("using the set %s", folder.folder)
+def _draw(job: Job, drawn: Path, *, workers: int) -> None:
+    if drawn.exists():
         return
-    with atomic_folder(folder.folder) as draft:
-        _write_set(job, source, SetPaths(draft), workers=workers)
-    log.info("wrote the set %s", folder.folder)
+    p = job.data.phantom
+    log.info("drawing %d synthetic fundus photographs in %s", 5 * p.images_per_grade, drawn)
+    drawn.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(drawn.with_suffix(".lock")):
+        if not drawn.exists():
+            make(
+                drawn,
+                images_per_grade=p.images_per_grade,
+                side=p.side,
+                grader_noise=p.grader_noise,
+                seed=p.seed,
+                workers=workers,
+            )
 
 
-def _write_set(job: Job, source: Source, draft: SetPaths, *, workers: int) -> None:
-    splits = dict(zip(source.images, split_images(source.images, job.data.split), strict=True))
-    rejected: list[Rejected] = []
-    samples = _samples(job, source, splits, rejected, workers=workers)
-    rows, shards = [], []
-    for number, chunk in enumerate(_chunks(samples, job.data.shard_images)):
-        path = draft.shard(f"{number:06d}.tar")
-        shards.append(write_shard(path, chunk, source.classes))
-        rows.extend(index_shard(path, number, chunk))
-        log.info("%d of %d images in %d shards", len(rows), len(source.images), len(shards))
-    index = write_index(draft.index, rows)
-    labels = index["label"].tolist()
-    kept: list[SplitName] = [SPLITS[code] for code in index["split"].tolist()]
-    counts = counts_by_class(labels, kept, len(source.classes))
-    _check_counts(source.classes, counts)
-    write_text(draft.rejected, to_csv(("image", "cause"), [(row.image, row.cause) for row in rejected]))
-    Manifest(
-        source_digest=source.digest,
-        data_digest=data_digest(job),
-        index_digest=digest_file(draft.index),
-        test_digest=digest_split(index, "test"),
-        classes=source.classes,
-        counts=counts,
-        shards=tuple(shards),
-        rejected=tuple(rejected),
-        columns=source.columns,
-        synthetic=job.data.source == "phantom",
-        ceilings=_ceilings(job, source, splits),
-    ).save(draft.manifest)
+def _plan(job: Job, source: Source, store: Store) -> list[Chunk]:
+    images = draw_sample(source.images, job.data)
+    return plan_chunks(images, store, size=job.data.shard_images, in_place=job.data.source == "tars")
 
 
-def _samples(
-    job: Job, source: Source, splits: dict[Labelled, SplitName], rejected: list[Rejected], *, workers: int
-) -> Iterator[Sample]:
-    """The images in the order of the source; the unreadable ones go to ``rejected``."""
+def _indexed(folder: Path) -> set[str]:
+    """Tars that an index names: those that all array tasks know of, whenever they start."""
+    manifests = [load_record(Manifest, file, missing="submit again") for file in folder.glob("*/manifest.json")]
+    return {shard.name for manifest in manifests for shard in manifest.shards}
 
-    def read(image: Labelled) -> Sample | Rejected:
-        try:
-            ending, data = to_shard(image.path, resize=job.data.resize)
-        except UnreadableImageError as error:
-            return Rejected(image=str(image.path), cause=str(error))
-        return Sample(image.key, ending, data, source.classes.index(image.label), image.group, splits[image])
 
+def _write_chunks(job: Job, source: Source, folder: Path, chunks: Sequence[Chunk], *, workers: int) -> list[Unusable]:
+    """Write those shards that are not there yet; the images that were left out of them."""
+    unusable: list[Unusable] = []
+    total, done = sum(len(chunk.images) for chunk in chunks), 0
     with ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
-        for some in _chunks(source.images, 64 * workers):
-            for result in pool.map(read, some):
-                if isinstance(result, Sample):
-                    yield result
-                    continue
-                rejected.append(result)
-                log.warning("%s: unreadable (%s)", result.image, result.cause)
-                if len(rejected) > job.data.max_rejected:
-                    raise UserError(
-                        f"{result.image}: cannot be read ({result.cause}); remove it, or allow some with "
-                        f"data.max_rejected={len(rejected)}"
-                    )
+        for chunk in chunks:
+            done += len(chunk.images)
+            if (folder / chunk.sidecar).exists():
+                continue
+            prepared = _prepared(job.data, source, chunk.images, pool, ahead=8 * workers)
+            labels = None if job.data.source == "tars" else _label_members(job.data, source, chunk.images)
+            left_out = write_chunk(folder, chunk, prepared, labels)
+            log.info("%d of %d new images", done, total)
+            for one in left_out:
+                log.warning("left out: %s: %s", one.image.key, one.cause)
+            unusable.extend(left_out)
+            check_rejected([*source.rejected, *(one.rejected for one in unusable)], job.data)
+    return unusable
 
 
-def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    rest = iter(items)
-    while chunk := list(itertools.islice(rest, size)):
-        yield chunk
+def _label_members(data: Data, source: Source, images: Sequence[Labelled]) -> Iterator[tuple[str, bytes]]:
+    """Ending and bytes; WebDataset's decoders take ``cls`` for a number and ``txt`` for text."""
+    if data.tag_separator:
+        return (("txt", image.label.encode()) for image in images)
+    return (("cls", str(source.classes.index(image.label)).encode()) for image in images)
 
 
-def _check_counts(classes: tuple[str, ...], counts: dict[SplitName, tuple[int, ...]]) -> None:
-    for split in ("train", "test"):
-        for name, count in zip(classes, counts[split], strict=True):
-            if count == 0:
-                raise UserError(
-                    f"class {name!r}: no image in the {split} split; add images of it, or change data.split"
-                )
+def _prepared(
+    data: Data, source: Source, images: Sequence[Labelled], pool: ThreadPoolExecutor, *, ahead: int
+) -> Iterator[Prepared | Unusable]:
+    """Read, decode and hash the images in their order, few of them in memory at a time."""
+    resize = 0 if data.source == "tars" else data.resize
+
+    def work(image: Labelled) -> Prepared | Unusable:
+        try:
+            raw = source.read(image)
+        except OSError as error:
+            return Unusable(image, f"cannot be read ({error.strerror})", passing=True)
+        try:
+            return prepare(image, to_shard(raw, resize=resize, steps=data.steps, max_pixels=data.max_pixels))
+        except UnreadableImageError as error:
+            return Unusable(image, f"cannot be decoded ({error})")
+
+    rest = iter(images)
+    while some := list(islice(rest, ahead)):
+        yield from pool.map(work, some)
 
 
-def _ceilings(job: Job, source: Source, splits: dict[Labelled, SplitName]) -> tuple[Ceiling, ...]:
+def _write_index(job: Job, source: Source, target: SetPaths, unusable: Sequence[Unusable], paths: RunPaths) -> None:
+    """Audit the set and write the index, with what the audit found and the manifest, which is complete or not there."""
+    data = job.data
+    built = build_index(data, source, read_store(target.folder), unusable, known=known_splits(target, data_digest(job)))
+    across = sum(built.findings.record.across.values())
+    listed = to_csv(HEADER, built.findings.table)
+    if across and data.audit == "stop":
+        write_text(paths.folder / "audit.csv", listed)
+    _tell(built.findings.record, data, paths)
+    with atomic_folder(target.index_folder) as draft:
+        written = SetPaths(target.folder, draft.name)
+        write_index(written.index_file, built.index)
+        write_text(written.rejected, to_csv(("key", "cause"), [(row.key, row.cause) for row in built.rejected]))
+        write_text(written.audit, listed)
+        Manifest(
+            source_digest=source.digest,
+            data_digest=data_digest(job),
+            index_digest=digest_file(written.index_file),
+            test_digest=digest_split(built.index, "test"),
+            classes=source.classes,
+            tags=bool(data.tag_separator),
+            counts=built.counts,
+            num_images=built.num_images,
+            shards=built.shards,
+            num_rejected=len(built.rejected),
+            audit=built.findings.record,
+            resize=0 if data.source == "tars" else data.resize,
+            steps=data.steps,
+            columns=source.columns,
+            synthetic=data.source == "phantom",
+            ceilings=_ceilings(job, built),
+        ).save(written.manifest)
+
+
+def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
+    """Log the audit, and stop where it found what the job does not allow."""
+    log.info(
+        "audit: %d images have an equal one, %d a nearly equal one, %d of them with another label",
+        found.num_exact, found.num_near, found.num_contradicting,
+    )  # fmt: skip
+    if found.num_moved or found.num_dropped:
+        log.info(
+            "audit: %d images moved into one split with their like, %d dropped", found.num_moved, found.num_dropped
+        )
+    leaks = [f"{num} images of {pair} too" for pair, num in found.across.items() if num]
+    if not leaks:
+        return
+    if data.audit == "stop":
+        raise UserError(
+            f"data: the same or nearly the same images are in two splits: {', '.join(leaks)} (see "
+            f"{paths.folder / 'audit.csv'}); data.audit=resolve mends it, data.audit=warn accepts it"
+        )
+    log.warning("audit: the same or nearly the same images are in two splits: %s", ", ".join(leaks))
+
+
+def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
     """What a perfect reader of synthetic test images would score against the noisy labels."""
     if job.data.source != "phantom":
         return ()
-    truth_file = phantom_folder(job) / "truth.csv"
-    truth = read_source(job.data, phantom_folder(job) / "train", truth_file)
-    test = [
-        (int(label.label), int(true.label))
-        for label, true in zip(source.images, truth.images, strict=True)
-        if splits[label] == "test"
-    ]
+    from tlbatch.report.metrics import score  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
+    drawn = phantom_folder(job)
+    truth = {
+        image.key: int(image.label) for image in read_source(job.data, drawn / "train", drawn / "truth.csv").images
+    }
+    rows = built.findings.rows
+    test = [built.images[number] for number in rows.image[rows.split == SPLITS.index("test")].tolist()]
+    labels, grades = [int(image.label) for image in test], [truth[image.key] for image in test]
     noise = job.data.phantom.grader_noise
     why = f"the grade drawn, scored against labels that are one grade off with probability {noise}"
-    labels, drawn = zip(*test, strict=True)
     return tuple(
         Ceiling(metric=metric, score=value, why=why)
         for metric in ("accuracy", "quadratic_kappa")
-        if (value := score(metric, labels, drawn, num_classes=5)) is not None
+        if (value := score(metric, labels, grades, num_classes=5)) is not None
     )
 
 

@@ -69,6 +69,9 @@ def _submit(options: argparse.Namespace) -> int:
     if options.dry_run or options.check:
         paths = run_paths(record)
         print(f"run folder  {paths.folder}")
+        shares = record.job.slurm.shard_tasks
+        if shares > 1:
+            print(f"\n##### shard, first\n{launch.render(record, paths, 'shard', after=None, array_tasks=shares)}")
         for stage, before in zip(STAGES, (None, *STAGES), strict=False):
             print(f"\n##### {stage}\n{launch.render(record, paths, stage, after=before and f'<id of {before}>')}")
         if options.check:

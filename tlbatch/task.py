@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
 from tlbatch.job.cli import guarded
 from tlbatch.job.records import STAGES, StageName
+from tlbatch.job.world import read_world
 
 
 def run_stage(stage: StageName, run_dir: str) -> None:
@@ -18,11 +20,16 @@ def run_stage(stage: StageName, run_dir: str) -> None:
     sys.exit(_run(stage, Path(run_dir)))
 
 
-def _run(stage: StageName, run_dir: Path) -> int:
+def run_share(run_dir: str, number: int, total: int) -> None:
+    """Write one of several shares of the shards and leave by SystemExit; what submitit calls in an array task."""
+    sys.exit(_run("shard", Path(run_dir), share=(number, total)))
+
+
+def _run(stage: StageName, run_dir: Path, **options: object) -> int:
     """Import the stage by its name, which keeps this module light, and run it; the exit code."""
 
     def work(folder: Path) -> None:
-        importlib.import_module(f"tlbatch.{stage}").run(folder)
+        importlib.import_module(f"tlbatch.{stage}").run(folder, **options)
 
     return guarded(stage, work, run_dir)
 
@@ -32,7 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tlbatch.task", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--share", action="store_true", help="shard: write this task's share of the shards, no index")
     arguments = parser.parse_args()
+    if arguments.share:
+        world = read_world(os.environ)
+        run_share(str(arguments.run), world.rank, world.world_size)
     sys.exit(_run(arguments.stage, arguments.run))
 
 

@@ -1,5 +1,6 @@
 """Train: the phases of the job over the training split; validation chooses the checkpoint."""
 
+import itertools
 import json
 import logging
 import math
@@ -15,13 +16,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from tlbatch.data.loader import ImageSet, SplitDataset, load, load_for_prediction, num_workers, open_set
-from tlbatch.data.order import epoch_order, global_batches, share
+from tlbatch.data.order import State, num_batches, training_batches
 from tlbatch.data.views import View
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.files import digest_file
-from tlbatch.job.paths import RunPaths, set_paths, weights_file
+from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.records import Best, RunRecord, job_digest
 from tlbatch.job.stop import WAY_OUT, StopFlag
 from tlbatch.job.world import World, read_world
@@ -69,7 +70,7 @@ def run(run_dir: Path) -> None:
     """Train the run's model, unless that is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
-    images = open_set(set_paths(record.job))
+    images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
     once("train", paths, inputs, world, lambda: _join_and_train(record, images, paths, world))
 
@@ -93,7 +94,7 @@ def train(session: Session) -> None:
     """Run the phases one after another and keep the checkpoint that validates best."""
     if session.world.is_main:
         session.paths.metrics.unlink(missing_ok=True)
-    steps = -(-sum(session.images.manifest.counts["train"]) // session.job.train.batch_size)
+    steps = num_batches(session.images.manifest.num_images["train"], session.job.train.batch_size)
     best: Best | None = None
     in_run = 0
     for number, phase in enumerate(session.job.phase):
@@ -117,8 +118,12 @@ def train(session: Session) -> None:
 
 
 def _check_batches(job: Job, images: ImageSet, world: World) -> None:
-    num_train = sum(images.manifest.counts["train"])
-    smallest = num_train // -(-num_train // job.train.batch_size)
+    if images.manifest.tags:
+        raise UserError(
+            "data.tag_separator: the images have several tags, and train classifies into one; leave it empty"
+        )
+    num_train = images.manifest.num_images["train"]
+    smallest = num_train // num_batches(num_train, job.train.batch_size)
     if smallest < world.world_size:
         raise UserError(
             f"{num_train} training images in batches of {smallest} are too few for {world.world_size} ranks; "
@@ -137,9 +142,6 @@ def _check_weights(record: RunRecord) -> None:
 def _train_epoch(session: Session, running: RunningPhase, epoch: Epoch) -> float:
     """One pass over the training split; the mean loss over all ranks."""
     job, world = session.job, session.world
-    rows = session.images.split("train")
-    batches = global_batches(epoch_order(len(rows), seed=job.seed, epoch=epoch.in_run), job.train.batch_size)
-    shares = [share(batch, rank=world.rank, world_size=world.world_size) for batch in batches]
     view = View(
         size=session.model.spec.size,
         augment=job.train.augment,
@@ -147,19 +149,28 @@ def _train_epoch(session: Session, running: RunningPhase, epoch: Epoch) -> float
         seed=job.seed,
         epoch=epoch.in_run,
     )
-    dataset = SplitDataset(session.images.shards(), rows, view)
+    dataset = SplitDataset(session.images, "train", view)
+    state = State(job.seed, epoch.in_run, 0, session.images.manifest.index_digest)
+    sizes, shares = itertools.tee(
+        training_batches(
+            state, len(dataset), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
+        )
+    )
+    steps = num_batches(len(dataset), job.train.batch_size)
     total = torch.zeros((), device=session.accelerator.device)
     session.model.train()
     running.model.train()
     told = time.monotonic()
-    loaded = load(dataset, shares, workers=num_workers(job.train, world, session.accelerator.device.type))
-    for step, (batch, own) in enumerate(zip(batches, loaded, strict=True)):
+    loaded = load(
+        dataset, (own for _, own in shares), workers=num_workers(job.train, world, session.accelerator.device.type)
+    )
+    for step, ((size, _), own) in enumerate(zip(sizes, loaded, strict=True)):
         _stop_if_asked(session, epoch, step)
-        total += running.step(own.images, own.labels, global_size=len(batch))
+        total += running.step(own.images, own.labels, own.turns, global_size=size)
         if time.monotonic() - told > _TELL_S:
             told = time.monotonic()
-            log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, step + 1, len(batches))
-    mean = running.mean_over_ranks(total) / len(batches)
+            log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, step + 1, steps)
+    mean = running.mean_over_ranks(total) / steps
     if not math.isfinite(mean):
         raise UserError(
             f"the loss is {mean} in phase {epoch.phase} epoch {epoch.number}; "
@@ -182,11 +193,12 @@ def _stop_if_asked(session: Session, epoch: Epoch, step: int) -> None:
 def _validate(session: Session) -> Validation:
     """The job's metric and the log loss on the validation split, over all ranks, each image once."""
     world = session.world
-    rows = session.images.split("val")
+    rows = session.images.index[session.images.rows("val")]
     own: list[tuple[int, list[float]]] = []
     device = session.accelerator.device.type
     size = session.model.spec.size
-    for batch in load_for_prediction(session.images, "val", session.job.train, world, size=size, device=device):
+    loaded = load_for_prediction(session.images, "val", session.job.train, world, size=size, device=device, strict=True)
+    for batch in loaded:
         found = probabilities(session.model, batch.images, session.accelerator)
         own.extend(zip(batch.positions.tolist(), found.tolist(), strict=True))
     everyone = dict(gather_object(own))
@@ -210,7 +222,7 @@ def _tell(
     if not session.world.is_main:
         return
     metric = session.job.metric
-    num_images = sum(session.images.manifest.counts["train"])
+    num_images = session.images.manifest.num_images["train"]
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
     log.info(
         "phase %d epoch %d: loss %.4f, validation %s %s, %.0f images/s",

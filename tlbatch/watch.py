@@ -109,5 +109,10 @@ def print_scores(record: RunRecord, paths: RunPaths) -> None:
         best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""
         print(f"{metric:<16}{shown}{best}")
     print(f"test images     {report['n']}")
+    if report["num_errors"]:
+        print(f"not predicted   {report['num_errors']} test images could not be read, see predictions.csv")
+    for pair, num in report["audit"]["across"].items():
+        if num:
+            print(f"leak            {num} images of {pair} too, or nearly: the scores are not to be trusted")
     print(f"report          {paths.report_json}")
     print(f"leaderboard     {leaderboard(record.job)}")

@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_no_half_written_file(tiny: Path, tmp_path: Path) -> 
         pytest.skip("mounting is not allowed here")
     try:
         done = submit(tiny, f"workspace={small}", "data.resize=0", "--local")
-        left = [file.name for file in (small / "shards").iterdir() if not file.name.endswith(".lock")]
+        left = [file.name for file in (small / "shards").rglob("*") if file.is_file() and file.name != ".lock"]
     finally:
         subprocess.run(["umount", small], check=True)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -155,13 +155,16 @@ def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
     tiny: Path, slurm: SlurmCluster, two_local_ranks: Result
 ) -> None:
     assert two_local_ranks.returncode == 0
-    done = submit(tiny, "run=chain", "slurm.nodes=2", run=slurm.run)
+    done = submit(tiny, "run=chain", "slurm.nodes=2", "slurm.shard_tasks=2", "data.shard_images=8", run=slurm.run)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^job +\d+  shard, 2 shares$", done.stdout, re.MULTILINE)
     jobs = dict(re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE))
     assert list(jobs.values()) == ["shard", "train", "predict", "reduce"]
     assert slurm.job_field(list(jobs)[-1], "JobState") == "PENDING"
     assert set(slurm.wait(list(jobs), 240).values()) == {"COMPLETED"}
     logs = tiny / "space" / "runs" / "chain" / "logs"
+    shares = sorted(file for file in logs.glob("*_*_0_log.out") if "new images" in file.read_text("utf-8"))
+    assert [re.search(r"_(\d)_0_log", file.name)[1] for file in shares] == ["0", "1"]
     train_log = (logs / f"{list(jobs)[1]}_0_log.out").read_text("utf-8")
     assert "train 2 ranks on CPU, 1 threads each" in train_log
     assert predictions(tiny, "chain").equals(predictions(tiny, "local"))
@@ -212,7 +215,8 @@ def test_sbatch_runs_the_same_chain_in_one_allocation(tiny: Path, slurm: SlurmCl
     log = tiny / "batch.log"
     done = slurm.run(
         "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={log}",
-        "slurm/finetune.sh", *arguments(tiny, "run=batch"), cwd=ROOT, env={"TLBATCH_ENV": sys.prefix},
+        "slurm/finetune.sh", *arguments(tiny, "run=batch", "slurm.shard_tasks=2"), cwd=ROOT,
+        env={"TLBATCH_ENV": sys.prefix},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert slurm.wait([done.stdout.strip()], 240) == {done.stdout.strip(): "COMPLETED"}, log.read_text("utf-8")

@@ -16,7 +16,7 @@ from tlbatch import predict, reduce, shard, train
 from tlbatch.data.loader import open_set
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths, leaderboard, set_paths
+from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.world import World
 from tlbatch.model.backbones import build_backbone
@@ -53,6 +53,7 @@ def test_images_become_a_report_a_submission_and_a_row_of_the_leaderboard(make: 
     assert report["n"] == 9
     assert np.array(report["confusion"]).sum(axis=1).tolist() == [3, 3, 3]
     assert report["counts"] == {"train": [7, 7, 7], "val": [2, 2, 2], "test": [3, 3, 3]}
+    assert report["audit"]["across"] == {"val in train": 0, "test in train": 0, "test in val": 0}
     assert {"versions", "seeds", "digests", "per_class", "quadratic_kappa", "accuracy"} <= set(report)
     predictions = pd.read_csv(paths.report / "predictions.csv")
     assert predictions["key"].is_unique
@@ -137,7 +138,8 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         stage.run(paths.folder)
     (part,) = paths.predictions.iterdir()
     with np.load(part) as data:
-        rows, probabilities, header = data["rows"], data["probabilities"], json.loads(str(data["header"]))
+        whole = Part(data["rows"], data["probabilities"], data["errors"])
+        header = json.loads(str(data["header"]))
 
     def expect(says: str, *parts: Part, head: dict[str, str] = header) -> None:
         shutil.rmtree(paths.predictions)
@@ -146,22 +148,55 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         with pytest.raises(UserError, match=says):
             reduce.run(paths.folder)
 
-    whole = Part(rows, probabilities)
-    expect("1 images not predicted, the first is", Part(rows[1:], probabilities[1:]))
+    everything = np.arange(len(whole.rows))
+    expect("1 images not predicted, the first is", whole.chosen(everything[1:]))
     expect("15 images predicted twice", whole, whole)
     expect("of another weights", whole, head=header | {"weights": "0"})
-    expect(r"shape \(15, 2\), not \(15, 3\)", Part(rows, probabilities[:, :2]))
+    expect(r"shape \(15, 2\), not \(15, 3\)", Part(whole.rows, whole.probabilities[:, :2], whole.errors))
     expect("no predictions; run predict first")
     assert not paths.report_json.exists()
-    half = [Part(rows[8:], probabilities[8:]), Part(rows[:8], probabilities[:8]), Part.empty(3)]
+    half = [whole.chosen(everything[8:]), whole.chosen(everything[:8]), Part.empty(3)]
     for rank, one in enumerate(half):
         write_part(paths.predictions, one, header, rank=rank, world_size=3)
     reduce.run(paths.folder)
-    write_part(paths.predictions, Part(rows[:0], probabilities[:0]), header | {"more": "x"}, rank=2, world_size=3)
+    write_part(paths.predictions, whole.chosen(everything[:0]), header | {"more": "x"}, rank=2, world_size=3)
     with pytest.raises(UserError, match="reduce has finished here from another predictions"):
         reduce.run(paths.folder)
     in_three = (paths.report / "predictions.csv").read_bytes()
     assert in_three == (run_all(make("run=two")).report / "predictions.csv").read_bytes()
+
+
+def test_a_test_image_that_rots_after_training_is_an_error_row_and_not_scored(make: Callable[..., RunPaths]) -> None:
+    paths = make()
+    shard.run(paths.folder)
+    train.run(paths.folder)
+    images = open_set(paths.set_paths(paths.load().job))
+    row = images.index[images.rows("test")][4]
+    shard_file = images.shards[row["shard"]]
+    data = bytearray(shard_file.read_bytes())
+    data[int(row["offset"]) : int(row["offset"]) + 40] = bytes(40)
+    shard_file.write_bytes(data)
+    predict.run(paths.folder)
+    reduce.run(paths.folder)
+    report = report_of(paths)
+    assert (report["n"], report["num_errors"]) == (8, 1)
+    predictions = pd.read_csv(paths.report / "predictions.csv")
+    (lost,) = predictions[predictions["error"].notna()].to_dict("records")
+    assert lost["key"] == row["key"].decode()
+    assert np.isnan(lost["p_red"])
+    submission = pd.read_csv(paths.report / "submission.csv")
+    assert (len(submission), int(submission["label"].isna().sum())) == (9, 1)
+
+
+def test_images_with_several_tags_are_sharded_but_not_trained_on(make: Callable[..., RunPaths], tmp_path: Path) -> None:
+    make("run=any")
+    labels = tmp_path / "labels.csv"
+    lines = [f"red{number},{'warm ' if number % 2 else ''}red" for number in range(12)]
+    labels.write_text("\n".join(["image,level", *lines]), encoding="utf-8")
+    paths = make("data.source=csv", f"data.labels={labels}", "data.tag_separator=' '", "data.split.val=0")
+    shard.run(paths.folder)
+    with pytest.raises(UserError, match=r"data\.tag_separator: the images have several tags"):
+        train.run(paths.folder)
 
 
 def test_bfloat16_trains_and_predicts_on_a_cpu_too(make: Callable[..., RunPaths]) -> None:
@@ -203,4 +238,4 @@ def test_fewer_images_in_a_batch_than_ranks_are_refused(make: Callable[..., RunP
     shard.run(paths.folder)
     job = paths.load().job
     with pytest.raises(UserError, match="21 training images in batches of 1 are too few for 2 ranks"):
-        train._check_batches(job, open_set(set_paths(job)), World(world_size=2))
+        train._check_batches(job, open_set(paths.set_paths(job)), World(world_size=2))

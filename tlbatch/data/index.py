@@ -1,22 +1,47 @@
-"""The index of a set: one row an image, mapped into memory."""
+"""The index of a set: one row an image and split, mapped into memory."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.job.config import SplitName
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file
-from tlbatch.job.records import SPLITS, SplitName
+from tlbatch.job.records import SPLITS
 
+_CHUNK = 100_000
 Index = npt.NDArray[np.void]
 """Structured array, one row an image: see `index_dtype`."""
 
 
-def index_dtype(*, key_bytes: int, group_bytes: int) -> np.dtype[np.void]:
-    """Columns of the index; keys and groups in UTF-8, offset and size in bytes of the image in its shard."""
+@dataclass(frozen=True)
+class Rows:
+    """Which images of a list are in which split: an image may be in several, or in none."""
+
+    image: npt.NDArray[np.int64]
+    """Number of the image, (rows,)."""
+    split: npt.NDArray[np.int64]
+    """Number in `SPLITS`, (rows,)."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def chosen(self, some: npt.NDArray[np.bool_]) -> "Rows":
+        """Some of the rows."""
+        return Rows(self.image[some], self.split[some])
+
+
+def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int) -> np.dtype[np.void]:
+    """Columns of the index.
+
+    Keys and groups are in UTF-8; offset and size are bytes of the image in its shard; a label is the number of a
+    class, or -1 with tags; tags are numbers of classes, -1 where there are fewer; content is the XXH3-128 of the
+    image's bytes; plain says that `tlbatch.data.decode.decode_plain` can read it.
+    """
     return np.dtype(
         [
             ("key", f"S{max(1, key_bytes)}"),
@@ -25,20 +50,29 @@ def index_dtype(*, key_bytes: int, group_bytes: int) -> np.dtype[np.void]:
             ("offset", "<i8"),
             ("size", "<i8"),
             ("label", "<i4"),
+            ("tags", "<i4", (num_tags,)),
             ("split", "<i1"),
-            ("content", "S64"),
+            ("plain", "?"),
+            ("content", "S32"),
         ]
     )
 
 
-def write_index(path: Path, rows: Iterable[tuple[object, ...]]) -> Index:
-    """Write the index, sorted as the rows are."""
-    table = list(rows)
-    longest = [max((len(row[column]) for row in table), default=1) for column in (0, 1)]  # type: ignore[arg-type]
-    index = np.array(table, dtype=index_dtype(key_bytes=longest[0], group_bytes=longest[1]))
+def new_index(keys: Sequence[str], groups: Sequence[str], *, num_tags: int) -> Index:
+    """An index with its keys and groups, the other columns to be filled."""
+    longest = [max((len(text.encode()) for text in column), default=1) for column in (keys, groups)]
+    index = np.zeros(len(keys), index_dtype(key_bytes=longest[0], group_bytes=longest[1], num_tags=num_tags))
+    for name, column in (("key", keys), ("group", groups)):
+        for start in range(0, len(column), _CHUNK):
+            some = column[start : start + _CHUNK]
+            index[name][start : start + _CHUNK] = [text.encode() for text in some]
+    return index
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Write the index, sorted as it is."""
     with atomic_file(path) as file:
         np.save(file, index, allow_pickle=False)
-    return index
 
 
 def read_index(path: Path) -> Index:
@@ -56,11 +90,15 @@ def read_index(path: Path) -> Index:
     return index
 
 
+def split_rows(index: Index, split: SplitName) -> npt.NDArray[np.int64]:
+    """Numbers of the rows of one split, in order."""
+    return np.flatnonzero(index["split"] == SPLITS.index(split))
+
+
 def digest_split(index: Index, split: SplitName) -> str:
     """SHA-256 of keys, labels and contents of one split, in the order of the keys."""
-    rows = index[index["split"] == SPLITS.index(split)]
-    rows = rows[np.argsort(rows["key"])]
     sha = hashlib.sha256()
-    for row in rows:
-        sha.update(b"%b\0%d\0%b\n" % (row["key"], row["label"], row["content"]))
+    for row in index[split_rows(index, split)]:
+        labels = row["label"] if row["tags"].size == 0 else row["tags"].tobytes().hex()
+        sha.update(f"{row['key'].decode()}\0{labels}\0{row['content'].decode()}\n".encode())
     return sha.hexdigest()

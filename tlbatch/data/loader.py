@@ -4,27 +4,30 @@ import atexit
 import functools
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tlbatch.data.decode import UnreadableImageError, decode
-from tlbatch.data.index import Index, read_index
+from tlbatch.data.decode import UnreadableImageError
+from tlbatch.data.index import Index, read_index, split_rows
 from tlbatch.data.order import Positions, prediction_batches
 from tlbatch.data.sources import name_of
+from tlbatch.data.staging import stage_locally
 from tlbatch.data.views import View
-from tlbatch.job.config import Train
+from tlbatch.job.config import Slurm, SplitName, Train
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import SetPaths
-from tlbatch.job.records import SPLITS, Manifest, SplitName, load_record
-from tlbatch.job.stop import ignore_in_worker
+from tlbatch.job.records import Manifest, load_record
+from tlbatch.job.stop import ignore_in_worker, signals_held
 from tlbatch.job.world import World
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
 class Batch(NamedTuple):
@@ -33,9 +36,13 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """uint8, (n, size, size, 3)."""
     labels: torch.Tensor
-    """int64, (n,)."""
+    """int64, (n,); with tags (n, tags), -1 where there are fewer."""
     positions: torch.Tensor
     """int64, (n,): row of each image in its split."""
+    turns: torch.Tensor
+    """uint8, (n,): the symmetry of the square that is still to be applied, see `tlbatch.model.classifier.turned`."""
+    errors: dict[int, str]
+    """Cause by place in the batch, for images that could not be read; their pixels are black."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +50,22 @@ class ImageSet:
     """A sharded set, opened."""
 
     manifest: Manifest
-    index: Index
-    folder: Path
+    paths: SetPaths
+    shards: tuple[Path, ...]
+    """The tars in the order of the index's numbers."""
 
-    def split(self, name: SplitName) -> Index:
-        """Rows of one split in the order of the index."""
-        return self.index[self.split_mask(name)]
+    @property
+    def index(self) -> Index:
+        """All rows, mapped into memory."""
+        return read_index(self.paths.index_file)
 
-    def split_mask(self, name: SplitName) -> npt.NDArray[np.bool_]:
-        """Which rows of the index belong to a split, of shape (rows of the index,)."""
-        mask: npt.NDArray[np.bool_] = self.index["split"] == SPLITS.index(name)
-        return mask
-
-    def shards(self) -> tuple[Path, ...]:
-        """The tars in the order of the index's numbers."""
-        return tuple(self.folder / shard.name for shard in self.manifest.shards)
+    def rows(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Numbers of the rows of one split in the order of the index."""
+        return split_rows(self.index, split)
 
 
-def open_set(paths: SetPaths) -> ImageSet:
-    """Open a set and compare the size of every shard with the manifest.
+def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:
+    """Open a set and compare the size of every shard with the manifest; copy the shards to this node if asked to.
 
     Raises
     ------
@@ -75,47 +79,125 @@ def open_set(paths: SetPaths) -> ImageSet:
         if size != shard.size:
             was = "missing" if size is None else f"{size} bytes, not {shard.size}"
             raise UserError(f"{path}: {was}; remove the folder {paths.folder} and submit again")
-    return ImageSet(manifest, read_index(paths.index), paths.folder)
+    shards = tuple(paths.shard(shard.name) for shard in manifest.shards)
+    return ImageSet(manifest, paths, stage_locally(shards, slurm.local_folder) if slurm else shards)
 
 
 class SplitDataset(Dataset[Batch]):
-    """The images of one split through one view; asked for whole batches at a time."""
+    """The images of one split through one view; asked for whole batches at a time.
 
-    def __init__(self, shards: Sequence[Path], rows: Index, view: View) -> None:
-        self._shards = tuple(shards)
-        self._rows = rows
+    Parameters
+    ----------
+    strict
+        Raise where an image cannot be read; otherwise say so in ``Batch.errors``.
+    """
+
+    def __init__(self, images: ImageSet, split: SplitName, view: View, *, strict: bool = True) -> None:
+        self._images = images
+        self._rows = images.rows(split)
         self._view = view
+        self._strict = strict
+        self._index: Index | None = None
         self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
-        """Read, decode and view some images."""
-        rows = self._rows[np.asarray(positions, dtype=np.int64)]
-        images = np.empty((len(rows), self._view.size, self._view.size, 3), dtype=np.uint8)
-        for place, (row, position) in enumerate(zip(rows, positions, strict=True)):
-            images[place] = self._view.apply(self._decode(row), int(position))
-        labels = torch.from_numpy(rows["label"].astype(np.int64))
-        return Batch(torch.from_numpy(images), labels, torch.as_tensor(positions, dtype=torch.int64))
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker that is not forked maps the index and opens the shards for itself."""
+        return self.__dict__ | {"_index": None, "_open": {}}
 
-    def _decode(self, row: np.void) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        shard, size = int(row["shard"]), int(row["size"])
-        if shard not in self._open:
-            self._open[shard] = os.open(self._shards[shard], os.O_RDONLY)
-        data = os.pread(self._open[shard], size, int(row["offset"]))
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """Read, decode and view some images.
+
+        Raises
+        ------
+        UserError
+            When one cannot be read and the dataset is strict.
+        """
+        rows = self._look_up(positions)
+        size = self._view.size
+        images = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
+        turns = np.zeros(len(rows), dtype=np.uint8)
+        errors: dict[int, str] = {}
+        for place, (row, position) in enumerate(zip(rows, positions, strict=True)):
+            try:
+                images[place], turns[place] = self._view.read(self.read(row), int(position), plain=bool(row["plain"]))
+            except UnreadableImageError as error:
+                if self._strict:
+                    raise UserError(self._lost(row, error)) from None
+                errors[place] = str(error)
+        labels = rows["tags"] if rows["tags"].shape[1] else rows["label"]
+        return Batch(
+            torch.from_numpy(images),
+            torch.from_numpy(labels.astype(np.int64)),
+            torch.as_tensor(positions, dtype=torch.int64),
+            torch.from_numpy(turns),
+            errors,
+        )
+
+    def will_need(self, positions: Sequence[int]) -> None:
+        """Let the kernel begin to read some images."""
+        for row in self._look_up(positions):
+            os.posix_fadvise(self._descriptor(row), int(row["offset"]), int(row["size"]), os.POSIX_FADV_WILLNEED)
+
+    def read(self, row: np.void) -> bytes:
+        """The bytes of an image file.
+
+        Raises
+        ------
+        UnreadableImageError
+            When the shard is shorter than it was, or the disk fails.
+        """
         try:
-            return decode(data, short_side=self._view.size)
-        except UnreadableImageError as error:
-            name = name_of(row["key"].decode())
-            raise UserError(
-                f"{self._shards[shard]}: image {name} can no longer be read ({error}); "
-                f"remove the folder {self._shards[shard].parent} and submit again"
-            ) from None
+            data = os.pread(self._descriptor(row), int(row["size"]), int(row["offset"]))
+        except OSError as error:
+            raise UnreadableImageError(error.strerror or str(error)) from None
+        if len(data) != row["size"]:
+            raise UnreadableImageError(f"{len(data)} bytes are left of {row['size']}")
+        return data
+
+    def _look_up(self, positions: Sequence[int]) -> Index:
+        if self._index is None:
+            self._index = self._images.index
+        found: Index = self._index[self._rows[np.asarray(positions, dtype=np.int64)]]
+        return found
+
+    def _descriptor(self, row: np.void) -> int:
+        shard = int(row["shard"])
+        if shard not in self._open:
+            self._open[shard] = os.open(self._images.shards[shard], os.O_RDONLY)
+        return self._open[shard]
+
+    def _lost(self, row: np.void, error: UnreadableImageError) -> str:
+        shard = self._images.shards[int(row["shard"])]
+        return (
+            f"{shard}: image {name_of(row['key'].decode())} can no longer be read ({error}); "
+            f"remove the folder {self._images.paths.folder} and submit again"
+        )
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+
+
+class _Batches:
+    """The given batches; while one is used, the kernel reads the next."""
+
+    def __init__(self, dataset: SplitDataset, batches: Iterable[Positions]) -> None:
+        self._dataset = dataset
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        before: list[int] | None = None
+        for batch in self._batches:
+            positions = batch.tolist()
+            self._dataset.will_need(positions)
+            if before is not None:
+                yield before
+            before = positions
+        if before is not None:
+            yield before
 
 
 def num_workers(train: Train, world: World, device: str) -> int:
@@ -125,21 +207,25 @@ def num_workers(train: Train, world: World, device: str) -> int:
     return max(1, world.num_threads - 1) if device == "cuda" else 0
 
 
-def load(dataset: SplitDataset, batches: Sequence[Positions], *, workers: int) -> Iterator[Batch]:
+def load(
+    dataset: SplitDataset, batches: Iterable[Positions], *, workers: int, start_method: StartMethod = "fork"
+) -> Iterator[Batch]:
     """The given batches in the given order, for any number of workers."""
     if workers:
         _kill_workers_at_exit()
     loader: DataLoader[Batch] = DataLoader(
         dataset,
-        batch_sampler=[batch.tolist() for batch in batches],
+        batch_sampler=_Batches(dataset, batches),
         num_workers=workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # __getitems__ has made the batch
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_in_worker,
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=start_method if workers else None,
     )
+    with signals_held():
+        loaded = iter(loader)
     try:
-        yield from loader
+        yield from loaded
     except UserError as error:  # from a worker torch wraps it in a traceback; its own text is the last line
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
@@ -147,12 +233,13 @@ def load(dataset: SplitDataset, batches: Sequence[Positions], *, workers: int) -
 
 
 def load_for_prediction(
-    images: ImageSet, split: SplitName, train: Train, world: World, *, size: int, device: str
+    images: ImageSet, split: SplitName, train: Train, world: World, *, size: int, device: str, strict: bool
 ) -> Iterator[Batch]:
     """Read the share of this rank in a split: over all ranks every image once, as it is predicted."""
-    rows = images.split(split)
-    batches = prediction_batches(len(rows), batch_size=train.batch_size, rank=world.rank, world_size=world.world_size)
-    dataset = SplitDataset(images.shards(), rows, View(size=size))
+    dataset = SplitDataset(images, split, View(size=size), strict=strict)
+    batches = prediction_batches(
+        len(dataset), batch_size=train.batch_size, rank=world.rank, world_size=world.world_size
+    )
     return load(dataset, batches, workers=num_workers(train, world, device))
 
 

@@ -6,6 +6,7 @@ a grader whose errors are of a known size. It is for trying and testing the whol
 
 import argparse
 import multiprocessing
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -157,8 +158,10 @@ def _draw_all(todo: Sequence[Photograph], *, folder: Path, seed: int, side: int,
 
 def _write(photograph: Photograph, *, folder: Path, seed: int, side: int) -> None:
     pixels = draw(seed, photograph.patient, photograph.eye_side, grade=photograph.truth, side=side)
-    with atomic_file(folder / f"{photograph.name}.jpeg") as file:
+    path = folder / f"{photograph.name}.jpeg"
+    with atomic_file(path) as file:
         Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, comment=_COMMENT)
+    os.utime(path, (0, 0))  # drawn again, it is still the same source
 
 
 def _table(rows: Iterable[tuple[str, int]]) -> str:

@@ -1,39 +1,80 @@
-"""Labelled images as their owners keep them: class folders, or a CSV file beside a folder."""
+"""Labelled images as their owners keep them, listed in one order with one digest."""
 
-import csv
+import hashlib
+import io
 import itertools
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from PIL import Image
 
 from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_of
+from tlbatch.job.records import Rejected
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Labelled:
     """One image of a source."""
 
     key: str
-    path: Path
+    path: str
+    """The file that holds it."""
     label: str
     group: str
+    part: str
+    """What the source calls its split, or nothing."""
+    stamp: int
+    """64-bit hash of key, label, and the file's size and time: another value means that it must be read again."""
+    offset: int = 0
+    """Place in the file, in bytes, or as the number of an image of an IDX file."""
+    size: int = -1
+    """Bytes in the file; -1: the whole file."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image as a source has it, before its key and group are made."""
+
+    name: str
+    path: str
+    label: str
+    group: str = ""
+    part: str = ""
+    offset: int = 0
+    size: int = -1
 
 
 @dataclass(frozen=True)
 class Source:
-    """All labelled images, sorted by key, with the classes in their order."""
+    """All usable images, sorted by key, with the classes in their order."""
 
     images: tuple[Labelled, ...]
     classes: tuple[str, ...]
     columns: tuple[str, str]
     digest: str
-    """Of keys, labels, groups, file sizes and times: another value means that the source has changed."""
+    """Of keys, labels, groups, parts, file sizes and times: another value means that the source has changed."""
+    rejected: tuple[Rejected, ...]
+    pixels: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """Of the IDX files: (images, height, width)."""
+
+    def read(self, image: Labelled) -> bytes:
+        """The bytes of an image file."""
+        if image.path in self.pixels:
+            buffer = io.BytesIO()
+            Image.fromarray(self.pixels[image.path][image.offset]).save(buffer, "PNG")
+            return buffer.getvalue()
+        with open(image.path, "rb") as file:  # noqa: PTH123 (a Path an image would cost more than the opening)
+            file.seek(image.offset)
+            return file.read(image.size)
 
 
 def key_of(name: str) -> str:
@@ -41,111 +82,139 @@ def key_of(name: str) -> str:
 
     WebDataset ends a key at the first dot of the member's name, so dots are quoted too.
     """
-    return quote(name, safe="/").replace(".", "%2E")
+    return quote(name, safe="/", errors="surrogateescape").replace(".", "%2E")
 
 
 def name_of(key: str) -> str:
     """The name that `key_of` made the key of."""
-    return unquote(key)
+    return unquote(key, errors="surrogateescape")
 
 
-def read_source(data: Data, images: Path, labels: Path | None) -> Source:
-    """List the images of a folder with their labels.
+def make_source(
+    found: Iterable[Found],
+    data: Data,
+    rejected: list[Rejected],
+    *,
+    columns: tuple[str, str],
+    folders: Iterable[str] = (),
+    pixels: dict[str, npt.NDArray[np.uint8]] | None = None,
+) -> Source:
+    """Give every image its key and group, sort by key, and check labels and classes.
+
+    Parameters
+    ----------
+    rejected
+        What the listing left out already; what is left out here is added.
+    folders
+        Classes that exist whether they have images or not.
 
     Raises
     ------
     UserError
-        When the folder or file is missing, a label has no image, a key or a class is doubled, a class is empty,
-        or there are fewer than two classes.
+        When more is rejected than ``data.max_rejected``, a class is empty, or there are fewer than two classes.
     """
-    if not images.is_dir():
-        raise UserError(f"{images}: no such folder of images; set data.images=PATH")
-    named = list(_from_folders(images) if labels is None else _from_csv(images, labels, data))
-    found = sorted(
-        (Labelled(key_of(name), path, label, _group(name, data.group_pattern)) for name, path, label in named),
-        key=lambda image: image.key,
-    )
-    _refuse_doubled_keys(found)
-    classes = data.classes or _in_order({image.label for image in found} | _class_folders(images, labels))
-    _check_classes(found, classes, where=labels or images)
-    columns = ("image", "label") if labels is None else (data.key_column, data.label_column)
-    return Source(tuple(found), classes, columns, _digest(found))
+    images = sorted(_labelled(found, data, rejected), key=lambda image: image.key)
+    images = list(_without_doubles(images, rejected))
+    classes = data.classes or _in_order(_used(images, data) | set(folders))
+    known = set(classes)
+    images = [image for image in images if _has_known_label(image, known, data, rejected)]
+    check_rejected(rejected, data)
+    _check_classes(_used(images, data), classes, data)
+    return Source(tuple(images), classes, columns, _digest(images), tuple(rejected), pixels or {})
 
 
-def _from_folders(images: Path) -> Iterator[tuple[str, Path, str]]:
-    for path in _image_files(images):
-        relative = path.relative_to(images)
-        if len(relative.parts) < 2:
-            raise UserError(f"{path}: lies outside of a class folder; move it into {images}/<class>/")
-        yield relative.with_suffix("").as_posix(), path, relative.parts[0]
+def _used(images: Iterable[Labelled], data: Data) -> set[str]:
+    return {tag for label in {image.label for image in images} for tag in tags_of(label, data)}
 
 
-def _class_folders(images: Path, labels: Path | None) -> set[str]:
-    """Folders count as classes even when empty, so that an empty one is noticed."""
-    if labels is not None:
-        return set()
-    return {folder.name for folder in images.iterdir() if folder.is_dir() and not folder.name.startswith(".")}
+def tags_of(label: str, data: Data) -> tuple[str, ...]:
+    """The classes that a label names: itself, or its tags."""
+    if not data.tag_separator:
+        return (label,) if label else ()
+    return tuple(dict.fromkeys(tag.strip() for tag in label.split(data.tag_separator) if tag.strip()))
 
 
-def _from_csv(images: Path, labels: Path, data: Data) -> Iterator[tuple[str, Path, str]]:
-    files: dict[str, Path] = {}
-    for path in _image_files(images):
-        name = path.relative_to(images).with_suffix("").as_posix()
-        if name in files:
-            raise UserError(f"{files[name]} and {path}: same name with two endings; remove one")
-        files[name] = path
-    by_stem = {Path(name).name: path for name, path in files.items()}
-    for line, row in _rows(labels, data):
-        name, label = row[data.key_column].strip(), row[data.label_column].strip()
-        stem = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in ENDINGS else name
-        found = files.get(stem) or by_stem.get(stem)
-        if found is None:
-            raise UserError(f"{labels}:{line}: no image named {name} below {images}; add it or remove the line")
-        if not label:
-            raise UserError(
-                f"{labels}:{line}: {name} has no label in column {data.label_column}; add it or remove the line"
-            )
-        yield stem, found, label
+def coded(values: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Number each value by the order in which the different ones first come; the numbers, and the different ones."""
+    numbers: dict[str, int] = {}
+    codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64)
+    return codes, list(numbers)
 
 
-def _rows(labels: Path, data: Data) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with labels.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for field, column in (("key_column", data.key_column), ("label_column", data.label_column)):
-                if column not in (reader.fieldnames or ()):
-                    have = ", ".join(reader.fieldnames or ())
-                    raise UserError(f"{labels}: no column {column} (it has {have}); set data.{field}=NAME")
-            for row in reader:
-                if row[data.key_column] is None or row[data.label_column] is None:
-                    raise UserError(f"{labels}:{reader.line_num}: too few columns; mend the line")
-                yield reader.line_num, row
-    except FileNotFoundError:
-        raise UserError(f"{labels}: no such labels file; set data.labels=PATH") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{labels}: not a CSV file in UTF-8 ({error}); convert it") from None
+def check_rejected(rejected: list[Rejected], data: Data) -> None:
+    """Stop when more is left out than the job allows.
+
+    Raises
+    ------
+    UserError
+        With the first cause and the limit that would allow all so far.
+    """
+    if len(rejected) > data.max_rejected:
+        first = rejected[0]
+        raise UserError(
+            f"{first.key}: {first.cause}; mend or remove it, or let unusable images be listed and left out with "
+            f"data.max_rejected={len(rejected)}"
+        )
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
-            yield path
+def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> Iterator[Labelled]:
+    times: dict[str, tuple[int, int]] = {}
+    labels: dict[str, str] = {}  # one string a label, not one an image
+    pattern = re.compile(data.group_pattern) if data.group_pattern else None
+    for one in found:
+        key = key_of(one.name)
+        try:
+            size, time = _size_and_time(one.path, times, shared=one.size >= 0 or one.offset > 0)
+        except OSError as error:
+            rejected.append(Rejected(key=key, cause=f"{one.path}: {error.strerror}"))
+            continue
+        group = one.group or key
+        if pattern is not None and not one.group:
+            match = pattern.search(one.name)
+            if match is None or not match.group(1):
+                raise UserError(
+                    f"{one.name}: data.group_pattern {data.group_pattern!r} does not match this image name; "
+                    "mend the pattern"
+                )
+            group = match.group(1)
+        stamp = xxhash.xxh3_64_intdigest(
+            f"{key}\0{one.label}\0{size}\0{time}\0{one.offset}".encode(errors="surrogateescape")
+        )
+        label = labels.setdefault(one.label, one.label)
+        yield Labelled(key, one.path, label, group, one.part, stamp, one.offset, one.size)
 
 
-def _group(name: str, pattern: str) -> str:
-    if not pattern:
-        return name
-    match = re.search(pattern, name)
-    if match is None or match.group(1) is None:
-        raise UserError(f"{name}: data.group_pattern {pattern!r} does not match this image name; mend the pattern")
-    return match.group(1)
+def _size_and_time(path: str, times: dict[str, tuple[int, int]], *, shared: bool) -> tuple[int, int]:
+    if path in times:
+        return times[path]
+    status = os.stat(path)  # noqa: PTH116 (a Path an image would cost more than the call)
+    found = status.st_size, status.st_mtime_ns
+    if shared:
+        times[path] = found
+    return found
 
 
-def _refuse_doubled_keys(images: list[Labelled]) -> None:
-    for one, other in itertools.pairwise(images):
-        if one.key == other.key:
-            raise UserError(f"{one.path} and {other.path}: both have the key {one.key}; rename or remove one")
+def _without_doubles(images: list[Labelled], rejected: list[Rejected]) -> Iterator[Labelled]:
+    """One image a key; none where the labels differ, for nobody can say which is right."""
+    for _, group in itertools.groupby(images, key=lambda image: image.key):
+        same = list(group)
+        agreed = len({image.label for image in same}) == 1
+        if agreed:
+            yield same[0]
+        for image in same[1 if agreed else 0 :]:
+            why = "the key is there twice" if agreed else "the key is there twice, with two labels"
+            rejected.append(Rejected(key=image.key, cause=f"{why} ({same[0].path} and {same[-1].path})"))
+
+
+def _has_known_label(image: Labelled, classes: set[str], data: Data, rejected: list[Rejected]) -> bool:
+    tags = tags_of(image.label, data)
+    unknown = [tag for tag in tags if tag not in classes]
+    if not tags:
+        rejected.append(Rejected(key=image.key, cause="has no label"))
+    elif unknown:
+        cause = f"has the label {unknown[0]!r}, which data.classes does not list"
+        rejected.append(Rejected(key=image.key, cause=cause))
+    return bool(tags) and not unknown
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
@@ -154,16 +223,10 @@ def _in_order(labels: set[str]) -> tuple[str, ...]:
     return tuple(sorted(labels))
 
 
-def _check_classes(images: list[Labelled], classes: tuple[str, ...], *, where: Path) -> None:
-    if not images:
-        raise UserError(f"{where}: no labelled image found ({', '.join(sorted(ENDINGS))}); set data.images=PATH")
-    used = {image.label for image in images}
-    unknown = sorted(used - set(classes))
-    if unknown:
-        example = next(image for image in images if image.label == unknown[0])
-        raise UserError(
-            f"{where}: {example.key} has the label {unknown[0]!r}, which data.classes does not list; add it there"
-        )
+def _check_classes(used: set[str], classes: tuple[str, ...], data: Data) -> None:
+    where = data.labels or data.images or data.source
+    if not used:
+        raise UserError(f"{where}: no labelled image found; set data.images=PATH, or another data.source")
     empty = [name for name in classes if name not in used]
     if empty:
         raise UserError(f"{where}: class {empty[0]!r} has no images; add some, or remove the class")
@@ -172,5 +235,7 @@ def _check_classes(images: list[Labelled], classes: tuple[str, ...], *, where: P
 
 
 def _digest(images: list[Labelled]) -> str:
-    stats = [(image, image.path.stat()) for image in images]
-    return digest_of([[i.key, i.label, i.group, s.st_size, s.st_mtime_ns] for i, s in stats])
+    sha = hashlib.sha256()
+    for image in images:
+        sha.update(f"{image.key}\0{image.stamp}\0{image.group}\0{image.part}\n".encode(errors="surrogateescape"))
+    return sha.hexdigest()

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from tlbatch.data.decode import Rgb
+from tlbatch.data.decode import Rgb, decode, decode_plain, plain_size, reduction, resized
 
 Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -21,27 +21,65 @@ class View:
     seed: int = 0
     epoch: int = 0
 
-    def apply(self, rgb: Rgb, sample: int) -> Rgb:
-        """Crop, scale and turn one image.
+    def read(self, data: bytes, sample: int, *, plain: bool) -> tuple[Rgb, int]:
+        """Decode an image just large enough, crop and scale it, and say how it is to be turned.
 
         Parameters
         ----------
-        rgb
-            uint8 array of shape (height, width, 3).
+        data
+            The bytes of an image file.
         sample
             Number of the image; with seed and epoch it keys all randomness.
+        plain
+            Whether it is an upright RGB or grey JPEG.
 
         Returns
         -------
-        uint8 array of shape (size, size, 3).
+        uint8 array of shape (size, size, 3), and the number of a symmetry of the square (see `turned`): turning is
+        left to the device.
+
+        Raises
+        ------
+        UnreadableImageError
+            When the data are not the image they were.
         """
         generator = np.random.Generator(
             np.random.Philox(key=np.array([self.seed, self.epoch], dtype=np.uint64), counter=[0, 0, sample, 1])
         )
-        height, width = rgb.shape[:2]
-        box = _centre(width, height) if self.crop_scale == 1 else _random_box(width, height, self.crop_scale, generator)
-        square = Image.fromarray(rgb).resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-        return _turned(np.asarray(square), self.augment, generator)
+        if plain:
+            width, height = plain_size(data)
+            box = self._box(width, height, generator)
+            factor = reduction(min(box[2] - box[0], box[3] - box[1]), self.size)
+            rgb = decode_plain(data, (width, height), factor=factor)
+        else:
+            rgb = decode(data)
+            height, width = rgb.shape[:2]
+            box = self._box(width, height, generator)
+        return self._cropped(rgb, box, (width, height)), self._turn(generator)
+
+    def _box(self, width: int, height: int, generator: np.random.Generator) -> Box:
+        if self.crop_scale == 1:
+            return _centre(width, height)
+        return _random_box(width, height, self.crop_scale, generator)
+
+    def _cropped(self, rgb: Rgb, box: Box, size: tuple[int, int]) -> Rgb:
+        across, down = rgb.shape[1] / size[0], rgb.shape[0] / size[1]  # the image may have been decoded smaller
+        left, right = _snapped(box[0] * across, box[2] * across, rgb.shape[1])
+        top, bottom = _snapped(box[1] * down, box[3] * down, rgb.shape[0])
+        if (bottom - top, right - left) == (self.size, self.size):
+            return rgb[top:bottom, left:right]
+        return resized(rgb[top:bottom, left:right], (self.size, self.size))
+
+    def _turn(self, generator: np.random.Generator) -> int:
+        if self.augment == "none":
+            return 0
+        mirrored = int(generator.random() < 0.5)
+        return mirrored + 2 * int(generator.integers(4)) if self.augment == "d4" else mirrored
+
+
+def _snapped(start: float, stop: float, length: int) -> tuple[int, int]:
+    first = min(max(0, round(start)), length - 1)
+    return first, max(first + 1, min(length, round(stop)))
 
 
 def _centre(width: int, height: int) -> Box:
@@ -57,11 +95,3 @@ def _random_box(width: int, height: int, least: float, generator: np.random.Gene
     w, h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
     left, top = generator.uniform(0, width - w), generator.uniform(0, height - h)
     return float(left), float(top), float(left + w), float(top + h)
-
-
-def _turned(rgb: Rgb, augment: Literal["none", "flip", "d4"], generator: np.random.Generator) -> Rgb:
-    if augment == "none":
-        return rgb
-    if generator.random() < 0.5:
-        rgb = rgb[:, ::-1]
-    return np.rot90(rgb, k=int(generator.integers(4))) if augment == "d4" else rgb

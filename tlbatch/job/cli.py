@@ -68,7 +68,15 @@ def _record_failure(stage: StageName, world: World, run_dir: Path, message: str,
         logging.getLogger(__name__).warning("the cause could not be kept in %s: %s", paths.folder, error)
 
 
-def once(stage: StageName, paths: RunPaths, inputs: dict[str, str], world: World, work: Callable[[], None]) -> None:
+def once(
+    stage: StageName,
+    paths: RunPaths,
+    inputs: dict[str, str],
+    world: World,
+    work: Callable[[], None],
+    *,
+    outputs: dict[str, str] | None = None,
+) -> None:
     """Do the work of a stage unless its marker says that it is done; write the marker last.
 
     Raises
@@ -95,5 +103,7 @@ def once(stage: StageName, paths: RunPaths, inputs: dict[str, str], world: World
     work()
     if world.is_main:
         seconds = time.monotonic() - start
-        Marker(stage=stage, inputs=inputs, world_size=world.world_size, seconds=seconds).save(marker)
+        Marker(stage=stage, inputs=inputs, outputs=outputs or {}, world_size=world.world_size, seconds=seconds).save(
+            marker
+        )
         log.info("finished in %.0f s", seconds)

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Triple = tuple[float, float, float]
 Metric = Literal["quadratic_kappa", "accuracy"]
+SplitName = Literal["train", "val", "test"]
+StepName = Literal["fundus_crop", "local_average", "clahe"]
+Recipe = Literal["retinopathy-lr", "retinopathy-dl", "flowers17", "dogs-vs-cats"]
 
 
 class Section(BaseModel):
@@ -26,20 +29,45 @@ class Section(BaseModel):
 class Split(Section):
     """Which images train, validate and test."""
 
-    method: Literal["hash", "stratified"] = "stratified"
-    """stratified: exact shares of every class, for a data set that is complete; hash: a group's split depends on
-    its name alone, so it never changes as data are added."""
+    method: Literal["stratified", "hash", "given", "as-published"] = "stratified"
+    """stratified: equal shares of every class, new groups fill what is short; hash: a group's split depends on its
+    name alone; given: as the source says; as-published: as a published system did, leaks included."""
     val: Fraction = 0.1
     """Share of the images for validation (choice of the checkpoint)."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the images for the test, read once, by predict."""
     salt: str = "tlbatch"
     """Another salt gives another split."""
+    folds: Annotated[int, Field(ge=0)] = 0
+    """Number of folds that take turns as the test split, in place of test; 0: none."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which fold tests, from 0."""
+    column: str = ""
+    """Column of the labels file that names the split (given); empty: the first folder, or the part of an IDX file."""
+    names: dict[str, SplitName] = {}
+    """What the source calls a split (given), e.g. { valid = "test" }, beside train, val, valid, validation and test."""
+    files: dict[SplitName, Path] = {}
+    """Text files that list the images of a split (given), a name a line."""
+    recipe: Recipe | None = None
+    """The published system to follow (as-published)."""
 
     @model_validator(mode="after")
     def _leave_something_to_train(self) -> Self:
-        if self.val + self.test >= 1:
-            raise ValueError(f"val + test must be less than 1 (got {self.val} + {self.test})")
+        if self.folds == 1 or (self.folds and self.fold >= self.folds):
+            raise ValueError(f"fold must be below folds, and folds at least 2 (got fold {self.fold} of {self.folds})")
+        test = 1 / self.folds if self.folds else self.test
+        if self.val + test >= 1:
+            raise ValueError(f"val + test must be less than 1 (got {self.val} + {test:g})")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_the_method_reads(self) -> Self:
+        if (self.recipe is None) == (self.method == "as-published"):
+            raise ValueError("recipe and method as-published belong together")
+        if self.method != "given" and (self.column or self.names or self.files):
+            raise ValueError("column, names and files are read with method given only")
+        if self.folds and self.method not in ("stratified", "hash"):
+            raise ValueError("folds are made with method stratified or hash only")
         return self
 
 
@@ -59,27 +87,48 @@ class Phantom(Section):
 class Data(Section):
     """Where images and labels come from, and how they are sharded."""
 
-    source: Literal["folders", "csv", "phantom"] = "folders"
-    """folders: one folder a class; csv: a table of labels beside a folder of images; phantom: drawn here."""
+    source: Literal["folders", "csv", "idx", "tars", "phantom"] = "folders"
+    """folders: one folder a class; csv: a table of labels beside a folder of images; idx: IDX files as MNIST's;
+    tars: WebDataset tars, indexed where they lie; phantom: drawn here."""
     images: Path | None = None
-    """Folder of the images."""
+    """Folder of the images, IDX files or tars."""
+    urls: tuple[str, ...] = ()
+    """Addresses of tars (http, https, s3, pipe; {000..009} counts), staged once into the workspace."""
     labels: Path | None = None
     """CSV file of the labels (source csv)."""
     key_column: str = "image"
     """Column of the image name, with or without its ending."""
     label_column: str = "level"
-    """Column of the label."""
+    """Column of the label; in the json of tars: its field."""
+    group_column: str = ""
+    """Column, or json field, of what must not be split (a patient)."""
+    tag_separator: str = ""
+    """What separates several tags in a label; empty: a label is one class."""
     classes: tuple[str, ...] = ()
     """Class names in order; empty: those found, numbers in numeric order."""
     group_pattern: str = ""
     """Regular expression on the image name whose first group is what must not be split (a patient); empty: each
     image is its own group."""
+    per_class: Annotated[int, Field(ge=0)] = 0
+    """Images drawn of each class; 0: all."""
+    per_class_seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed draws others."""
     resize: Annotated[int, Field(ge=0, le=16384)] = 256
-    """Short side in the shards, in pixels; larger images are scaled down to it; 0 keeps the files untouched."""
+    """Short side in the shards, in pixels; larger images are scaled down to it; 0 keeps the files untouched. Tars are
+    never touched."""
+    steps: tuple[StepName, ...] = ()
+    """Pre-processing, in order: fundus_crop (to the disc, a square), local_average (subtracted), clahe."""
+    max_pixels: Annotated[int, Field(ge=1)] = 178_956_970
+    """Pixels of an image above which it is refused unread."""
     shard_images: Annotated[int, Field(ge=1)] = 1000
     """Images in a shard."""
     max_rejected: Annotated[int, Field(ge=0)] = 0
-    """Unreadable images that are listed and left out before the job stops."""
+    """Unusable images that are listed in rejected.csv and left out before the job stops."""
+    audit: Literal["stop", "warn", "resolve"] = "stop"
+    """Equal or nearly equal images in two splits: stop; warn; or resolve: move them into one split, and drop those
+    whose labels contradict."""
+    near_bits: Annotated[int, Field(ge=0, le=32)] = 16
+    """Bits of 256 of the perceptual hash in which nearly equal images may differ; 0: equal files only."""
     split: Split = Split()
     phantom: Phantom = Phantom()
 
@@ -103,10 +152,16 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _say_where(self) -> Self:
-        if self.source != "phantom" and self.images is None:
+        if self.urls and (self.source != "tars" or self.images):
+            raise ValueError("urls are read with source tars, in place of images")
+        if self.source != "phantom" and self.images is None and not self.urls:
             raise ValueError("images is required: the folder of the images, e.g. data.images=PATH")
         if self.source == "csv" and self.labels is None:
             raise ValueError("labels is required with source csv, e.g. data.labels=PATH")
+        if self.source == "tars" and self.steps:
+            raise ValueError("steps: tars are indexed where they lie and never changed; leave it empty")
+        if self.resize == 0 and self.steps:
+            raise ValueError("steps: resize = 0 keeps the files untouched; set resize, or leave steps empty")
         return self
 
 
@@ -204,6 +259,11 @@ class Slurm(Section):
     """Time limit of a stage in minutes; SLURM warns the tasks 90 to 150 s before."""
     setup: tuple[str, ...] = ()
     """Shell lines before a stage starts, e.g. module load; a failing one stops the stage."""
+    shard_tasks: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Array tasks that write shards side by side, each on one task's cores; more for large sets."""
+    local_folder: str = ""
+    """Folder on each node's own disk, variables expanded there (e.g. $TMPDIR), into which train and predict copy the
+    shards first; empty: read them where they lie."""
     rendezvous_s: Annotated[int, Field(ge=5)] = 300
     """Seconds that the ranks wait for one another at the start."""
 

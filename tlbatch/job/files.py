@@ -75,9 +75,9 @@ def space_named(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file in UTF-8, atomically."""
+    """Write a whole text file in UTF-8, atomically; a file name that is no text is written with backslashes."""
     with atomic_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

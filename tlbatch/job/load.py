@@ -54,7 +54,7 @@ def _section(annotation: object) -> type[BaseModel] | None:
 
 
 def _shown(default: object) -> str:
-    if default is None or default in {"", ()}:
+    if default in (None, "", (), {}):
         return "empty"
     return str(default)
 

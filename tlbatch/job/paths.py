@@ -7,7 +7,7 @@ from pathlib import Path
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
-from tlbatch.job.records import RunRecord, StageName, load_record
+from tlbatch.job.records import Marker, RunRecord, StageName, load_record
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,17 @@ class RunPaths:
         """There, if the rank has failed."""
         return self.folder / "markers" / f"{stage}.failed.{rank}.json"
 
+    def set_paths(self, job: Job) -> "SetPaths":
+        """The set that the run's shard stage made or found.
+
+        Raises
+        ------
+        UserError
+            When that stage has not finished.
+        """
+        done = load_record(Marker, self.marker("shard"), missing="run shard first: python -m tlbatch.shard RUN")
+        return SetPaths(set_folder(job), done.outputs["index"])
+
     def load(self) -> RunRecord:
         """Read the resolved job."""
         return load_record(RunRecord, self.record, missing="name a run folder, as python -m tlbatch.submit printed it")
@@ -76,38 +87,64 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class SetPaths:
-    """The folder of one sharded set."""
+    """The folder of one sharded set, and one of its indexes."""
 
     folder: Path
+    """Shards and their sidecars, shared by all indexes."""
+    index: str
+    """Name of the index: another split, or other images, make another."""
+
+    @property
+    def index_folder(self) -> Path:
+        """All that belongs to the index; complete if it is there."""
+        return self.folder / self.index
 
     @property
     def manifest(self) -> Path:
-        """Written last."""
-        return self.folder / "manifest.json"
+        """What the set is."""
+        return self.index_folder / "manifest.json"
 
     @property
-    def index(self) -> Path:
-        """One row an image."""
-        return self.folder / "index.npy"
+    def index_file(self) -> Path:
+        """One row an image and split."""
+        return self.index_folder / "index.npy"
 
     @property
     def rejected(self) -> Path:
         """Images left out, and why."""
-        return self.folder / "rejected.csv"
+        return self.index_folder / "rejected.csv"
+
+    @property
+    def audit(self) -> Path:
+        """Images that are there twice."""
+        return self.index_folder / "audit.csv"
 
     def shard(self, name: str) -> Path:
-        """One tar."""
+        """One tar; one that is indexed where it lies has its whole path for a name."""
         return self.folder / name
 
 
-def set_paths(job: Job) -> SetPaths:
-    """Where the set of the job lies: the same data section always means the same folder."""
+def set_folder(job: Job) -> Path:
+    """Where the shards of the job lie: the same images with the same pre-processing always mean the same folder."""
+    kept = job.data.model_dump(mode="json", include=_MAKES_SHARDS)
     name = job.data.images.name if job.data.images else job.data.source
-    return SetPaths(job.workspace / "shards" / f"{name or 'images'}-{data_digest(job)[:12]}")
+    return job.workspace / "shards" / f"{name or 'images'}-{digest_of(kept)[:12]}"
+
+
+_MAKES_SHARDS = {
+    "source", "images", "urls", "labels", "key_column", "label_column", "tag_separator", "classes", "resize", "steps",
+    "max_pixels", "shard_images", "phantom",
+}  # fmt: skip
+"""Keys of the data section that the bytes of the shards depend on."""
+
+
+def staged_folder(job: Job) -> Path:
+    """Where tars from elsewhere are staged."""
+    return job.workspace / "staged" / digest_of(list(job.data.urls))[:12]
 
 
 def data_digest(job: Job) -> str:
-    """Digest of the data section, which alone makes the set."""
+    """Digest of the data section, which with the source makes the index."""
     return digest_of(job.data.model_dump(mode="json"))
 
 

@@ -24,12 +24,18 @@ def resolve(job: Job) -> RunRecord:
         update={
             "images": job.data.images.expanduser().absolute() if job.data.images else None,
             "labels": job.data.labels.expanduser().absolute() if job.data.labels else None,
+            "split": job.data.split.model_copy(
+                update={"files": {name: file.expanduser().absolute() for name, file in job.data.split.files.items()}}
+            ),
         }
     )
     if data.images and not data.images.is_dir():
         raise UserError(f"data.images: no such folder {data.images}; set data.images=PATH")
     if data.labels and not data.labels.is_file():
         raise UserError(f"data.labels: no such file {data.labels}; set data.labels=PATH")
+    for name, file in data.split.files.items():
+        if not file.is_file():
+            raise UserError(f"data.split.files.{name}: no such file {file}; set data.split.files.{name}=FILE")
     weights = weights_file(job.model.weights)
     model = job.model
     if weights is not None and not model.weights.startswith("package:"):

@@ -5,12 +5,11 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tlbatch.job.config import Job, Metric, Triple
+from tlbatch.job.config import Job, Metric, SplitName, StepName, Triple
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of, to_json, write_text
 
 StageName = Literal["shard", "train", "predict", "reduce"]
-SplitName = Literal["train", "val", "test"]
 FailureKind = Literal["user", "crash", "stopped"]
 STAGES: tuple[StageName, ...] = ("shard", "train", "predict", "reduce")
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -64,9 +63,10 @@ class ShardFile(Record):
     """One tar of a set."""
 
     name: str
+    """File name in the set's folder, or the absolute path of a tar that is indexed where it lies."""
     num_images: int
+    """Images in it, some of which an index may leave out."""
     size: int
-    digest: str
 
 
 class Ceiling(Record):
@@ -80,26 +80,51 @@ class Ceiling(Record):
 class Rejected(Record):
     """An image that could not be used."""
 
-    image: str
+    key: str
+    """Key of the image, or what there is of a name."""
     cause: str
 
 
+class Audit(Record):
+    """What the audit of a set found; audit.csv names the images."""
+
+    num_exact: int
+    """Images of which there is an equal one."""
+    num_near: int
+    """Images of which there is a nearly equal one, and no equal one."""
+    num_contradicting: int
+    """Images of which an equal or nearly equal one has another label."""
+    across: dict[str, int]
+    """Rows of val and test, by the pair of splits, e.g. "test in train", of which an equal or nearly equal image, or
+    an image of the same group, is in the other split."""
+    num_moved: int
+    num_dropped: int
+
+
 class Manifest(Record):
-    """``manifest.json`` of a set, written last: the set is complete if it is there."""
+    """``manifest.json`` of an index, written last: the index is complete if it is there."""
 
     source_digest: str
-    """Digest of the names, sizes and times of the files read."""
+    """Digest of the names, labels, groups, sizes and times of the files read."""
     data_digest: str
-    """Digest of the section of the job that made the set."""
+    """Digest of the section of the job that made the index."""
     index_digest: str
     """SHA-256 of index.npy: stands for the keys, labels, splits and contents of all images."""
     test_digest: str
     """Digest of the test split alone; runs with the same one can be ranked against each other."""
     classes: tuple[str, ...]
+    tags: bool
+    """Whether an image has several tags in place of a class."""
     counts: dict[SplitName, tuple[int, ...]]
-    """Images of each class in each split."""
+    """Images of each class, or with each tag, in each split."""
+    num_images: dict[SplitName, int]
     shards: tuple[ShardFile, ...]
-    rejected: tuple[Rejected, ...]
+    num_rejected: int
+    """Images left out, which rejected.csv lists."""
+    audit: Audit
+    resize: int
+    steps: tuple[StepName, ...]
+    """Pre-processing of every image in the shards."""
     columns: tuple[str, str]
     """Header of the source's labels file: name of the image, label."""
     synthetic: bool
@@ -112,6 +137,8 @@ class Marker(Record):
     stage: StageName
     inputs: dict[str, str]
     """Digest of each input by name."""
+    outputs: dict[str, str]
+    """What later stages need to know of its work, by name."""
     world_size: int
     seconds: float
 

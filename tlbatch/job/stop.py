@@ -1,6 +1,9 @@
 """SLURM's signals: most stages stop at once; training sets a flag and asks for it at a step boundary."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from tlbatch.job.errors import StoppedError
@@ -46,3 +49,15 @@ def ignore_in_worker(worker: int) -> None:  # noqa: ARG001
     """``worker_init_fn`` of a loader: SLURM signals every process of a step, workers included."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold the signals back while children start: they are born with them blocked, this process gets them after."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # a child too; to start it unblocks SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -66,6 +66,29 @@ def build_classifier(model: Model, num_classes: int, *, seed: int, pretrained: b
     return classifier
 
 
+def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Apply to each image its symmetry of the square: mirrored left to right if odd, then turned by half of it.
+
+    Parameters
+    ----------
+    images
+        (n, size, size, 3), of any type, on any device.
+    turns
+        (n,), 0 to 7 on the CPU: 2 * quarter turns + mirrored.
+
+    Returns
+    -------
+    Tensor like ``images``.
+    """
+    for turn in set(turns.tolist()) - {0}:
+        chosen = (turns == turn).nonzero()[:, 0].to(images.device)
+        some = images[chosen]
+        if turn % 2:
+            some = some.flip(2)
+        images = images.index_copy(0, chosen, some.rot90(turn // 2, (1, 2)))
+    return images
+
+
 @torch.inference_mode()
 def probabilities(model: Classifier, images: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
     """Class probabilities in eval mode, without the distributed wrapper: no rank waits for another.

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 from tlbatch.job.config import Phase, Train
-from tlbatch.model.classifier import Classifier
+from tlbatch.model.classifier import Classifier, turned
 from tlbatch.model.optim import build_optimizer, build_schedule
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,9 @@ class RunningPhase:
     schedule: LambdaLR
     train: Train
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor, *, global_size: int) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, turns: torch.Tensor, *, global_size: int
+    ) -> torch.Tensor:
         """One optimiser step on this rank's share of a global batch.
 
         The shares may differ by one image, so the loss is weighted: the mean over ranks that the gradients are
@@ -37,6 +39,8 @@ class RunningPhase:
             uint8, (n, size, size, 3).
         labels
             int64, (n,).
+        turns
+            uint8, (n,): see `turned`.
         global_size
             Images in the batch over all ranks.
 
@@ -45,7 +49,7 @@ class RunningPhase:
         The weighted loss of this rank, a scalar on its device.
         """
         device = self.accelerator.device
-        logits = self.model(images.to(device, non_blocking=True))
+        logits = self.model(turned(images.to(device, non_blocking=True), turns))
         summed = cross_entropy(
             logits.float(),
             labels.to(device, non_blocking=True),

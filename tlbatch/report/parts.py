@@ -22,11 +22,13 @@ class Part:
     """Row of each image in the set's index, (n,)."""
     probabilities: npt.NDArray[np.float32]
     """(n, num_classes)."""
+    errors: npt.NDArray[np.str_]
+    """Why an image could not be read, (n,); empty where it was predicted."""
 
     @staticmethod
     def empty(num_classes: int) -> "Part":
         """The part of a rank that had no image."""
-        return Part(np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
+        return Part(np.empty(0, np.int64), np.empty((0, num_classes), np.float32), np.empty(0, np.str_))
 
     @staticmethod
     def joined(parts: Sequence["Part"]) -> "Part":
@@ -34,7 +36,12 @@ class Part:
         return Part(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.errors for part in parts]),
         )
+
+    def chosen(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Part":
+        """Some of the predictions."""
+        return Part(self.rows[some], self.probabilities[some], self.errors[some])
 
 
 def clear_parts(folder: Path) -> None:
@@ -46,7 +53,13 @@ def clear_parts(folder: Path) -> None:
 def write_part(folder: Path, part: Part, header: dict[str, str], *, rank: int, world_size: int) -> None:
     """Write the part of one rank; the header says which run, weights and index it belongs to."""
     with atomic_file(folder / f"part-{rank:05d}-of-{world_size:05d}.npz") as file:
-        np.savez(file, rows=part.rows, probabilities=part.probabilities, header=np.array(to_json(header)))
+        np.savez(
+            file,
+            rows=part.rows,
+            probabilities=part.probabilities,
+            errors=part.errors,
+            header=np.array(to_json(header)),
+        )
 
 
 def merge_parts(
@@ -91,19 +104,19 @@ def merge_parts(
         if len(wrong):
             first = keys[wrong[0]].decode() if 0 <= wrong[0] < len(keys) else f"row {wrong[0]}"
             raise UserError(f"{folder}: {len(wrong)} images {name}, the first is {first}; {_AGAIN}")
-    return Part(rows, merged.probabilities[order])
+    return merged.chosen(order)
 
 
 def _read_part(file: Path, header: dict[str, str], num_classes: int) -> Part:
     try:
         with np.load(file, allow_pickle=False) as data:
             found = json.loads(str(data["header"]))
-            part = Part(data["rows"], data["probabilities"])
+            part = Part(data["rows"], data["probabilities"], data["errors"])
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{file}: damaged ({error}); {_AGAIN}") from None
     for key, value in header.items():
         if found.get(key) != value:
             raise UserError(f"{file}: of another {key} ({found.get(key)}, not {value}); {_AGAIN}")
-    if part.probabilities.shape != (len(part.rows), num_classes):
+    if part.probabilities.shape != (len(part.rows), num_classes) or part.errors.shape != part.rows.shape:
         raise UserError(f"{file}: shape {part.probabilities.shape}, not ({len(part.rows)}, {num_classes}); {_AGAIN}")
     return part

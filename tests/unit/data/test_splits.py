@@ -1,49 +1,229 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tlbatch.data.listing import read_source
 from tlbatch.data.sources import Labelled
-from tlbatch.data.splits import counts_by_class, split_images
-from tlbatch.job.config import Split
+from tlbatch.data.splits import draw_sample, split_images
+from tlbatch.job.config import Data, SplitName
+from tlbatch.job.errors import UserError
+from tlbatch.job.records import SPLITS
 
 
-def images(groups: list[tuple[str, str]]) -> list[Labelled]:
-    return [Labelled(f"k{number}", Path("x"), label, group) for number, (group, label) in enumerate(groups)]
+def labelled(groups: list[tuple[str, str]], part: str = "") -> list[Labelled]:
+    return [
+        Labelled(f"k{number:04d}", "x.jpg", label, group, part, number) for number, (group, label) in enumerate(groups)
+    ]
+
+
+def data_of(split: dict[str, Any], **others: Any) -> Data:
+    return Data.model_validate({"images": "x", "split": split} | others)
+
+
+def splits_of(
+    some: list[Labelled], split: dict[str, Any], known: dict[str, SplitName] | None = None, **others: Any
+) -> list[SplitName]:
+    rows = split_images(some, data_of(split, **others), known or {})
+    assert rows.image.tolist() == list(range(len(some)))
+    return [SPLITS[split] for split in rows.split.tolist()]
+
+
+def groups_of(some: list[Labelled], splits: list[SplitName]) -> dict[str, SplitName]:
+    return {image.group: split for image, split in zip(some, splits, strict=True)}
 
 
 def test_a_stratified_split_gives_every_class_its_exact_share() -> None:
-    some = images([(f"g{number}", str(number % 4)) for number in range(320)])
-    splits = split_images(some, Split(method="stratified", test=0.25, val=0.1))
-    counts = counts_by_class([int(image.label) for image in some], splits, 4)
-    assert counts == {"train": (52,) * 4, "val": (8,) * 4, "test": (20,) * 4}
+    some = labelled([(f"g{number}", str(number % 4)) for number in range(320)])
+    splits = splits_of(some, {"method": "stratified", "test": 0.25, "val": 0.1})
+    counts = Counter((split, image.label) for image, split in zip(some, splits, strict=True))
+    assert counts == {(s, str(c)): n for s, n in (("train", 52), ("val", 8), ("test", 20)) for c in range(4)}
 
 
 def test_another_salt_gives_another_split_and_the_same_salt_the_same() -> None:
-    some = images([(f"g{number}", "a") for number in range(200)])
+    some = labelled([(f"g{number}", "a") for number in range(200)])
     for method in ("hash", "stratified"):
-        one = split_images(some, Split(method=method, salt="one"))
-        assert one == split_images(some, Split(method=method, salt="one"))
-        assert one != split_images(some, Split(method=method, salt="two"))
+        one, again, two = (splits_of(some, {"method": method, "salt": salt}) for salt in ("one", "one", "two"))
+        assert one == again != two
 
 
 pairs = st.lists(
     st.tuples(st.sampled_from([f"p{n}" for n in range(30)]), st.sampled_from("abc")), min_size=1, max_size=80
 )
+methods = st.sampled_from(["hash", "stratified"])
 
 
-@given(pairs, st.sampled_from(["hash", "stratified"]), st.floats(0.05, 0.5), st.floats(0, 0.4))
-def test_no_group_is_ever_on_two_sides(groups: list[tuple[str, str]], method: str, test: float, val: float) -> None:
-    some = images(groups)
-    splits = split_images(some, Split.model_validate({"method": method, "test": test, "val": val}))
+@given(pairs, methods, st.floats(0.05, 0.5), st.floats(0, 0.4), st.sampled_from([0, 0, 2, 3]))
+def test_no_group_is_ever_on_two_sides(
+    groups: list[tuple[str, str]], method: str, test: float, val: float, folds: int
+) -> None:
+    some = labelled(groups)
+    splits = splits_of(some, {"method": method, "test": test, "val": val, "folds": folds})
     sides = Counter((image.group, split) for image, split in zip(some, splits, strict=True))
     assert len({group for group, _ in sides}) == len(sides)
 
 
-@given(pairs, pairs)
-def test_with_hash_added_images_never_move_a_group(old: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
-    split = Split(method="hash")
-    before = split_images(images(old), split)
-    after = split_images(images(old + new), split)
+@given(pairs, pairs, methods)
+def test_added_images_never_move_a_group(old: list[tuple[str, str]], new: list[tuple[str, str]], method: str) -> None:
+    before = splits_of(labelled(old), {"method": method})
+    known = groups_of(labelled(old), before)
+    after = splits_of(labelled(old + new), {"method": method}, known if method == "stratified" else None)
     assert after[: len(before)] == before
+
+
+def test_new_groups_fill_what_is_short() -> None:
+    old = labelled([(f"old{number}", "a") for number in range(40)])
+    known = dict.fromkeys((image.group for image in old), "train")
+    some = [*old, *labelled([(f"new{number}", "a") for number in range(21)])]
+    splits = splits_of(some, {"method": "stratified", "test": 0.25, "val": 0.1}, known)
+    assert Counter(splits) == {"train": 40, "test": 15, "val": 6}
+
+
+@pytest.mark.parametrize("method", ["hash", "stratified"])
+def test_folds_test_every_group_once(method: str) -> None:
+    some = labelled([(f"g{number}", str(number % 2)) for number in range(200)])
+    folds = [splits_of(some, {"method": method, "folds": 5, "fold": fold, "val": 0.1}) for fold in range(5)]
+    for image in range(len(some)):
+        assert [fold[image] for fold in folds].count("test") == 1
+    if method == "stratified":
+        assert all(Counter(fold) == {"test": 40, "val": 20, "train": 140} for fold in folds)
+
+
+def test_images_with_several_tags_are_spread_by_their_rarest() -> None:
+    some = labelled([(f"g{number}", "red dress" if number % 10 else "red hat") for number in range(400)])
+    splits = splits_of(some, {"test": 0.25, "val": 0}, tag_separator=" ")
+    hats = [split for image, split in zip(some, splits, strict=True) if "hat" in image.label]
+    assert Counter(hats) == {"test": 10, "train": 30}
+
+
+def test_given_splits_are_kept_and_validation_is_taken_from_train_where_there_is_none() -> None:
+    some = labelled([(f"a{number}", str(number % 2)) for number in range(40)], "train")
+    some += labelled([(f"b{number}", str(number % 2)) for number in range(10)], "extra")
+    splits = splits_of(some, {"method": "given", "names": {"extra": "test"}, "val": 0.1})
+    assert Counter(splits) == {"train": 36, "val": 4, "test": 10}
+    assert splits[40:] == ["test"] * 10
+    with pytest.raises(UserError, match=r"calls a split 'extra'.*data\.split\.names=\{extra='train'\}"):
+        splits_of(some, {"method": "given"})
+    with pytest.raises(UserError, match="the source has no test images"):
+        splits_of(some[:40], {"method": "given"})
+
+
+def test_split_files_list_images_with_or_without_ending(tmp_path: Path) -> None:
+    some = [Labelled(f"a/k{number}", f"a/k{number}.jpg", "x", f"g{number}", "", number) for number in range(6)]
+    (tmp_path / "train.txt").write_text("a/k0\na/k1.jpg\n\na/k2\n", encoding="utf-8")
+    (tmp_path / "test.txt").write_text("a/k3\r\na/k4\na/k5\n", encoding="utf-8")
+    files = {name: tmp_path / f"{name}.txt" for name in ("train", "test")}
+    assert splits_of(some, {"method": "given", "files": files, "val": 0}) == ["train"] * 3 + ["test"] * 3
+    (tmp_path / "test.txt").write_text("a/k3\na/k4\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no file lists a/k5"):
+        splits_of(some, {"method": "given", "files": files})
+    (tmp_path / "test.txt").write_text("a/k0\n", encoding="utf-8")
+    with pytest.raises(UserError, match="a/k0 is listed in train too"):
+        splits_of(some, {"method": "given", "files": files})
+    files["test"] = tmp_path / "absent.txt"
+    with pytest.raises(UserError, match="cannot be read"):
+        splits_of(some, {"method": "given", "files": files})
+
+
+def test_a_sample_takes_the_same_images_of_each_class_whatever_else_there_is() -> None:
+    some = labelled([(f"g{number}", str(number % 5)) for number in range(500)])
+    data = data_of({}, per_class=20)
+    drawn = draw_sample(some, data)
+    assert Counter(image.label for image in drawn) == {str(label): 20 for label in range(5)}
+    assert [image.key for image in drawn] == sorted(image.key for image in drawn)
+    assert draw_sample(some[::-1], data) == drawn
+    assert draw_sample(some, data_of({}, per_class=20, per_class_seed=1)) != drawn
+    with pytest.raises(UserError, match="'0' has 100 images, not 200"):
+        draw_sample(some, data_of({}, per_class=200))
+
+
+def grades() -> list[Labelled]:
+    return labelled([(f"g{number}", str(number % 5)) for number in range(1000)])
+
+
+def rows_of(recipe: str, some: list[Labelled]) -> dict[str, list[int]]:
+    rows = split_images(some, data_of({"method": "as-published", "recipe": recipe}), {})
+    return {name: rows.image[rows.split == number].tolist() for number, name in enumerate(SPLITS)}
+
+
+def supports(some: list[Labelled], rows: list[int]) -> list[int]:
+    return [sum(some[row].label == str(grade) for row in rows) for grade in range(5)]
+
+
+def test_the_leaking_recipe_gives_the_published_supports_and_the_143_leaks() -> None:
+    """The supports are those printed with the published kappas of .74558, .70822, .74487 and .72214."""
+    some = grades()
+    rows = rows_of("retinopathy-dl", some)
+    fit, train, test = rows["train"], rows["train"] + rows["val"], rows["test"]
+    assert supports(some, test) == [54, 65, 64, 60, 57]
+    assert (len(fit), len(train), len(test)) == (630, 700, 300)
+    assert (len(set(train)), len(set(test))) == (540, 275)
+    leaked = [row for row in test if row in set(train)]
+    assert len(leaked) == 143
+    assert supports(some, leaked) == [28, 34, 34, 22, 25]
+    assert sum(row in set(fit) for row in test) == 136
+    assert sum(row in set(fit) for row in rows["val"]) == 25
+
+
+def test_the_logistic_regression_of_the_same_project_was_split_cleanly() -> None:
+    some = grades()
+    rows = rows_of("retinopathy-lr", some)
+    assert supports(some, rows["test"]) == [60] * 5
+    assert sorted(rows["train"] + rows["test"]) == list(range(1000))
+    with pytest.raises(UserError, match=r"set data\.per_class=200"):
+        rows_of("retinopathy-lr", some[1:])
+
+
+def test_the_flowers_recipe_gives_the_published_supports_and_validates_on_test() -> None:
+    some = labelled([(f"g{number}", f"{number // 80:02d}") for number in range(1360)])
+    rows = rows_of("flowers17", some)
+    assert rows["val"] == rows["test"]
+    counts = Counter(row // 80 for row in rows["test"])
+    assert sorted(counts.values()) == [15, 16, 16, 18, 18, 19, 19, 20, 20, 20, 20, 21, 22, 23, 23, 23, 27]
+    assert (counts[1], counts[5], counts[7], counts[11]) == (
+        15,
+        21,
+        27,
+        22,
+    )  # windflower, crocus, sunflower, fritillary
+    from sklearn.model_selection import train_test_split
+
+    assert sorted(train_test_split(np.arange(1360), test_size=0.25, random_state=42)[1].tolist()) == rows["test"]
+
+
+def test_dogs_vs_cats_tests_on_the_folder_valid(tmp_path: Path, write_folders: Callable[..., Path]) -> None:
+    for part in ("train", "valid"):
+        write_folders(tmp_path / "x" / part, classes=("cats", "dogs"), each=3)
+    for split, wanted in (
+        ({"method": "as-published", "recipe": "dogs-vs-cats"}, {"train": 6, "test": 6}),
+        ({"method": "given", "names": {"valid": "test"}, "val": 0.34}, {"train": 4, "val": 2, "test": 6}),
+    ):
+        data = data_of(split, images=tmp_path / "x")
+        source = read_source(data, tmp_path / "x", None)
+        assert source.classes == ("cats", "dogs")
+        assert source.images[0].key == "train/cats/cats0"
+        assert Counter(SPLITS[split] for split in split_images(source.images, data, {}).split) == wanted
+    with pytest.raises(UserError, match="needs folders train and valid"):
+        split_images(labelled([("g", "a")]), data_of({"method": "as-published", "recipe": "dogs-vs-cats"}), {})
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ({"folds": 1}, "folds at least 2"),
+        ({"folds": 3, "fold": 3}, "fold must be below folds"),
+        ({"val": 0.6, "folds": 2}, "val \\+ test must be less than 1"),
+        ({"method": "as-published"}, "belong together"),
+        ({"recipe": "flowers17"}, "belong together"),
+        ({"column": "split"}, "read with method given only"),
+        ({"method": "given", "folds": 2}, "folds are made with"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(split: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        data_of(split)

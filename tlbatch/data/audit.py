@@ -1,0 +1,196 @@
+"""The audit: images that are equal, or nearly, within and across splits, and whether their labels agree."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from tlbatch.data.index import Rows
+from tlbatch.data.near import near_clusters
+from tlbatch.data.sources import Labelled, coded
+from tlbatch.job.config import Data, SplitName
+from tlbatch.job.records import SPLITS, Audit
+
+_STRICTEST = ("test", "val", "train")
+"""What has once tested never trains."""
+_PAIRS: tuple[tuple[SplitName, SplitName], ...] = (("val", "train"), ("test", "train"), ("test", "val"))
+HEADER = ("cluster", "key", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the audit found, and the rows that it leaves."""
+
+    record: Audit
+    rows: Rows
+    table: list[tuple[object, ...]]
+    """Lines of audit.csv, see `HEADER`."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One entry a row of the set."""
+
+    image: Ints
+    split: Ints
+    group: Ints
+    label: Ints
+    cluster: Ints
+    """Smallest number of an image that is equal or nearly equal."""
+    bits: Ints
+    """Distance to the nearest other, -1 where there is none."""
+    exact: Flags
+    """Whether a row of equal content is there."""
+
+    @property
+    def doubled(self) -> Flags:
+        """Rows whose cluster has another."""
+        return np.bincount(self.cluster, minlength=1)[self.cluster] > 1
+
+    @property
+    def contradicting(self) -> Flags:
+        """Rows whose cluster has two labels."""
+        low, high = (np.full(int(self.cluster.max(initial=-1)) + 1, start) for start in (np.iinfo(np.int64).max, -1))
+        np.minimum.at(low, self.cluster, self.label)
+        np.maximum.at(high, self.cluster, self.label)
+        return (low < high)[self.cluster]
+
+    def also_in(self, split: int) -> Flags:
+        """Rows that have their like, or one of their group, in a split."""
+        there = self.split == split
+        found: Flags = np.isin(self.cluster, self.cluster[there]) | np.isin(self.group, self.group[there])
+        return found
+
+    def num_in(self, one: SplitName, other: SplitName) -> int:
+        """Rows of one split that have their like, or one of their group, in another."""
+        return int(((self.split == SPLITS.index(one)) & self.also_in(SPLITS.index(other))).sum())
+
+    def only(self, kept: Flags) -> "_Table":
+        """Some of the rows."""
+        return _Table(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+    @property
+    def across(self) -> Flags:
+        """Rows that have their like, or one of their group, in another split."""
+        others = [self.also_in(split) & (self.split != split) for split in range(len(SPLITS))]
+        found: Flags = np.logical_or.reduce(others)
+        return found
+
+
+def audit_rows(
+    images: Sequence[Labelled],
+    rows: Rows,
+    data: Data,
+    *,
+    content: npt.NDArray[np.bytes_],
+    near: npt.NDArray[np.uint64],
+) -> Findings:
+    """Look for images that are in the set twice, and with ``data.audit = "resolve"`` mend what crosses splits.
+
+    To resolve, images whose like has another label are dropped, and groups that share an image, or one nearly equal,
+    are moved into one split: test before validation before training.
+
+    Parameters
+    ----------
+    content
+        Hash of the bytes of each image, (n,).
+    near
+        Perceptual hash of each image, (n, words), see `tlbatch.data.near`.
+    """
+    table = _tabled(images, rows, data, content, near)
+    actions = np.full(len(rows), "", dtype=object)
+    kept, after = rows, table
+    if data.audit == "resolve":
+        dropped = table.contradicting & table.doubled
+        actions[dropped] = "dropped"
+        moved_to = _one_split_each(table, ~dropped)
+        moved = ~dropped & (moved_to != table.split)
+        actions[moved] = [f"moved to {SPLITS[split]}" for split in moved_to[moved].tolist()]
+        kept = Rows(rows.image, moved_to).chosen(~dropped)
+        after = replace(table, split=moved_to).only(~dropped)
+    record = Audit(
+        num_exact=int(table.exact.sum()),
+        num_near=int((table.doubled & ~table.exact).sum()),
+        num_contradicting=int((table.doubled & table.contradicting).sum()),
+        across={f"{one} in {other}": after.num_in(one, other) for one, other in _PAIRS},
+        num_moved=sum(action.startswith("moved") for action in actions),
+        num_dropped=int((actions == "dropped").sum()),
+    )
+    return Findings(record, kept, _lines(images, table, actions))
+
+
+def _tabled(
+    images: Sequence[Labelled],
+    rows: Rows,
+    data: Data,
+    content: npt.NDArray[np.bytes_],
+    near: npt.NDArray[np.uint64],
+) -> _Table:
+    image = rows.image
+    _, same = np.unique(content, return_inverse=True)
+    cluster, bits = _clusters(same, near, data.near_bits)
+    group, _ = coded(one.group for one in images)
+    label, _ = coded(one.label for one in images)
+    exact = np.bincount(same[image], minlength=1)[same[image]] > 1
+    return _Table(
+        image,
+        rows.split,
+        group[image],
+        label[image],
+        cluster[image],
+        np.where(exact, 0, bits[image]),
+        exact,
+    )
+
+
+def _clusters(same: Ints, near: npt.NDArray[np.uint64], near_bits: int) -> tuple[Ints, Ints]:
+    """Cluster of each image and distance to its nearest like; with 0 bits by content alone."""
+    if near_bits:
+        return near_clusters(near, near_bits)
+    _, first = np.unique(same, return_index=True)
+    return first[same].astype(np.int64), np.full(len(same), -1, np.int64)
+
+
+def _one_split_each(table: _Table, kept: Flags) -> Ints:
+    """The split of every row once groups that share a cluster are together in the strictest split of any of them."""
+    num_groups = int(table.group.max(initial=-1)) + 1
+    nodes = num_groups + int(table.cluster.max(initial=-1)) + 1
+    links = coo_array(
+        (np.ones(int(kept.sum()), np.int8), (table.group[kept], num_groups + table.cluster[kept])), (nodes, nodes)
+    )
+    _, component = connected_components(links, directed=False)
+    rank = np.array([_STRICTEST.index(split) for split in SPLITS])
+    strictest = np.full(nodes, len(SPLITS))
+    np.minimum.at(strictest, component[table.group[kept]], rank[table.split[kept]])
+    back = np.array([*(SPLITS.index(split) for split in _STRICTEST), 0])
+    return np.where(kept, back[strictest[component[table.group]]], table.split)
+
+
+def _lines(images: Sequence[Labelled], table: _Table, actions: npt.NDArray[np.object_]) -> list[tuple[object, ...]]:
+    doubled, across, contradicting = table.doubled, table.across, table.contradicting
+    listed = np.flatnonzero(doubled | across)
+    order = listed[np.lexsort((table.image[listed], table.cluster[listed]))]
+    lines: list[tuple[object, ...]] = []
+    for row in order.tolist():
+        image = images[table.image[row]]
+        kind = "exact" if table.exact[row] else "near" if doubled[row] else "group"
+        lines.append(
+            (
+                images[table.cluster[row]].key,
+                image.key,
+                SPLITS[table.split[row]],
+                image.label,
+                image.group,
+                kind,
+                max(0, int(table.bits[row])) if doubled[row] else "",
+                "yes" if across[row] else "",
+                "yes" if doubled[row] and contradicting[row] else "",
+                actions[row],
+            )
+        )
+    return lines

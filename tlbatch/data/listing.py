@@ -1,0 +1,173 @@
+"""Where images and labels are found: class folders, a CSV file beside a folder, or what `containers` reads."""
+
+import csv
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.data.containers import from_idx, from_tars
+from tlbatch.data.sources import ENDINGS, Found, Source, key_of, make_source
+from tlbatch.job.config import Data
+from tlbatch.job.errors import UserError
+from tlbatch.job.records import Rejected
+
+log = logging.getLogger(__name__)
+
+
+def read_source(data: Data, images: Path, labels: Path | None) -> Source:
+    """List the images of a source with their labels.
+
+    Raises
+    ------
+    UserError
+        When the folder or file is missing or not of its kind, more than ``data.max_rejected`` images are unusable, a
+        class is empty, or there are fewer than two classes.
+    """
+    if not images.is_dir():
+        raise UserError(f"{images}: no such folder of images; set data.images=PATH")
+    rejected: list[Rejected] = []
+    if data.source == "idx":
+        pixels: dict[str, npt.NDArray[np.uint8]] = {}
+        return make_source(from_idx(images, pixels), data, rejected, columns=("image", "label"), pixels=pixels)
+    if data.source == "tars":
+        return make_source(from_tars(images, data, rejected), data, rejected, columns=("image", "label"))
+    if labels is not None:
+        columns = (data.key_column, data.label_column)
+        return make_source(_from_csv(images, labels, data, rejected), data, rejected, columns=columns)
+    classes: dict[str, None] = {}
+    found = _from_folders(images, data, rejected, classes)
+    return make_source(found, data, rejected, columns=("image", "label"), folders=classes)
+
+
+def _from_folders(images: Path, data: Data, rejected: list[Rejected], classes: dict[str, None]) -> Iterator[Found]:
+    """Class folders, below folders of the splits where the job says that splits are given so."""
+    depth = 1 if (data.split.method == "given" and not data.split.files) or data.split.recipe == "dogs-vs-cats" else 0
+    for folder, names in _walk(images, rejected):
+        parts = folder.parts
+        if len(parts) > depth:
+            classes[_readable(parts[depth])] = None
+        for name in names:
+            inner = (folder / name).as_posix()
+            if len(parts) <= depth:
+                wanted = "<split>/<class>" if depth else "<class>"
+                cause = f"lies outside of a class folder; move it into {images}/{wanted}/"
+                rejected.append(Rejected(key=key_of(inner), cause=cause))
+                continue
+            stem = os.path.splitext(inner)[0]  # noqa: PTH122 (a Path an image costs too much)
+            yield Found(stem, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
+
+
+def _walk(root: Path, rejected: list[Rejected]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below ``root``, relative to it, with the names of its image files; links to folders are followed."""
+
+    def unreadable(error: OSError) -> None:
+        rejected.append(Rejected(key=str(error.filename), cause=f"unreadable folder ({error.strerror})"))
+
+    above: dict[str, tuple[tuple[int, int], ...]] = {}
+    for place, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        status = os.stat(place)  # noqa: PTH116
+        here = status.st_dev, status.st_ino
+        upper = above.get(os.path.dirname(place), ())  # noqa: PTH120
+        if here in upper:
+            rejected.append(Rejected(key=place, cause="a symbolic link that leads back to a folder above it"))
+            folders.clear()
+            continue
+        above[place] = (*upper, here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = sorted(name for name in files if not name.startswith(".") and _ending(name) in ENDINGS)
+        yield Path(place).relative_to(root), names
+
+
+def _readable(name: str) -> str:
+    """A file system's name as text, whatever bytes it is of."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def _from_csv(images: Path, labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
+    files = _Files(images, rejected)
+    for line, row in _rows(labels, data, rejected):
+        name = (row[data.key_column] or "").strip()
+        stem = os.path.splitext(name)[0] if _ending(name) in ENDINGS else name  # noqa: PTH122
+        path, cause = files.find(name, stem)
+        if path is None:
+            rejected.append(Rejected(key=key_of(stem), cause=f"{labels}:{line}: {cause}"))
+            continue
+        group = (row[data.group_column] or "").strip() if data.group_column else ""
+        if data.group_column and not group:
+            cause = f"{labels}:{line}: nothing in column {data.group_column}"
+            rejected.append(Rejected(key=key_of(stem), cause=cause))
+            continue
+        part = (row[data.split.column] or "").strip() if data.split.column else ""
+        label = (row[data.label_column] or "").strip()
+        yield Found(stem, f"{images}/{path}", label, group=group, part=part)
+    files.tell_unused()
+
+
+class _Files:
+    """The image files of a folder, found by their path, or by their name where only one file has it."""
+
+    def __init__(self, images: Path, rejected: list[Rejected]) -> None:
+        self._images = images
+        self._by_path: dict[str, list[str]] = {}
+        self._by_name: dict[str, list[str]] = {}
+        self._used = 0
+        self._total = 0
+        for folder, names in _walk(images, rejected):
+            for name in names:
+                inner = (folder / name).as_posix()
+                stem = os.path.splitext(inner)[0]  # noqa: PTH122
+                self._by_path.setdefault(stem, []).append(inner)
+                self._total += 1
+                if folder.parts:
+                    self._by_name.setdefault(os.path.splitext(name)[0], []).append(inner)  # noqa: PTH122
+
+    def find(self, name: str, stem: str) -> tuple[str | None, str]:
+        """The file, or None and why there is not just one."""
+        found = self._by_path.get(stem) or self._by_name.get(stem) or []
+        if len(found) > 1 and name != stem:
+            found = [inner for inner in found if inner == name or inner.endswith(f"/{name}")]
+        if not found:
+            return None, f"no image named {name} below {self._images}"
+        if len(found) > 1:
+            return None, f"{len(found)} images named {name} ({found[0]} and {found[1]})"
+        self._used += 1
+        return found[0], ""
+
+    def tell_unused(self) -> None:
+        """Say how many files no label was given for."""
+        if self._used < self._total:
+            log.info("%d images below %s have no line in the labels file", self._total - self._used, self._images)
+
+
+def _rows(labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[tuple[int, dict[str, str | None]]]:
+    wanted = {
+        "key_column": data.key_column,
+        "label_column": data.label_column,
+        "group_column": data.group_column,
+        "split.column": data.split.column,
+    }
+    try:
+        with labels.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for name, column in wanted.items():
+                if column and column not in (reader.fieldnames or ()):
+                    have = ", ".join(reader.fieldnames or ())
+                    raise UserError(f"{labels}: no column {column} (it has {have}); set data.{name}=NAME")
+            for row in reader:
+                if any(column and row[column] is None for column in wanted.values()):
+                    where = f"{labels}:{reader.line_num}"
+                    rejected.append(Rejected(key=where, cause="too few columns"))
+                    continue
+                yield reader.line_num, row
+    except FileNotFoundError:
+        raise UserError(f"{labels}: no such labels file; set data.labels=PATH") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{labels}: not a CSV file in UTF-8 ({error}); convert it") from None

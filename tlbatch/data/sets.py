@@ -1,0 +1,124 @@
+"""The index of a set: sampled, split, audited, and tied to the shards that hold its images."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlbatch.data.audit import Findings, audit_rows
+from tlbatch.data.index import Index, new_index, read_index, split_rows
+from tlbatch.data.sources import Labelled, Source, check_rejected, coded, tags_of
+from tlbatch.data.splits import draw_sample, split_images
+from tlbatch.data.store import Store, Unusable
+from tlbatch.job.config import Data, SplitName
+from tlbatch.job.errors import UserError
+from tlbatch.job.paths import SetPaths
+from tlbatch.job.records import SPLITS, Manifest, Rejected, ShardFile, load_record
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index, and what it was made from."""
+
+    index: Index
+    images: list[Labelled]
+    findings: Findings
+    rejected: list[Rejected]
+    shards: tuple[ShardFile, ...]
+    counts: dict[SplitName, tuple[int, ...]]
+
+    @property
+    def num_images(self) -> dict[SplitName, int]:
+        """Rows of each split."""
+        return {split: len(split_rows(self.index, split)) for split in SPLITS}
+
+
+def build_index(
+    data: Data, source: Source, store: Store, unusable: Sequence[Unusable], *, known: Mapping[str, SplitName]
+) -> Built:
+    """Sample, split and audit the images of a source, all of which the store holds or has found unusable.
+
+    Parameters
+    ----------
+    unusable
+        Images that could not be read just now.
+    known
+        Split of the groups of an earlier index.
+
+    Raises
+    ------
+    UserError
+        When too many images are unusable, the splits do not fit the source, or a class is in no training or test image.
+    """
+    sampled = draw_sample(source.images, data)
+    place = store.find(sampled)
+    images = [image for image, row in zip(sampled, place.tolist(), strict=True) if row >= 0]
+    causes = store.rejected | {one.image.stamp: one.cause for one in unusable}
+    lost = [image for image, row in zip(sampled, place.tolist(), strict=True) if row < 0]
+    rejected = [*source.rejected, *(Rejected(key=image.key, cause=causes[image.stamp]) for image in lost)]
+    check_rejected(rejected, data)
+    place = place[place >= 0]
+    rows = split_images(images, data, known)
+    content, near = store.rows["content"][place], store.rows["near"][place]
+    findings = audit_rows(images, rows, data, content=content, near=near)
+    numbers = findings.rows.image
+    index = _indexed([images[number] for number in numbers.tolist()], source, data)
+    index["split"] = findings.rows.split
+    for column in ("offset", "size", "plain", "content"):
+        index[column] = store.rows[column][place[numbers]]
+    used, index["shard"] = np.unique(store.tar[place[numbers]], return_inverse=True)
+    counts = {split: _counts(index[split_rows(index, split)], len(source.classes)) for split in SPLITS}
+    _check_counts(source.classes, counts)
+    shards = tuple(_shard_file(store, number, stored=int((store.tar == number).sum())) for number in used.tolist())
+    return Built(index, images, findings, rejected, shards, counts)
+
+
+def known_splits(target: SetPaths, data_digest: str) -> dict[str, SplitName]:
+    """Split of every group in the newest index that the same data section has made, from whatever images."""
+    mine = [
+        file
+        for file in target.folder.glob("*/manifest.json")
+        if load_record(Manifest, file, missing="submit again").data_digest == data_digest
+    ]
+    if not mine:
+        return {}
+    newest = max(mine, key=lambda file: (file.stat().st_mtime_ns, file))
+    index = read_index(SetPaths(target.folder, newest.parent.name).index_file)
+    return {
+        group.decode(): SPLITS[split]
+        for group, split in zip(index["group"].tolist(), index["split"].tolist(), strict=True)
+    }
+
+
+def _indexed(images: Sequence[Labelled], source: Source, data: Data) -> Index:
+    """An index with keys, groups and labels."""
+    number = {name: place for place, name in enumerate(source.classes)}
+    codes, labels = coded(image.label for image in images)
+    tags = [[number[tag] for tag in tags_of(label, data)] for label in labels]
+    most = max(map(len, tags), default=0) if data.tag_separator else 0
+    index = new_index([image.key for image in images], [image.group for image in images], num_tags=most)
+    if data.tag_separator:
+        index["label"] = -1
+        index["tags"] = np.array([[*some, *[-1] * (most - len(some))] for some in tags], np.int32)[codes]
+    else:
+        index["label"] = np.array([some[0] for some in tags], np.int32)[codes]
+    return index
+
+
+def _counts(index: Index, num_classes: int) -> tuple[int, ...]:
+    counts = Counter(index["label"].tolist()) + Counter(index["tags"].ravel().tolist())
+    return tuple(counts[number] for number in range(num_classes))
+
+
+def _check_counts(classes: Sequence[str], counts: Mapping[SplitName, Sequence[int]]) -> None:
+    for split in ("train", "test"):
+        for name, count in zip(classes, counts[split], strict=True):
+            if count == 0:
+                raise UserError(
+                    f"class {name!r}: no image in the {split} split; add images of it, or change data.split"
+                )
+
+
+def _shard_file(store: Store, number: int, *, stored: int) -> ShardFile:
+    return ShardFile(name=store.tars[number], num_images=stored, size=store.sizes[number])
