@@ -160,9 +160,10 @@ def resized(rgb: Rgb, size: tuple[int, int]) -> Rgb:
     """Scale to (height, width), bilinear with antialiasing."""
     import torch  # noqa: PLC0415 (a shard stage that only copies files does without it)
 
-    pixels = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy()).permute(2, 0, 1)[None]
+    # In this order torch sees that the channels come last, and keeps them there.
+    pixels = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy())[None].permute(0, 3, 1, 2)
     scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return scaled[0].permute(1, 2, 0).contiguous().numpy()
+    return scaled.permute(0, 2, 3, 1)[0].contiguous().numpy()
 
 
 def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pixels: int = MAX_PIXELS) -> ShardImage:
@@ -185,5 +186,7 @@ def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pi
         rgb = apply_steps(rgb, steps, size=resize)
     else:
         rgb = shrink(rgb, resize)
-    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB")
+    encoded = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="420"
+    )
     return ShardImage("jpg", encoded, plain=True, rgb=rgb)

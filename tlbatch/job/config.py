@@ -118,8 +118,8 @@ class Data(Section):
     never touched."""
     steps: tuple[StepName, ...] = ()
     """Pre-processing, in order: fundus_crop (to the disc, a square), local_average (subtracted), clahe."""
-    max_pixels: Annotated[int, Field(ge=1)] = 178_956_970
-    """Pixels of an image above which it is refused unread."""
+    max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
+    """Pixels of an image above which it is refused unread; Pillow allows no more."""
     shard_images: Annotated[int, Field(ge=1)] = 1000
     """Images in a shard."""
     max_rejected: Annotated[int, Field(ge=0)] = 0
