@@ -9,6 +9,7 @@ from tlbatch.data.decode import Rgb, decode, decode_plain, plain_size, reduction
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
+_NO_DRAWS = np.random.Generator(np.random.Philox(0))
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class View:
         UnreadableImageError
             When the data are not the image they were.
         """
-        generator = np.random.Generator(
-            np.random.Philox(key=np.array([self.seed, self.epoch], dtype=np.uint64), counter=[0, 0, sample, 1])
-        )
+        generator = self._generator(sample)
         if plain:
             width, height = plain_size(data)
             box = self._box(width, height, generator)
@@ -56,6 +55,12 @@ class View:
             height, width = rgb.shape[:2]
             box = self._box(width, height, generator)
         return self._cropped(rgb, box, (width, height)), self._turn(generator)
+
+    def _generator(self, sample: int) -> np.random.Generator:
+        if self.crop_scale == 1 and self.augment == "none":
+            return _NO_DRAWS  # making one takes a while
+        key = np.array([self.seed, self.epoch], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, sample, 1]))
 
     def _box(self, width: int, height: int, generator: np.random.Generator) -> Box:
         if self.crop_scale == 1:
