@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -14,7 +16,7 @@ from tlbatch.data.decode import UnreadableImageError, to_shard
 from tlbatch.data.index import digest_split, write_index
 from tlbatch.data.listing import read_source
 from tlbatch.data.phantom import make
-from tlbatch.data.sets import Built, build_index, known_splits
+from tlbatch.data.sets import Built, build_index, places_of_groups
 from tlbatch.data.sources import Labelled, Source, check_rejected
 from tlbatch.data.splits import draw_sample
 from tlbatch.data.staging import stage_urls
@@ -23,11 +25,20 @@ from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Data, Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file, digest_of, to_csv, write_text
-from tlbatch.job.paths import RunPaths, SetPaths, data_digest, phantom_folder, set_folder, staged_folder
+from tlbatch.job.paths import (
+    RunPaths,
+    SetPaths,
+    data_digest,
+    groups_file,
+    phantom_folder,
+    set_folder,
+    staged_folder,
+)  # fmt: skip
 from tlbatch.job.records import SPLITS, Audit, Ceiling, Manifest, load_record
 from tlbatch.job.world import read_world
 
 log = logging.getLogger(__name__)
+_OLD_S = 24 * 3600
 
 
 def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
@@ -48,20 +59,47 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
         chunks = _plan(job, source, read_store(folder, only=_indexed(folder)))
         _write_chunks(job, source, folder, chunks[share[0] :: share[1]], workers=world.num_threads)
         return
-    inputs = {"source": source.digest, "data": data_digest(job)}
-    index = SetPaths(folder, digest_of(inputs)[:12])
+    inputs = {"source": source.digest, "data": data_digest(job), "splits": _digest_files(job.data)}
 
-    def work() -> None:
-        if index.manifest.exists():
-            log.info("using the index %s", index.index_folder)
-            return
+    def work() -> dict[str, str]:
+        _remove_old_drafts(folder)
+        _refuse_other_classes(folder, source)
         chunks = _plan(job, source, read_store(folder))
         unusable = _write_chunks(job, source, folder, chunks, workers=world.num_threads)
-        _write_index(job, source, index, unusable, paths)
-        log.info("wrote the index %s", index.index_folder)
+        index = SetPaths(folder, digest_of([inputs, [one.image.key for one in unusable if one.passing]])[:12])
+        if index.manifest.is_file():
+            log.info("using the index %s", index.index_folder)
+        else:
+            shutil.rmtree(index.index_folder, ignore_errors=True)
+            _write_index(job, source, index, unusable, paths)
+            log.info("wrote the index %s", index.index_folder)
+        return {"index": index.index}
 
     with FileLock(folder / ".lock"):
-        once("shard", paths, inputs, world, work, outputs={"index": index.index})
+        once("shard", paths, inputs, world, work)
+
+
+def _digest_files(data: Data) -> str:
+    """Of the lists of a given split."""
+    return digest_of({name: digest_file(file) for name, file in data.split.files.items()})
+
+
+def _remove_old_drafts(folder: Path) -> None:
+    """What a kill left; a younger draft may be another task's."""
+    for draft in folder.glob(".?*.*"):
+        if time.time() - draft.lstat().st_mtime > _OLD_S:
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
+def _refuse_other_classes(folder: Path, source: Source) -> None:
+    """The tars hold numbers of classes, so these must mean the same for all of them."""
+    for file in folder.glob("*/manifest.json"):
+        classes = load_record(Manifest, file, missing="submit again").classes
+        if classes != source.classes:
+            raise UserError(
+                f"{folder}: its shards are of the classes {', '.join(classes)}, and the source now has "
+                f"{', '.join(source.classes)}; list them in data.classes, which makes another set"
+            )
 
 
 def _read(job: Job, *, workers: int) -> Source:
@@ -161,7 +199,8 @@ def _prepared(
 def _write_index(job: Job, source: Source, target: SetPaths, unusable: Sequence[Unusable], paths: RunPaths) -> None:
     """Audit the set and write the index, with what the audit found and the manifest, which is complete or not there."""
     data = job.data
-    built = build_index(data, source, read_store(target.folder), unusable, known=known_splits(target, data_digest(job)))
+    with places_of_groups(groups_file(job)) as known:
+        built = build_index(data, source, read_store(target.folder), unusable, known=known)
     across = sum(built.findings.record.across.values())
     listed = to_csv(HEADER, built.findings.table)
     if across and data.audit == "stop":

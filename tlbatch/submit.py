@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tlbatch.job.cli import EXIT_USER_ERROR
 from tlbatch.job.errors import UserError
+from tlbatch.job.files import place_named
 from tlbatch.job.load import config_keys, load_job
 from tlbatch.job.prepare import make_run, resolve, run_paths
 from tlbatch.job.records import STAGES, StageName
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.submit``."""
     options = _parser().parse_args(arguments)
     try:
-        sys.exit(_submit(options))
+        with place_named():
+            sys.exit(_submit(options))
     except UserError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.archive import Member, group_samples, scan_tar
-from tlbatch.data.sources import ENDINGS, Found, key_of
+from tlbatch.data.sources import ENDINGS, Found, key_of, walk
 from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
 from tlbatch.job.records import Rejected
+
+_MOST_PACKED = 1032
+"""How far gzip can pack."""
 
 
 def from_idx(folder: Path, pixels: dict[str, npt.NDArray[np.uint8]]) -> Iterator[Found]:
@@ -41,7 +45,9 @@ def _read_idx(path: Path, *, ndim: int) -> npt.NDArray[np.uint8]:
             if header[:4] != bytes((0, 0, 8, ndim)) or len(header) < 4 + 4 * ndim:
                 raise UserError(f"{path}: not an IDX file of {ndim} dimensions of bytes; fetch it again")
             shape = np.frombuffer(header, ">u4", offset=4).astype(np.int64)
-            wanted = int(shape.prod())
+            wanted = math.prod(shape.tolist())
+            if not 0 < wanted <= path.stat().st_size * _MOST_PACKED:
+                raise UserError(f"{path}: damaged (it cannot hold the {wanted} bytes of its header); fetch it again")
             data = file.read(wanted + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; put it beside the other half of its pair") from None
@@ -55,7 +61,7 @@ def _read_idx(path: Path, *, ndim: int) -> npt.NDArray[np.uint8]:
 
 def from_tars(folder: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
     """Samples of WebDataset tars; the name of a tar up to its first dash is what the source calls their split."""
-    paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
+    paths = [folder / inner / name for inner, names in walk(folder, {".tar"}, rejected) for name in names]
     if not paths:
         raise UserError(f"{folder}: no .tar below it; set data.images to the folder of the tars")
     for path in paths:
@@ -92,8 +98,12 @@ def _sample(
         return
     if isinstance(label, list):
         label = (data.tag_separator or " ").join(map(str, label))
-    group = str(fields.get(data.group_column, "")) if data.group_column else ""
-    part = str(fields.get(data.split.column, "")) if data.split.column else path.name.split("-")[0]
+    for column in filter(None, (data.group_column, data.split.column)):
+        if fields.get(column) in (None, ""):
+            rejected.append(Rejected(key=key_of(name), cause=f"{path}: nothing in the json field {column}"))
+            return
+    group = str(fields[data.group_column]) if data.group_column else ""
+    part = str(fields[data.split.column]) if data.split.column else path.name.split("-")[0]
     yield Found(name, str(path), str(label), group=group, part=part, offset=image.offset, size=image.size)
 
 

@@ -17,6 +17,9 @@ Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs, here for JPEG too."""
 _QUALITY = 92
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+"""Others that Pillow knows run programs or have no place in a data set."""
+_LONGEST = 65_500
 _STEPS_SCALE = 2
 """A disc may fill half the short side only: what steps look at is decoded at twice the size asked for."""
 
@@ -102,7 +105,7 @@ def reduction(length: float, wanted: int) -> int:
 def _open(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, str, bool, int]:
     """Pixels, format, whether it is upright in 8-bit RGB or grey, and the short side of the file."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_huge(image, max_pixels)
             kind = "JPEG" if image.format == "MPO" else image.format or ""
             usual = image.mode in {"RGB", "L"} and image.getexif().get(0x0112, 1) == 1
@@ -141,9 +144,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(wide: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """16 bits divided by 257, so that white stays white; floats are taken as 0 to 1."""
+    """16 bits divided by 257, so that white stays white; floats are taken as 0 to 1, or to 255 where one is above 1."""
     if wide.dtype.kind == "f":
-        return (np.nan_to_num(wide.astype(np.float64)) * 255).clip(0, 255).astype(np.uint8)
+        whole = np.nan_to_num(wide.astype(np.float64), posinf=0, neginf=0)
+        return (whole * (1 if whole.max(initial=0) > 1 else 255)).clip(0, 255).astype(np.uint8)
     return (wide.astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
 
 
@@ -186,6 +190,8 @@ def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pi
         rgb = apply_steps(rgb, steps, size=resize)
     else:
         rgb = shrink(rgb, resize)
+    if max(rgb.shape) > _LONGEST:
+        raise UnreadableImageError(f"{rgb.shape[1]} x {rgb.shape[0]} pixels are too long for a JPEG")
     encoded = simplejpeg.encode_jpeg(
         np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="420"
     )

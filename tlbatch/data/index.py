@@ -1,6 +1,7 @@
 """The index of a set: one row an image and split, mapped into memory."""
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,12 @@ def read_index(path: Path) -> Index:
     """
     try:
         index: Index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if (
+            not isinstance(index, np.ndarray)
+            or index.dtype.names != index_dtype(key_bytes=1, group_bytes=1, num_tags=0).names
+        ):
+            raise ValueError("not an index")  # noqa: TRY301
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: missing or damaged ({error}); remove the folder and run shard again") from None
     return index
 

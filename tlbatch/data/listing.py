@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.containers import from_idx, from_tars
-from tlbatch.data.sources import ENDINGS, Found, Source, key_of, make_source
+from tlbatch.data.sources import ENDINGS, Found, Source, ending_of, key_of, make_source, walk
 from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
 from tlbatch.job.records import Rejected
@@ -46,7 +46,7 @@ def read_source(data: Data, images: Path, labels: Path | None) -> Source:
 def _from_folders(images: Path, data: Data, rejected: list[Rejected], classes: dict[str, None]) -> Iterator[Found]:
     """Class folders, below folders of the splits where the job says that splits are given so."""
     depth = 1 if (data.split.method == "given" and not data.split.files) or data.split.recipe == "dogs-vs-cats" else 0
-    for folder, names in _walk(images, rejected):
+    for folder, names in walk(images, ENDINGS, rejected):
         parts = folder.parts
         if len(parts) > depth:
             classes[_readable(parts[depth])] = None
@@ -61,41 +61,16 @@ def _from_folders(images: Path, data: Data, rejected: list[Rejected], classes: d
             yield Found(stem, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
 
 
-def _walk(root: Path, rejected: list[Rejected]) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below ``root``, relative to it, with the names of its image files; links to folders are followed."""
-
-    def unreadable(error: OSError) -> None:
-        rejected.append(Rejected(key=str(error.filename), cause=f"unreadable folder ({error.strerror})"))
-
-    above: dict[str, tuple[tuple[int, int], ...]] = {}
-    for place, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
-        status = os.stat(place)  # noqa: PTH116
-        here = status.st_dev, status.st_ino
-        upper = above.get(os.path.dirname(place), ())  # noqa: PTH120
-        if here in upper:
-            rejected.append(Rejected(key=place, cause="a symbolic link that leads back to a folder above it"))
-            folders.clear()
-            continue
-        above[place] = (*upper, here)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = sorted(name for name in files if not name.startswith(".") and _ending(name) in ENDINGS)
-        yield Path(place).relative_to(root), names
-
-
 def _readable(name: str) -> str:
     """A file system's name as text, whatever bytes it is of."""
-    return os.fsencode(name).decode(errors="replace")
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _from_csv(images: Path, labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
     files = _Files(images, rejected)
     for line, row in _rows(labels, data, rejected):
         name = (row[data.key_column] or "").strip()
-        stem = os.path.splitext(name)[0] if _ending(name) in ENDINGS else name  # noqa: PTH122
+        stem = os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122
         path, cause = files.find(name, stem)
         if path is None:
             rejected.append(Rejected(key=key_of(stem), cause=f"{labels}:{line}: {cause}"))
@@ -120,7 +95,7 @@ class _Files:
         self._by_name: dict[str, list[str]] = {}
         self._used = 0
         self._total = 0
-        for folder, names in _walk(images, rejected):
+        for folder, names in walk(images, ENDINGS, rejected):
             for name in names:
                 inner = (folder / name).as_posix()
                 stem = os.path.splitext(inner)[0]  # noqa: PTH122
@@ -156,11 +131,13 @@ def _rows(labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[tuple[
     }
     try:
         with labels.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             for name, column in wanted.items():
                 if column and column not in (reader.fieldnames or ()):
                     have = ", ".join(reader.fieldnames or ())
                     raise UserError(f"{labels}: no column {column} (it has {have}); set data.{name}=NAME")
+            if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+                raise UserError(f"{labels}: two columns of one name ({', '.join(reader.fieldnames or ())}); rename one")
             for row in reader:
                 if any(column and row[column] is None for column in wanted.values()):
                     where = f"{labels}:{reader.line_num}"
@@ -169,5 +146,7 @@ def _rows(labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[tuple[
                 yield reader.line_num, row
     except FileNotFoundError:
         raise UserError(f"{labels}: no such labels file; set data.labels=PATH") from None
+    except OSError as error:
+        raise UserError(f"{labels}: cannot be read ({error.strerror}); give access to it") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{labels}: not a CSV file in UTF-8 ({error}); convert it") from None

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 from torch.utils.data import DataLoader, Dataset
 
 from tlbatch.data.decode import UnreadableImageError
@@ -27,6 +28,8 @@ from tlbatch.job.records import Manifest, load_record
 from tlbatch.job.stop import ignore_in_worker, signals_held
 from tlbatch.job.world import World
 
+_MOST_OPEN = 128
+"""Shards that a process holds open, well below the usual limit of 1,024 files."""
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
@@ -155,6 +158,8 @@ class SplitDataset(Dataset[Batch]):
             raise UnreadableImageError(error.strerror or str(error)) from None
         if len(data) != row["size"]:
             raise UnreadableImageError(f"{len(data)} bytes are left of {row['size']}")
+        if xxhash.xxh3_128_hexdigest(data).encode() != row["content"]:
+            raise UnreadableImageError("its bytes have changed since it was indexed")
         return data
 
     def _look_up(self, positions: Sequence[int]) -> Index:
@@ -166,6 +171,8 @@ class SplitDataset(Dataset[Batch]):
     def _descriptor(self, row: np.void) -> int:
         shard = int(row["shard"])
         if shard not in self._open:
+            if len(self._open) >= _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
             self._open[shard] = os.open(self._images.shards[shard], os.O_RDONLY)
         return self._open[shard]
 

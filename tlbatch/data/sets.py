@@ -1,20 +1,24 @@
 """The index of a set: sampled, split, audited, and tied to the shards that hold its images."""
 
+import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from tlbatch.data.audit import Findings, audit_rows
-from tlbatch.data.index import Index, new_index, read_index, split_rows
+from tlbatch.data.index import Index, new_index, split_rows
 from tlbatch.data.sources import Labelled, Source, check_rejected, coded, tags_of
 from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.data.store import Store, Unusable
 from tlbatch.job.config import Data, SplitName
 from tlbatch.job.errors import UserError
-from tlbatch.job.paths import SetPaths
-from tlbatch.job.records import SPLITS, Manifest, Rejected, ShardFile, load_record
+from tlbatch.job.files import write_text
+from tlbatch.job.records import SPLITS, Rejected, ShardFile
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Built:
 
 
 def build_index(
-    data: Data, source: Source, store: Store, unusable: Sequence[Unusable], *, known: Mapping[str, SplitName]
+    data: Data, source: Source, store: Store, unusable: Sequence[Unusable], *, known: dict[str, float]
 ) -> Built:
     """Sample, split and audit the images of a source, all of which the store holds or has found unusable.
 
@@ -44,7 +48,7 @@ def build_index(
     unusable
         Images that could not be read just now.
     known
-        Split of the groups of an earlier index.
+        See `places_of_groups`.
 
     Raises
     ------
@@ -74,21 +78,33 @@ def build_index(
     return Built(index, images, findings, rejected, shards, counts)
 
 
-def known_splits(target: SetPaths, data_digest: str) -> dict[str, SplitName]:
-    """Split of every group in the newest index that the same data section has made, from whatever images."""
-    mine = [
-        file
-        for file in target.folder.glob("*/manifest.json")
-        if load_record(Manifest, file, missing="submit again").data_digest == data_digest
-    ]
-    if not mine:
-        return {}
-    newest = max(mine, key=lambda file: (file.stat().st_mtime_ns, file))
-    index = read_index(SetPaths(target.folder, newest.parent.name).index_file)
-    return {
-        group.decode(): SPLITS[split]
-        for group, split in zip(index["group"].tolist(), index["split"].tolist(), strict=True)
-    }
+@contextmanager
+def places_of_groups(file: Path) -> Iterator[dict[str, float]]:
+    """The places that groups have in the order that splits cut, to be added to; they outlive every index.
+
+    Raises
+    ------
+    UserError
+        When the file is damaged.
+    """
+    with FileLock(file.with_suffix(".lock")):
+        places: dict[str, float] = {}
+        if file.exists():
+            try:
+                places = {group: float(place) for group, place in csv.reader(file.open(newline="", encoding="utf-8"))}
+            except (ValueError, csv.Error) as error:
+                raise UserError(
+                    f"{file}: damaged ({error}); put it back from a copy, or remove it for new splits"
+                ) from None
+        before = len(places)
+        yield places
+        if len(places) > before:
+            write_text(file, "".join(f"{_quoted(group)},{place!r}\n" for group, place in places.items()))
+
+
+def _quoted(text: str) -> str:
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def _indexed(images: Sequence[Labelled], source: Source, data: Data) -> Index:

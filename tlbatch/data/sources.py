@@ -3,10 +3,14 @@
 import hashlib
 import io
 import itertools
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -18,6 +22,7 @@ from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
 from tlbatch.job.records import Rejected
 
+log = logging.getLogger(__name__)
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
 
 
@@ -61,7 +66,8 @@ class Source:
     classes: tuple[str, ...]
     columns: tuple[str, str]
     digest: str
-    """Of keys, labels, groups, parts, file sizes and times: another value means that the source has changed."""
+    """Of keys, labels, groups, parts, file sizes and times, and of what is rejected: another value means that the
+    source has changed."""
     rejected: tuple[Rejected, ...]
     pixels: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """Of the IDX files: (images, height, width)."""
@@ -88,6 +94,40 @@ def key_of(name: str) -> str:
 def name_of(key: str) -> str:
     """The name that `key_of` made the key of."""
     return unquote(key, errors="surrogateescape")
+
+
+def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below ``root``, relative to it, with the names of its files of some endings.
+
+    Links to folders are followed; hidden files and folders are left out, and other files are counted in the log.
+    """
+
+    def unreadable(error: OSError) -> None:
+        rejected.append(Rejected(key=str(error.filename), cause=f"unreadable folder ({error.strerror})"))
+
+    others: Counter[str] = Counter()
+    above: dict[str, tuple[tuple[int, int], ...]] = {}
+    for place, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        status = os.stat(place)  # noqa: PTH116
+        here = status.st_dev, status.st_ino
+        upper = above.get(os.path.dirname(place), ())  # noqa: PTH120
+        if here in upper:
+            rejected.append(Rejected(key=place, cause="a symbolic link that leads back to a folder above it"))
+            folders.clear()
+            continue
+        above[place] = (*upper, here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = sorted(name for name in files if not name.startswith("."))
+        yield Path(place).relative_to(root), [name for name in names if ending_of(name) in endings]
+        others.update(ending_of(name) or name for name in names if ending_of(name) not in endings)
+    if others:
+        shown = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+        log.warning("%d files below %s are of no kind that is read here: %s", others.total(), root, shown)
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path an image would cost too much)
 
 
 def make_source(
@@ -120,7 +160,7 @@ def make_source(
     images = [image for image in images if _has_known_label(image, known, data, rejected)]
     check_rejected(rejected, data)
     _check_classes(_used(images, data), classes, data)
-    return Source(tuple(images), classes, columns, _digest(images), tuple(rejected), pixels or {})
+    return Source(tuple(images), classes, columns, _digest(images, rejected), tuple(rejected), pixels or {})
 
 
 def _used(images: Iterable[Labelled], data: Data) -> set[str]:
@@ -164,11 +204,11 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
     for one in found:
         key = key_of(one.name)
         try:
-            size, time = _size_and_time(one.path, times, shared=one.size >= 0 or one.offset > 0)
+            size, time = _size_and_time(one.path, times, shared=one.size >= 0)
         except OSError as error:
             rejected.append(Rejected(key=key, cause=f"{one.path}: {error.strerror}"))
             continue
-        group = one.group or key
+        group = _text(one.group) or key
         if pattern is not None and not one.group:
             match = pattern.search(one.name)
             if match is None or not match.group(1):
@@ -176,18 +216,25 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
                     f"{one.name}: data.group_pattern {data.group_pattern!r} does not match this image name; "
                     "mend the pattern"
                 )
-            group = match.group(1)
+            group = _text(match.group(1))
         stamp = xxhash.xxh3_64_intdigest(
             f"{key}\0{one.label}\0{size}\0{time}\0{one.offset}".encode(errors="surrogateescape")
         )
-        label = labels.setdefault(one.label, one.label)
-        yield Labelled(key, one.path, label, group, one.part, stamp, one.offset, one.size)
+        label = labels.setdefault(one.label, _text(one.label))
+        yield Labelled(key, one.path, label, group, _text(one.part), stamp, one.offset, one.size)
+
+
+def _text(text: str) -> str:
+    """What can be written in UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _size_and_time(path: str, times: dict[str, tuple[int, int]], *, shared: bool) -> tuple[int, int]:
     if path in times:
         return times[path]
     status = os.stat(path)  # noqa: PTH116 (a Path an image would cost more than the call)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "is not a regular file")
     found = status.st_size, status.st_mtime_ns
     if shared:
         times[path] = found
@@ -218,8 +265,8 @@ def _has_known_label(image: Labelled, classes: set[str], data: Data, rejected: l
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
-    if all(re.fullmatch(r"-?\d+", label) for label in labels):
-        return tuple(sorted(labels, key=int))
+    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))
 
 
@@ -234,8 +281,10 @@ def _check_classes(used: set[str], classes: tuple[str, ...], data: Data) -> None
         raise UserError(f"{where}: only one class ({classes[0]!r}); a classifier needs at least two")
 
 
-def _digest(images: list[Labelled]) -> str:
+def _digest(images: list[Labelled], rejected: list[Rejected]) -> str:
     sha = hashlib.sha256()
+    for row in rejected:
+        sha.update(f"{_text(row.key)}\0{_text(row.cause)}\n".encode())
     for image in images:
-        sha.update(f"{image.key}\0{image.stamp}\0{image.group}\0{image.part}\n".encode(errors="surrogateescape"))
+        sha.update(f"{image.key}\0{image.stamp}\0{image.group}\0{image.part}\n".encode())
     return sha.hexdigest()

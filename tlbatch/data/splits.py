@@ -47,25 +47,26 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
             raise UserError(
                 f"data.per_class: {label!r} has {len(some)} images, not {data.per_class}; ask for fewer, or add images"
             )
-        some.sort(key=lambda image: (_position(image.key, str(data.per_class_seed)), image.key))
+        some.sort(key=lambda image: (_hashed(image.key, str(data.per_class_seed)), image.key))
         drawn.extend(some[: data.per_class])
     return sorted(drawn, key=lambda image: image.key)
 
 
-def split_images(images: Sequence[Labelled], data: Data, known: Mapping[str, SplitName]) -> Rows:
+def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> Rows:
     """The rows of a set: each image with its split, in the order of the images.
 
     An image has one row, but may have several with method ``as-published``.
 
-    With method ``hash`` a group's split is a function of (salt, group) alone. With ``stratified`` the groups of a
-    stratum (see `_strata`) are taken in the order of their hash until the stratum has its share of test, then of
-    validation images; groups that have a split already keep it, and new ones go where most is short. So with neither
-    do added images ever move a group.
+    A group has a place in [0, 1): what lies below the share of test tests, and so on (see `_by_place`). With method
+    ``hash`` its place is a hash of (salt, group). With ``stratified`` the groups of a stratum (see `_strata`) that are
+    there at first are spread over [0, 1) in the order of their hash, which gives each split its exact share; those
+    that come later have the place of their hash. So with neither do other images ever move a group, and all folds and
+    shares cut one and the same order.
 
     Parameters
     ----------
     known
-        Split of the groups of an earlier index of the same source.
+        Places that groups were given before; those that are given now are added.
 
     Raises
     ------
@@ -77,13 +78,17 @@ def split_images(images: Sequence[Labelled], data: Data, known: Mapping[str, Spl
         return published_rows(images, split.recipe)
     everyone = np.arange(len(images))
     if split.method == "given":
-        return Rows(everyone, _given(images, data))
+        return Rows(everyone, _given(images, data, known))
     groups = _Groups.of(images, data)
+    return Rows(everyone, _split(groups, split, known)[groups.codes])
+
+
+def _split(groups: "_Groups", split: Split, known: dict[str, float]) -> npt.NDArray[np.int64]:
+    """The split of every group."""
     if split.method == "hash":
-        of_group = [_by_position(_position(group, split.salt), split) for group in groups.names]
-    else:
-        of_group = _stratified(groups, split, known)
-    return Rows(everyone, _numbers(of_group)[groups.codes])
+        return _numbers(_by_place(_hashed(name, split.salt), split) for name in groups.names)
+    _spread(groups, split, known)
+    return _numbers(_by_place(known[name], split) for name in groups.names)
 
 
 def _numbers(splits: Iterable[SplitName]) -> npt.NDArray[np.int64]:
@@ -114,36 +119,35 @@ class _Groups:
         return _Groups(names, codes, np.bincount(codes).tolist(), members)
 
 
-def _position(group: str, salt: str) -> float:
+def _hashed(group: str, salt: str) -> float:
     """Where the group's hash falls in [0, 1)."""
     digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _by_position(position: float, split: Split) -> SplitName:
+def _by_place(place: float, split: Split) -> SplitName:
     """The split at a place in [0, 1): test first, then validation; each fold begins where the one before ended."""
     test = split.test
     if split.folds:
         test = 1 / split.folds
-        position = (position - split.fold / split.folds) % 1
-    if position < test:
+        place = (place - split.fold / split.folds) % 1
+    if place < test:
         return "test"
-    return "val" if position < test + split.val else "train"
+    return "val" if place < test + split.val else "train"
 
 
-def _stratified(groups: _Groups, split: Split, known: Mapping[str, SplitName]) -> list[SplitName]:
-    of_group = {number: known[name] for number, name in enumerate(groups.names) if name in known}
+def _spread(groups: _Groups, split: Split, known: dict[str, float]) -> None:
+    """Give every group a place: spread those of a stratum that is new, and take the hash of those that come later."""
     for members in groups.strata:
-        new = _in_order([number for number in members if number not in of_group], groups, split)
-        if len(new) == len(members):
-            _fill_in_order(new, groups.sizes, split, of_group)
-        else:
-            _fill_what_is_short(members, new, groups.sizes, split, of_group)
-    return [of_group[number] for number in range(len(groups.names))]
-
-
-def _in_order(numbers: list[int], groups: _Groups, split: Split) -> list[int]:
-    return sorted(numbers, key=lambda number: (_position(groups.names[number], split.salt), groups.names[number]))
+        sizes = {groups.names[number]: groups.sizes[number] for number in members}
+        hashes = {name: _hashed(name, split.salt) for name in sizes if name not in known}
+        if len(hashes) < len(sizes):
+            known.update(hashes)
+            continue
+        total, taken = sum(sizes.values()), 0
+        for name in sorted(hashes, key=lambda name: (hashes[name], name)):
+            known[name] = (taken + sizes[name] / 2) / total
+            taken += sizes[name]
 
 
 def _strata(images: Sequence[Labelled], data: Data) -> tuple[npt.NDArray[np.int64], int]:
@@ -157,29 +161,7 @@ def _strata(images: Sequence[Labelled], data: Data) -> tuple[npt.NDArray[np.int6
     return np.array([number[tag] for tag in rarest], np.int64)[labels], len(number)
 
 
-def _fill_in_order(numbers: Sequence[int], sizes: Sequence[int], split: Split, of_group: dict[int, SplitName]) -> None:
-    total = sum(sizes[number] for number in numbers)
-    taken = 0
-    for number in numbers:
-        of_group[number] = _by_position((taken + sizes[number] / 2) / total, split)
-        taken += sizes[number]
-
-
-def _fill_what_is_short(
-    numbers: Sequence[int], new: Sequence[int], sizes: Sequence[int], split: Split, of_group: dict[int, SplitName]
-) -> None:
-    total = sum(sizes[number] for number in numbers)
-    test = 1 / split.folds if split.folds else split.test
-    short = {"test": test * total, "val": split.val * total, "train": (1 - test - split.val) * total}
-    for number in numbers:
-        if number in of_group:
-            short[of_group[number]] -= sizes[number]
-    for number in new:
-        of_group[number] = max(SPLITS, key=lambda name: (short[name], name == "train"))
-        short[of_group[number]] -= sizes[number]
-
-
-def _given(images: Sequence[Labelled], data: Data) -> npt.NDArray[np.int64]:
+def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> npt.NDArray[np.int64]:
     """What the source says; where it has no validation images, ``split.val`` of the training groups, stratified."""
     split = data.split
     names = _listed(images, split.files) if split.files else (_named(image.part, split) for image in images)
@@ -192,11 +174,8 @@ def _given(images: Sequence[Labelled], data: Data) -> npt.NDArray[np.int64]:
         return found
     train = np.flatnonzero(found == SPLITS.index("train"))
     groups = _Groups.of([images[number] for number in train.tolist()], data)
-    of_group: dict[int, SplitName] = {}
-    for members in groups.strata:
-        shares = split.model_copy(update={"test": 0.0, "folds": 0})
-        _fill_in_order(_in_order(members, groups, split), groups.sizes, shares, of_group)
-    found[train] = _numbers(of_group[number] for number in range(len(groups.names)))[groups.codes]
+    shares = split.model_copy(update={"test": 0.0, "folds": 0})
+    found[train] = _split(groups, shares, known)[groups.codes]
     return found
 
 

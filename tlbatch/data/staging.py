@@ -39,7 +39,7 @@ def stage_urls(urls: Sequence[str], folder: Path) -> None:
                 continue
             log.info("staging %s", address)
             try:
-                with _open(address) as source, atomic_file(target) as file:
+                with atomic_file(target) as file, _open(address) as source:  # left first: it tells of a failure
                     shutil.copyfileobj(source, file, _BLOCK)
                     _refuse_empty(file)
             except (OSError, ValueError, ImportError) as error:
@@ -85,7 +85,8 @@ def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]
     """
     if not local_folder:
         return tuple(shards)
-    root = Path(os.path.expandvars(local_folder)) / f"tlbatch-{digest_of([str(path) for path in shards])[:12]}"
+    state = [(str(path), status.st_size, status.st_mtime_ns) for path in shards if (status := path.stat())]
+    root = Path(os.path.expandvars(local_folder)) / f"tlbatch-{digest_of(state)[:12]}"
     copies = tuple(root / f"{number:06d}.tar" for number in range(len(shards)))
     try:
         root.mkdir(parents=True, exist_ok=True)

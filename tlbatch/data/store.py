@@ -4,7 +4,9 @@ A shard is named after what goes into it and is never changed, so a set can grow
 written before a kill is used after it.
 """
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ ROW = np.dtype(
     ]
 )
 """An image in a shard: what it was made from, where it lies, and the hashes of its bytes and its pixels."""
+
+
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> Store:
                 causes = zip(data["rejected"].tolist(), data["causes"].tolist(), strict=True)
                 if rows.dtype != ROW:
                     raise ValueError("of another version of tlbatch")  # noqa: TRY301
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, *_BROKEN) as error:
             raise UserError(f"{file}: damaged ({error}); remove it and submit again") from None
         if only is not None and tar not in only:
             continue

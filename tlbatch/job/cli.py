@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tlbatch.job.errors import StoppedError, UserError
+from tlbatch.job.files import place_named
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Failure, FailureKind, Marker, StageName, load_record
 from tlbatch.job.stop import stop_at_once
@@ -44,7 +45,8 @@ def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int
     )
     stop_at_once()
     try:
-        run(run_dir)
+        with place_named():
+            run(run_dir)
     except UserError as error:
         kind: FailureKind = "stopped" if isinstance(error, StoppedError) else "user"
         _record_failure(stage, world, run_dir, str(error), kind)
@@ -73,11 +75,9 @@ def once(
     paths: RunPaths,
     inputs: dict[str, str],
     world: World,
-    work: Callable[[], None],
-    *,
-    outputs: dict[str, str] | None = None,
+    work: Callable[[], dict[str, str] | None],
 ) -> None:
-    """Do the work of a stage unless its marker says that it is done; write the marker last.
+    """Do the work of a stage unless its marker says that it is done; write the marker, with what it returns, last.
 
     Raises
     ------
@@ -100,10 +100,8 @@ def once(
         for old in marker.parent.glob(f"{stage}.failed.*.json"):
             old.unlink()
     start = time.monotonic()
-    work()
+    outputs = work() or {}
     if world.is_main:
         seconds = time.monotonic() - start
-        Marker(stage=stage, inputs=inputs, outputs=outputs or {}, world_size=world.world_size, seconds=seconds).save(
-            marker
-        )
+        Marker(stage=stage, inputs=inputs, outputs=outputs, world_size=world.world_size, seconds=seconds).save(marker)
         log.info("finished in %.0f s", seconds)

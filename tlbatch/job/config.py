@@ -30,8 +30,8 @@ class Split(Section):
     """Which images train, validate and test."""
 
     method: Literal["stratified", "hash", "given", "as-published"] = "stratified"
-    """stratified: equal shares of every class, new groups fill what is short; hash: a group's split depends on its
-    name alone; given: as the source says; as-published: as a published system did, leaks included."""
+    """stratified: exact shares of every class at first, later groups by their hash; hash: a group's split depends on
+    its name alone; given: as the source says; as-published: as a published system did, leaks included."""
     val: Fraction = 0.1
     """Share of the images for validation (choice of the checkpoint)."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -127,7 +127,7 @@ class Data(Section):
     audit: Literal["stop", "warn", "resolve"] = "stop"
     """Equal or nearly equal images in two splits: stop; warn; or resolve: move them into one split, and drop those
     whose labels contradict."""
-    near_bits: Annotated[int, Field(ge=0, le=32)] = 16
+    near_bits: Annotated[int, Field(ge=0, le=24)] = 16
     """Bits of 256 of the perceptual hash in which nearly equal images may differ; 0: equal files only."""
     split: Split = Split()
     phantom: Phantom = Phantom()
@@ -158,6 +158,10 @@ class Data(Section):
             raise ValueError("images is required: the folder of the images, e.g. data.images=PATH")
         if self.source == "csv" and self.labels is None:
             raise ValueError("labels is required with source csv, e.g. data.labels=PATH")
+        if self.group_column and self.source not in ("csv", "tars"):
+            raise ValueError("group_column is read with source csv or tars; use group_pattern")
+        if self.split.recipe and self.audit == "resolve":
+            raise ValueError("audit: resolve would change the split of a published system; set it to warn")
         if self.source == "tars" and self.steps:
             raise ValueError("steps: tars are indexed where they lie and never changed; leave it empty")
         if self.resize == 0 and self.steps:

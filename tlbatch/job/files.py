@@ -1,6 +1,7 @@
 """Files that are either whole under their final name or not there."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 from tlbatch.job.errors import UserError
 
-_NO_SPACE = {28, 122}  # ENOSPC, EDQUOT
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
@@ -70,6 +71,19 @@ def space_named(path: Path) -> Iterator[None]:
         if error.errno in _NO_SPACE:
             raise UserError(
                 f"{path}: no space left on the device or in the quota; free some, or set workspace=PATH, and run again"
+            ) from None
+        raise
+
+
+@contextmanager
+def place_named() -> Iterator[None]:
+    """Turn a file that may not be written or read, or a full disk, into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {*_NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM} and error.filename:
+            raise UserError(
+                f"{error.filename}: {error.strerror}; make room or give access, or set workspace=PATH"
             ) from None
         raise
 

@@ -138,6 +138,16 @@ _MAKES_SHARDS = {
 """Keys of the data section that the bytes of the shards depend on."""
 
 
+def groups_file(job: Job) -> Path:
+    """Where the places of the groups of a source are kept, whatever is made of its images."""
+    kept = job.data.model_dump(mode="json", include=_MAKES_GROUPS)
+    name = set_folder(job).name.rpartition("-")[0]
+    return job.workspace / "shards" / f"{name}-{digest_of([kept, job.data.split.salt])[:12]}.groups.csv"
+
+
+_MAKES_GROUPS = {"source", "images", "urls", "labels", "phantom", "group_column", "group_pattern"}
+
+
 def staged_folder(job: Job) -> Path:
     """Where tars from elsewhere are staged."""
     return job.workspace / "staged" / digest_of(list(job.data.urls))[:12]

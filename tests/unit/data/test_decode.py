@@ -116,6 +116,17 @@ def test_what_other_readers_would_see_differently_is_converted_even_when_small(p
         assert (kept.data, kept.plain) == (data, False)
 
 
+def test_odd_shapes_and_values_are_refused_or_kept_in_range() -> None:
+    with pytest.raises(UnreadableImageError, match="76800 x 256 pixels are too long for a JPEG"):
+        to_shard(encoded(Image.new("RGB", (90_000, 300)), "PNG"), resize=256)
+    floats = Image.fromarray(np.full((4, 4), 141.0, np.float32))
+    assert decode(encoded(floats, "TIFF"))[0, 0].tolist() == [141] * 3
+    with pytest.raises(UnreadableImageError, match="no image of a known format"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    for shape in ((1, 1), (1, 500), (500, 1)):
+        assert decode(to_shard(encoded(Image.new("RGB", shape), "PNG"), resize=64).data).shape == (*shape[::-1], 3)
+
+
 def test_steps_are_applied_before_the_image_is_scaled() -> None:
     rows, columns = np.ogrid[:300, :400]
     disc = np.where(np.hypot(rows - 150, columns - 180) < 120, 180, 0)[..., None].repeat(3, axis=2).astype(np.uint8)

@@ -132,6 +132,28 @@ def test_a_shard_cut_short_while_it_is_open_is_an_error_row_too(images: ImageSet
     assert any("bytes are left of" in cause for cause in found.errors.values())
 
 
+def test_changed_bytes_that_still_decode_are_noticed(images: ImageSet) -> None:
+    row = images.index[images.rows("test")][0]
+    other = images.index[images.rows("train")][0]
+    path, source = images.shards[row["shard"]], images.shards[other["shard"]].read_bytes()
+    data = bytearray(path.read_bytes())
+    start, size = int(row["offset"]), int(row["size"])
+    data[start : start + size] = source[int(other["offset"]) :][: int(other["size"])].ljust(size, b"\0")[:size]
+    path.write_bytes(data)
+    found = SplitDataset(images, "test", View(size=32), strict=False).__getitems__([0])
+    assert found.errors == {0: "its bytes have changed since it was indexed"}
+
+
+def test_more_shards_than_may_be_open_are_read(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlbatch.data.loader._MOST_OPEN", 1)
+    dataset = SplitDataset(images, "train", View(size=32))
+    everything = list(range(len(dataset)))
+    dataset.will_need(everything)
+    assert len(dataset.__getitems__(everything[::-1]).labels) == len(everything)
+    descriptors = [descriptor for descriptor in Path("/proc/self/fd").iterdir() if descriptor.exists()]
+    assert sum(descriptor.resolve() in images.shards for descriptor in descriptors) == 1
+
+
 def test_shards_are_copied_to_a_nodes_own_disk_once(
     images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,9 @@ def test_unusable_images_stop_the_job_or_are_listed_up_to_the_limit(
     broken.write_bytes((images / "red" / "red5.jpg").read_bytes()[:-2] + b"\0\xff\xd9")
     mended = sharded(make(images, "run=mended", "data.max_rejected=3", "data.audit=warn"))
     assert len(index_of(mended)) == 23
+    (images / "red" / "late.jpg").symlink_to(images / "red" / "late.jpg")
+    later = sharded(make(images, "run=later", "data.max_rejected=3", "data.audit=warn"))
+    assert {"red/late", "red/loop"} <= {row["key"] for row in table(later.rejected)}
 
 
 def test_an_image_that_could_not_be_read_once_is_tried_again(
@@ -242,7 +245,7 @@ def test_an_image_that_could_not_be_read_once_is_tried_again(
     some = sharded(make(images, "run=2", "data.max_rejected=2"))
     assert [row["key"] for row in table(some.rejected)] == ["red/red1", "red/red2"]
     monkeypatch.setattr(Source, "read", whole)
-    assert len(index_of(sharded(make(images, "run=3")))) == 24
+    assert len(index_of(sharded(make(images, "run=3", "data.max_rejected=2")))) == 24
 
 
 def test_a_class_without_test_images_is_refused(make: Make, make_folders: Callable[..., Path]) -> None:
@@ -305,6 +308,70 @@ def test_shares_written_side_by_side_make_the_same_set(
     assert {file: file.stat().st_mtime_ns for file in shares.folder.glob("*.tar")} == before
     for file in alone.folder.rglob("*.*"):
         assert (shares.folder / file.relative_to(alone.folder)).read_bytes() == file.read_bytes()
+
+
+def splits_by_key(paths: SetPaths) -> dict[str, int]:
+    return {row["key"].decode(): int(row["split"]) for row in index_of(paths)}
+
+
+def test_no_key_of_the_job_and_no_removal_moves_a_group(make: Make, make_folders: Callable[..., Path]) -> None:
+    images = make_folders(each=12)
+    before = splits_by_key(sharded(make(images, "run=1")))
+    noise = np.random.default_rng(5).integers(0, 255, (12, 40, 48, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(images / "blue" / f"new{number}.jpg")
+    grown = splits_by_key(sharded(make(images, "run=2")))
+    assert {key: grown[key] for key in before} == before
+    for number, more in enumerate(
+        ("data.max_rejected=1", "data.audit=warn", "data.near_bits=8", "data.shard_images=9", "data.resize=32")
+    ):
+        assert splits_by_key(sharded(make(images, f"run=other{number}", more))) == grown
+    (images / "red").rename(images.parent / "red")
+    shutil.copytree(images.parent / "red", images / "red")
+    shutil.rmtree(images / "green")
+    make_again = [make(images, "run=less", "data.classes=['blue', 'red']")]
+    shutil.copytree(images / "red", images / "green", copy_function=shutil.copy)
+    shutil.rmtree(images / "green")
+    less = splits_by_key(sharded(make_again[0]))
+    assert less == {key: split for key, split in grown.items() if not key.startswith("green")}
+
+
+def test_another_class_needs_another_set(make: Make, make_folders: Callable[..., Path]) -> None:
+    images = make_folders(each=8)
+    sharded(make(images, "run=1"))
+    shutil.copytree(images / "red", images / "azure")
+    with pytest.raises(UserError, match=r"list them in data\.classes, which makes another set"):
+        shard.run(make(images, "run=2").folder)
+
+
+def test_changed_lists_of_a_given_split_are_read_again(
+    make: Make, make_folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    images = make_folders(each=4)
+    keys_of_all = [f"{name}/{name}{n}" for n in range(4) for name in ("blue", "green", "red")]
+    lists = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
+    given = [
+        "data.split.method=given",
+        "data.split.val=0",
+        *(f"data.split.files.{name}={file}" for name, file in lists.items()),
+    ]
+    for run, cut in (("1", 6), ("2", 9)):
+        lists["train"].write_text("\n".join(keys_of_all[:cut]), encoding="utf-8")
+        lists["test"].write_text("\n".join(keys_of_all[cut:]), encoding="utf-8")
+        assert sorted(keys(index_of(sharded(make(images, f"run={run}", *given))), 0)) == sorted(keys_of_all[:cut])
+
+
+def test_an_index_folder_without_its_manifest_is_made_again(make: Make, make_folders: Callable[..., Path]) -> None:
+    images = make_folders(each=6)
+    folder = sharded(make(images, "run=1"))
+    folder.manifest.unlink()
+    assert sharded(make(images, "run=2")) == folder
+    assert folder.manifest.exists()
+    sidecar = next(folder.folder.glob("*.npz"))
+    np.save(sidecar.with_suffix(".npy"), np.zeros(3))
+    sidecar.with_suffix(".npy").rename(sidecar)
+    with pytest.raises(UserError, match=r"\.npz: damaged"):
+        shard.run(make(images, "run=3", "data.split.val=0").folder)
 
 
 @pytest.fixture
@@ -503,6 +570,8 @@ def test_the_audit_finds_the_published_leak(make: Make, tmp_path: Path, write_fo
     images = write_folders(tmp_path / "images", classes=("0", "1", "2", "3", "4"), each=200, side=16)
     published = ["data.split.method=as-published", "data.split.recipe=retinopathy-dl", "data.near_bits=0"]
     paths = make(images, "run=stops", *published)
+    with pytest.raises(UserError, match="would change the split of a published system"):
+        make(images, "run=resolve", "data.audit=resolve", *published)
     with pytest.raises(UserError, match="25 images of val in train too, 136 images of test in train too"):
         shard.run(paths.folder)
     warned = sharded(make(images, "run=warned", "data.audit=warn", *published))

@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 from collections import Counter
@@ -203,6 +204,35 @@ def test_a_bad_line_is_listed_with_its_cause_or_stops_the_job(
     assert len(source.images) == 2
 
 
+def test_a_stray_quote_is_refused_and_swallows_no_rows(tmp_path: Path, make_folders: Callable[..., Path]) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text('image,level\nx0,1\n"x1,0\ny0,0\ny1,1\n', encoding="utf-8")
+    with pytest.raises(UserError, match="not a CSV file"):
+        read(make_folders(classes=("x", "y"), each=2), labels, max_rejected=9)
+    labels.write_text("image,level,level\nx0,1,2\n", encoding="utf-8")
+    with pytest.raises(UserError, match="two columns of one name"):
+        read(tmp_path / "images", labels)
+
+
+def test_what_is_no_file_or_no_image_is_listed_or_told(
+    make_folders: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    images = make_folders(classes=("a", "b"), each=2)
+    os.mkfifo(images / "a" / "pipe.jpg")
+    (images / "a" / "device.jpg").symlink_to("/dev/zero")
+    (images / "b" / "x.heic").write_bytes(b"x")
+    source = read(images, max_rejected=2)
+    assert {key: cause.split(": ")[1] for key, cause in causes(source).items()} == {
+        "a/pipe": "is not a regular file", "a/device": "is not a regular file",
+    }  # fmt: skip
+    assert "1 files below" in caplog.text
+    assert "1 .heic" in caplog.text
+
+
+def test_labels_that_are_equal_as_numbers_have_one_order(make_folders: Callable[..., Path]) -> None:
+    assert read(make_folders(classes=("001", "1", "01", "2"), each=1)).classes == ("001", "01", "1", "2")
+
+
 def test_an_image_with_two_labels_is_left_out_altogether(tmp_path: Path, make_folders: Callable[..., Path]) -> None:
     images = make_folders(classes=("x", "y"), each=2)
     labels = tmp_path / "labels.csv"
@@ -279,6 +309,7 @@ def test_idx_pairs_are_read_with_their_part_as_split(tmp_path: Path) -> None:
     [
         (lambda data: data[:-1], "damaged"),
         (lambda data: gzip.compress(gzip.decompress(data)[:-1]), "fewer bytes than its header says"),
+        (lambda data: data[:0] + gzip.compress(b"\0\0\x08\3" + bytes(12)), "damaged"),
         (lambda data: gzip.compress(gzip.decompress(data) + b"x"), "more bytes than its header says"),
         (lambda _: gzip.compress(b"\0\0\x0d\3" + bytes(12)), "not an IDX file of 3 dimensions"),
         (lambda _: b"", "not an IDX file|damaged"),
@@ -324,13 +355,27 @@ def test_tars_are_read_with_cls_or_json_as_img2dataset_writes_them(tmp_path: Pat
     write_tar(tmp_path / "train-0.tar", {"a.jpg": jpeg(), "a.cls": b"1\n", "b.JPG": jpeg("blue"), "b.cls": b"0"})
     about = {"key": "c", "label": "0", "who": "anna"}
     write_tar(tmp_path / "test-0.tar", {"c.jpg": jpeg(), "c.json": json.dumps(about).encode(), "c.txt": b"a caption"})
-    source = read(tmp_path, source="tars", label_column="label", group_column="who")
+    source = read(tmp_path, source="tars", label_column="label")
     assert [(image.key, image.label, image.part, image.group) for image in source.images] == [
         ("a", "1", "train", "a"),
         ("b", "0", "train", "b"),
-        ("c", "0", "test", "anna"),
+        ("c", "0", "test", "c"),
     ]
+    only = tmp_path / "only"
+    only.mkdir()
+    write_tar(
+        only / "x.tar",
+        {f"{n}.jpg": jpeg() for n in "cd"} | {f"{n}.json": json.dumps(about | {"label": n}).encode() for n in "cd"},
+    )
+    assert {image.group for image in read(only, source="tars", label_column="label", group_column="who").images} == {
+        "anna"
+    }
+    shutil.rmtree(only)
     assert source.read(source.images[1]) == jpeg("blue")
+    about["who"] = None
+    write_tar(tmp_path / "test-0.tar", {"c.jpg": jpeg(), "c.json": json.dumps(about).encode()})
+    with pytest.raises(UserError, match="nothing in the json field who"):
+        read(tmp_path, source="tars", label_column="label", group_column="who")
 
 
 def test_what_is_wrong_in_a_tar_is_listed(tmp_path: Path) -> None:

@@ -27,15 +27,11 @@ def data_of(split: dict[str, Any], **others: Any) -> Data:
 
 
 def splits_of(
-    some: list[Labelled], split: dict[str, Any], known: dict[str, SplitName] | None = None, **others: Any
+    some: list[Labelled], split: dict[str, Any], known: dict[str, float] | None = None, **others: Any
 ) -> list[SplitName]:
-    rows = split_images(some, data_of(split, **others), known or {})
+    rows = split_images(some, data_of(split, **others), {} if known is None else known)
     assert rows.image.tolist() == list(range(len(some)))
     return [SPLITS[split] for split in rows.split.tolist()]
-
-
-def groups_of(some: list[Labelled], splits: list[SplitName]) -> dict[str, SplitName]:
-    return {image.group: split for image, split in zip(some, splits, strict=True)}
 
 
 def test_a_stratified_split_gives_every_class_its_exact_share() -> None:
@@ -68,30 +64,41 @@ def test_no_group_is_ever_on_two_sides(
     assert len({group for group, _ in sides}) == len(sides)
 
 
-@given(pairs, pairs, methods)
-def test_added_images_never_move_a_group(old: list[tuple[str, str]], new: list[tuple[str, str]], method: str) -> None:
-    before = splits_of(labelled(old), {"method": method})
-    known = groups_of(labelled(old), before)
-    after = splits_of(labelled(old + new), {"method": method}, known if method == "stratified" else None)
+@given(pairs, pairs, methods, st.sampled_from([0, 3]))
+def test_other_images_never_move_a_group(
+    old: list[tuple[str, str]], new: list[tuple[str, str]], method: str, folds: int
+) -> None:
+    known: dict[str, float] = {}
+    split = {"method": method, "folds": folds}
+    before = splits_of(labelled(old), split, known)
+    after = splits_of(labelled(old + new), split, known)
     assert after[: len(before)] == before
+    assert splits_of(labelled(new), split, known) == after[len(before) :]
+    assert splits_of(labelled(old), split, known) == before
 
 
-def test_new_groups_fill_what_is_short() -> None:
+def test_new_groups_keep_the_shares_on_average() -> None:
+    known: dict[str, float] = {}
     old = labelled([(f"old{number}", "a") for number in range(40)])
-    known = dict.fromkeys((image.group for image in old), "train")
-    some = [*old, *labelled([(f"new{number}", "a") for number in range(21)])]
-    splits = splits_of(some, {"method": "stratified", "test": 0.25, "val": 0.1}, known)
-    assert Counter(splits) == {"train": 40, "test": 15, "val": 6}
+    splits_of(old, {"test": 0.25, "val": 0.1}, known)
+    new = labelled([(f"new{number}", "a") for number in range(4000)])
+    counts = Counter(splits_of([*old, *new], {"test": 0.25, "val": 0.1}, known)[40:])
+    assert abs(counts["test"] - 1000) < 120
+    assert abs(counts["val"] - 400) < 80
 
 
 @pytest.mark.parametrize("method", ["hash", "stratified"])
-def test_folds_test_every_group_once(method: str) -> None:
+def test_folds_test_every_group_once_even_when_images_are_added_between_them(method: str) -> None:
     some = labelled([(f"g{number}", str(number % 2)) for number in range(200)])
-    folds = [splits_of(some, {"method": method, "folds": 5, "fold": fold, "val": 0.1}) for fold in range(5)]
-    for image in range(len(some)):
+    more = [*some, *labelled([(f"later{number}", str(number % 2)) for number in range(100)])]
+    known: dict[str, float] = {}
+    first = [splits_of(some, {"method": method, "folds": 5, "fold": fold}, known) for fold in (0, 1)]
+    folds = [splits_of(more, {"method": method, "folds": 5, "fold": fold, "val": 0.1}, known) for fold in range(5)]
+    for image in range(len(more)):
         assert [fold[image] for fold in folds].count("test") == 1
+    assert [fold[: len(some)] for fold in folds[:2]] == first
     if method == "stratified":
-        assert all(Counter(fold) == {"test": 40, "val": 20, "train": 140} for fold in folds)
+        assert Counter(first[0]) == {"test": 40, "val": 20, "train": 140}
 
 
 def test_images_with_several_tags_are_spread_by_their_rarest() -> None:
