@@ -15,7 +15,7 @@ from tlbatch.data.audit import HEADER
 from tlbatch.data.decode import UnreadableImageError, to_shard
 from tlbatch.data.index import digest_split, write_index
 from tlbatch.data.listing import read_source
-from tlbatch.data.phantom import make
+from tlbatch.data.phantom import make_once
 from tlbatch.data.sets import Built, build_index, places_of_groups
 from tlbatch.data.sources import Labelled, Source, check_rejected
 from tlbatch.data.splits import draw_sample
@@ -106,7 +106,7 @@ def _read(job: Job, *, workers: int) -> Source:
     data = job.data
     if data.source == "phantom":
         drawn = phantom_folder(job)
-        _draw(job, drawn, workers=workers)
+        make_once(drawn, data.phantom, workers=workers)
         return read_source(data, drawn / "train", drawn / "trainLabels.csv")
     if data.urls:
         staged = staged_folder(job)
@@ -117,24 +117,6 @@ def _read(job: Job, *, workers: int) -> Source:
     for rejected in source.rejected:
         log.warning("left out: %s: %s", rejected.key, rejected.cause)
     return source
-
-
-def _draw(job: Job, drawn: Path, *, workers: int) -> None:
-    if drawn.exists():
-        return
-    p = job.data.phantom
-    log.info("drawing %d synthetic fundus photographs in %s", 5 * p.images_per_grade, drawn)
-    drawn.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(drawn.with_suffix(".lock")):
-        if not drawn.exists():
-            make(
-                drawn,
-                images_per_grade=p.images_per_grade,
-                side=p.side,
-                grader_noise=p.grader_noise,
-                seed=p.seed,
-                workers=workers,
-            )
 
 
 def _plan(job: Job, source: Source, store: Store) -> list[Chunk]:

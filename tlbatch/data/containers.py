@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.archive import Member, group_samples, scan_tar
-from tlbatch.data.sources import ENDINGS, Found, key_of, walk
+from tlbatch.data.sources import Found, key_of
+from tlbatch.data.walk import ENDINGS, walk
 from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
 from tlbatch.job.records import Rejected

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.containers import from_idx, from_tars
-from tlbatch.data.sources import ENDINGS, Found, Source, ending_of, key_of, make_source, walk
+from tlbatch.data.sources import Found, Source, key_of, make_source
+from tlbatch.data.walk import ENDINGS, ending_of, walk
 from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
 from tlbatch.job.records import Rejected

@@ -5,6 +5,7 @@ a grader whose errors are of a known size. It is for trying and testing the whol
 """
 
 import argparse
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
@@ -16,13 +17,17 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 from PIL import Image
 
 from tlbatch.data.phantom_fundus import MIN_SIDE, EyeSide, draw, stream
 from tlbatch.data.phantom_lesions import BURDENS
+from tlbatch.job.config import Phantom
 from tlbatch.job.files import atomic_file, atomic_folder, write_text
 
-__all__ = ["Photograph", "draw", "make", "photographs"]
+__all__ = ["Photograph", "draw", "make", "make_once", "photographs"]
+
+log = logging.getLogger(__name__)
 
 _NUM_GRADES: Final = len(BURDENS)
 _EYE_SIDES: Final[tuple[EyeSide, EyeSide]] = ("left", "right")
@@ -107,6 +112,23 @@ def make(folder: Path, *, images_per_grade: int, side: int, grader_noise: float,
         write_text(draft / "trainLabels.csv", _table((photo.name, photo.label) for photo in todo))
         write_text(draft / "truth.csv", _table((photo.name, photo.truth) for photo in todo))
         write_text(draft / "README.txt", readme)
+
+
+def make_once(folder: Path, phantom: Phantom, *, workers: int) -> None:
+    """Write the data set that a job asks for, unless it is there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.exists():
+            return
+        log.info("drawing %d synthetic fundus photographs in %s", _NUM_GRADES * phantom.images_per_grade, folder)
+        make(
+            folder,
+            images_per_grade=phantom.images_per_grade,
+            side=phantom.side,
+            grader_noise=phantom.grader_noise,
+            seed=phantom.seed,
+            workers=workers,
+        )
 
 
 def photographs(images_per_grade: int, *, grader_noise: float, seed: int) -> list[Photograph]:
