@@ -55,6 +55,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     folder = set_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     source = _read(job, workers=world.num_threads)
+    _refuse_other_classes(job.data, folder, source)
     if share is not None:
         chunks = _plan(job, source, read_store(folder, only=_indexed(folder)))
         _write_chunks(job, source, folder, chunks[share[0] :: share[1]], workers=world.num_threads)
@@ -63,7 +64,6 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
 
     def work() -> dict[str, str]:
         _remove_old_drafts(folder)
-        _refuse_other_classes(folder, source)
         chunks = _plan(job, source, read_store(folder))
         unusable = _write_chunks(job, source, folder, chunks, workers=world.num_threads)
         index = SetPaths(folder, digest_of([inputs, [one.image.key for one in unusable if one.passing]])[:12])
@@ -91,8 +91,10 @@ def _remove_old_drafts(folder: Path) -> None:
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
 
-def _refuse_other_classes(folder: Path, source: Source) -> None:
-    """The tars hold numbers of classes, so these must mean the same for all of them."""
+def _refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
+    """Tars that are written here hold numbers of classes, so these must mean the same in all of them."""
+    if data.tag_separator or data.source == "tars":
+        return
     for file in folder.glob("*/manifest.json"):
         classes = load_record(Manifest, file, missing="submit again").classes
         if classes != source.classes:
@@ -108,12 +110,10 @@ def _read(job: Job, *, workers: int) -> Source:
         drawn = phantom_folder(job)
         make_once(drawn, data.phantom, workers=workers)
         return read_source(data, drawn / "train", drawn / "trainLabels.csv")
+    images = data.images or staged_folder(job)
     if data.urls:
-        staged = staged_folder(job)
-        stage_urls(data.urls, staged)
-        return read_source(data, staged, None)
-    assert data.images is not None
-    source = read_source(data, data.images, data.labels)
+        stage_urls(data.urls, images)
+    source = read_source(data, images, data.labels)
     for rejected in source.rejected:
         log.warning("left out: %s: %s", rejected.key, rejected.cause)
     return source
