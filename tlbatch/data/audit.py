@@ -16,7 +16,12 @@ from tlbatch.job.records import SPLITS, Audit
 
 _STRICTEST = ("test", "val", "train")
 """What has once tested never trains."""
-_PAIRS: tuple[tuple[SplitName, SplitName], ...] = (("val", "train"), ("test", "train"), ("test", "val"))
+_PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
+    ("val", ("train",)),
+    ("test", ("train",)),
+    ("test", ("val",)),
+    ("test", ("train", "val")),
+)
 HEADER = ("cluster", "key", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -66,9 +71,10 @@ class _Table:
         found: Flags = np.isin(self.cluster, self.cluster[there]) | np.isin(self.group, self.group[there])
         return found
 
-    def num_in(self, one: SplitName, other: SplitName) -> int:
-        """Rows of one split that have their like, or one of their group, in another."""
-        return int(((self.split == SPLITS.index(one)) & self.also_in(SPLITS.index(other))).sum())
+    def num_in(self, one: SplitName, others: tuple[SplitName, ...]) -> int:
+        """Rows of one split that have their like, or one of their group, in one of some others."""
+        there = np.logical_or.reduce([self.also_in(SPLITS.index(other)) for other in others])
+        return int(((self.split == SPLITS.index(one)) & there).sum())
 
     def only(self, kept: Flags) -> "_Table":
         """Some of the rows."""
@@ -117,7 +123,7 @@ def audit_rows(
         num_exact=int(table.exact.sum()),
         num_near=int((table.doubled & ~table.exact).sum()),
         num_contradicting=int((table.doubled & table.contradicting).sum()),
-        across={f"{one} in {other}": after.num_in(one, other) for one, other in _PAIRS},
+        across={f"{one} in {' or '.join(others)}": after.num_in(one, others) for one, others in _PAIRS},
         num_moved=sum(action.startswith("moved") for action in actions),
         num_dropped=int((actions == "dropped").sum()),
     )

@@ -95,7 +95,7 @@ class Audit(Record):
     num_contradicting: int
     """Images of which an equal or nearly equal one has another label."""
     across: dict[str, int]
-    """Rows of val and test, by the pair of splits, e.g. "test in train", of which an equal or nearly equal image, or
+    """Rows of val and test, by splits, e.g. "test in train", of which an equal or nearly equal image, or
     an image of the same group, is in the other split."""
     num_moved: int
     num_dropped: int

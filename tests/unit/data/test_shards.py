@@ -577,6 +577,7 @@ def test_the_audit_finds_the_published_leak(make: Make, tmp_path: Path, write_fo
     warned = sharded(make(images, "run=warned", "data.audit=warn", *published))
     index = index_of(warned)
     assert Counter(index["split"].tolist()) == {0: 630, 1: 70, 2: 300}
+    assert open_set(warned).manifest.audit.across["test in train or val"] == 143
     train = set(keys(index, 0, 1))
     assert sum(key in train for key in keys(index, 2)) == 143
     clean = ["data.split.method=as-published", "data.split.recipe=retinopathy-lr", "data.near_bits=0"]
