@@ -28,7 +28,7 @@ def near_hash(rgb: Rgb) -> Hashes:
     """The 256-bit pHash: which of the lowest 16 x 16 frequencies of a 64 x 64 grey copy are above their median.
 
     Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), with 256 bits in place of 64:
-    different fundus photographs are as little as 4 of 64 bits apart, but at least 30 of 256, where copies that were
+    different fundus photographs are as little as 2 of 64 bits apart, but at least 30 of 256, where copies that were
     encoded again, scaled or brightened stay below 12.
 
     Parameters

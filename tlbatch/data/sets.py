@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.data.store import Store, Unusable
 from tlbatch.job.config import Data, SplitName
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import write_text
+from tlbatch.job.files import to_csv, write_text
 from tlbatch.job.records import SPLITS, Rejected, ShardFile
 
 
@@ -88,23 +89,19 @@ def places_of_groups(file: Path) -> Iterator[dict[str, float]]:
         When the file is damaged.
     """
     with FileLock(file.with_suffix(".lock")):
-        places: dict[str, float] = {}
-        if file.exists():
-            try:
-                places = {group: float(place) for group, place in csv.reader(file.open(newline="", encoding="utf-8"))}
-            except (ValueError, csv.Error) as error:
-                raise UserError(
-                    f"{file}: damaged ({error}); put it back from a copy, or remove it for new splits"
-                ) from None
+        places = _read_places(file) if file.exists() else {}
         before = len(places)
         yield places
         if len(places) > before:
-            write_text(file, "".join(f"{_quoted(group)},{place!r}\n" for group, place in places.items()))
+            write_text(file, to_csv(("group", "place"), places.items()))
 
 
-def _quoted(text: str) -> str:
-    doubled = text.replace('"', '""')
-    return f'"{doubled}"'
+def _read_places(file: Path) -> dict[str, float]:
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            return {group: float(place) for group, place in islice(csv.reader(lines, strict=True), 1, None)}
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{file}: damaged ({error}); put it back from a copy, or remove it for new splits") from None
 
 
 def _indexed(images: Sequence[Labelled], source: Source, data: Data) -> Index:

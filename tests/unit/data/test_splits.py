@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlbatch.data.listing import read_source
+from tlbatch.data.sets import places_of_groups
 from tlbatch.data.sources import Labelled
 from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.job.config import Data, SplitName
@@ -234,3 +235,15 @@ def test_dogs_vs_cats_tests_on_the_folder_valid(tmp_path: Path, write_folders: C
 def test_settings_that_contradict_each_other_are_refused(split: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         data_of(split)
+
+
+def test_the_places_of_groups_outlive_the_set_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "x.groups.csv"
+    odd = 'a "quoted", group\nof two lines'
+    with places_of_groups(file) as places:
+        places.update({odd: 1 / 3, "b": 0.1 + 0.2})
+    with places_of_groups(file) as places:
+        assert places == {odd: 1 / 3, "b": 0.1 + 0.2}
+    file.write_text("group,place\na,b,c\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"x\.groups\.csv: damaged"), places_of_groups(file):
+        pass
