@@ -29,7 +29,7 @@ def near_hash(rgb: Rgb) -> Hashes:
 
     Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), with 256 bits in place of 64:
     different fundus photographs are as little as 2 of 64 bits apart, but at least 30 of 256, where copies that were
-    encoded again, scaled or brightened stay below 12.
+    encoded again, scaled or brightened are 10 away in 98 of 100 cases and 18 at most.
 
     Parameters
     ----------
