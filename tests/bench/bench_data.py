@@ -181,6 +181,7 @@ def bench_seek(space: Path) -> None:
     draw = np.random.default_rng(0)
     for size in (10**6, 10**8):
         took = []
+        assert len(EpochOrder(size, seed=1, epoch=0)[:BATCH]) == BATCH  # warms up
         for epoch, where in zip(draw.integers(1000, size=200).tolist(), draw.integers(size, size=200), strict=True):
             start = time.process_time()
             EpochOrder(size, seed=1, epoch=epoch)[int(where) : int(where) + BATCH]
