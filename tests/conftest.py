@@ -2,7 +2,8 @@
 
 import functools
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,17 @@ def write_folders() -> Callable[..., Path]:
 def make_folders(tmp_path: Path, write_folders: Callable[..., Path]) -> Callable[..., Path]:
     """Class folders in this test's own folder."""
     return functools.partial(write_folders, tmp_path / "images")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -30,7 +30,7 @@ from tlbatch.job.world import World
 
 _MOST_OPEN = 128
 """Shards that a process holds open, well below the usual limit of 1,024 files."""
-StartMethod = Literal["fork", "spawn", "forkserver"]
+StartMethod = Literal["fork", "spawn"]
 
 
 class Batch(NamedTuple):

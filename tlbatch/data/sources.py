@@ -32,7 +32,8 @@ class Labelled:
     part: str
     """What the source calls its split, or nothing."""
     stamp: int
-    """64-bit hash of key, label, and the file's size and time: another value means that it must be read again."""
+    """64-bit hash of key, label, the file's size and time, and its place in a tar: another value means that it must be
+    read again."""
     offset: int = 0
     """Place in the file, in bytes, or as the number of an image of an IDX file."""
     size: int = -1
@@ -177,10 +178,9 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
                     "mend the pattern"
                 )
             group = _text(match.group(1))
-        stamp = xxhash.xxh3_64_intdigest(
-            f"{key}\0{one.label}\0{size}\0{time}\0{one.offset}".encode(errors="surrogateescape")
-        )
         label = labels.setdefault(one.label, _text(one.label))
+        where = f"{key_of(one.path)}\0{one.offset}" if one.size >= 0 else f"{one.offset}"
+        stamp = xxhash.xxh3_64_intdigest(f"{key}\0{label}\0{size}\0{time}\0{where}".encode())
         yield Labelled(key, one.path, label, group, _text(one.part), stamp, one.offset, one.size)
 
 

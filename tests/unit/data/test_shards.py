@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -372,19 +372,6 @@ def test_an_index_folder_without_its_manifest_is_made_again(make: Make, make_fol
     sidecar.with_suffix(".npy").rename(sidecar)
     with pytest.raises(UserError, match=r"\.npz: damaged"):
         shard.run(make(images, "run=3", "data.split.val=0").folder)
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_stays(

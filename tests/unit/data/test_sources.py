@@ -392,6 +392,26 @@ def test_what_is_wrong_in_a_tar_is_listed(tmp_path: Path) -> None:
     assert any("y.tar" in key for key in found)
 
 
+def test_a_tar_that_is_renamed_or_swapped_with_another_is_read_again(tmp_path: Path) -> None:
+    for name, colour in (("a", "red"), ("b", "blue")):
+        write_tar(tmp_path / f"{name}.tar", {f"{colour}.jpg": jpeg(), f"{colour}.cls": colour.encode()})
+        os.utime(tmp_path / f"{name}.tar", (0, 0))
+    before = read(tmp_path, source="tars")
+    (tmp_path / "a.tar").rename(tmp_path / "c.tar")
+    (tmp_path / "b.tar").rename(tmp_path / "a.tar")
+    (tmp_path / "c.tar").rename(tmp_path / "b.tar")
+    swapped = read(tmp_path, source="tars")
+    assert {one.key for one in swapped.images} == {one.key for one in before.images}
+    assert not {one.stamp for one in swapped.images} & {one.stamp for one in before.images}
+    assert swapped.digest != before.digest
+
+
+def test_a_label_that_is_no_text_is_written_with_backslashes(tmp_path: Path) -> None:
+    members = {"a.jpg": jpeg(), "a.json": b'{"level": "\\ud800"}', "b.jpg": jpeg(), "b.cls": b"plain"}
+    write_tar(tmp_path / "x.tar", members)
+    assert read(tmp_path, source="tars").classes == (r"\ud800", "plain")
+
+
 def test_the_real_labels_of_the_test_data_are_read(test_data: Path) -> None:
     source = read(test_data / "idrid" / "images", test_data / "idrid" / "labels.csv")
     counts = [sum(image.label == name for image in source.images) for name in source.classes]
