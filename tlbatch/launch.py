@@ -18,7 +18,7 @@ from tlbatch.job.records import STAGES, RunRecord, StageName
 from tlbatch.task import run_share, run_stage
 from tlbatch.watch import Follower, report_failure
 
-WIDE: tuple[StageName, ...] = ("train", "predict")
+WIDE: tuple[StageName, ...] = ("cache", "train", "predict")
 """Stages with one task a GPU; the others take one task and no GPU."""
 _POLL_S = 0.5
 

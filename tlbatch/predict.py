@@ -2,19 +2,23 @@
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 
-from tlbatch.data.loader import ImageSet, load_for_prediction, open_set
+from tlbatch.data.activations import Feed, open_store, view_keys
+from tlbatch.data.loader import ImageSet, num_workers, open_set
+from tlbatch.data.order import prediction_batches
+from tlbatch.data.views import Samples, Views
 from tlbatch.job.cli import once, stage_main
-from tlbatch.job.config import Job, SplitName
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import Best, RunRecord
+from tlbatch.job.records import Best, Marker, RunRecord, load_record
+from tlbatch.job.section import SplitName
 from tlbatch.job.world import World, read_world
-from tlbatch.model.checkpoint import load_best, load_classifier
-from tlbatch.model.classifier import Classifier, build_classifier, probabilities
+from tlbatch.model.checkpoint import load_best, trained_classifier
+from tlbatch.model.classifier import Classifier, predicted
 from tlbatch.model.ranks import joined_ranks
 from tlbatch.report.parts import Part, clear_parts, write_part
 
@@ -32,19 +36,34 @@ def run(run_dir: Path) -> None:
     once("predict", paths, inputs, world, lambda: _join_and_predict(record, images, best, weights, paths, world))
 
 
+@dataclass(frozen=True)
+class Session:
+    """What the prediction of all splits shares."""
+
+    record: RunRecord
+    images: ImageSet
+    best: Best
+    cached: Marker
+    model: Classifier
+    accelerator: Accelerator
+    world: World
+
+
 def _join_and_predict(
     record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
 ) -> None:
     job = record.job
-    model = build_classifier(job.model, len(best.classes), seed=job.seed, pretrained=False)
-    load_classifier(model, weights)
+    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
+    model = trained_classifier(record, len(best.classes), weights)
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="predict", mixed_precision=precision) as accelerator:
         if world.is_main:
             clear_parts(paths.predictions)
         accelerator.wait_for_everyone()
         model.to(accelerator.device)
-        parts = [_predict_split(job, images, split, model, accelerator, world) for split in PREDICTED]
+        model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
+        session = Session(record, images, best, cached, model, accelerator, world)
+        parts = [_predict_split(session, split) for split in PREDICTED]
         header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
         write_part(paths.predictions, Part.joined(parts), header, rank=world.rank, world_size=world.world_size)
         accelerator.wait_for_everyone()
@@ -54,19 +73,33 @@ def _join_and_predict(
             log.warning("%s: not predicted: %s", images.index["key"][row].decode(), error)
 
 
-def _predict_split(
-    job: Job, images: ImageSet, split: SplitName, model: Classifier, accelerator: Accelerator, world: World
-) -> Part:
+def _predict_split(session: Session, split: SplitName) -> Part:
     """Predict the share of this rank in one split; the images are named by their row in the whole index."""
+    job, images, model, world = session.record.job, session.images, session.model, session.world
     in_index = images.rows(split)
-    device, size = accelerator.device.type, model.spec.size
     parts = [Part.empty(len(images.manifest.classes))]
-    for batch in load_for_prediction(images, split, job.train, world, size=size, device=device, strict=False):
+    batches = prediction_batches(
+        len(in_index), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
+    )
+    samples = Samples(len(in_index), Views(model.spec.size))
+    for batch in _feed(session, split).batches(samples, batches):
         errors = np.array([batch.errors.get(place, "") for place in range(len(batch.positions))], dtype=np.str_)
-        found = probabilities(model, batch.images, accelerator).numpy()
+        outputs = predicted(model, batch.inputs, session.accelerator)
+        found = model.probabilities(outputs.to(session.accelerator.device)).cpu().numpy()
         found[errors != ""] = np.nan
         parts.append(Part(in_index[batch.positions.numpy()], found, errors))
     return Part.joined(parts)
+
+
+def _feed(session: Session, split: SplitName) -> Feed:
+    """Activations at the cut of the phase that the checkpoint comes from, unless one is missing: then images."""
+    job, images = session.record.job, session.images
+    views, rows = Views(session.model.spec.size), images.rows(split)
+    store = open_store(job, session.cached, phase=session.best.phase, split=split)
+    if store is not None and store.missing(view_keys(images.index["content"][rows], views.numbers)).any():
+        store = None
+    workers = num_workers(job.train, session.world, session.accelerator.device.type)
+    return Feed(images, rows, views, store, workers=workers, strict=False)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from tlbatch.data.splits import draw_sample
 from tlbatch.data.staging import stage_urls
 from tlbatch.data.store import Chunk, Prepared, Store, Unusable, plan_chunks, prepare, read_store, write_chunk
 from tlbatch.job.cli import once, stage_main
-from tlbatch.job.config import Data, Job
+from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file, digest_of, to_csv, write_text
+from tlbatch.job.images import Data
 from tlbatch.job.paths import (
     RunPaths,
     SetPaths,

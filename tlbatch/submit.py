@@ -23,7 +23,7 @@ from tlbatch.watch import print_scores, wait_for_chain
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.submit``."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
         with place_named():
             sys.exit(_submit(options))

@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -11,24 +10,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from tlbatch.data.loader import ImageSet, SplitDataset, load, load_for_prediction, num_workers, open_set
-from tlbatch.data.order import State, num_batches, training_batches
-from tlbatch.data.views import View
+from tlbatch.data.activations import Feed, open_store
+from tlbatch.data.loader import Batch, ImageSet, num_workers, open_set
+from tlbatch.data.order import Positions, State, balanced, num_batches, prediction_batches, training_batches
+from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import StoppedError, UserError
-from tlbatch.job.files import digest_file
-from tlbatch.job.paths import RunPaths, weights_file
-from tlbatch.job.records import Best, RunRecord, job_digest
+from tlbatch.job.learning import Phase
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import Best, Marker, RunRecord, job_digest, load_record
+from tlbatch.job.section import SplitName
 from tlbatch.job.stop import WAY_OUT, StopFlag
 from tlbatch.job.world import World, read_world
-from tlbatch.model.checkpoint import keep_best
-from tlbatch.model.classifier import Classifier, build_classifier, probabilities
-from tlbatch.model.phase import RunningPhase, start_phase
+from tlbatch.model.checkpoint import Average, Keeper, averaged, pretrained_classifier
+from tlbatch.model.classifier import Classifier, predicted
+from tlbatch.model.phase import RunningPhase, class_weights, start_phase
 from tlbatch.model.ranks import joined_ranks
 from tlbatch.report.metrics import mean_log_loss, score
 
@@ -48,6 +50,15 @@ class Session:
     accelerator: Accelerator
     stop: StopFlag
     model: Classifier
+    keeper: Keeper
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Where a phase reads its samples."""
+
+    train: Feed
+    val: Feed
 
 
 @dataclass(frozen=True)
@@ -60,10 +71,12 @@ class Epoch:
 
 
 class Validation(NamedTuple):
-    """What the validation split says of a checkpoint; None where undefined."""
+    """What the validation split says of a checkpoint; scores are None where undefined."""
 
     score: float | None
     loss: float | None
+    outputs: npt.NDArray[np.float32]
+    """Of the head, (n, num_outputs), in the order of the split."""
 
 
 def run(run_dir: Path) -> None:
@@ -78,50 +91,75 @@ def run(run_dir: Path) -> None:
 def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
     job = record.job
     _check_batches(job, images, world)
-    _check_weights(record)
+    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
     stop = StopFlag()
     stop.install()
-    model = build_classifier(job.model, len(images.manifest.classes), seed=job.seed, pretrained=True)
-    for phase in job.phase:  # a wrong cut of the last phase is found before the first begins
-        model.set_cut(phase.cut, freeze_batch_norm=phase.batch_norm == "frozen")
+    model = pretrained_classifier(record, images.manifest)
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="train", mixed_precision=precision) as accelerator:
-        train(Session(job, images, paths, world, accelerator, stop, model))
+        train(Session(job, images, paths, world, accelerator, stop, model, Keeper(paths, world)), cached)
         accelerator.wait_for_everyone()
 
 
-def train(session: Session) -> None:
+def train(session: Session, cached: Marker) -> None:
     """Run the phases one after another and keep the checkpoint that validates best."""
     if session.world.is_main:
         session.paths.metrics.unlink(missing_ok=True)
-    steps = num_batches(session.images.manifest.num_images["train"], session.job.train.batch_size)
-    best: Best | None = None
     in_run = 0
     for number, phase in enumerate(session.job.phase):
-        running = start_phase(
-            session.accelerator,
-            session.model,
-            phase,
-            session.job.train,
-            steps_per_epoch=steps,
-            seed=session.job.seed + number,
-        )
-        for epoch in (Epoch(number, n, in_run + n) for n in range(phase.epochs)):
-            start = time.monotonic()
-            loss = _train_epoch(session, running, epoch)
-            seconds = time.monotonic() - start
-            validation = _validate(session)
-            _tell(session, running, epoch, loss=loss, validation=validation, seconds=seconds)
-            best = keep_best(best, _candidate(session, epoch, validation), session.model, session.paths, session.world)
+        feeds = _feeds(session, cached, number)
+        _run_phase(session, feeds, phase, Epoch(number, 0, in_run))
         in_run += phase.epochs
-        running.release()
+
+
+def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> None:
+    """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
+    model, keeper = session.model, session.keeper
+    running = start_phase(
+        session.accelerator,
+        model,
+        phase,
+        steps_per_epoch=num_batches(len(_samples(session, phase, first)), session.job.train.batch_size),
+        seed=session.job.seed + first.phase,
+    )
+    moving = Average(model, phase.ema) if phase.ema else None
+    start = Average(model, 0.5) if phase.average else None
+    without_gain = 0
+    for number in range(phase.epochs):
+        epoch = Epoch(first.phase, number, first.in_run + number)
+        began = time.monotonic()
+        loss = _train_epoch(session, feeds, running, epoch, moving)
+        seconds = time.monotonic() - began
+        with averaged(model, moving):
+            validation = _validate(session, feeds)
+            better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs)
+        _tell(session, running, epoch, loss=loss, validation=validation, seconds=seconds)
+        without_gain = 0 if better else without_gain + 1
+        if phase.patience and without_gain >= phase.patience:
+            log.info("phase %d ends: no better validation for %d epochs", epoch.phase, phase.patience)
+            break
+    if start is not None:
+        start.update(model)  # half of the begin, half of the end
+        with averaged(model, start):
+            validation = _validate(session, feeds)
+            better = keeper.offer(_candidate(session, epoch, validation, averaged=True), model, validation.outputs)
+        log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
+    keeper.write(model, session.job.metric, labels=_labels(session.images, "val"))
+    running.release()
+
+
+def _feeds(session: Session, cached: Marker, phase: int) -> Feeds:
+    job, images, size = session.job, session.images, session.model.spec.size
+    workers = num_workers(job.train, session.world, session.accelerator.device.type)
+
+    def feed(split: SplitName, views: Views) -> Feed:
+        store = open_store(job, cached, phase=phase, split=split)
+        return Feed(images, images.rows(split), views, store, workers=workers)
+
+    return Feeds(feed("train", training_views(job.train, size)), feed("val", Views(size)))
 
 
 def _check_batches(job: Job, images: ImageSet, world: World) -> None:
-    if images.manifest.tags:
-        raise UserError(
-            "data.tag_separator: the images have several tags, and train classifies into one; leave it empty"
-        )
     num_train = images.manifest.num_images["train"]
     smallest = num_train // num_batches(num_train, job.train.batch_size)
     if smallest < world.world_size:
@@ -129,85 +167,132 @@ def _check_batches(job: Job, images: ImageSet, world: World) -> None:
             f"{num_train} training images in batches of {smallest} are too few for {world.world_size} ranks; "
             f"raise train.batch_size ({job.train.batch_size}), add images, or ask for fewer nodes or GPUs"
         )
-    if job.train.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("train.mixed_precision: fp16 needs a GPU; set it to bf16 or no")
 
 
-def _check_weights(record: RunRecord) -> None:
-    file = weights_file(record.job.model.weights)
-    if file is not None and digest_file(file) != record.weights_digest:
-        raise UserError(f"{file}: the weights have changed since the job was submitted; submit it again")
+def _samples(session: Session, phase: Phase, epoch: Epoch) -> Samples:
+    """What an epoch takes."""
+    job, images = session.job, session.images
+    strength = phase.balance_decay**epoch.number
+    picked = None
+    if phase.balance == "sampler":
+        picked = balanced(_labels(images, "train"), strength=strength, seed=job.seed, epoch=epoch.in_run)
+    views = training_views(job.train, session.model.spec.size)
+    num_images = images.manifest.num_images["train"]
+    return Samples(num_images, views, job.seed, epoch.in_run, every_view=job.train.every_view, picked=picked)
 
 
-def _train_epoch(session: Session, running: RunningPhase, epoch: Epoch) -> float:
+def _labels(images: ImageSet, split: SplitName) -> npt.NDArray[np.int64]:
+    return images.index["label"][images.rows(split)].astype(np.int64)
+
+
+def _class_weights(session: Session, phase: Phase, epoch: Epoch) -> torch.Tensor:
+    counts = torch.tensor(session.images.manifest.counts["train"])
+    return class_weights(counts, strength=phase.balance_decay**epoch.number if phase.balance == "loss" else 0.0)
+
+
+def _train_epoch(session: Session, feeds: Feeds, running: RunningPhase, epoch: Epoch, moving: Average | None) -> float:
     """One pass over the training split; the mean loss over all ranks."""
     job, world = session.job, session.world
-    view = View(
-        size=session.model.spec.size,
-        augment=job.train.augment,
-        crop_scale=job.train.crop_scale,
-        seed=job.seed,
-        epoch=epoch.in_run,
-    )
-    dataset = SplitDataset(session.images, "train", view)
+    samples = _samples(session, running.phase, epoch)
+    weights = _class_weights(session, running.phase, epoch)
     state = State(job.seed, epoch.in_run, 0, session.images.manifest.index_digest)
     sizes, shares = itertools.tee(
         training_batches(
-            state, len(dataset), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
+            state, len(samples), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
         )
     )
-    steps = num_batches(len(dataset), job.train.batch_size)
-    total = torch.zeros((), device=session.accelerator.device)
+    steps = num_batches(len(samples), job.train.batch_size)
+    watch = LossWatch(session, epoch)
     session.model.train()
     running.model.train()
     told = time.monotonic()
-    loaded = load(
-        dataset, (own for _, own in shares), workers=num_workers(job.train, world, session.accelerator.device.type)
-    )
+    loaded = feeds.train.batches(samples, (own for _, own in shares))
     for step, ((size, _), own) in enumerate(zip(sizes, loaded, strict=True)):
-        _stop_if_asked(session, epoch, step)
-        total += running.step(own.images, own.labels, own.turns, global_size=size)
+        watch.look(step)
+        loss = running.step(own.inputs, own.labels, own.turns, global_size=size, class_weights=weights)
+        watch.add(step, own, loss)
+        if moving is not None:
+            moving.update(session.model)
         if time.monotonic() - told > _TELL_S:
             told = time.monotonic()
             log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, step + 1, steps)
-    mean = running.mean_over_ranks(total) / steps
-    if not math.isfinite(mean):
-        raise UserError(
-            f"the loss is {mean} in phase {epoch.phase} epoch {epoch.number}; "
-            f"lower phase.{epoch.phase}.optimizer.lr, or set train.grad_clip"
-        )
-    return mean
+    watch.look(0)
+    return running.mean_over_ranks(watch.total) / steps
 
 
-def _stop_if_asked(session: Session, epoch: Epoch, step: int) -> None:
-    """All ranks leave at the same step, so that none waits for another in a collective."""
-    if step % _CHECK_STEPS:
-        return
-    if session.stop:
-        session.accelerator.set_trigger()
-    if session.accelerator.check_trigger():
-        name = session.stop.signal_name or "a signal on another rank"
-        raise StoppedError(f"stopped by {name} in phase {epoch.phase} epoch {epoch.number} step {step} {WAY_OUT}")
+class LossWatch:
+    """Adds up the losses, and every few steps lets all ranks agree to leave.
+
+    They do when one was asked to stop, or a loss is not finite.
+    """
+
+    def __init__(self, session: Session, epoch: Epoch) -> None:
+        self.total = torch.zeros((), device=session.accelerator.device)
+        self._session = session
+        self._epoch = epoch
+        self._recent: list[tuple[int, Batch, torch.Tensor]] = []
+
+    def add(self, step: int, batch: Batch, loss: torch.Tensor) -> None:
+        """Take in a step."""
+        self.total += loss
+        self._recent.append((step, batch, loss))
+
+    def look(self, step: int) -> None:
+        """Agree with the other ranks, at some of the steps.
+
+        Raises
+        ------
+        StoppedError, UserError
+            On all ranks at the same step.
+        """
+        if step % _CHECK_STEPS:
+            return
+        session = self._session
+        finite = bool(torch.isfinite(self.total))
+        flags = torch.tensor([float(bool(session.stop)), float(not finite)], device=session.accelerator.device)
+        stopped, broken = session.accelerator.reduce(flags, "sum").tolist()
+        place = f"phase {self._epoch.phase} epoch {self._epoch.number}"
+        if broken:
+            session.keeper.write(session.model, session.job.metric, labels=_labels(session.images, "val"))
+            raise UserError(
+                f"the loss is not finite in {place} {self._where()}; lower phase.{self._epoch.phase}.optimizer.lr, or "
+                f"set phase.{self._epoch.phase}.grad_clip; the best checkpoint so far is kept"
+            )
+        if stopped:
+            name = session.stop.signal_name or "a signal on another rank"
+            raise StoppedError(f"stopped by {name} in {place} step {step} {WAY_OUT}")
+        self._recent.clear()
+
+    def _where(self) -> str:
+        for step, batch, loss in self._recent:
+            if not torch.isfinite(loss):
+                rows = self._session.images.rows("train")[batch.positions.numpy()]
+                keys = [key.decode() for key in self._session.images.index["key"][rows]]
+                return f"step {step} (images {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''})"
+        return "on another rank"
 
 
-def _validate(session: Session) -> Validation:
+def _validate(session: Session, feeds: Feeds) -> Validation:
     """The job's metric and the log loss on the validation split, over all ranks, each image once."""
-    world = session.world
-    rows = session.images.index[session.images.rows("val")]
-    own: list[tuple[int, list[float]]] = []
-    device = session.accelerator.device.type
-    size = session.model.spec.size
-    loaded = load_for_prediction(session.images, "val", session.job.train, world, size=size, device=device, strict=True)
-    for batch in loaded:
-        found = probabilities(session.model, batch.images, session.accelerator)
-        own.extend(zip(batch.positions.tolist(), found.tolist(), strict=True))
-    everyone = dict(gather_object(own))
-    assert len(everyone) == len(rows), "validation must see every image once"
-    num_classes = len(session.images.manifest.classes)
-    table = np.array([everyone[position] for position in range(len(rows))]).reshape(-1, num_classes)
-    labels = rows["label"].astype(np.int64)
-    metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=num_classes)
-    return Validation(metric, mean_log_loss(labels, table))
+    world, model = session.world, session.model
+    labels = _labels(session.images, "val")
+    samples = Samples(len(labels), Views(model.spec.size))
+    batches = prediction_batches(
+        len(labels), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
+    )
+    own = [
+        (batch.positions.numpy(), predicted(model, batch.inputs, session.accelerator).numpy())
+        for batch in feeds.val.batches(samples, batches)
+    ]
+    everyone: list[tuple[Positions, npt.NDArray[np.float32]]] = gather_object(own)
+    if not everyone:
+        return Validation(None, None, np.empty((0, 1), np.float32))
+    order = np.argsort(np.concatenate([positions for positions, _ in everyone]))
+    assert len(order) == len(labels), "validation must see every image once"
+    outputs = np.concatenate([found for _, found in everyone])[order]
+    table = model.probabilities(torch.from_numpy(outputs).to(session.accelerator.device)).cpu().numpy()
+    metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
+    return Validation(metric, mean_log_loss(labels, table), outputs)
 
 
 def _tell(
@@ -222,11 +307,11 @@ def _tell(
     if not session.world.is_main:
         return
     metric = session.job.metric
-    num_images = session.images.manifest.num_images["train"]
+    num_samples = len(_samples(session, running.phase, epoch))
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
     log.info(
         "phase %d epoch %d: loss %.4f, validation %s %s, %.0f images/s",
-        epoch.phase, epoch.number, loss, metric, shown, num_images / seconds,
+        epoch.phase, epoch.number, loss, metric, shown, num_samples / seconds,
     )  # fmt: skip
     line = {
         "phase": epoch.phase,
@@ -235,16 +320,15 @@ def _tell(
         f"val_{metric}": validation.score,
         "val_loss": validation.loss,
         "lr": running.schedule.get_last_lr()[0],
-        "images_per_s": num_images / seconds,
+        "images_per_s": num_samples / seconds,
     }
     with session.paths.metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def _candidate(session: Session, epoch: Epoch, validation: Validation) -> Best:
-    spec = session.model.spec
+def _candidate(session: Session, epoch: Epoch, validation: Validation, *, averaged: bool = False) -> Best:
     return Best(
-        weights=f"phase{epoch.phase}-epoch{epoch.number}.safetensors",
+        weights=f"phase{epoch.phase}-epoch{epoch.number}{'-average' if averaged else ''}.safetensors",
         digest="",
         phase=epoch.phase,
         epoch=epoch.number,
@@ -252,10 +336,7 @@ def _candidate(session: Session, epoch: Epoch, validation: Validation) -> Best:
         val_score=validation.score,
         val_loss=validation.loss,
         classes=session.images.manifest.classes,
-        size=spec.size,
-        mean=spec.mean,
-        std=spec.std,
-        num_parameters=sum(parameter.numel() for parameter in session.model.parameters()),
+        num_parameters=session.model.num_parameters(),
     )
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from slurm_cluster import SlurmCluster
 
-from tlbatch import predict, reduce, shard, train
+from tlbatch import cache, predict, reduce, shard, train
 from tlbatch.job.load import load_job
 from tlbatch.job.prepare import make_run, resolve
 
@@ -82,7 +82,7 @@ def test_one_rank_and_two_give_the_same_predictions_to_rounding(tiny: Path, two_
     assert two_local_ranks.returncode == 0
     files, overrides = [tiny / "tiny.toml"], arguments(tiny, "run=alone")[1:]
     paths = make_run(resolve(load_job(files, overrides)))
-    for stage in (shard, train, predict, reduce):
+    for stage in (shard, cache, train, predict, reduce):
         stage.run(paths.folder)
     one, two = predictions(tiny, "alone"), predictions(tiny, "local")
     assert one["key"].tolist() == two["key"].tolist()
@@ -124,7 +124,7 @@ def test_user_errors_are_one_line_and_exit_code_2(
 def test_a_stage_that_fails_on_a_user_error_says_so_in_one_line(tiny: Path) -> None:
     done = submit(tiny, "model.backbone=timm:none_such", "run=bad", "--local")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: train: model.backbone: timm has no 'none_such'"), done.stdout + done.stderr
+    assert done.stderr.startswith("error: cache: model.backbone: timm has no 'none_such'"), done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert "error: " not in done.stdout
@@ -147,13 +147,13 @@ def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
     assert done.returncode == 0, done.stderr
     assert re.search(r"^job +\d+  shard, 2 shares$", done.stdout, re.MULTILINE)
     jobs = dict(re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE))
-    assert list(jobs.values()) == ["shard", "train", "predict", "reduce"]
+    assert list(jobs.values()) == ["shard", "cache", "train", "predict", "reduce"]
     assert slurm.job_field(list(jobs)[-1], "JobState") == "PENDING"
     assert set(slurm.wait(list(jobs), 240).values()) == {"COMPLETED"}
     logs = tiny / "space" / "runs" / "chain" / "logs"
     shares = sorted(file for file in logs.glob("*_*_0_log.out") if "new images" in file.read_text("utf-8"))
     assert [re.search(r"_(\d)_0_log", file.name)[1] for file in shares] == ["0", "1"]
-    train_log = (logs / f"{list(jobs)[1]}_0_log.out").read_text("utf-8")
+    train_log = (logs / f"{list(jobs)[2]}_0_log.out").read_text("utf-8")
     assert "train 2 ranks on CPU, 1 threads each" in train_log
     assert predictions(tiny, "chain").equals(predictions(tiny, "local"))
 
@@ -180,7 +180,7 @@ def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
     assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.MULTILINE)) == 4
     bad = submit(tiny, "run=checked", "slurm.nodes=3", "--check", run=slurm.run)
     assert bad.returncode == 2
-    assert bad.stderr.startswith("error: SLURM would refuse train, predict")
+    assert bad.stderr.startswith("error: SLURM would refuse cache, train, predict")
     assert not (tiny / "space" / "runs" / "checked").exists()
     refused = submit(tiny, "run=refused", "slurm.partition=none", run=slurm.run)
     assert refused.returncode == 2
@@ -191,7 +191,7 @@ def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
 def test_a_failed_stage_ends_the_chain_and_wait_names_the_cause(tiny: Path, slurm: SlurmCluster) -> None:
     done = submit(tiny, "run=fails", "slurm.nodes=2", "slurm.gpus_per_node=1", "--wait", run=slurm.run)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert re.search(r"error: train: n[12]: 1 GPUs were asked for and torch sees none; check nvidia-smi", done.stderr)
+    assert re.search(r"error: cache: n[12]: 1 GPUs were asked for and torch sees none; check nvidia-smi", done.stderr)
     jobs = re.findall(r"^job +(\d+)", done.stdout, re.MULTILINE)
     states = slurm.wait(jobs, 60)
     assert list(states.values()) == ["COMPLETED", "FAILED", "CANCELLED", "CANCELLED"]

@@ -11,8 +11,9 @@ from scipy.sparse.csgraph import connected_components
 from tlbatch.data.index import Rows
 from tlbatch.data.near import near_clusters
 from tlbatch.data.sources import Labelled, coded
-from tlbatch.job.config import Data, SplitName
+from tlbatch.job.images import Data
 from tlbatch.job.records import SPLITS, Audit
+from tlbatch.job.section import SplitName
 
 _STRICTEST = ("test", "val", "train")
 """What has once tested never trains."""

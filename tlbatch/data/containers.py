@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tlbatch.data.archive import Member, group_samples, scan_tar
 from tlbatch.data.sources import Found, key_of
 from tlbatch.data.walk import ENDINGS, walk
-from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
+from tlbatch.job.images import Data
 from tlbatch.job.records import Rejected
 
 _MOST_PACKED = 1032

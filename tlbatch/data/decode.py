@@ -11,7 +11,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tlbatch.job.config import StepName
+from tlbatch.job.images import StepName
 
 Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from tlbatch.data.containers import from_idx, from_tars
 from tlbatch.data.sources import Found, Source, key_of, make_source
 from tlbatch.data.walk import ENDINGS, ending_of, walk
-from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
+from tlbatch.job.images import Data
 from tlbatch.job.records import Rejected
 
 log = logging.getLogger(__name__)

@@ -17,14 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from tlbatch.data.decode import UnreadableImageError
 from tlbatch.data.index import Index, read_index, split_rows
-from tlbatch.data.order import Positions, prediction_batches
+from tlbatch.data.order import Positions
 from tlbatch.data.sources import name_of
 from tlbatch.data.staging import stage_locally
-from tlbatch.data.views import View
-from tlbatch.job.config import Slurm, SplitName, Train
+from tlbatch.data.views import Samples
+from tlbatch.job.config import Slurm
 from tlbatch.job.errors import UserError
+from tlbatch.job.learning import Train
 from tlbatch.job.paths import SetPaths
 from tlbatch.job.records import Manifest, load_record
+from tlbatch.job.section import SplitName
 from tlbatch.job.stop import ignore_in_worker, signals_held
 from tlbatch.job.world import World
 
@@ -34,10 +36,10 @@ StartMethod = Literal["fork", "spawn"]
 
 
 class Batch(NamedTuple):
-    """Some images of a split."""
+    """Some samples of a split."""
 
-    images: torch.Tensor
-    """uint8, (n, size, size, 3)."""
+    inputs: torch.Tensor
+    """Images, uint8 (n, size, size, 3); or their activations at a cut."""
     labels: torch.Tensor
     """int64, (n,); with tags (n, tags), -1 where there are fewer."""
     positions: torch.Tensor
@@ -87,30 +89,32 @@ def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:
 
 
 class SplitDataset(Dataset[Batch]):
-    """The images of one split through one view; asked for whole batches at a time.
+    """Samples of one split; asked for whole batches at a time.
 
     Parameters
     ----------
+    rows
+        Of the split, or whatever is to be read, in the index, (n,).
     strict
         Raise where an image cannot be read; otherwise say so in ``Batch.errors``.
     """
 
-    def __init__(self, images: ImageSet, split: SplitName, view: View, *, strict: bool = True) -> None:
+    def __init__(self, images: ImageSet, rows: Positions, samples: Samples, *, strict: bool = True) -> None:
         self._images = images
-        self._rows = images.rows(split)
-        self._view = view
+        self._rows = rows
+        self._samples = samples
         self._strict = strict
         self._index: Index | None = None
         self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._samples)
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker that is not forked maps the index and opens the shards for itself."""
         return self.__dict__ | {"_index": None, "_open": {}}
 
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
+    def __getitems__(self, samples: Sequence[int]) -> Batch:
         """Read, decode and view some images.
 
         Raises
@@ -118,29 +122,32 @@ class SplitDataset(Dataset[Batch]):
         UserError
             When one cannot be read and the dataset is strict.
         """
+        positions, views = self._samples.look_up(np.asarray(samples, dtype=np.int64))
         rows = self._look_up(positions)
-        size = self._view.size
+        size = self._samples.views.size
         images = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
         turns = np.zeros(len(rows), dtype=np.uint8)
         errors: dict[int, str] = {}
-        for place, (row, position) in enumerate(zip(rows, positions, strict=True)):
+        for place, (row, view) in enumerate(zip(rows, views.tolist(), strict=True)):
             try:
-                images[place], turns[place] = self._view.read(self.read(row), int(position), plain=bool(row["plain"]))
+                images[place], turns[place] = self._samples.views.read(
+                    self.read(row), view, content=row["content"], plain=bool(row["plain"])
+                )
             except UnreadableImageError as error:
                 if self._strict:
                     raise UserError(self._lost(row, error)) from None
                 errors[place] = str(error)
-        labels = rows["tags"] if rows["tags"].shape[1] else rows["label"]
         return Batch(
             torch.from_numpy(images),
-            torch.from_numpy(labels.astype(np.int64)),
-            torch.as_tensor(positions, dtype=torch.int64),
+            labels_of(rows),
+            torch.from_numpy(positions),
             torch.from_numpy(turns),
             errors,
         )
 
-    def will_need(self, positions: Sequence[int]) -> None:
+    def will_need(self, samples: Sequence[int]) -> None:
         """Let the kernel begin to read some images."""
+        positions, _ = self._samples.look_up(np.asarray(samples, dtype=np.int64))
         for row in self._look_up(positions):
             os.posix_fadvise(self._descriptor(row), int(row["offset"]), int(row["size"]), os.POSIX_FADV_WILLNEED)
 
@@ -162,10 +169,10 @@ class SplitDataset(Dataset[Batch]):
             raise UnreadableImageError("its bytes have changed since it was indexed")
         return data
 
-    def _look_up(self, positions: Sequence[int]) -> Index:
+    def _look_up(self, positions: Positions) -> Index:
         if self._index is None:
             self._index = self._images.index
-        found: Index = self._index[self._rows[np.asarray(positions, dtype=np.int64)]]
+        found: Index = self._index[self._rows[positions]]
         return found
 
     def _descriptor(self, row: np.void) -> int:
@@ -186,6 +193,12 @@ class SplitDataset(Dataset[Batch]):
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+
+
+def labels_of(rows: Index) -> torch.Tensor:
+    """int64, (n,); with tags (n, tags)."""
+    labels = rows["tags"] if rows["tags"].shape[1] else rows["label"]
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 class _Batches:
@@ -228,6 +241,7 @@ def load(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_in_worker,
         multiprocessing_context=start_method if workers else None,
+        generator=torch.Generator(),  # it would else draw from the one that dropout draws from
     )
     with signals_held():
         loaded = iter(loader)
@@ -237,17 +251,6 @@ def load(
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         ) from None
-
-
-def load_for_prediction(
-    images: ImageSet, split: SplitName, train: Train, world: World, *, size: int, device: str, strict: bool
-) -> Iterator[Batch]:
-    """Read the share of this rank in a split: over all ranks every image once, as it is predicted."""
-    dataset = SplitDataset(images, split, View(size=size), strict=strict)
-    batches = prediction_batches(
-        len(dataset), batch_size=train.batch_size, rank=world.rank, world_size=world.world_size
-    )
-    return load(dataset, batches, workers=num_workers(train, world, device))
 
 
 @functools.cache

@@ -121,6 +121,32 @@ def _mixed(values: _Words) -> _Words:
     return values ^ (values >> np.uint64(31))
 
 
+def drawn(samples: Positions, *, seed: int, epoch: int) -> _Words:
+    """A random 64-bit number for each sample of an epoch, (n,), the same wherever it is asked for."""
+    key = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64), counter=[0, 0, 0, 1]).random_raw(2)
+    return _mixed(_mixed(samples.astype(np.uint64) + np.uint64(key[0])) ^ np.uint64(key[1]))
+
+
+def balanced(labels: Positions, *, strength: float, seed: int, epoch: int) -> Positions:
+    """As many positions as there are labels, rare classes more often: a pure function of all that is given.
+
+    With strength 1 every class comes equally often, with 0 as often as it is there; images of a class are taken in
+    turn, in an order that is drawn anew in every epoch.
+
+    Returns
+    -------
+    int64 array, (n,), sorted by class.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = (1 - strength) * counts / len(labels) + strength / len(classes)
+    stops = np.round(np.cumsum(shares) * len(labels)).astype(np.int64)
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=[0, 0, 0, 4]))
+    picked = []
+    for name, wanted in zip(classes, np.diff(stops, prepend=0), strict=True):
+        picked.append(np.resize(generator.permutation(np.flatnonzero(labels == name)), wanted))
+    return np.concatenate(picked)
+
+
 @dataclass(frozen=True)
 class State:
     """How far a training has come in its data; all that a resume needs to know of them."""

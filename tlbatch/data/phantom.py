@@ -22,8 +22,8 @@ from PIL import Image
 
 from tlbatch.data.phantom_fundus import MIN_SIDE, EyeSide, draw, stream
 from tlbatch.data.phantom_lesions import BURDENS
-from tlbatch.job.config import Phantom
 from tlbatch.job.files import atomic_file, atomic_folder, write_text
+from tlbatch.job.images import Phantom
 
 __all__ = ["Photograph", "draw", "make", "make_once", "photographs"]
 

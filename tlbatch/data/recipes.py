@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from tlbatch.data.index import Rows
 from tlbatch.data.sources import Labelled
-from tlbatch.job.config import Recipe, SplitName
 from tlbatch.job.errors import UserError
+from tlbatch.job.images import Recipe
 from tlbatch.job.records import SPLITS
+from tlbatch.job.section import SplitName
 
 _SEED = 42
 _TEN = 10

@@ -16,10 +16,11 @@ from tlbatch.data.index import Index, new_index, split_rows
 from tlbatch.data.sources import Labelled, Source, check_rejected, coded, tags_of
 from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.data.store import Store, Unusable
-from tlbatch.job.config import Data, SplitName
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import to_csv, write_text
+from tlbatch.job.images import Data
 from tlbatch.job.records import SPLITS, Rejected, ShardFile
+from tlbatch.job.section import SplitName
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
+from tlbatch.job.images import Data
 from tlbatch.job.records import Rejected
 
 

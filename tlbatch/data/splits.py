@@ -12,9 +12,10 @@ import numpy.typing as npt
 from tlbatch.data.index import Rows
 from tlbatch.data.recipes import published_rows
 from tlbatch.data.sources import Labelled, coded, key_of, tags_of
-from tlbatch.job.config import Data, Split, SplitName
 from tlbatch.job.errors import UserError
+from tlbatch.job.images import Data, Split
 from tlbatch.job.records import SPLITS
+from tlbatch.job.section import SplitName
 
 GIVEN_NAMES: dict[str, SplitName] = {
     "train": "train",

@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage import color, exposure
 
 from tlbatch.data.decode import Rgb, UnreadableImageError, resized, shrink
-from tlbatch.job.config import StepName
+from tlbatch.job.images import StepName
 
 _SEARCH_SIDE: Final = 192
 """The disc is looked for in a copy whose short side is reduced to this up to twice this."""

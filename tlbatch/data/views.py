@@ -1,36 +1,47 @@
-"""A view of an image: the square that the backbone sees, a pure function of (seed, epoch, sample)."""
+"""The views of an image: the squares that the backbone may see, each a pure function of the image and a number."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from tlbatch.data.decode import Rgb, decode, decode_plain, plain_size, reduction, resized
+from tlbatch.data.order import Positions, drawn
+from tlbatch.job.learning import Symmetries, Train
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
-_NO_DRAWS = np.random.Generator(np.random.Philox(0))
+_TURNS: dict[Symmetries, tuple[int, ...]] = {"none": (0,), "flip": (0, 1), "rot4": (0, 2, 4, 6), "d4": tuple(range(8))}
 
 
 @dataclass(frozen=True)
-class View:
-    """How an image becomes a square."""
+class Views:
+    """How an image becomes one of its squares, and how many there are.
+
+    Without random crops a view's number is that of its symmetry of the square (see `turned`), so the same view has
+    the same number in all sets of them.
+    """
 
     size: int
-    augment: Literal["none", "flip", "d4"] = "none"
+    symmetries: Symmetries = "none"
     crop_scale: float = 1.0
-    seed: int = 0
-    epoch: int = 0
+    random_views: int = 0
 
-    def read(self, data: bytes, sample: int, *, plain: bool) -> tuple[Rgb, int]:
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The views that there are; none where random crops are drawn anew in every epoch."""
+        return tuple(range(self.random_views)) if self.crop_scale < 1 else _TURNS[self.symmetries]
+
+    def read(self, data: bytes, view: int, *, content: bytes, plain: bool) -> tuple[Rgb, int]:
         """Decode an image just large enough, crop and scale it, and say how it is to be turned.
 
         Parameters
         ----------
         data
             The bytes of an image file.
-        sample
-            Number of the image; with seed and epoch it keys all randomness.
+        view
+            Number of the view.
+        content
+            Hash of the data in hexadecimal; with the view it keys all randomness.
         plain
             Whether it is an upright RGB or grey JPEG.
 
@@ -44,26 +55,24 @@ class View:
         UnreadableImageError
             When the data are not the image they were.
         """
-        generator = self._generator(sample)
+        if self.crop_scale == 1:
+            return self._square(data, None, plain=plain), view
+        key = np.array([int(content[:16], 16), view], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
+        return self._square(data, generator, plain=plain), int(generator.choice(_TURNS[self.symmetries]))
+
+    def _square(self, data: bytes, generator: np.random.Generator | None, *, plain: bool) -> Rgb:
         if plain:
             width, height = plain_size(data)
             box = self._box(width, height, generator)
             factor = reduction(min(box[2] - box[0], box[3] - box[1]), self.size)
-            rgb = decode_plain(data, (width, height), factor=factor)
-        else:
-            rgb = decode(data)
-            height, width = rgb.shape[:2]
-            box = self._box(width, height, generator)
-        return self._cropped(rgb, box, (width, height)), self._turn(generator)
+            return self._cropped(decode_plain(data, (width, height), factor=factor), box, (width, height))
+        rgb = decode(data)
+        height, width = rgb.shape[:2]
+        return self._cropped(rgb, self._box(width, height, generator), (width, height))
 
-    def _generator(self, sample: int) -> np.random.Generator:
-        if self.crop_scale == 1 and self.augment == "none":
-            return _NO_DRAWS  # making one takes a while
-        key = np.array([self.seed, self.epoch], dtype=np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, sample, 1]))
-
-    def _box(self, width: int, height: int, generator: np.random.Generator) -> Box:
-        if self.crop_scale == 1:
+    def _box(self, width: int, height: int, generator: np.random.Generator | None) -> Box:
+        if generator is None:
             return _centre(width, height)
         return _random_box(width, height, self.crop_scale, generator)
 
@@ -75,11 +84,42 @@ class View:
             return rgb[top:bottom, left:right]
         return resized(rgb[top:bottom, left:right], (self.size, self.size))
 
-    def _turn(self, generator: np.random.Generator) -> int:
-        if self.augment == "none":
-            return 0
-        mirrored = int(generator.random() < 0.5)
-        return mirrored + 2 * int(generator.integers(4)) if self.augment == "d4" else mirrored
+
+def training_views(train: Train, size: int) -> Views:
+    """The views that the job trains on."""
+    return Views(size, train.augment, train.crop_scale, train.random_views)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What an epoch, or a prediction, takes: each sample is an image of a split in one of its views."""
+
+    num_images: int
+    views: Views
+    seed: int = 0
+    epoch: int = 0
+    every_view: bool = False
+    """Each image in all its views, in place of one that is drawn."""
+    picked: Positions | None = None
+    """Positions of images, (n,), some perhaps several times; empty: all images once."""
+
+    def __len__(self) -> int:
+        images = self.num_images if self.picked is None else len(self.picked)
+        return images * len(self.views.numbers) if self.every_view else images
+
+    def look_up(self, samples: Positions) -> tuple[Positions, Positions]:
+        """Position of the image in its split and number of the view, (n,) each: pure functions of all that is given."""
+        numbers = np.asarray(self.views.numbers, dtype=np.int64)
+        if self.every_view:
+            places, which = np.divmod(samples, len(numbers))
+            views = numbers[which]
+        else:
+            places = samples
+            draws = drawn(samples, seed=self.seed, epoch=self.epoch)
+            views = (
+                numbers[draws % np.uint64(len(numbers))] if len(numbers) else (draws >> np.uint64(1)).astype(np.int64)
+            )
+        return (places if self.picked is None else self.picked[places]), views
 
 
 def _snapped(start: float, stop: float, length: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
-from tlbatch.job.records import Marker, RunRecord, StageName, load_record
+from tlbatch.job.records import Best, Marker, RunRecord, StageName, load_record
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,18 @@ def phantom_folder(job: Job) -> Path:
     return job.workspace / "phantom" / digest_of(job.data.phantom.model_dump(mode="json"))[:12]
 
 
+def cache_folder(job: Job, digest: str) -> Path:
+    """Where the activations with this digest lie, shared by all runs of the workspace."""
+    return job.workspace / "cache" / digest[:16]
+
+
 def leaderboard(job: Job) -> Path:
     """The leaderboard of all runs of the workspace."""
     return job.workspace / "runs" / "leaderboard.csv"
 
 
 def weights_file(weights: str) -> Path | None:
-    """The file that ``model.weights`` names, or None for random weights.
+    """The file that ``model.weights`` names, of another run its checkpoint, or None for random weights.
 
     Raises
     ------
@@ -179,7 +184,11 @@ def weights_file(weights: str) -> Path | None:
     if weights == "none":
         return None
     if not weights.startswith("package:"):
-        path = Path(weights).absolute()
+        path = Path(weights).expanduser().absolute()
+        if path.is_dir():
+            run = RunPaths(path)
+            missing = "model.weights names a folder, which must be a run that has been trained"
+            path = run.checkpoints / load_record(Best, run.best, missing=missing).weights
     else:
         module, _, inner = weights.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(module)

@@ -1,6 +1,7 @@
 """From a validated job to a run folder: what can be checked before anything runs is checked here."""
 
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file
 from tlbatch.job.paths import RunPaths, weights_file
-from tlbatch.job.records import RunRecord
+from tlbatch.job.records import Best, RunRecord, load_record
 
 
 def resolve(job: Job) -> RunRecord:
@@ -36,21 +37,48 @@ def resolve(job: Job) -> RunRecord:
     for name, file in data.split.files.items():
         if not file.is_file():
             raise UserError(f"data.split.files.{name}: no such file {file}; set data.split.files.{name}=FILE")
-    weights = weights_file(job.model.weights)
+    workspace = job.workspace.expanduser().absolute()
     model = job.model
+    if model.weights == "library":
+        model = model.model_copy(update={"weights": str(_library_weights(model.backbone, workspace / "weights"))})
+    weights = weights_file(model.weights)
     if weights is not None and not model.weights.startswith("package:"):
         model = model.model_copy(update={"weights": str(weights)})
+    head = job.head
+    if head.weights:
+        other = Path(head.weights).expanduser().absolute()
+        load_record(
+            Best, RunPaths(other).best, missing="head.weights must be the folder of a run that has been trained"
+        )
+        head = head.model_copy(update={"weights": str(other)})
     now = datetime.now(UTC)
     run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
-    workspace = job.workspace.expanduser().absolute()
     return RunRecord(
         run=run,
-        job=job.model_copy(update={"data": data, "model": model, "workspace": workspace, "run": run}),
+        job=job.model_copy(update={"data": data, "model": model, "head": head, "workspace": workspace, "run": run}),
         weights_digest=digest_file(weights) if weights else None,
         tlbatch_version=__version__,
         commit=_commit(),
         created=now.isoformat(timespec="seconds"),
     )
+
+
+def _library_weights(backbone: str, folder: Path) -> Path:
+    """The library's own weights of a backbone, fetched once, by a process of its own: this one stays without torch.
+
+    Raises
+    ------
+    UserError
+        When there are none, or they cannot be fetched here.
+    """
+    file = folder / f"{backbone.replace(':', '-')}.safetensors"
+    if not file.exists():
+        command = [sys.executable, "-m", "tlbatch.model", backbone, "--fetch", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no cause given"])[-1]
+            raise UserError(last.removeprefix("error: "))
+    return file
 
 
 def run_paths(record: RunRecord) -> RunPaths:

@@ -5,13 +5,15 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tlbatch.job.config import Job, Metric, SplitName, StepName, Triple
+from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of, to_json, write_text
+from tlbatch.job.images import StepName
+from tlbatch.job.section import Metric, SplitName
 
-StageName = Literal["shard", "train", "predict", "reduce"]
+StageName = Literal["shard", "cache", "train", "predict", "reduce"]
 FailureKind = Literal["user", "crash", "stopped"]
-STAGES: tuple[StageName, ...] = ("shard", "train", "predict", "reduce")
+STAGES: tuple[StageName, ...] = ("shard", "cache", "train", "predict", "reduce")
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -166,9 +168,6 @@ class Best(Record):
     val_loss: float | None
     """Mean log loss on validation, which decides between equal scores."""
     classes: tuple[str, ...]
-    size: int
-    mean: Triple
-    std: Triple
     num_parameters: int
 
 

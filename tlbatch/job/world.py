@@ -93,7 +93,9 @@ def _num_threads(environment: Mapping[str, str], *, local_world_size: int) -> in
     for name in ("TLBATCH_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK"):
         if environment.get(name):
             return min(int(environment[name]), _cores())
-    return max(1, _cores() // local_world_size)
+    share = max(1, _cores() // local_world_size)
+    limit = environment.get("OMP_NUM_THREADS", "")
+    return min(share, int(limit)) if limit.isdecimal() and int(limit) else share
 
 
 def _cores() -> int:

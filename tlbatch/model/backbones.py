@@ -1,22 +1,32 @@
 """Pre-trained networks of timm and torchvision without their classifiers, and how their weights get in."""
 
 import difflib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import timm
 import torch
 import torchvision
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from tlbatch.job.config import Model, Triple
 from tlbatch.job.errors import UserError
+from tlbatch.job.files import atomic_file
+from tlbatch.job.learning import Model
+from tlbatch.job.section import Triple
 
+log = logging.getLogger(__name__)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+HALVES: Triple = (0.5, 0.5, 0.5)
+_INCEPTIONS = {"googlenet", "inception_v3"}
+"""torchvision's weights of these were trained on pixels from -1 to 1; their side heads are left out."""
+_SIDE_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -33,8 +43,21 @@ class Backbone:
     std: Triple
 
 
-def build_backbone(model: Model) -> Backbone:
+class Input(BaseModel):
+    """Size and normalisation that weights were trained with, as it stands in their file."""
+
+    size: int | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+def build_backbone(model: Model, weights: Path | None = None) -> Backbone:
     """Make the network of the job with random weights.
+
+    Parameters
+    ----------
+    weights
+        File whose size and normalisation to take where the job does not say.
 
     Raises
     ------
@@ -44,14 +67,36 @@ def build_backbone(model: Model) -> Backbone:
     family, _, name = model.backbone.rpartition(":")
     if family not in ("", "timm"):
         raise UserError(f"model.backbone: {model.backbone!r} must be timm:NAME or the name of a torchvision classifier")
-    return _timm_backbone(name, model) if family else _torchvision_backbone(name, model)
+    wanted = read_input(weights) if weights else Input()
+    wanted = Input(size=model.size or wanted.size, mean=model.mean or wanted.mean, std=model.std or wanted.std)
+    return _timm_backbone(name, wanted) if family else _torchvision_backbone(name, wanted)
 
 
-def _timm_backbone(name: str, model: Model) -> Backbone:
+def read_input(file: Path) -> Input:
+    """What a .safetensors file says of the input of its network."""
+    if file.suffix != ".safetensors":
+        return Input()
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            return Input.model_validate_json((opened.metadata() or {}).get("input", "{}"))
+    except (OSError, ValidationError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{file}: cannot be read as weights ({error}); give a .safetensors or .pth state dict"
+        ) from None
+
+
+def write_weights(path: Path, tensors: Tensors, stated: Input) -> None:
+    """Write tensors as safetensors, with what their network takes in."""
+    whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with atomic_file(path) as file:
+        file.write(safetensors.torch.save(whole, metadata={"input": stated.model_dump_json()}))
+
+
+def _timm_backbone(name: str, wanted: Input) -> Backbone:
     known = timm.list_models()
     if name not in known:
         raise UserError(f"model.backbone: timm has no {name!r}{_similar(name, known)}")
-    fixed_size: dict[str, Any] = {"img_size": model.size} if model.size and _is_transformer(name) else {}
+    fixed_size: dict[str, Any] = {"img_size": wanted.size} if wanted.size and _is_transformer(name) else {}
     net: Any = timm.create_model(name, pretrained=False, **fixed_size)
     config = net.pretrained_cfg
     classifier = config["classifier"]
@@ -60,9 +105,9 @@ def _timm_backbone(name: str, model: Model) -> Backbone:
         net=net,
         num_features=getattr(net, "head_hidden_size", net.num_features),
         classifier=classifier if isinstance(classifier, str) else classifier[0],
-        size=model.size or config["input_size"][-1],
-        mean=model.mean or config["mean"],
-        std=model.std or config["std"],
+        size=wanted.size or config["input_size"][-1],
+        mean=wanted.mean or config["mean"],
+        std=wanted.std or config["std"],
     )
 
 
@@ -71,19 +116,20 @@ def _is_transformer(name: str) -> bool:
     return name.startswith(("vit_", "deit", "swin", "beit", "eva"))
 
 
-def _torchvision_backbone(name: str, model: Model) -> Backbone:
+def _torchvision_backbone(name: str, wanted: Input) -> Backbone:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"model.backbone: torchvision has no classifier {name!r}{_similar(name, known)}")
-    no_side_heads = {"aux_logits": False, "init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    no_side_heads = {"aux_logits": False, "init_weights": False} if name in _INCEPTIONS else {}
     net = torchvision.models.get_model(name, weights=None, **no_side_heads)
     last = [key for key, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     classifier = net.get_submodule(last)
     num_features = classifier.in_channels if isinstance(classifier, nn.Conv2d) else classifier.in_features
     assert isinstance(num_features, int)
     net.set_submodule(last, nn.Identity())
-    size = model.size or (299 if name == "inception_v3" else 224)
-    return Backbone(net, num_features, last, size, model.mean or IMAGENET_MEAN, model.std or IMAGENET_STD)
+    usual = HALVES if name in _INCEPTIONS else IMAGENET_MEAN, HALVES if name in _INCEPTIONS else IMAGENET_STD
+    size = wanted.size or (299 if name == "inception_v3" else 224)
+    return Backbone(net, num_features, last, size, wanted.mean or usual[0], wanted.std or usual[1])
 
 
 def _similar(name: str, known: list[str]) -> str:
@@ -124,7 +170,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _by_name(tensors: Tensors, wanted: Tensors, classifier: str, path: Path) -> dict[str, torch.Tensor]:
-    body = {key: value for key, value in tensors.items() if not key.startswith(f"{classifier}.")}
+    inner = _stripped(tensors, wanted, path)
+    left_out = (f"{classifier}.", *_SIDE_HEADS)
+    body = {key: value for key, value in inner.items() if not key.startswith(left_out)}
     missing = [key for key in wanted if key not in body and not key.endswith("num_batches_tracked")]
     extra = [key for key in body if key not in wanted]
     if missing or extra:
@@ -140,6 +188,17 @@ def _by_name(tensors: Tensors, wanted: Tensors, classifier: str, path: Path) -> 
                 "name the backbone that the weights belong to"
             )
     return {**wanted, **body}
+
+
+def _stripped(tensors: Tensors, wanted: Tensors, path: Path) -> Tensors:
+    """The tensors below the prefix under which most of those that are wanted lie."""
+    first = next(iter(wanted))
+    prefixes = {"", *(key.removesuffix(first) for key in tensors if key.endswith(f".{first}"))}
+    best = max(sorted(prefixes), key=lambda prefix: sum(f"{prefix}{key}" in tensors for key in wanted))
+    outside = [key for key in tensors if not key.startswith(best)]
+    if outside:
+        log.info("%s: %d tensors outside of %s* are left out%s", path.name, len(outside), best, _first(outside))
+    return {key.removeprefix(best): value for key, value in tensors.items() if key.startswith(best)}
 
 
 def _by_order(tensors: Tensors, wanted: Tensors, _classifier: str, path: Path) -> dict[str, torch.Tensor]:

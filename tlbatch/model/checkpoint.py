@@ -1,42 +1,112 @@
 """Checkpoints: whole or not there, with the record that says what they are."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors.torch
+import numpy as np
+import numpy.typing as npt
+import torch
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, digest_file
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import Best, load_record
+from tlbatch.job.files import digest_file
+from tlbatch.job.paths import RunPaths, weights_file
+from tlbatch.job.records import Best, Manifest, RunRecord, load_record
+from tlbatch.job.section import Metric
 from tlbatch.job.world import World
-from tlbatch.model.backbones import read_tensors
-from tlbatch.model.classifier import Classifier
+from tlbatch.model.backbones import Input, load_weights, read_tensors, write_weights
+from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.thresholds import fit_thresholds
 
 
-def save_weights(model: Classifier, path: Path) -> str:
-    """Write all weights and statistics as safetensors; return the file's SHA-256."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic_file(path) as file:
-        file.write(safetensors.torch.save(tensors))
-    return digest_file(path)
+def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
+    """The classifier as the first phase begins with it.
 
-
-def keep_best(best: Best | None, offered: Best, model: Classifier, paths: RunPaths, world: World) -> Best:
-    """Keep the checkpoint with the higher validation score, among equals the one with the lower log loss.
-
-    Where validation says nothing (no such split, undefined score) the last one is kept. The new weights are on disk
-    before the record names them, and the old ones go only then.
+    Raises
+    ------
+    UserError
+        When there is no such backbone or cut, its weights or those of the head do not fit or have changed, or the
+        images have tags in place of classes.
     """
-    if best is not None and _rank(offered) < _rank(best):
-        return best
-    if world.is_main:
-        digest = save_weights(model, paths.checkpoints / offered.weights)
-        offered.model_copy(update={"digest": digest}).save(paths.best)
-        for old in paths.checkpoints.glob("*.safetensors"):
-            if old.name != offered.weights:
+    if manifest.tags:
+        raise UserError(
+            "data.tag_separator: the images have several tags, and train classifies into one; leave it empty"
+        )
+    file = weights_file(record.job.model.weights)
+    if file is not None and digest_file(file) != record.weights_digest:
+        raise UserError(f"{file}: the weights have changed since the job was submitted; submit it again")
+    model = build_classifier(record.job, len(manifest.classes), described_by=file)
+    if file is not None:
+        load_weights(model.spec, file, match=record.job.model.match)
+    for phase in record.job.phase:  # a wrong cut of the last phase is found before the first begins
+        model.find(phase.cut)
+    if record.job.head.weights:
+        _load_head(model, RunPaths(Path(record.job.head.weights)))
+    return model
+
+
+def _load_head(model: Classifier, run: RunPaths) -> None:
+    _, file = load_best(run)
+    own = model.head.state_dict()
+    given = {key.removeprefix("head."): value for key, value in read_tensors(file).items() if key.startswith("head.")}
+    wrong = [
+        key for key in {**own, **given} if key not in own or key not in given or own[key].shape != given[key].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"head.weights: the head of {run.folder} is another ({', '.join(sorted(wrong)[:3])} differ); give this job "
+            "the same head section, features and classes"
+        )
+    model.head.load_state_dict(given)
+
+
+class Keeper:
+    """Keeps the checkpoint with the higher validation score, among equals the one with the lower log loss.
+
+    Where validation says nothing (no such split, undefined score) the last one is kept. What is offered is kept in
+    memory until `write`.
+    """
+
+    def __init__(self, paths: RunPaths, world: World) -> None:
+        self.best: Best | None = None
+        self._paths = paths
+        self._world = world
+        self._kept: dict[str, torch.Tensor] | None = None
+        self._outputs: npt.NDArray[np.float32] = np.empty((0, 1), np.float32)
+
+    def offer(self, offered: Best, model: Classifier, outputs: npt.NDArray[np.float32]) -> bool:
+        """Keep it if it is better, with its outputs (n, num_outputs) on validation; whether it is."""
+        if self.best is not None and _rank(offered) < _rank(self.best):
+            return False
+        better = self.best is None or _rank(offered) > _rank(self.best)
+        self.best, self._outputs = offered, outputs
+        self._kept = {key: value.detach().cpu().clone() for key, value in _moving(model).items()}
+        return better
+
+    def write(self, model: Classifier, metric: Metric, *, labels: npt.NDArray[np.int64]) -> None:
+        """Write what was kept since the last time: first the weights, then the record; the old ones go only then.
+
+        For a regression, thresholds are fitted on validation and kept where that gains.
+        """
+        if self._kept is None or self.best is None or not self._world.is_main:
+            return
+        if model.objective == "regression" and metric == "quadratic_kappa":
+            thresholds = fit_thresholds(self._outputs[:, 0].astype(np.float64), labels, num_classes=model.num_classes)
+            self._kept["thresholds"] = torch.from_numpy(thresholds).float()
+        tensors = model.state_dict() | self._kept
+        path = self._paths.checkpoints / self.best.weights
+        self.best.model_copy(update={"digest": _save(tensors, model, path)}).save(self._paths.best)
+        for old in self._paths.checkpoints.glob("*.safetensors"):
+            if old.name != self.best.weights:
                 old.unlink()
-    return offered
+        self._kept = None
+
+
+def _save(tensors: dict[str, torch.Tensor], model: Classifier, path: Path) -> str:
+    """Write all weights and statistics, with size and normalisation; the file's SHA-256."""
+    write_weights(path, tensors, Input(size=model.spec.size, mean=model.spec.mean, std=model.spec.std))
+    return digest_file(path)
 
 
 def _rank(best: Best) -> tuple[float, float]:
@@ -61,6 +131,47 @@ def load_best(paths: RunPaths) -> tuple[Best, Path]:
     return best, path
 
 
-def load_classifier(model: Classifier, path: Path) -> None:
-    """Fill the whole classifier, head included."""
-    model.load_state_dict(read_tensors(path))
+def trained_classifier(record: RunRecord, num_classes: int, checkpoint: Path) -> Classifier:
+    """The classifier of a checkpoint, head included."""
+    model = build_classifier(record.job, num_classes, described_by=checkpoint)
+    model.load_state_dict(read_tensors(checkpoint))
+    return model
+
+
+class Average:
+    """An exponential moving average of what trains and of its statistics."""
+
+    def __init__(self, model: Classifier, decay: float) -> None:
+        self._decay = decay
+        self._tensors = {key: value.detach().clone() for key, value in _moving(model).items()}
+
+    def update(self, model: Classifier) -> None:
+        """Take in the weights after a step."""
+        for key, value in _moving(model).items():
+            self._tensors[key].lerp_(value.detach(), 1 - self._decay)
+
+    def swap(self, model: Classifier) -> None:
+        """Exchange the weights of the model and the average."""
+        with torch.no_grad():
+            for key, value in _moving(model).items():
+                own = value.detach().clone()
+                value.copy_(self._tensors[key])
+                self._tensors[key].copy_(own)
+
+
+@contextmanager
+def averaged(model: Classifier, average: Average | None) -> Iterator[None]:
+    """Within the block the model has the averaged weights."""
+    if average is not None:
+        average.swap(model)
+    try:
+        yield
+    finally:
+        if average is not None:
+            average.swap(model)
+
+
+def _moving(model: Classifier) -> dict[str, torch.Tensor]:
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    statistics = {name: value for name, value in model.named_buffers() if "running_" in name}
+    return {**trained, **statistics}

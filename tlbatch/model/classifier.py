@@ -1,69 +1,221 @@
-"""The classifier: normalisation, backbone, and a new head."""
+"""The classifier: normalisation, backbone up to the cut, backbone after it, and a new head."""
+
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tlbatch.job.config import Model, Triple
-from tlbatch.job.paths import weights_file
-from tlbatch.model.backbones import Backbone, build_backbone, load_weights
-from tlbatch.model.cut import freeze, frozen_to_eval
+from tlbatch.job.config import Job
+from tlbatch.job.errors import UserError
+from tlbatch.job.learning import Head, Objective, Pool
+from tlbatch.job.section import Triple
+from tlbatch.model import objectives
+from tlbatch.model.backbones import Backbone, build_backbone
+from tlbatch.model.chain import ALL_FROZEN, Chain, Segment
+from tlbatch.model.heads import Pooling, build_head, is_map
 
 
 class Classifier(nn.Module):
-    """From uint8 images of shape (n, size, size, 3) to logits of shape (n, num_classes)."""
+    """From images, or from their activations at the cut, to the outputs of the objective.
+
+    Attributes
+    ----------
+    pool
+        Nothing, or what makes a vector of the map that the head stands on.
+    thresholds
+        (num_classes - 1,): between the grades of a regression.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
+    thresholds: torch.Tensor
 
-    def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float) -> None:
+    def __init__(
+        self, spec: Backbone, head: Head, *, pool: Pool, objective: Objective, num_classes: int, compiled: bool = False
+    ) -> None:
         super().__init__()
-        self.spec = backbone
-        self.backbone = backbone.net
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.num_features, num_classes))
-        self.register_buffer("mean", _scaled(backbone.mean), persistent=False)
-        self.register_buffer("std", _scaled(backbone.std), persistent=False)
-        self._cut = "none"
+        self.spec = spec
+        self.backbone = spec.net
+        self.chain = Chain(spec.net)
+        self.objective: Objective = objective
+        self.num_classes = num_classes
+        shapes = self.chain.shapes(torch.zeros(1, 3, spec.size, spec.size))
+        self.end = _end(self.chain, shapes, head, pool)
+        shape = shapes[self.end]
+        self._shapes = shapes
+        self.pool = Pooling("avg" if pool == "auto" else pool, shape) if is_map(shape) else nn.Flatten()
+        width = self.pool.num_features if isinstance(self.pool, Pooling) else torch.Size(shape).numel()
+        self.head = build_head(head, width, objectives.num_outputs(objective, num_classes))
+        self.register_buffer("mean", _scaled(spec.mean), persistent=False)
+        self.register_buffer("std", _scaled(spec.std), persistent=False)
+        self.register_buffer("thresholds", torch.arange(num_classes - 1) + 0.5)
+        self._compiled = compiled
         self._freeze_batch_norm = False
+        self.set_cut("none", freeze_batch_norm=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise on the device, where it costs nothing, and classify."""
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs of the head, (n, num_outputs).
+
+        Parameters
+        ----------
+        inputs
+            Images, uint8 (n, size, size, 3); or what `to_cut` makes of them.
+        """
+        features = self._after.run(
+            self.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs, training=self.training
+        )
+        if not self._pools_before:
+            features = self.pool(features)
+        outputs: torch.Tensor = self.head(features)
+        return outputs
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """What the backbone sees, (n, 3, size, size); on the device, where it costs nothing."""
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        features = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        logits: torch.Tensor = self.head(features)
-        return logits
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def to_cut(self, images: torch.Tensor) -> torch.Tensor:
+        """Activations at the cut."""
+        pixels = self.normalised(images)
+        if self.cut == 0:
+            return pixels
+        with torch.no_grad():
+            activations = self._before.run(pixels, training=False)
+            return self.pool(activations) if self._pools_before else activations
+
+    @property
+    def pool_is_fixed(self) -> bool:
+        """Whether the pooling has nothing to learn, and so can be frozen with the backbone."""
+        return not any(True for _ in self.pool.parameters())
 
     def set_cut(self, cut: str, *, freeze_batch_norm: bool) -> None:
-        """Begin a phase: freeze the backbone up to the cut."""
-        self._cut, self._freeze_batch_norm = cut, freeze_batch_norm
-        freeze(self.backbone, cut, freeze_batch_norm=freeze_batch_norm)
+        """Begin a phase: what stands before the cut is frozen, what comes after it trains.
+
+        Call it when the model is on its device.
+
+        Raises
+        ------
+        UserError
+            When the backbone cannot be cut there.
+        """
+        self.cut = self.find(cut)
+        self._freeze_batch_norm = freeze_batch_norm
+        self._pools_before = self.cut == self.end and self.pool_is_fixed
+        self._before: Segment = self.chain.segment(0, self.cut, compiled=self._compiled)
+        self._after: Segment = self.chain.segment(self.cut, self.end, compiled=self._compiled)
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.chain.parameters(self.cut, self.end).values():
+            parameter.requires_grad_(True)
+        for module in self._frozen_batch_norms():
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
         self.train(self.training)
+
+    def find(self, cut: str) -> int:
+        """Number of the place that a cut names, at most where the head stands.
+
+        Raises
+        ------
+        UserError
+            When the backbone cannot be cut there.
+        """
+        if cut in ALL_FROZEN:
+            return self.end
+        at = self.chain.find(cut)
+        if at > self.end:
+            raise UserError(
+                f"phase cut {cut!r}: it lies behind head.after = {self.chain.places[self.end].name}; cut before it, "
+                "or at pool"
+            )
+        return at
+
+    def num_parameters(self) -> int:
+        """Parameters that an output depends on."""
+        used = {id(p): p.numel() for p in self.chain.parameters(0, self.end).values()}
+        return sum(used.values()) + sum(p.numel() for part in (self.pool, self.head) for p in part.parameters())
+
+    def shape_at(self, place: int) -> tuple[int, ...]:
+        """Shape of one image's activation at a place of the chain, pooled if the head stands there."""
+        if place == self.end and self.pool_is_fixed and isinstance(self.pool, Pooling):
+            return (self.pool.num_features,)
+        return self._shapes[place]
+
+    def trained(self) -> list[tuple[nn.Parameter, int]]:
+        """The parameters of the backbone that train, each with the number of layers above it that have weights."""
+        found: dict[int, tuple[nn.Parameter, int]] = {}
+        for at in range(self.cut, self.end):
+            for parameter in self.chain.parameters(at, at + 1).values():
+                if parameter.requires_grad:
+                    found.setdefault(id(parameter), (parameter, self.chain.places[at + 1].layer))
+        layers = sorted({layer for _, layer in found.values()}, reverse=True)
+        return [(parameter, layers.index(layer)) for parameter, layer in found.values()]
 
     def train(self, mode: bool = True) -> "Classifier":  # noqa: FBT001, FBT002 (torch's signature)
         """Set the mode; what is frozen stays in eval mode."""
         super().train(mode)
         if mode:
-            frozen_to_eval(self.backbone, self._cut, freeze_batch_norm=self._freeze_batch_norm)
+            frozen = self.chain.modules(0, self.cut) - self.chain.modules(self.cut, self.end)
+            for module in (*frozen, *self._frozen_batch_norms()):
+                module.training = False
         return self
 
+    def _frozen_batch_norms(self) -> list[nn.Module]:
+        if not self._freeze_batch_norm:
+            return []
+        return [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 (the common base is private)
 
-def build_classifier(model: Model, num_classes: int, *, seed: int, pretrained: bool) -> Classifier:
-    """The job's backbone with a new head, the same on every rank.
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (n, num_classes) of the head's outputs, float32."""
+        return objectives.probabilities(self.objective, outputs, self.num_classes, thresholds=self.thresholds)
+
+
+def build_classifier(job: Job, num_classes: int, *, described_by: Path | None = None) -> Classifier:
+    """The job's backbone and a new head, with random weights that are the same on every rank.
+
+    Parameters
+    ----------
+    described_by
+        File of weights whose size and normalisation to take where the job does not say.
 
     Raises
     ------
     UserError
-        When there is no such backbone, or the weights do not fit it.
+        When there is no such backbone, or the head does not fit it or the classes.
     """
-    torch.manual_seed(seed)
-    backbone = build_backbone(model)
-    file = weights_file(model.weights) if pretrained else None
-    if file is not None:
-        load_weights(backbone, file, match=model.match)
-    torch.manual_seed(seed)
-    classifier = Classifier(backbone, num_classes, dropout=model.dropout)
+    if job.objective == "binary" and num_classes != 2:
+        raise UserError(f"objective: binary is for two classes, there are {num_classes}; set objective=cross-entropy")
+    torch.manual_seed(job.seed)
+    backbone = build_backbone(job.model, described_by)
+    torch.manual_seed(job.seed)
+    classifier = Classifier(
+        backbone,
+        job.head,
+        pool=_pool(job),
+        objective=job.objective,
+        num_classes=num_classes,
+        compiled=job.train.compile,
+    )
     classifier.to(memory_format=torch.channels_last)
     return classifier
+
+
+def _pool(job: Job) -> Pool:
+    """``flatten`` where a phase asks for that cut."""
+    flattens = job.head.pool == "auto" and any(phase.cut == "flatten" for phase in job.phase)
+    return "flatten" if flattens else job.head.pool
+
+
+def _end(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: Pool) -> int:
+    """Number of the place that the head stands on."""
+    if head.after:
+        return chain.find(head.after, key="head.after")
+    last = len(shapes) - 1
+    if pool == "auto":
+        return last
+    maps = [at for at, shape in enumerate(shapes) if at and is_map(shape)]
+    return maps[-1] if maps else last
 
 
 def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -90,22 +242,22 @@ def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def probabilities(model: Classifier, images: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Class probabilities in eval mode, without the distributed wrapper: no rank waits for another.
+def predicted(model: Classifier, inputs: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Outputs of the head in eval mode, without the distributed wrapper: no rank waits for another.
 
     Parameters
     ----------
-    images
-        uint8, (n, size, size, 3).
+    inputs
+        As in `Classifier.forward`.
 
     Returns
     -------
-    float32 tensor of shape (n, num_classes) on the CPU.
+    float32 tensor of shape (n, num_outputs) on the CPU.
     """
     model.eval()
     with accelerator.autocast():
-        logits: torch.Tensor = model(images.to(accelerator.device, non_blocking=True))
-    return logits.float().softmax(dim=1).cpu()
+        outputs: torch.Tensor = model(inputs.to(accelerator.device, non_blocking=True))
+    return outputs.float().cpu()
 
 
 def _scaled(triple: Triple) -> torch.Tensor:

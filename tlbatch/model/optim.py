@@ -1,44 +1,73 @@
 """Optimiser and learning-rate schedule of a phase."""
 
 import math
+from collections import defaultdict
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from tlbatch.job.config import Optimizer, Phase
+from tlbatch.job.learning import Optimizer, Phase
 from tlbatch.model.classifier import Classifier
 
 
 def build_optimizer(model: Classifier, settings: Optimizer) -> torch.optim.Optimizer:
-    """Make the optimiser over what trains: head and backbone with their own rates, decay on weights only."""
+    """Make the optimiser over what trains: head and layers of the backbone with their own rates, decay on weights only.
+
+    Where the backbone decays to its start, `Anchor` does it in the optimiser's place.
+    """
     backbone_lr = settings.backbone_lr or settings.lr / 10
-    groups = []
-    for module, lr in ((model.head, settings.lr), (model.backbone, backbone_lr)):
-        for decayed in (True, False):
-            chosen = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == decayed]
-            if chosen:
-                groups.append({"params": chosen, "lr": lr, "weight_decay": settings.weight_decay if decayed else 0.0})
+    anchored = settings.decay_to == "start"
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for module in (model.head, model.pool):
+        for parameter in module.parameters():
+            groups[settings.lr, settings.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
+    for parameter, depth in model.trained():
+        decay = settings.weight_decay if parameter.ndim > 1 and not anchored else 0.0
+        groups[backbone_lr * settings.layer_decay**depth, decay].append(parameter)
+    chosen = [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()]
     match settings.name:
         case "sgd":
-            return torch.optim.SGD(groups, momentum=settings.momentum)
+            return torch.optim.SGD(chosen, momentum=settings.momentum, nesterov=settings.nesterov)
         case "adam":
-            return torch.optim.Adam(groups)
+            return torch.optim.Adam(chosen)
         case "adamw":
-            return torch.optim.AdamW(groups)
+            return torch.optim.AdamW(chosen)
         case "rmsprop":
-            return torch.optim.RMSprop(groups, momentum=settings.momentum)
+            return torch.optim.RMSprop(chosen, momentum=settings.momentum)
+        case "adadelta":
+            return torch.optim.Adadelta(chosen)
+
+
+class Anchor:
+    """Decay of the backbone toward its weights at the begin of the phase (L2-SP, Li et al. 2018)."""
+
+    def __init__(self, model: Classifier, settings: Optimizer) -> None:
+        self._strength = settings.weight_decay if settings.decay_to == "start" else 0.0
+        self._weights = [weight for weight, _ in model.trained() if weight.ndim > 1] if self._strength else []
+        self._start = [weight.detach().clone() for weight in self._weights]
+
+    def pull(self) -> None:
+        """Add the gradient of strength / 2 * |w - start|^2; call it after clipping."""
+        for weight, start in zip(self._weights, self._start, strict=True):
+            if weight.grad is not None:
+                weight.grad.add_(weight.detach() - start, alpha=self._strength)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, phase: Phase, steps_per_epoch: int) -> LambdaLR:
-    """Linear warm-up, then constant or half a cosine to zero, over the steps of the phase."""
+    """Linear warm-up, then constant, falling in steps, or half a cosine to zero, over the steps of the phase."""
     total = phase.epochs * steps_per_epoch
-    warmup = round(phase.warmup * total)
+    warmup = round(phase.warmup * total if phase.warmup < 1 else phase.warmup)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        if phase.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        match phase.schedule:
+            case "constant":
+                return 1.0
+            case "step":
+                return float(phase.step_factor ** (step // (phase.step_epochs * steps_per_epoch)))
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     return LambdaLR(optimizer, factor)

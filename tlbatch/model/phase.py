@@ -1,16 +1,18 @@
 """A phase at work: the model with its cut set, optimiser and schedule, spread over the ranks."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
+from torchvision.transforms import v2
 
-from tlbatch.job.config import Phase, Train
+from tlbatch.job.learning import Phase
 from tlbatch.model.classifier import Classifier, turned
-from tlbatch.model.optim import build_optimizer, build_schedule
+from tlbatch.model.objectives import losses, targets
+from tlbatch.model.optim import Anchor, build_optimizer, build_schedule
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +23,22 @@ class RunningPhase:
 
     accelerator: Accelerator
     model: torch.nn.Module
+    """The classifier, spread over the ranks."""
+    classifier: Classifier
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
-    train: Train
+    anchor: Anchor
+    phase: Phase
+    mix: v2.Transform | None
 
     def step(
-        self, images: torch.Tensor, labels: torch.Tensor, turns: torch.Tensor, *, global_size: int
+        self,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        turns: torch.Tensor,
+        *,
+        global_size: int,
+        class_weights: torch.Tensor,
     ) -> torch.Tensor:
         """One optimiser step on this rank's share of a global batch.
 
@@ -35,35 +47,45 @@ class RunningPhase:
 
         Parameters
         ----------
-        images
-            uint8, (n, size, size, 3).
+        inputs
+            As in `Classifier.forward`.
         labels
             int64, (n,).
         turns
             uint8, (n,): see `turned`.
         global_size
-            Images in the batch over all ranks.
+            Samples in the batch over all ranks.
+        class_weights
+            (num_classes,).
 
         Returns
         -------
         The weighted loss of this rank, a scalar on its device.
         """
         device = self.accelerator.device
-        logits = self.model(turned(images.to(device, non_blocking=True), turns))
-        summed = cross_entropy(
-            logits.float(),
-            labels.to(device, non_blocking=True),
-            label_smoothing=self.train.label_smoothing,
-            reduction="sum",
+        inputs = turned(inputs.to(device, non_blocking=True), turns)
+        wanted = targets(
+            labels.to(device, non_blocking=True), self.classifier.num_classes, smoothing=self.phase.label_smoothing
         )
-        loss: torch.Tensor = summed * (self.accelerator.num_processes / global_size)
-        self.accelerator.backward(loss)
-        if self.train.grad_clip:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
+        if self.mix is not None:
+            inputs, wanted = mixed(self.mix, inputs, wanted)
+        total = torch.zeros((), device=device)
+        parts = list(zip(inputs.chunk(self.phase.accumulate), wanted.chunk(self.phase.accumulate), strict=True))
+        for number, (some, target) in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                each = losses(self.classifier.objective, self.model(some).float(), target)
+                weights = target @ class_weights.to(device)
+                loss = (each * weights).sum() * (self.accelerator.num_processes / global_size)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if self.phase.grad_clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.phase.grad_clip)
+        self.anchor.pull()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return total
 
     def mean_over_ranks(self, value: torch.Tensor) -> float:
         """The mean of a scalar over all ranks."""
@@ -72,24 +94,48 @@ class RunningPhase:
     def release(self) -> None:
         """Take the distributed wrapper off again: the next phase trains other parameters."""
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        vars(self.classifier).pop("_is_accelerate_prepared", None)  # else the next phase would run without autocast
         self.accelerator.free_memory()
 
 
+def mixed(mix: v2.Transform, images: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix images of a batch, and what is wanted of them.
+
+    Parameters
+    ----------
+    images
+        uint8, (n, size, size, 3).
+    wanted
+        (n, num_classes): distributions over the classes.
+    """
+    pixels, wanted = mix(images.permute(0, 3, 1, 2).float(), wanted)
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), wanted
+
+
+def _mix(phase: Phase) -> v2.Transform | None:
+    kinds = [kind(alpha=alpha) for kind, alpha in ((v2.MixUp, phase.mixup), (v2.CutMix, phase.cutmix)) if alpha]
+    return v2.RandomChoice(kinds) if kinds else None
+
+
+def class_weights(counts: torch.Tensor, *, strength: float) -> torch.Tensor:
+    """Weight of each class in the loss, (num_classes,), 1 on the mean of all images: with strength 1 all classes weigh
+    the same, with 0 all images do.
+    """
+    balanced = counts.sum() / (len(counts) * counts.clamp_min(1).float())
+    return strength * balanced + (1 - strength)
+
+
 def start_phase(
-    accelerator: Accelerator,
-    model: Classifier,
-    phase: Phase,
-    train: Train,
-    *,
-    steps_per_epoch: int,
-    seed: int,
+    accelerator: Accelerator, model: Classifier, phase: Phase, *, steps_per_epoch: int, seed: int
 ) -> RunningPhase:
     """Set the cut and spread the model over the ranks; dropout draws differently on each rank."""
+    model.to(accelerator.device)
     model.set_cut(phase.cut, freeze_batch_norm=phase.batch_norm == "frozen")
     optimizer = build_optimizer(model, phase.optimizer)
     schedule = build_schedule(optimizer, phase, steps_per_epoch)
+    anchor = Anchor(model, phase.optimizer)
     torch.manual_seed(seed + accelerator.process_index)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log.info("cut %s: %s parameters train for %d epochs", phase.cut, f"{num_trained:,}", phase.epochs)
-    return RunningPhase(accelerator, wrapped, prepared, schedule, train)
+    return RunningPhase(accelerator, wrapped, model, prepared, schedule, anchor, phase, _mix(phase))

@@ -41,6 +41,8 @@ def joined_ranks(
         When the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
     """
     on_gpu = _wants_gpu(world, slurm)
+    if mixed_precision == "fp16" and not on_gpu:
+        raise UserError("train.mixed_precision: fp16 needs a GPU; set it to bf16 or no")
     torch.set_num_threads(world.num_threads)
     if not on_gpu:
         keep_freed_memory()

@@ -13,7 +13,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from tlbatch.job.config import Metric
+from tlbatch.job.section import Metric
 
 Labels = Sequence[int] | npt.NDArray[np.int64]
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from tlbatch import shard
-from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, load_for_prediction, open_set
-from tlbatch.data.order import EpochOrder, State, training_batches
+from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, open_set
+from tlbatch.data.order import EpochOrder, State, prediction_batches, training_batches
 from tlbatch.data.staging import stage_locally
-from tlbatch.data.views import View
-from tlbatch.job.config import Slurm, Train
+from tlbatch.data.views import Samples, Views
+from tlbatch.job.config import Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import SetPaths
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.world import World
+from tlbatch.job.section import SplitName
 from tlbatch.model.classifier import turned
 
 
@@ -44,26 +44,33 @@ def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(mine, theirs) for mine, theirs in zip(one[:4], other[:4], strict=True))
 
 
-VIEW = View(size=32, augment="d4", crop_scale=0.5, seed=3, epoch=1)
+RANDOM = Views(32, "d4", crop_scale=0.5)
+
+
+def reader(
+    images: ImageSet, split: SplitName, views: Views = RANDOM, *, seed: int = 3, epoch: int = 1, strict: bool = True
+) -> SplitDataset:
+    rows = images.rows(split)
+    return SplitDataset(images, rows, Samples(len(rows), views, seed, epoch), strict=strict)
 
 
 @pytest.mark.parametrize(("workers", "start_method"), [(0, "fork"), (1, "fork"), (2, "fork"), (2, "spawn")])
 def test_the_batches_are_the_same_for_any_number_and_kind_of_workers(
     images: ImageSet, workers: int, start_method: str
 ) -> None:
-    dataset = SplitDataset(images, "train", VIEW)
+    dataset = reader(images, "train")
     found = list(load(dataset, shares(len(dataset)), workers=workers, start_method=start_method))
     rows = images.index[images.rows("train")]
     assert [batch.positions.tolist() for batch in found] == [share.tolist() for share in shares(len(dataset))]
     for batch in found:
-        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (len(batch.labels), 32, 32, 3))
+        assert (batch.inputs.dtype, batch.inputs.shape) == (torch.uint8, (len(batch.labels), 32, 32, 3))
         assert batch.labels.tolist() == rows["label"][batch.positions.numpy()].tolist()
-        alone = SplitDataset(images, "train", VIEW).__getitems__([int(batch.positions[0])])
+        alone = reader(images, "train").__getitems__([int(batch.positions[0])])
         assert same(alone, Batch(*(part[:1] for part in batch[:4]), {}))
 
 
 def test_two_ranks_together_see_the_batches_of_one(images: ImageSet) -> None:
-    dataset = SplitDataset(images, "train", VIEW)
+    dataset = reader(images, "train")
     alone = list(load(dataset, shares(len(dataset)), workers=0))
     ranks = [list(load(dataset, shares(len(dataset), rank=rank, world_size=2), workers=0)) for rank in range(2)]
     for batch, *parts in zip(alone, *ranks, strict=True):
@@ -71,16 +78,16 @@ def test_two_ranks_together_see_the_batches_of_one(images: ImageSet) -> None:
 
 
 def test_augmentation_changes_with_sample_and_epoch_and_prediction_has_none(images: ImageSet) -> None:
-    def one(view: View, position: int = 0) -> Batch:
-        return SplitDataset(images, "train", view).__getitems__([position])
+    def one(views: Views, *, seed: int = 0, epoch: int = 0) -> Batch:
+        return reader(images, "train", views, seed=seed, epoch=epoch).__getitems__([0])
 
-    epochs = [one(View(size=32, augment="d4", crop_scale=0.5, epoch=epoch)) for epoch in (0, 0, 1)]
+    epochs = [one(RANDOM, epoch=epoch) for epoch in (0, 0, 1)]
     assert same(epochs[0], epochs[1])
     assert not same(epochs[0], epochs[2])
-    assert same(one(View(size=32, epoch=0)), one(View(size=32, epoch=9, seed=4)))
-    turns = {int(one(View(size=32, augment="d4", epoch=epoch)).turns[0]) for epoch in range(60)}
-    assert turns == set(range(8))
-    assert {int(one(View(size=32, augment="flip", epoch=epoch)).turns[0]) for epoch in range(20)} == {0, 1}
+    assert same(one(Views(32)), one(Views(32), epoch=9, seed=4))
+    for symmetries, all_turns in (("d4", set(range(8))), ("flip", {0, 1}), ("rot4", {0, 2, 4, 6})):
+        turns = {int(one(Views(32, symmetries), epoch=epoch).turns[0]) for epoch in range(60)}
+        assert turns == all_turns
 
 
 def test_turns_are_the_symmetries_of_the_square() -> None:
@@ -105,25 +112,27 @@ def spoil(images: ImageSet, split: str, number: int = 0) -> str:
 def test_an_image_lost_after_sharding_stops_training_by_name_even_from_a_worker(images: ImageSet) -> None:
     key = spoil(images, "train")
     for workers in (0, 1):
-        dataset = SplitDataset(images, "train", View(size=32))
+        dataset = reader(images, "train", Views(32))
         with pytest.raises(UserError, match=rf"^[^\n]*image {key} can no longer be read[^\n]*$"):
             list(load(dataset, [np.arange(len(dataset))], workers=workers))
 
 
 def test_an_image_lost_after_sharding_is_an_error_row_of_the_prediction(images: ImageSet) -> None:
     spoil(images, "test", 1)
-    found = list(load_for_prediction(images, "test", Train(batch_size=4), World(), size=32, device="cpu", strict=False))
+    dataset = reader(images, "test", Views(32), strict=False)
+    batches = prediction_batches(len(dataset), batch_size=4, rank=0, world_size=1)
+    found = list(load(dataset, batches, workers=0))
     assert sorted(position for batch in found for position in batch.positions.tolist()) == list(
         range(len(images.rows("test")))
     )
     errors = [(int(batch.positions[place]), cause) for batch in found for place, cause in batch.errors.items()]
     assert [position for position, _ in errors] == [1]
     assert errors[0][1]
-    assert not found[0].images[1].any()
+    assert not found[0].inputs[1].any()
 
 
 def test_a_shard_cut_short_while_it_is_open_is_an_error_row_too(images: ImageSet) -> None:
-    dataset = SplitDataset(images, "test", View(size=32), strict=False)
+    dataset = reader(images, "test", Views(32), strict=False)
     dataset.__getitems__([0])
     for path in images.shards:
         os.truncate(path, 600)
@@ -140,13 +149,13 @@ def test_changed_bytes_that_still_decode_are_noticed(images: ImageSet) -> None:
     start, size = int(row["offset"]), int(row["size"])
     data[start : start + size] = source[int(other["offset"]) :][: int(other["size"])].ljust(size, b"\0")[:size]
     path.write_bytes(data)
-    found = SplitDataset(images, "test", View(size=32), strict=False).__getitems__([0])
+    found = reader(images, "test", Views(32), strict=False).__getitems__([0])
     assert found.errors == {0: "its bytes have changed since it was indexed"}
 
 
 def test_more_shards_than_may_be_open_are_read(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlbatch.data.loader._MOST_OPEN", 1)
-    dataset = SplitDataset(images, "train", View(size=32))
+    dataset = reader(images, "train", Views(32))
     everything = list(range(len(dataset)))
     dataset.will_need(everything)
     assert len(dataset.__getitems__(everything[::-1]).labels) == len(everything)
@@ -173,11 +182,12 @@ import os, signal, sys, time
 import numpy as np
 from pathlib import Path
 from tlbatch.data.loader import SplitDataset, load, open_set
-from tlbatch.data.views import View
+from tlbatch.data.views import Samples, Views
 from tlbatch.job.paths import SetPaths
 if __name__ == "__main__":
     images = open_set(SetPaths(Path({str(images.paths.folder)!r}), {images.paths.index!r}))
-    dataset = SplitDataset(images, "train", View(size=32))
+    rows = images.rows("train")
+    dataset = SplitDataset(images, rows, Samples(len(rows), Views(32)))
     {ending}
 """
 
@@ -226,7 +236,7 @@ def test_workers_outlive_the_signals_that_slurm_sends_to_every_process(
 
 
 def test_the_order_of_an_epoch_is_that_of_the_set(images: ImageSet) -> None:
-    dataset = SplitDataset(images, "train", VIEW)
+    dataset = reader(images, "train")
     seen = [position for share in shares(len(dataset)) for position in share.tolist()]
     assert seen == EpochOrder(len(dataset), seed=3, epoch=1)[:].tolist()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tlbatch.data.near import WORDS, near_clusters, near_hash
-from tlbatch.job.config import Data
+from tlbatch.job.images import Data
 
 NEAR = Data(images=Path("x")).near_bits
 

@@ -19,8 +19,8 @@ from PIL import Image
 from tlbatch.data.decode import decode
 from tlbatch.data.listing import read_source
 from tlbatch.data.sources import Source, key_of, name_of
-from tlbatch.job.config import Data
 from tlbatch.job.errors import UserError
+from tlbatch.job.images import Data
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 

@@ -12,9 +12,10 @@ from tlbatch.data.listing import read_source
 from tlbatch.data.sets import places_of_groups
 from tlbatch.data.sources import Labelled
 from tlbatch.data.splits import draw_sample, split_images
-from tlbatch.job.config import Data, SplitName
 from tlbatch.job.errors import UserError
+from tlbatch.job.images import Data
 from tlbatch.job.records import SPLITS
+from tlbatch.job.section import SplitName
 
 
 def labelled(groups: list[tuple[str, str]], part: str = "") -> list[Labelled]:

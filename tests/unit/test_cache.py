@@ -1,0 +1,204 @@
+"""The cache: the same training with it as without, nothing computed twice, nothing damaged used."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tlbatch import cache, predict, shard, train
+from tlbatch.data.activations import Store, view_keys
+from tlbatch.data.loader import open_set
+from tlbatch.job.errors import UserError
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.model.phase import RunningPhase
+
+Make = Callable[..., RunPaths]
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> Make:
+    images = make_folders(each=12)
+
+    def made(*overrides: str) -> RunPaths:
+        where = [f"data.images={images}", f"workspace={tmp_path / 'space'}", "data.split.val=0.25", "data.audit=warn"]
+        return make_run(resolve(load_job([tiny_job], [*where, *overrides])))
+
+    return made
+
+
+def run(paths: RunPaths, *stages: object) -> RunPaths:
+    for stage in stages or (shard, cache):
+        stage.run(paths.folder)  # type: ignore[attr-defined]
+    return paths
+
+
+def blocks(tmp_path: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in (tmp_path / "space" / "cache").rglob("*.npy")}
+
+
+def num_rows(tmp_path: Path) -> int:
+    return sum(len(np.load(file, mmap_mode="r")) for file in blocks(tmp_path))
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    step = RunningPhase.step
+
+    def recorded(self: RunningPhase, *args: object, **kwargs: object) -> torch.Tensor:
+        loss = step(self, *args, **kwargs)  # type: ignore[arg-type]
+        found.append(float(loss))
+        return loss
+
+    monkeypatch.setattr(RunningPhase, "step", recorded)
+    return found
+
+
+D4 = ["train.augment=d4"]
+ROT4 = ["train.augment=rot4", "train.every_view=true"]
+RANDOM = ["train.augment=flip", "train.crop_scale=0.5", "train.random_views=3"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "views"),
+    [("pool", D4), ("blocks.3", D4), ("blocks.0", D4), ("pool", RANDOM), ("blocks.3", ROT4), ("blocks.0", RANDOM)],
+)
+def test_every_step_has_the_same_loss_with_the_cache_as_without(
+    make: Make, losses: list[float], cut: str, views: list[str]
+) -> None:
+    """BatchNorm trains and Dropout draws after the cut; the frozen part is in eval mode either way."""
+    shared = [
+        f"phase.0.cut={cut}", "phase.0.epochs=1", "phase.0.batch_norm=train", "head.widths=[16]", "head.dropout=0.5",
+        "head.batch_norm=true",
+        "phase.1.cut=blocks.0", "phase.1.epochs=1", "phase.1.batch_norm=train", *views,
+        "phase.0.optimizer={name='sgd', lr=0.05}", "phase.1.optimizer={name='sgd', lr=0.05}",  # Adam blows up rounding
+    ]  # fmt: skip
+    scores = []
+    for enabled in ("true", "false"):
+        losses_before = len(losses)
+        paths = run(make(f"run=cached-{enabled}", f"cache.enabled={enabled}", *shared), shard, cache, train, predict)
+        outputs = json.loads(paths.marker("cache").read_text("utf-8"))["outputs"]
+        assert len(outputs) == (6 if enabled == "true" else 0)
+        lines = [json.loads(line) for line in paths.metrics.read_text("utf-8").splitlines()]
+        scores.append([line["val_loss"] for line in lines])
+        with np.load(next(paths.predictions.iterdir())) as part:
+            scores[-1].extend(part["probabilities"].ravel().tolist())
+        steps = losses[losses_before:]
+        assert len(steps) >= 6
+        scores[-1].extend(steps)
+    assert np.allclose(scores[0], scores[1], atol=1e-5)
+    assert np.std(scores[0][-6:]) > 1e-3
+
+
+def test_a_second_run_another_fold_another_head_and_other_views_compute_only_what_is_new(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folds = ["data.split.folds=3", "train.augment=none"]
+    run(make("run=one", "data.split.fold=0", *folds))
+    before = blocks(tmp_path)
+    assert num_rows(tmp_path) == 2 * 36  # two cuts
+    run(make("run=two", "data.split.fold=1", "head.widths=[8]", "seed=0", *folds))
+    assert blocks(tmp_path) == before
+    three = run(make("run=three", "data.split.fold=1", "data.split.folds=3", "train.augment=rot4"))
+    num_train = open_set(three.set_paths(three.load().job)).manifest.num_images["train"]
+    assert num_rows(tmp_path) == 2 * (36 + 3 * num_train)
+    caplog.set_level(logging.INFO)
+    run(make("run=four", "data.split.fold=1", "data.split.folds=3", "train.augment=rot4"))
+    assert "of which 0 (0 GB) are to be computed" in caplog.text
+
+
+def test_new_images_alone_are_computed(make: Make, tmp_path: Path, write_folders: Callable[..., Path]) -> None:
+    run(make("run=one", "train.augment=none"))
+    before = blocks(tmp_path)
+    extra = write_folders(tmp_path / "extra", each=20)
+    for name in ("blue", "green", "red"):
+        (extra / name / f"{name}19.jpg").rename(tmp_path / "images" / name / "new.jpg")
+    run(make("run=two", "train.augment=none"))
+    assert {file: time for file, time in blocks(tmp_path).items() if file in before} == before
+    assert num_rows(tmp_path) == 2 * (36 + 3)
+
+
+@pytest.mark.parametrize("spoils", ["numbers", "keys", "gone"])
+def test_a_damaged_block_is_computed_again_and_said(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoils: str
+) -> None:
+    run(make("run=one"))
+    whole = {file.name: file.read_bytes() for file in blocks(tmp_path)}
+    victim = min(blocks(tmp_path))
+    if spoils == "gone":
+        victim.unlink()
+    else:
+        file = victim if spoils == "numbers" else victim.with_suffix(".npz")
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    run(make("run=two"))
+    assert f"{victim}: its checksum is wrong; its activations are computed again" in caplog.text
+    assert {file.name: file.read_bytes() for file in blocks(tmp_path)} == whole
+
+
+def test_activations_that_went_after_caching_are_named_by_train(make: Make, tmp_path: Path) -> None:
+    paths = run(make())
+    for file in blocks(tmp_path):
+        file.unlink()
+    with pytest.raises(UserError, match=r"activations are missing; remove .*markers/cache\.json and run python -m"):
+        train.run(paths.folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says", "num_cached"),
+    [
+        (["cache.budget_gb=1e-6"], "more than cache.budget_gb = 1e-06: it runs without the cache", 0),
+        (["cache.enabled=false"], "phase 0, cut pool: not cached (cache.enabled is false)", 0),
+        (["train.crop_scale=0.5"], "not cached (random crops are drawn anew in every epoch; train.random_views=8", 0),
+        (["phase.0.mixup=0.2"], "phase 0, cut pool: not cached (mixup and cutmix need images)", 1),
+        (["phase.1.cut=none"], "phase 1, cut none: not cached (nothing is frozen)", 1),
+        (["phase.0.cut=blocks.0"], "phase 1, cut blocks.1: not cached (an earlier phase trains what is frozen", 1),
+        (["phase.0.cut=blocks.1"], "", 2),
+    ],
+)
+def test_a_phase_that_cannot_be_cached_says_why_and_trains_all_the_same(
+    make: Make, caplog: pytest.LogCaptureFixture, overrides: list[str], says: str, num_cached: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    paths = run(make("phase.0.epochs=1", "phase.1.epochs=1", *overrides), shard, cache, train, predict)
+    assert says in caplog.text
+    outputs = json.loads(paths.marker("cache").read_text("utf-8"))["outputs"]
+    assert len(outputs) == 3 * num_cached
+    assert paths.best.exists()
+
+
+def test_a_full_disk_runs_without_the_cache(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tlbatch.cache.free_bytes", lambda _: 1000)
+    paths = run(make("phase.0.epochs=1", "phase.1.epochs=1"), shard, cache, train)
+    assert "of the disk are free: it runs without the cache" in caplog.text
+    assert paths.best.exists()
+
+
+@pytest.mark.parametrize(("stored_as", "size", "tolerance"), [("fp32", 4, 0), ("fp16", 2, 1e-3), ("bf16", 2, 1e-2)])
+def test_a_store_gives_back_what_it_was_given_in_any_order_and_type(
+    tmp_path: Path, stored_as: str, size: int, tolerance: float
+) -> None:
+    maps = torch.randn(6, 5, 4, 3).contiguous(memory_format=torch.channels_last)
+    contents = np.array([f"{number:032x}".encode() for number in range(3)])
+    keys = view_keys(contents, (0, 2))
+    store = Store(tmp_path, stored_as)  # type: ignore[arg-type]
+    store.add(keys[:2], maps[:2])
+    store.add(keys[2:], maps[2:])
+    found = Store(tmp_path, stored_as)  # type: ignore[arg-type]
+    order = np.array([5, 0, 3, 3])
+    read = found.read(found.find(keys[order]))
+    assert read.element_size() == size
+    assert read.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(read.float(), maps[order], rtol=tolerance, atol=tolerance)
+    assert found.missing(view_keys(contents[:1], (0, 1))).tolist() == [False, True]
+    with pytest.raises(UserError, match="activations are missing"):
+        found.find(view_keys(contents, (7,)))

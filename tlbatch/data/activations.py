@@ -1,0 +1,254 @@
+"""The store of activations at a cut: one row a view of an image, found by the hash of the image's content.
+
+A folder holds blocks that are written once: the numbers in ``<name>.npy``, mapped into memory, and after them
+``<name>.npz`` that says whose they are, with a checksum. Several runs may add blocks at once.
+"""
+
+import logging
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+from tlbatch.data.loader import Batch, ImageSet, SplitDataset, labels_of, load
+from tlbatch.data.order import Positions
+from tlbatch.data.views import Samples, Views
+from tlbatch.job.config import Job
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import atomic_file
+from tlbatch.job.learning import StoredAs
+from tlbatch.job.paths import cache_folder
+from tlbatch.job.records import Marker
+from tlbatch.job.section import SplitName
+
+log = logging.getLogger(__name__)
+BLOCK_BYTES = 1 << 26
+Keys = npt.NDArray[np.bytes_]
+"""What a row is of, (n,): hash of the image's content, then the number of the view."""
+_TORCH: dict[StoredAs, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def view_keys(contents: npt.NDArray[np.bytes_], views: Sequence[int]) -> Keys:
+    """Name all views of some images, (images * views,), those of an image side by side."""
+    endings = np.array([f"{view:04x}".encode() for view in views])
+    return np.char.add(contents[:, None], endings[None, :]).ravel()
+
+
+def bytes_each(shape: Sequence[int], stored_as: StoredAs) -> int:
+    """Bytes of an activation."""
+    return int(np.prod(shape)) * _TORCH[stored_as].itemsize
+
+
+@dataclass(frozen=True)
+class Store:
+    """One folder of activations of one shape."""
+
+    folder: Path
+    stored_as: StoredAs
+
+    def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Which of the rows are not there, (n,)."""
+        return self._places(keys) < 0
+
+    def check(self, keys: Keys, *, part: int, parts: int) -> int:
+        """Compare every block that holds some of the rows with its checksum, or one part of them; remove the damaged.
+
+        Returns
+        -------
+        How many were removed.
+        """
+        removed = 0
+        for block in sorted(self.folder.glob("*.npz"))[part::parts]:
+            of, digest = _read_keys(block)
+            if of is not None and not np.isin(of, keys).any():
+                continue
+            numbers = block.with_suffix(".npy")
+            if of is None or not numbers.exists() or _digest(numbers) != digest:
+                log.warning("%s: its checksum is wrong; its activations are computed again", numbers)
+                block.unlink()
+                numbers.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def add(self, keys: Keys, activations: torch.Tensor) -> None:
+        """Write a block: first the numbers, then what they are of.
+
+        Maps (n, c, h, w) are stored with their channels last, as the network wants them back.
+
+        Raises
+        ------
+        UserError
+            When the disk is full.
+        """
+        name = xxhash.xxh3_64_hexdigest(keys.tobytes())
+        path = self.folder / f"{name}.npy"
+        rows = _channels_last(activations.to(_TORCH[self.stored_as])).contiguous()
+        with atomic_file(path) as file:
+            np.save(file, rows.view(torch.uint16).numpy() if self.stored_as == "bf16" else rows.numpy())
+        with atomic_file(path.with_suffix(".npz")) as file:
+            np.savez(file, keys=keys, digest=np.array(_digest(path)))
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Where some rows are, (n,).
+
+        Raises
+        ------
+        UserError
+            When one is not there.
+        """
+        places = self._places(keys)
+        if (places < 0).any():
+            raise UserError(
+                f"{self.folder}: activations are missing; remove RUN/markers/cache.json and run python -m "
+                "tlbatch.cache RUN again"
+            )
+        return places
+
+    def _places(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Block and row of each key, -1 where there is none."""
+        known = self._contents.keys
+        if len(known) == 0:
+            return np.full(len(keys), -1, np.int64)
+        at = np.searchsorted(known, keys).clip(max=len(known) - 1)
+        return np.where(known[at] == keys, self._contents.rows[at], -1)
+
+    def read(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The activations in some places, (n, ...), in their order."""
+        blocks = self._contents.blocks
+        numbers = rows >> 32
+        found = np.empty((len(rows), *blocks[0].shape[1:]), blocks[0].dtype)
+        for number in np.unique(numbers):
+            here = numbers == number
+            found[here] = blocks[int(number)][rows[here] & 0xFFFFFFFF]
+        tensor = torch.from_numpy(found)
+        tensor = tensor.view(torch.bfloat16) if self.stored_as == "bf16" else tensor
+        return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+    @cached_property
+    def _contents(self) -> "_Contents":
+        blocks: list[npt.NDArray[np.generic]] = []
+        keys, rows = [np.empty(0, "S36")], [np.empty(0, np.int64)]
+        for block in sorted(self.folder.glob("*.npz")):
+            of, _ = _read_keys(block)
+            if of is not None and block.with_suffix(".npy").exists():
+                keys.append(of)
+                rows.append((len(blocks) << 32) + np.arange(len(of)))
+                blocks.append(np.load(block.with_suffix(".npy"), mmap_mode="r", allow_pickle=False))
+        every, first = np.unique(np.concatenate(keys), return_index=True)
+        return _Contents(every, np.concatenate(rows)[first], tuple(blocks))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    keys: Keys
+    """Sorted, each once."""
+    rows: npt.NDArray[np.int64]
+    """Block in the upper, row in the lower 32 bits."""
+    blocks: tuple[npt.NDArray[np.generic], ...]
+
+
+def _channels_last(activations: torch.Tensor) -> torch.Tensor:
+    return activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
+
+
+def _read_keys(block: Path) -> tuple[Keys | None, str]:
+    try:
+        with np.load(block, allow_pickle=False) as data:
+            return data["keys"], str(data["digest"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None, ""
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+class Filler:
+    """Collects rows that a store lacks and writes them in blocks of about `BLOCK_BYTES`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._keys: list[Keys] = []
+        self._activations: list[torch.Tensor] = []
+        self._bytes = 0
+
+    def add_missing(self, keys: Keys, activations: torch.Tensor) -> None:
+        """Take those rows that are not there yet."""
+        wanted = self._store.missing(keys)
+        self._keys.append(keys[wanted])
+        self._activations.append(activations[torch.from_numpy(wanted)])
+        self._bytes += self._activations[-1].numel() * activations.element_size()
+        if self._bytes >= BLOCK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is collected."""
+        if sum(map(len, self._keys)):
+            self._store.add(np.concatenate(self._keys), torch.cat(self._activations))
+        self._keys, self._activations, self._bytes = [], [], 0
+
+
+def open_store(job: Job, cached: Marker, *, phase: int, split: SplitName) -> Store | None:
+    """What the cache stage has made for a phase and a split, or nothing."""
+    name = cached.outputs.get(f"phase.{phase}.{split}")
+    return Store(cache_folder(job, name), job.stored_as) if name else None
+
+
+class Feed:
+    """Where the samples of a split come from: its images, or their activations in a store.
+
+    Raises
+    ------
+    UserError
+        When an activation is not there.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        rows: Positions,
+        views: Views,
+        store: Store | None,
+        *,
+        workers: int,
+        strict: bool = True,
+    ) -> None:
+        self._images, self._rows, self._store = images, rows, store
+        self._workers, self._strict = workers, strict
+        if store is not None:
+            in_index = images.index[rows]
+            keys = view_keys(in_index["content"], views.numbers)
+            self._places = store.find(keys).reshape(len(rows), len(views.numbers))
+            self._column = np.zeros(max(views.numbers) + 1, np.int64)
+            self._column[list(views.numbers)] = range(len(views.numbers))
+            self._labels = labels_of(in_index)
+
+    def batches(self, samples: Samples, batches: Iterable[Positions]) -> Iterator[Batch]:
+        """The given batches of samples, in their order."""
+        if self._store is None:
+            dataset = SplitDataset(self._images, self._rows, samples, strict=self._strict)
+            yield from load(dataset, batches, workers=self._workers)
+            return
+        for batch in batches:
+            positions, views = samples.look_up(batch)
+            activations = self._store.read(self._places[positions, self._column[views]])
+            turns = torch.zeros(len(batch), dtype=torch.uint8)
+            yield Batch(activations, self._labels[positions], torch.from_numpy(positions), turns, {})
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free where a folder lies or will lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,150 @@
+"""The part of the job that says what is learned: backbone, head, objective and phases."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tlbatch.job.section import Count, Fraction, Positive, Section, Triple
+
+Objective = Literal["cross-entropy", "focal", "binary", "corn", "cumulative", "regression"]
+Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
+Symmetries = Literal["none", "flip", "rot4", "d4"]
+StoredAs = Literal["fp32", "fp16", "bf16"]
+
+
+class Model(Section):
+    """The pre-trained backbone."""
+
+    backbone: str = "timm:tf_efficientnet_lite0"
+    """``timm:NAME`` or the name of a torchvision classifier."""
+    weights: str = "none"
+    """A file (.safetensors, .pth), ``package:MODULE/FILE`` inside an installed package, the folder of another run,
+    library (torchvision's or timm's own, fetched when the job is submitted), or none (random)."""
+    match: Literal["name", "order"] = "name"
+    """How the file's tensors find their places."""
+    size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    """Input height and width in pixels; empty: what came with the weights, or the backbone's own."""
+    mean: Triple | None = None
+    """Normalisation of R, G, B in 0..1 that the weights were trained with; empty: as size."""
+    std: Triple | None = None
+    """See mean."""
+
+
+class Head(Section):
+    """What stands on the backbone and is new."""
+
+    after: str = ""
+    """Module of the backbone that the head sees, e.g. blocks.4; empty: what the backbone's own classifier sees."""
+    pool: Pool = "auto"
+    """How a map becomes a vector; auto: as the backbone does it, the mean after an inner module, and flattened where
+    a phase has the cut flatten."""
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Hidden layers, e.g. [256]; empty: a linear head."""
+    dropout: Fraction = 0.0
+    """Dropout before every linear layer but the first hidden one."""
+    batch_norm: bool = False
+    """BatchNorm after every hidden layer."""
+    weights: str = ""
+    """Folder of another run whose head to begin with; empty: random."""
+
+
+class Optimizer(Section):
+    """The optimiser of a phase."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "adadelta"] = "adamw"
+    """Optimiser."""
+    lr: Positive = 1e-3
+    """Learning rate of the head, for the global batch."""
+    backbone_lr: Positive | None = None
+    """Learning rate after the cut; empty: a tenth of lr."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer of the backbone to the one before it."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decay of weights (not of biases and norms): an L2 penalty, decoupled in adamw."""
+    decay_to: Literal["zero", "start"] = "zero"
+    """Where weights of the backbone decay to; start: their values at the begin of the phase (L2-SP)."""
+    momentum: Fraction = 0.9
+    """Momentum of sgd and rmsprop."""
+    nesterov: bool = False
+    """Nesterov's momentum in sgd."""
+
+
+class Phase(Section):
+    """A stretch of training with one cut."""
+
+    cut: str = "pool"
+    """Last frozen module of the backbone, e.g. blocks.4; layer N: layers from number N on train; pool or flatten: all
+    frozen; none: all trains. ``python -m tlbatch.model BACKBONE`` lists them."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the training images."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """Course of the learning rate over the phase."""
+    step_epochs: Annotated[int, Field(ge=1)] = 10
+    """Epochs between two steps of schedule step."""
+    step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor of the learning rate at each step."""
+    warmup: Annotated[float, Field(ge=0)] = 0.1
+    """Steps with a linear rise of the learning rate; below 1 a share of the phase's steps."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Whether BatchNorm after the cut keeps its pre-trained statistics."""
+    label_smoothing: Fraction = 0.0
+    """Label smoothing."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup; 0: none. Needs images: the phase runs without the cache."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of cutmix; 0: none. With both, each batch draws one."""
+    balance: Literal["none", "sampler", "loss"] = "none"
+    """Class balance: by drawing rare classes more often, or by weighing them in the loss."""
+    balance_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the balance from epoch to epoch; 1: full balance throughout."""
+    patience: Count = 0
+    """Epochs without a better validation after which the phase ends; 0: never."""
+    ema: Fraction = 0.0
+    """Decay of an exponential moving average of the weights, which is validated and kept; 0: none."""
+    average: bool = False
+    """Try the mean of the weights before and after the phase, and keep it where validation says that it is better."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0: no limit."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts in which a batch goes through the network, for memory."""
+
+
+class Train(Section):
+    """How every phase trains."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Global batch, shared out among the ranks."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the forward pass."""
+    compile: bool = False
+    """torch.compile the network; pays in long jobs, and needs a C++ compiler on the nodes."""
+    augment: Symmetries = "flip"
+    """none; mirror left and right; rot4: quarter turns; d4: the 8 symmetries of the square."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest share of the image's area in a random crop; 1: no random crop."""
+    random_views: Count = 0
+    """With random crops: so many views of each image are drawn once, which can be cached; 0: new ones every epoch."""
+    every_view: bool = False
+    """An epoch takes every view of every image, in place of one at random."""
+    workers: Count | None = None
+    """Loader processes a rank; empty: one less than its cores beside a GPU, none on a CPU."""
+
+    @model_validator(mode="after")
+    def _views_are_countable(self) -> Self:
+        if self.random_views and self.crop_scale == 1:
+            raise ValueError("random_views are random crops: set crop_scale below 1")
+        if self.every_view and self.crop_scale < 1 and not self.random_views:
+            raise ValueError("every_view needs a finite number of views: set random_views, or crop_scale = 1")
+        return self
+
+
+class Cache(Section):
+    """Activations at the cut, computed once and shared by all runs of the workspace."""
+
+    enabled: bool = True
+    """Cache where a phase has a cut and a finite number of views."""
+    stored_as: StoredAs | Literal["auto"] = "auto"
+    """Type of the stored numbers; auto: that of train.mixed_precision."""
+    budget_gb: Positive = 50.0
+    """Largest size of a cut's activations for this job's images; a phase that would need more runs without."""
