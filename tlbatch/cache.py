@@ -104,10 +104,12 @@ def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
 
 def _passes(job: Job, images: ImageSet, size: int) -> dict[str, Pass]:
     """What training sees, and what validation and test do."""
+    views = training_views(job.train, size)
+    judged = views if job.head.view_mean else Views(size)
     return {
-        "train": Pass(images.rows("train"), training_views(job.train, size), strict=True),
-        "val": Pass(images.rows("val"), Views(size), strict=True),
-        "test": Pass(images.rows("test"), Views(size), strict=False),
+        "train": Pass(images.rows("train"), views, strict=True),
+        "val": Pass(images.rows("val"), judged, strict=True),
+        "test": Pass(images.rows("test"), judged, strict=False),
     }
 
 
@@ -116,9 +118,10 @@ def _stores(record: RunRecord, model: Classifier, cut: int) -> dict[str, Store]:
     job, kind = record.job, record.job.stored_as
     identity = cache_identity(record, model, cut, kind)
     crops = {"crop_scale": job.train.crop_scale, "symmetries": job.train.augment} if job.train.crop_scale < 1 else {}
+    judged = crops if job.head.view_mean else {}
     return {
         name: Store(cache_folder(job, digest_of(identity | {"views": views})), kind)
-        for name, views in (("train", crops), ("val", {}), ("test", {}))
+        for name, views in (("train", crops), ("val", judged), ("test", judged))
     }
 
 

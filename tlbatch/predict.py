@@ -2,16 +2,17 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 
-from tlbatch.data.activations import Feed, open_store, view_keys
+from tlbatch.data.activations import Feed, Store, open_store, view_keys
 from tlbatch.data.loader import ImageSet, num_workers, open_set
-from tlbatch.data.order import prediction_batches
-from tlbatch.data.views import Samples, Views
+from tlbatch.data.order import Positions, prediction_batches
+from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Best, Marker, RunRecord, load_record
@@ -75,31 +76,43 @@ def _join_and_predict(
 
 def _predict_split(session: Session, split: SplitName) -> Part:
     """Predict the share of this rank in one split; the images are named by their row in the whole index."""
-    job, images, model, world = session.record.job, session.images, session.model, session.world
-    in_index = images.rows(split)
-    parts = [Part.empty(len(images.manifest.classes))]
+    parts = [Part.empty(len(session.images.manifest.classes))]
+    for rows, store in _sources(session, split):
+        parts.extend(_predict_rows(session, rows, store))
+    return Part.joined(parts)
+
+
+def _sources(session: Session, split: SplitName) -> list[tuple[Positions, Store | None]]:
+    """Rows whose activations are cached at the cut that the checkpoint was trained with, and rows that are images."""
+    rows = session.images.rows(split)
+    store = open_store(session.record.job, session.cached, phase=session.best.phase, split=split)
+    if store is None:
+        return [(rows, None)]
+    views = _views(session).numbers
+    keys = view_keys(session.images.index["content"][rows], views)
+    cached = ~store.missing(keys).reshape(len(rows), len(views)).any(axis=1)
+    return [(rows[cached], store), (rows[~cached], None)]
+
+
+def _views(session: Session) -> Views:
+    job, size = session.record.job, session.model.spec.size
+    return training_views(job.train, size) if job.head.view_mean else Views(size)
+
+
+def _predict_rows(session: Session, rows: Positions, store: Store | None) -> Iterator[Part]:
+    job, model, world = session.record.job, session.model, session.world
+    workers = num_workers(job.train, world, session.accelerator.device.type)
+    feed = Feed(session.images, rows, _views(session), store, workers=workers, strict=False, mean=job.head.view_mean)
+    samples = Samples(len(rows), Views(model.spec.size))
     batches = prediction_batches(
-        len(in_index), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
+        len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
     )
-    samples = Samples(len(in_index), Views(model.spec.size))
-    for batch in _feed(session, split).batches(samples, batches):
+    for batch in feed.batches(samples, batches):
         errors = np.array([batch.errors.get(place, "") for place in range(len(batch.positions))], dtype=np.str_)
         outputs = predicted(model, batch.inputs, session.accelerator)
         found = model.probabilities(outputs.to(session.accelerator.device)).cpu().numpy()
         found[errors != ""] = np.nan
-        parts.append(Part(in_index[batch.positions.numpy()], found, errors))
-    return Part.joined(parts)
-
-
-def _feed(session: Session, split: SplitName) -> Feed:
-    """Activations at the cut of the phase that the checkpoint comes from, unless one is missing: then images."""
-    job, images = session.record.job, session.images
-    views, rows = Views(session.model.spec.size), images.rows(split)
-    store = open_store(job, session.cached, phase=session.best.phase, split=split)
-    if store is not None and store.missing(view_keys(images.index["content"][rows], views.numbers)).any():
-        store = None
-    workers = num_workers(job.train, session.world, session.accelerator.device.type)
-    return Feed(images, rows, views, store, workers=workers, strict=False)
+        yield Part(rows[batch.positions.numpy()], found, errors)
 
 
 if __name__ == "__main__":

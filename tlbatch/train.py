@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from tlbatch.data.activations import Feed, open_store
 from tlbatch.data.loader import Batch, ImageSet, num_workers, open_set
@@ -29,7 +30,8 @@ from tlbatch.job.section import SplitName
 from tlbatch.job.stop import WAY_OUT, StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import Average, Keeper, averaged, pretrained_classifier
-from tlbatch.model.classifier import Classifier, predicted
+from tlbatch.model.classifier import Classifier, predicted, turned
+from tlbatch.model.fitted import FittedHead, Vectors, fit_head
 from tlbatch.model.phase import RunningPhase, class_weights, start_phase
 from tlbatch.model.ranks import joined_ranks
 from tlbatch.report.metrics import mean_log_loss, score
@@ -108,13 +110,56 @@ def train(session: Session, cached: Marker) -> None:
     in_run = 0
     for number, phase in enumerate(session.job.phase):
         feeds = _feeds(session, cached, number)
-        _run_phase(session, feeds, phase, Epoch(number, 0, in_run))
+        work = _fit_phase if phase.fit else _run_phase
+        work(session, feeds, phase, Epoch(number, 0, in_run))
         in_run += phase.epochs
+
+
+def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> None:
+    """Let rank 0 fit the head at once on all training vectors, and give it to the others."""
+    assert phase.fit is not None
+    model, world, keeper = session.model, session.world, session.keeper
+    began = time.monotonic()
+    model.to(session.accelerator.device)
+    model.set_cut(phase.cut, freeze_batch_norm=True)
+    found: list[FittedHead | None] = [None]
+    labels = np.empty(0, np.int64)
+    if world.is_main:
+        vectors = _vectors(session, feeds)
+        log.info("%s: %d vectors of %d numbers", phase.fit, *vectors.features.shape)
+        found = [fit_head(phase.fit, vectors, seed=session.job.seed)]
+        labels = vectors.labels
+    (fitted,) = broadcast_object_list(found)
+    assert fitted is not None
+    model.head = fitted.head.to(session.accelerator.device)
+    validation = _validate(session, feeds)
+    keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels[fitted.judged])
+    line = {"phase": first.phase, "fit": phase.fit, "penalties": fitted.scores}
+    _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
+    keeper.write(model)
+
+
+def _vectors(session: Session, feeds: Feeds) -> Vectors:
+    """The features of all training images in all their views, or of their mean, and what is known of them."""
+    images, model, job = session.images, session.model, session.job
+    rows = images.index[images.rows("train")]
+    views = Views(model.spec.size) if job.head.view_mean else training_views(job.train, model.spec.size)
+    samples = Samples(len(rows), views, every_view=True)
+    size = job.train.batch_size
+    batches = (np.arange(start, min(start + size, len(samples))) for start in range(0, len(samples), size))
+    features, positions = [], []
+    for batch in feeds.train.batches(samples, batches):
+        seen = turned(batch.inputs.to(session.accelerator.device), batch.turns)
+        features.append((model.to_cut(seen) if seen.dtype == torch.uint8 else seen).double().cpu().numpy())
+        positions.append(batch.positions.numpy())
+    of = np.concatenate(positions)
+    return Vectors(np.concatenate(features), rows["label"][of].astype(np.int64), rows["group"][of], model.num_classes)
 
 
 def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> None:
     """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
     model, keeper = session.model, session.keeper
+    labels = _labels(session.images, "val")
     running = start_phase(
         session.accelerator,
         model,
@@ -132,8 +177,9 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> No
         seconds = time.monotonic() - began
         with averaged(model, moving):
             validation = _validate(session, feeds)
-            better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs)
-        _tell(session, running, epoch, loss=loss, validation=validation, seconds=seconds)
+            better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs, labels)
+        line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
+        _tell(session, epoch, line, validation=validation, seconds=seconds)
         without_gain = 0 if better else without_gain + 1
         if phase.patience and without_gain >= phase.patience:
             log.info("phase %d ends: no better validation for %d epochs", epoch.phase, phase.patience)
@@ -142,9 +188,11 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> No
         start.update(model)  # half of the begin, half of the end
         with averaged(model, start):
             validation = _validate(session, feeds)
-            better = keeper.offer(_candidate(session, epoch, validation, averaged=True), model, validation.outputs)
+            better = keeper.offer(
+                _candidate(session, epoch, validation, averaged=True), model, validation.outputs, labels
+            )
         log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
-    keeper.write(model, session.job.metric, labels=_labels(session.images, "val"))
+    keeper.write(model)
     running.release()
 
 
@@ -154,9 +202,10 @@ def _feeds(session: Session, cached: Marker, phase: int) -> Feeds:
 
     def feed(split: SplitName, views: Views) -> Feed:
         store = open_store(job, cached, phase=phase, split=split)
-        return Feed(images, images.rows(split), views, store, workers=workers)
+        return Feed(images, images.rows(split), views, store, workers=workers, mean=job.head.view_mean)
 
-    return Feeds(feed("train", training_views(job.train, size)), feed("val", Views(size)))
+    views = training_views(job.train, size)
+    return Feeds(feed("train", views), feed("val", views if job.head.view_mean else Views(size)))
 
 
 def _check_batches(job: Job, images: ImageSet, world: World) -> None:
@@ -203,7 +252,6 @@ def _train_epoch(session: Session, feeds: Feeds, running: RunningPhase, epoch: E
     )
     steps = num_batches(len(samples), job.train.batch_size)
     watch = LossWatch(session, epoch)
-    session.model.train()
     running.model.train()
     told = time.monotonic()
     loaded = feeds.train.batches(samples, (own for _, own in shares))
@@ -253,7 +301,7 @@ class LossWatch:
         stopped, broken = session.accelerator.reduce(flags, "sum").tolist()
         place = f"phase {self._epoch.phase} epoch {self._epoch.number}"
         if broken:
-            session.keeper.write(session.model, session.job.metric, labels=_labels(session.images, "val"))
+            session.keeper.write(session.model)
             raise UserError(
                 f"the loss is not finite in {place} {self._where()}; lower phase.{self._epoch.phase}.optimizer.lr, or "
                 f"set phase.{self._epoch.phase}.grad_clip; the best checkpoint so far is kept"
@@ -296,34 +344,19 @@ def _validate(session: Session, feeds: Feeds) -> Validation:
 
 
 def _tell(
-    session: Session,
-    running: RunningPhase,
-    epoch: Epoch,
-    *,
-    loss: float,
-    validation: Validation,
-    seconds: float,
+    session: Session, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float
 ) -> None:
+    """Log an epoch, or a fit, and add a line to the run's metrics."""
     if not session.world.is_main:
         return
-    metric = session.job.metric
-    num_samples = len(_samples(session, running.phase, epoch))
+    metric, phase = session.job.metric, session.job.phase[epoch.phase]
+    rate = len(_samples(session, phase, epoch)) / seconds
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
-    log.info(
-        "phase %d epoch %d: loss %.4f, validation %s %s, %.0f images/s",
-        epoch.phase, epoch.number, loss, metric, shown, num_samples / seconds,
-    )  # fmt: skip
-    line = {
-        "phase": epoch.phase,
-        "epoch": epoch.number,
-        "loss": loss,
-        f"val_{metric}": validation.score,
-        "val_loss": validation.loss,
-        "lr": running.schedule.get_last_lr()[0],
-        "images_per_s": num_samples / seconds,
-    }
+    what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
+    log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)
+    whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss, "images_per_s": rate}
     with session.paths.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(whole) + "\n")
 
 
 def _candidate(session: Session, epoch: Epoch, validation: Validation, *, averaged: bool = False) -> Best:

@@ -35,7 +35,7 @@ from tlbatch import shard
 from tlbatch.data.index import new_index, read_index, split_rows, write_index
 from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, open_set
 from tlbatch.data.order import EpochOrder, Positions, State, prediction_batches, training_batches
-from tlbatch.data.views import View
+from tlbatch.data.views import Samples, Views
 from tlbatch.job.load import load_job
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.model.classifier import turned
@@ -58,6 +58,11 @@ def medium(space: Path) -> tuple[Path, list[Path], ImageSet]:
     return folder, sorted(folder.rglob("*.jpg")), open_set(run.set_paths(run.load().job))
 
 
+def reader(images: ImageSet, views: Views, *, strict: bool = True) -> SplitDataset:
+    rows = images.rows("train")
+    return SplitDataset(images, rows, Samples(len(rows), views), strict=strict)
+
+
 def batches_of(num_images: int, num_epochs: int) -> Iterable[Positions]:
     epochs = (State(0, epoch, 0, "") for epoch in range(num_epochs))
     found = (training_batches(state, num_images, batch_size=BATCH, rank=0, world_size=1) for state in epochs)
@@ -76,11 +81,11 @@ def bench_train(space: Path) -> None:
         return sum(len(batch[0]) for batch in batches)
 
     def normalised(batch: Batch) -> tuple[torch.Tensor, ...]:
-        pixels = turned(batch.images, batch.turns).permute(0, 3, 1, 2).float()
+        pixels = turned(batch.inputs, batch.turns).permute(0, 3, 1, 2).float()
         return (pixels.sub_(mean).div_(deviation),)
 
     def ours(workers: int, epochs: int) -> Iterable[Batch]:
-        dataset = SplitDataset(images, "train", View(size=224, augment="flip", crop_scale=0.25))
+        dataset = reader(images, Views(224, "flip", crop_scale=0.25))
         return load(dataset, batches_of(len(dataset), epochs), workers=workers)
 
     def folders(workers: int, epochs: int) -> Way:
@@ -117,9 +122,9 @@ def bench_predict(space: Path) -> None:
     full, half = np.empty((512, 512, 3), np.uint8), np.empty((256, 256, 3), np.uint8)
 
     def ours() -> int:
-        dataset = SplitDataset(images, "train", View(size=224), strict=False)
+        dataset = reader(images, Views(224), strict=False)
         batches = prediction_batches(len(dataset), batch_size=BATCH, rank=0, world_size=1)
-        return sum(len(batch.images) for batch in load(dataset, batches, workers=0))
+        return sum(len(batch.inputs) for batch in load(dataset, batches, workers=0))
 
     def bare() -> int:
         for one in data:
@@ -140,7 +145,7 @@ def bench_read(space: Path) -> None:
     shards, num_images, epochs = [str(path) for path in images.shards], len(images.index), 20
 
     def ours() -> int:
-        dataset = SplitDataset(images, "train", View(size=224))
+        dataset = reader(images, Views(224))
         return sum(
             1 for batch in batches_of(len(dataset), epochs) for row in dataset._look_up(batch) if dataset.read(row)
         )

@@ -93,7 +93,7 @@ def test_one_rank_and_two_give_the_same_predictions_to_rounding(tiny: Path, two_
 def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:
     done = submit(tiny, "workspace=/nowhere/at/all", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("#!/bin/bash") == 4
+    assert done.stdout.count("#!/bin/bash") == 5
     assert re.search(r"^run folder  /nowhere/at/all/runs/tiny-\d{8}-\d{6}$", done.stdout, re.MULTILINE)
     assert "#SBATCH --dependency='afterok:<id of shard>'" in done.stdout
     assert not Path("/nowhere").exists()
@@ -177,7 +177,7 @@ def test_the_dry_run_shows_the_very_scripts_that_are_submitted(tiny: Path, slurm
 def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
     good = submit(tiny, "run=checked", "--check", run=slurm.run)
     assert good.returncode == 0, good.stderr
-    assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.MULTILINE)) == 4
+    assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.MULTILINE)) == 5
     bad = submit(tiny, "run=checked", "slurm.nodes=3", "--check", run=slurm.run)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: SLURM would refuse cache, train, predict")
@@ -194,7 +194,7 @@ def test_a_failed_stage_ends_the_chain_and_wait_names_the_cause(tiny: Path, slur
     assert re.search(r"error: cache: n[12]: 1 GPUs were asked for and torch sees none; check nvidia-smi", done.stderr)
     jobs = re.findall(r"^job +(\d+)", done.stdout, re.MULTILINE)
     states = slurm.wait(jobs, 60)
-    assert list(states.values()) == ["COMPLETED", "FAILED", "CANCELLED", "CANCELLED"]
+    assert list(states.values()) == ["COMPLETED", "FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
 
 
 @pytest.mark.slurm

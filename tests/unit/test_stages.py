@@ -245,3 +245,58 @@ def test_fewer_images_in_a_batch_than_ranks_are_refused(make: Callable[..., RunP
     job = paths.load().job
     with pytest.raises(UserError, match="21 training images in batches of 1 are too few for 2 ranks"):
         train._check_batches(job, open_set(paths.set_paths(job)), World(world_size=2))
+
+
+@pytest.mark.parametrize("fit", ["logistic", "svm", "kernel-logistic", "neighbours"])
+def test_a_head_is_fitted_at_once_and_its_checkpoint_predicts(make: Callable[..., RunPaths], fit: str) -> None:
+    views = ["head.view_mean=true", "train.augment=rot4"] if fit == "kernel-logistic" else ["train.augment=none"]
+    paths = run_all(make(f"phase=[{{cut='pool', fit='{fit}'}}]", "head.after=['blocks.2', 'pool']", *views))
+    report = report_of(paths)
+    assert report["accuracy"] >= 0.6  # three colours and a network with random weights
+    (line,) = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    assert line["fit"] == fit
+    assert len(line["penalties"]) >= 5
+    predictions = pd.read_csv(paths.report / "predictions.csv")
+    val = predictions[predictions["split"] == "val"]
+    assert line["val_accuracy"] == pytest.approx((val["label"] == val["prediction"]).mean())
+
+
+def test_a_fitted_head_is_fine_tuned_by_the_next_phase(make: Callable[..., RunPaths]) -> None:
+    paths = run_all(make("phase=[{cut='pool', fit='logistic'}, {cut='blocks.2', epochs=2, optimizer={lr=1e-9}}]"))
+    lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    assert [line["phase"] for line in lines] == [0, 1, 1]
+    assert lines[1]["val_loss"] == pytest.approx(lines[0]["val_loss"], abs=1e-4)
+
+
+def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: Callable[..., RunPaths]) -> None:
+    """Classes blue, green, red stand for grades 0, 1, 2."""
+    for phase, job in (
+        ("phase=[{cut='pool', fit='ridge'}]", ["objective=regression"]),
+        ("phase=[{cut='pool', fit='logistic'}]", ["decision=expected-grade"]),
+        ("phase=[{cut='blocks.2', epochs=2}]", ["objective=corn", "decision=expected-grade"]),
+    ):
+        paths = run_all(
+            make(phase, "metric=quadratic_kappa", "data.split.val=0.3", *job, f"run=of-{len(job[0])}{len(phase)}")
+        )
+        tensors = safetensors.torch.load_file(next(paths.checkpoints.glob("*.safetensors")))
+        assert tensors["thresholds"].diff().min() > 0
+        assert report_of(paths)["quadratic_kappa"] is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["phase.0.fit=logistic", "phase.0.cut=blocks.1"], "phase.0.fit fits a linear head on frozen features"),
+        (["phase.0.fit=neighbours"], "phase.0.fit = neighbours makes a head that later phases cannot train"),
+        (["phase.0.fit=ridge"], "phase.0.fit = ridge has the objective regression (got cross-entropy)"),
+        (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
+        (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention stand on one module"),
+        (["train.random_views=4"], "random_views are random crops: set crop_scale below 1"),
+        (["train.every_view=true", "train.crop_scale=0.5"], "every_view needs a finite number of views"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_at_submit(
+    make: Callable[..., RunPaths], overrides: list[str], says: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        make(*overrides)

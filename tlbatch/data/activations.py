@@ -208,6 +208,11 @@ def open_store(job: Job, cached: Marker, *, phase: int, split: SplitName) -> Sto
 class Feed:
     """Where the samples of a split come from: its images, or their activations in a store.
 
+    Parameters
+    ----------
+    mean
+        Of all views of an image, in place of the one that a sample names; needs a store.
+
     Raises
     ------
     UserError
@@ -223,9 +228,10 @@ class Feed:
         *,
         workers: int,
         strict: bool = True,
+        mean: bool = False,
     ) -> None:
         self._images, self._rows, self._store = images, rows, store
-        self._workers, self._strict = workers, strict
+        self._workers, self._strict, self._mean = workers, strict, mean
         if store is not None:
             in_index = images.index[rows]
             keys = view_keys(in_index["content"], views.numbers)
@@ -242,7 +248,11 @@ class Feed:
             return
         for batch in batches:
             positions, views = samples.look_up(batch)
-            activations = self._store.read(self._places[positions, self._column[views]])
+            if self._mean:
+                activations = self._store.read(self._places[positions].ravel())
+                activations = activations.float().view(*self._places[positions].shape, -1).mean(1)
+            else:
+                activations = self._store.read(self._places[positions, self._column[views]])
             turns = torch.zeros(len(batch), dtype=torch.uint8)
             yield Batch(activations, self._labels[positions], torch.from_numpy(positions), turns, {})
 

@@ -1,7 +1,7 @@
 """The job: one frozen tree, filled from TOML files and ``key=value`` overrides, validated once."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -73,10 +73,31 @@ class Job(Section):
     head: Head = Head()
     objective: Objective = "cross-entropy"
     """What is minimised; binary: one sigmoid unit, two classes; corn, cumulative and regression: ordered classes."""
+    decision: Literal["most-probable", "expected-grade"] = "most-probable"
+    """Which class is chosen; expected-grade: for ordered classes, the mean of the grades under their probabilities, cut
+    at thresholds that are fitted as those of a regression."""
     phase: Annotated[tuple[Phase, ...], Field(min_length=1)]
     train: Train = Train()
     cache: Cache = Cache()
     slurm: Slurm = Slurm()
+
+    @model_validator(mode="after")
+    def _fits_need_frozen_backbones(self) -> Self:
+        for number, phase in enumerate(self.phase):
+            if phase.fit and (phase.cut not in ("pool", "flatten") or self.head.widths):
+                raise ValueError(
+                    f"phase.{number}.fit fits a linear head on frozen features: cut = pool, and no head.widths"
+                )
+            if phase.fit and phase.fit.startswith(("kernel", "neighbours")) and number + 1 < len(self.phase):
+                raise ValueError(
+                    f"phase.{number}.fit = {phase.fit} makes a head that later phases cannot train; put it last"
+                )
+            wanted = "regression" if phase.fit == "ridge" else "cross-entropy"
+            if phase.fit and self.objective != wanted:
+                raise ValueError(f"phase.{number}.fit = {phase.fit} has the objective {wanted} (got {self.objective})")
+        if self.head.view_mean and not (self.cache.enabled and all(p.cut in ("pool", "flatten") for p in self.phase)):
+            raise ValueError("head.view_mean needs the cache and cut = pool in all phases")
+        return self
 
     @property
     def stored_as(self) -> StoredAs:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tlbatch.job.section import Count, Fraction, Positive, Section, Triple
 
@@ -10,6 +10,7 @@ Objective = Literal["cross-entropy", "focal", "binary", "corn", "cumulative", "r
 Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
 Symmetries = Literal["none", "flip", "rot4", "d4"]
 StoredAs = Literal["fp32", "fp16", "bf16"]
+Fit = Literal["logistic", "ridge", "svm", "kernel-logistic", "kernel-svm", "neighbours"]
 
 
 class Model(Section):
@@ -33,8 +34,9 @@ class Model(Section):
 class Head(Section):
     """What stands on the backbone and is new."""
 
-    after: str = ""
-    """Module of the backbone that the head sees, e.g. blocks.4; empty: what the backbone's own classifier sees."""
+    after: tuple[str, ...] = ()
+    """Modules of the backbone whose pooled outputs the head sees side by side, e.g. blocks.4, or ["blocks.4", "pool"];
+    empty: what the backbone's own classifier sees, which is called pool here."""
     pool: Pool = "auto"
     """How a map becomes a vector; auto: as the backbone does it, the mean after an inner module, and flattened where
     a phase has the cut flatten."""
@@ -44,8 +46,21 @@ class Head(Section):
     """Dropout before every linear layer but the first hidden one."""
     batch_norm: bool = False
     """BatchNorm after every hidden layer."""
+    view_mean: bool = False
+    """The vector of an image is the mean over all its views, in training and prediction; needs cached vectors."""
     weights: str = ""
     """Folder of another run whose head to begin with; empty: random."""
+
+    @field_validator("after", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: object) -> object:
+        return tuple(filter(None, (value,))) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _learned_pools_stand_alone(self) -> Self:
+        if len(self.after) > 1 and self.pool in ("gem", "attention"):
+            raise ValueError("pool gem and attention stand on one module; name one in after")
+        return self
 
 
 class Optimizer(Section):
@@ -77,6 +92,9 @@ class Phase(Section):
     frozen; none: all trains. ``python -m tlbatch.model BACKBONE`` lists them."""
     epochs: Annotated[int, Field(ge=1)] = 1
     """Passes over the training images."""
+    fit: Fit | None = None
+    """With all frozen, the head is fitted at once by scikit-learn in place of epochs, its penalty chosen by
+    cross-validation over groups; kernel: on a radial basis function; empty: epochs."""
     optimizer: Optimizer = Optimizer()
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     """Course of the learning rate over the phase."""

@@ -13,10 +13,10 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file
 from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.records import Best, Manifest, RunRecord, load_record
-from tlbatch.job.section import Metric
 from tlbatch.job.world import World
 from tlbatch.model.backbones import Input, load_weights, read_tensors, write_weights
 from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.heads import head_like
 from tlbatch.model.thresholds import fit_thresholds
 
 
@@ -74,25 +74,37 @@ class Keeper:
         self._world = world
         self._kept: dict[str, torch.Tensor] | None = None
         self._outputs: npt.NDArray[np.float32] = np.empty((0, 1), np.float32)
+        self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
-    def offer(self, offered: Best, model: Classifier, outputs: npt.NDArray[np.float32]) -> bool:
-        """Keep it if it is better, with its outputs (n, num_outputs) on validation; whether it is."""
+    def offer(
+        self, offered: Best, model: Classifier, outputs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+    ) -> bool:
+        """Keep it if it is better; whether it is.
+
+        Parameters
+        ----------
+        outputs
+            (n, num_outputs), on images that it was not trained on: thresholds are fitted on them.
+        labels
+            Of these images, (n,).
+        """
         if self.best is not None and _rank(offered) < _rank(self.best):
             return False
         better = self.best is None or _rank(offered) > _rank(self.best)
-        self.best, self._outputs = offered, outputs
+        self.best, self._outputs, self._labels = offered, outputs, labels
         self._kept = {key: value.detach().cpu().clone() for key, value in _moving(model).items()}
         return better
 
-    def write(self, model: Classifier, metric: Metric, *, labels: npt.NDArray[np.int64]) -> None:
+    def write(self, model: Classifier) -> None:
         """Write what was kept since the last time: first the weights, then the record; the old ones go only then.
 
-        For a regression, thresholds are fitted on validation and kept where that gains.
+        Where grades are cut at thresholds, these are fitted, and kept where that gains.
         """
         if self._kept is None or self.best is None or not self._world.is_main:
             return
-        if model.objective == "regression" and metric == "quadratic_kappa":
-            thresholds = fit_thresholds(self._outputs[:, 0].astype(np.float64), labels, num_classes=model.num_classes)
+        if model.rule.has_thresholds:
+            grades = model.rule.grades(torch.from_numpy(self._outputs), model.num_classes)[:, 0].double().numpy()
+            thresholds = fit_thresholds(grades, self._labels, num_classes=model.num_classes)
             self._kept["thresholds"] = torch.from_numpy(thresholds).float()
         tensors = model.state_dict() | self._kept
         path = self._paths.checkpoints / self.best.weights
@@ -134,7 +146,9 @@ def load_best(paths: RunPaths) -> tuple[Best, Path]:
 def trained_classifier(record: RunRecord, num_classes: int, checkpoint: Path) -> Classifier:
     """The classifier of a checkpoint, head included."""
     model = build_classifier(record.job, num_classes, described_by=checkpoint)
-    model.load_state_dict(read_tensors(checkpoint))
+    tensors = read_tensors(checkpoint)
+    model.head = head_like(tensors, model.head)
+    model.load_state_dict(tensors)
     return model
 
 
@@ -173,5 +187,7 @@ def averaged(model: Classifier, average: Average | None) -> Iterator[None]:
 
 def _moving(model: Classifier) -> dict[str, torch.Tensor]:
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    statistics = {name: value for name, value in model.named_buffers() if "running_" in name}
+    statistics = {
+        name: value for name, value in model.named_buffers() if "running_" in name or name.startswith("head.")
+    }
     return {**trained, **statistics}

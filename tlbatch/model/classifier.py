@@ -1,19 +1,21 @@
 """The classifier: normalisation, backbone up to the cut, backbone after it, and a new head."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.learning import Head, Objective, Pool
+from tlbatch.job.learning import Head, Pool
 from tlbatch.job.section import Triple
-from tlbatch.model import objectives
 from tlbatch.model.backbones import Backbone, build_backbone
 from tlbatch.model.chain import ALL_FROZEN, Chain, Segment
 from tlbatch.model.heads import Pooling, build_head, is_map
+from tlbatch.model.objectives import Rule
 
 
 class Classifier(nn.Module):
@@ -21,10 +23,12 @@ class Classifier(nn.Module):
 
     Attributes
     ----------
-    pool
-        Nothing, or what makes a vector of the map that the head stands on.
+    ends
+        Numbers of the places of the chain that the head stands on, increasing.
+    pools
+        What makes a vector of the activation at each of them.
     thresholds
-        (num_classes - 1,): between the grades of a regression.
+        (num_classes - 1,): between the grades of a regression, or of the mean grade.
     """
 
     mean: torch.Tensor
@@ -32,26 +36,24 @@ class Classifier(nn.Module):
     thresholds: torch.Tensor
 
     def __init__(
-        self, spec: Backbone, head: Head, *, pool: Pool, objective: Objective, num_classes: int, compiled: bool = False
+        self, spec: Backbone, head: Head, *, pool: Pool, rule: Rule, num_classes: int, compiled: bool = False
     ) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = spec.net
         self.chain = Chain(spec.net)
-        self.objective: Objective = objective
+        self.rule = rule
         self.num_classes = num_classes
-        shapes = self.chain.shapes(torch.zeros(1, 3, spec.size, spec.size))
-        self.end = _end(self.chain, shapes, head, pool)
-        shape = shapes[self.end]
-        self._shapes = shapes
-        self.pool = Pooling("avg" if pool == "auto" else pool, shape) if is_map(shape) else nn.Flatten()
-        width = self.pool.num_features if isinstance(self.pool, Pooling) else torch.Size(shape).numel()
-        self.head = build_head(head, width, objectives.num_outputs(objective, num_classes))
+        self._shapes = self.chain.shapes(torch.zeros(1, 3, spec.size, spec.size))
+        self.ends = _ends(self.chain, self._shapes, head, pool)
+        shapes = [self._shapes[end] for end in self.ends]
+        self.pools = nn.ModuleList(_pooling(pool, shape) for shape in shapes)
+        self.head = build_head(head, self.num_features, rule.num_outputs(num_classes))
         self.register_buffer("mean", _scaled(spec.mean), persistent=False)
         self.register_buffer("std", _scaled(spec.std), persistent=False)
         self.register_buffer("thresholds", torch.arange(num_classes - 1) + 0.5)
         self._compiled = compiled
-        self._freeze_batch_norm = False
+        self._frozen: set[nn.Module] = set()
         self.set_cut("none", freeze_batch_norm=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -62,12 +64,10 @@ class Classifier(nn.Module):
         inputs
             Images, uint8 (n, size, size, 3); or what `to_cut` makes of them.
         """
-        features = self._after.run(
-            self.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs, training=self.training
-        )
+        found = self.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs
         if not self._pools_before:
-            features = self.pool(features)
-        outputs: torch.Tensor = self.head(features)
+            found = self.pooled(found, self._after, training=self.training)
+        outputs: torch.Tensor = self.head(found)
         return outputs
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
@@ -77,17 +77,52 @@ class Classifier(nn.Module):
 
     def to_cut(self, images: torch.Tensor) -> torch.Tensor:
         """Activations at the cut."""
-        pixels = self.normalised(images)
+        found = self.normalised(images)
         if self.cut == 0:
-            return pixels
+            return found
         with torch.no_grad():
-            activations = self._before.run(pixels, training=False)
-            return self.pool(activations) if self._pools_before else activations
+            if self._pools_before:
+                return self.pooled(found, self._before, training=False)
+            for stretch in self._before:
+                found = stretch.run(found, training=False)
+            return found
+
+    def pooled(self, activations: torch.Tensor, stretches: Sequence[Segment], *, training: bool) -> torch.Tensor:
+        """Features that the head sees, (n, num_features), from activations where `stretches` begin."""
+        parts = []
+        for stretch, pool in zip(stretches, self.pools, strict=True):
+            activations = stretch.run(activations, training=training)
+            parts.append(pool(activations))
+            activations = (
+                activations.clone() if len(parts) < len(self.pools) else activations
+            )  # may be worked on in place
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def stretches(self, start: int) -> list[Segment]:
+        """From a place at or before the first end, through all ends."""
+        return [
+            self.chain.segment(first, last, compiled=self._compiled)
+            for first, last in zip((start, *self.ends), self.ends, strict=False)
+        ]
+
+    @property
+    def end(self) -> int:
+        """The last place that the head stands on."""
+        return self.ends[-1]
 
     @property
     def pool_is_fixed(self) -> bool:
         """Whether the pooling has nothing to learn, and so can be frozen with the backbone."""
-        return not any(True for _ in self.pool.parameters())
+        return not any(True for _ in self.pools.parameters())
+
+    @property
+    def num_features(self) -> int:
+        """Width of the vector that the head sees."""
+        shapes = [self._shapes[end] for end in self.ends]
+        return sum(
+            pool.num_features if isinstance(pool, Pooling) else torch.Size(shape).numel()
+            for pool, shape in zip(self.pools, shapes, strict=True)
+        )
 
     def set_cut(self, cut: str, *, freeze_batch_norm: bool) -> None:
         """Begin a phase: what stands before the cut is frozen, what comes after it trains.
@@ -100,21 +135,24 @@ class Classifier(nn.Module):
             When the backbone cannot be cut there.
         """
         self.cut = self.find(cut)
-        self._freeze_batch_norm = freeze_batch_norm
         self._pools_before = self.cut == self.end and self.pool_is_fixed
-        self._before: Segment = self.chain.segment(0, self.cut, compiled=self._compiled)
-        self._after: Segment = self.chain.segment(self.cut, self.end, compiled=self._compiled)
+        self._before = self.stretches(0) if self._pools_before else [self.chain.segment(0, self.cut)]
+        self._after = [] if self._pools_before else self.stretches(self.cut)
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(False)
         for parameter in self.chain.parameters(self.cut, self.end).values():
             parameter.requires_grad_(True)
-        for module in self._frozen_batch_norms():
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
+        self._frozen = self.chain.modules(0, self.cut) - self.chain.modules(self.cut, self.end)
+        if freeze_batch_norm:
+            norms = {module for module in self.backbone.modules() if isinstance(module, _BatchNorm)}
+            self._frozen |= norms
+            for norm in norms:
+                for parameter in norm.parameters(recurse=False):
+                    parameter.requires_grad_(False)
         self.train(self.training)
 
     def find(self, cut: str) -> int:
-        """Number of the place that a cut names, at most where the head stands.
+        """Number of the place that a cut names: all frozen, or at most the first that the head stands on.
 
         Raises
         ------
@@ -124,22 +162,20 @@ class Classifier(nn.Module):
         if cut in ALL_FROZEN:
             return self.end
         at = self.chain.find(cut)
-        if at > self.end:
-            raise UserError(
-                f"phase cut {cut!r}: it lies behind head.after = {self.chain.places[self.end].name}; cut before it, "
-                "or at pool"
-            )
+        if at > self.ends[0]:
+            name = self.chain.places[self.ends[0]].name
+            raise UserError(f"phase cut {cut!r}: it lies behind head.after = {name}; cut before it, or at pool")
         return at
 
     def num_parameters(self) -> int:
         """Parameters that an output depends on."""
         used = {id(p): p.numel() for p in self.chain.parameters(0, self.end).values()}
-        return sum(used.values()) + sum(p.numel() for part in (self.pool, self.head) for p in part.parameters())
+        return sum(used.values()) + sum(p.numel() for part in (self.pools, self.head) for p in part.parameters())
 
     def shape_at(self, place: int) -> tuple[int, ...]:
-        """Shape of one image's activation at a place of the chain, pooled if the head stands there."""
-        if place == self.end and self.pool_is_fixed and isinstance(self.pool, Pooling):
-            return (self.pool.num_features,)
+        """Shape of one image's activation at a place of the chain, of its features if the head stands there."""
+        if place == self.end and self.pool_is_fixed:
+            return (self.num_features,)
         return self._shapes[place]
 
     def trained(self) -> list[tuple[nn.Parameter, int]]:
@@ -156,19 +192,13 @@ class Classifier(nn.Module):
         """Set the mode; what is frozen stays in eval mode."""
         super().train(mode)
         if mode:
-            frozen = self.chain.modules(0, self.cut) - self.chain.modules(self.cut, self.end)
-            for module in (*frozen, *self._frozen_batch_norms()):
+            for module in self._frozen:
                 module.training = False
         return self
 
-    def _frozen_batch_norms(self) -> list[nn.Module]:
-        if not self._freeze_batch_norm:
-            return []
-        return [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 (the common base is private)
-
     def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
         """Class probabilities (n, num_classes) of the head's outputs, float32."""
-        return objectives.probabilities(self.objective, outputs, self.num_classes, thresholds=self.thresholds)
+        return self.rule.probabilities(outputs, self.num_classes, self.thresholds)
 
 
 def build_classifier(job: Job, num_classes: int, *, described_by: Path | None = None) -> Classifier:
@@ -193,7 +223,7 @@ def build_classifier(job: Job, num_classes: int, *, described_by: Path | None = 
         backbone,
         job.head,
         pool=_pool(job),
-        objective=job.objective,
+        rule=Rule(job.objective, by_mean=job.decision == "expected-grade"),
         num_classes=num_classes,
         compiled=job.train.compile,
     )
@@ -207,15 +237,17 @@ def _pool(job: Job) -> Pool:
     return "flatten" if flattens else job.head.pool
 
 
-def _end(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: Pool) -> int:
-    """Number of the place that the head stands on."""
+def _pooling(pool: Pool, shape: tuple[int, ...]) -> nn.Module:
+    return Pooling("avg" if pool == "auto" else pool, shape) if is_map(shape) else nn.Flatten()
+
+
+def _ends(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: Pool) -> tuple[int, ...]:
+    """Numbers of the places that the head stands on."""
     if head.after:
-        return chain.find(head.after, key="head.after")
+        return tuple(sorted({chain.find(name, key="head.after") for name in head.after}))
     last = len(shapes) - 1
-    if pool == "auto":
-        return last
-    maps = [at for at, shape in enumerate(shapes) if at and is_map(shape)]
-    return maps[-1] if maps else last
+    maps = [] if pool == "auto" else [at for at, shape in enumerate(shapes) if at and is_map(shape)]
+    return (maps[-1] if maps else last,)
 
 
 def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,10 @@ class Encoder:
     def __init__(self, model: Classifier, places: Sequence[int], accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._model = model.eval()
-        self._stretches = [model.chain.segment(start, stop) for start, stop in zip((0, *places), places, strict=False)]
-        self._pools = bool(places) and places[-1] == model.end and model.pool_is_fixed
+        pools = bool(places) and places[-1] == model.end and model.pool_is_fixed
+        inner = places[:-1] if pools else places
+        self._inner = [model.chain.segment(start, stop) for start, stop in zip((0, *inner), inner, strict=False)]
+        self._ends = model.stretches(inner[-1] if inner else 0) if pools else []
 
     @torch.inference_mode()
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -37,10 +39,10 @@ class Encoder:
         """
         with self._accelerator.autocast():
             found = [self._model.normalised(images)]
-            for stretch in self._stretches:
-                found.append(stretch.run(found[-1], training=False))
-            if self._pools:
-                found[-1] = self._model.pool(found[-1])
+            for stretch in self._inner:
+                found.append(stretch.run(found[-1].clone(), training=False))  # what follows may work in place
+            if self._ends:
+                found.append(self._model.pooled(found[-1].clone(), self._ends, training=False))
         return [activations.cpu() for activations in found[1:]]
 
 
@@ -48,13 +50,14 @@ def cache_identity(record: RunRecord, model: Classifier, place: int, stored_as: 
     """All that an activation depends on but the image and its view."""
     job = record.job
     library = "timm" if job.model.backbone.startswith("timm:") else "torchvision"
-    pooled = model.pool.extra_repr() if place == model.end and model.pool_is_fixed else None
+    pooled = place == model.end and model.pool_is_fixed
+    names = [model.chain.places[at].name for at in (model.ends if pooled else (place,))]
     return {
         "backbone": job.model.backbone,
         "weights": record.weights_digest or f"random, seed {job.seed}",
         "match": job.model.match,
-        "cut": model.chain.places[place].name,
-        "pooled": pooled,
+        "cut": names,
+        "pooled": [pool.extra_repr() for pool in model.pools] if pooled else [],
         "size": model.spec.size,
         "mean": model.spec.mean,
         "std": model.spec.std,

@@ -1,5 +1,7 @@
 """Heads: from the features of the backbone to the outputs of the objective."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -62,6 +64,68 @@ def _spatial(shape: Shape) -> tuple[int, ...]:
 def is_map(shape: Shape) -> bool:
     """Whether an activation has several places."""
     return len(shape) in (2, 3) and max(shape[axis] for axis in _spatial(shape)) > 1
+
+
+class KernelMap(nn.Module):
+    """Radial basis functions around points of the training set, whitened: a linear layer on them is a kernel machine.
+
+    exp(-gamma |x - p|^2) of standardised features, times the inverse square root of the same between the points
+    (Williams and Seeger 2001, as scikit-learn's Nystroem).
+    """
+
+    def __init__(self, num_points: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("gamma", torch.ones(()))
+        self.register_buffer("points", torch.zeros(num_points, width))
+        self.register_buffer("whitening", torch.zeros(num_points, num_points))
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    gamma: torch.Tensor
+    points: torch.Tensor
+    whitening: torch.Tensor
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, width) to (n, num_points)."""
+        standardised = (features.float() - self.mean) / self.scale
+        return torch.exp(-self.gamma * torch.cdist(standardised, self.points).square()) @ self.whitening.T
+
+
+class Neighbours(nn.Module):
+    """Shares of the classes among the nearest standardised vectors of the training set, as log probabilities."""
+
+    def __init__(self, num_points: int, width: int, *, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("points", torch.zeros(num_points, width))
+        self.register_buffer("classes", torch.zeros(num_points, num_classes))
+        self.register_buffer("number", torch.ones((), dtype=torch.int64))
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    points: torch.Tensor
+    classes: torch.Tensor
+    number: torch.Tensor
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, width) to (n, num_classes)."""
+        standardised = (features.float() - self.mean) / self.scale
+        nearest = torch.cdist(standardised, self.points).topk(int(self.number), largest=False).indices
+        return (self.classes[nearest].mean(1) + 1 / (len(self.points) + 1)).log()
+
+
+def head_like(tensors: Mapping[str, torch.Tensor], head: nn.Sequential) -> nn.Sequential:
+    """The head that some tensors of a checkpoint belong to: the one given, unless it was fitted on training vectors."""
+    points = tensors.get("head.0.points")
+    if points is None:
+        return head
+    if "head.0.classes" in tensors:
+        return nn.Sequential(Neighbours(*points.shape, num_classes=tensors["head.0.classes"].shape[1]))
+    outputs = tensors["head.1.weight"].shape[0]
+    return nn.Sequential(KernelMap(*points.shape), nn.Linear(len(points), outputs))
 
 
 def build_head(head: Head, num_features: int, num_outputs: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 Every objective takes a target distribution over the classes, so that label smoothing and mixed images work in all.
 """
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -13,16 +14,6 @@ from tlbatch.job.learning import Objective
 _FOCUS = 2.0
 _SPREAD = 0.5
 Logits = Annotated[torch.Tensor, "(n, num_outputs)"]
-
-
-def num_outputs(objective: Objective, num_classes: int) -> int:
-    """Outputs that the head needs."""
-    match objective:
-        case "binary" | "regression":
-            return 1
-        case "corn" | "cumulative":
-            return num_classes - 1
-    return num_classes
 
 
 def targets(labels: torch.Tensor, num_classes: int, *, smoothing: float) -> torch.Tensor:
@@ -59,42 +50,72 @@ def losses(objective: Objective, outputs: Logits, target: torch.Tensor) -> torch
             log_p = log_softmax(outputs, 1)
             return -(target * (1 - log_p.exp()) ** _FOCUS * log_p).sum(1)
         case "regression":
-            return (outputs[:, 0] - target @ _grades(target)) ** 2
+            return (outputs[:, 0] - target @ _numbers(target.shape[1], target)) ** 2
         case "corn":
             return -(above[:, 1:] * logsigmoid(outputs) + target[:, :-1] * logsigmoid(-outputs)).sum(1)
         case "binary" | "cumulative":
             return -(above[:, 1:] * logsigmoid(outputs) + (1 - above[:, 1:]) * logsigmoid(-outputs)).sum(1)
 
 
-def probabilities(
-    objective: Objective, outputs: Logits, num_classes: int, *, thresholds: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Class probabilities, (n, num_classes).
+@dataclass(frozen=True)
+class Rule:
+    """What the outputs of the head mean, and which class is chosen."""
 
-    The class with the highest one is the decision. For ``corn`` and ``cumulative`` they are differences of P(y > k),
-    made to fall with k; for ``regression`` a normal density around the output (standard deviation 0.5 grades) at each
-    grade, once the thresholds, (num_classes - 1,), have been moved to the middles between grades.
+    objective: Objective
+    by_mean: bool = False
+    """Choose by the mean of the grades under their probabilities, in place of the most probable class."""
+
+    def num_outputs(self, num_classes: int) -> int:
+        """Outputs that the head needs."""
+        return {"binary": 1, "regression": 1, "corn": num_classes - 1, "cumulative": num_classes - 1}.get(
+            self.objective, num_classes
+        )
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether grades are cut at thresholds."""
+        return self.by_mean or self.objective == "regression"
+
+    def grades(self, outputs: Logits, num_classes: int) -> torch.Tensor:
+        """What is cut at thresholds: the output of a regression, or the mean grade, (n, 1)."""
+        if self.objective == "regression":
+            return outputs.float()
+        return class_probabilities(self.objective, outputs, num_classes) @ _numbers(num_classes, outputs)[:, None]
+
+    def probabilities(self, outputs: Logits, num_classes: int, thresholds: torch.Tensor) -> torch.Tensor:
+        """Class probabilities, (n, num_classes), the highest of which is the decision.
+
+        Where grades are cut at thresholds, (num_classes - 1,), these are moved to the middles between grades, and the
+        probabilities are a normal density around the value (standard deviation 0.5 grades) at each grade.
+        """
+        if not self.has_thresholds:
+            return class_probabilities(self.objective, outputs, num_classes)
+        value = _regraded(self.grades(outputs, num_classes), thresholds.to(outputs.device, torch.float32))
+        return (-((value - _numbers(num_classes, outputs)) ** 2) / (2 * _SPREAD**2)).softmax(1)
+
+
+def class_probabilities(objective: Objective, outputs: Logits, num_classes: int) -> torch.Tensor:
+    """What an objective other than a regression says, (n, num_classes).
+
+    For ``corn`` and ``cumulative`` they are differences of P(y > k), made to fall with k.
     """
     outputs = outputs.float()
     match objective:
-        case "cross-entropy" | "focal":
-            return outputs.softmax(1)
         case "binary":
             return torch.cat([(-outputs).sigmoid(), outputs.sigmoid()], 1)
-        case "regression":
-            grades = torch.arange(num_classes, device=outputs.device, dtype=torch.float32)
-            value = outputs if thresholds is None else _regraded(outputs, thresholds.to(outputs))
-            return (-((value - grades) ** 2) / (2 * _SPREAD**2)).softmax(1)
         case "corn":
             exceeds = outputs.sigmoid().cumprod(1)
         case "cumulative":
             exceeds = outputs.sigmoid().cummin(1).values
+        case _:
+            assert outputs.shape[1] == num_classes
+            return outputs.softmax(1)
     edge = torch.ones_like(exceeds[:, :1])
     return torch.cat([edge, exceeds], 1) - torch.cat([exceeds, 0 * edge], 1)
 
 
-def _grades(target: torch.Tensor) -> torch.Tensor:
-    return torch.arange(target.shape[1], device=target.device, dtype=target.dtype)
+def _numbers(num_classes: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(num_classes, device=like.device, dtype=torch.float32)
 
 
 def _regraded(outputs: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:

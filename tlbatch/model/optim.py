@@ -19,7 +19,7 @@ def build_optimizer(model: Classifier, settings: Optimizer) -> torch.optim.Optim
     backbone_lr = settings.backbone_lr or settings.lr / 10
     anchored = settings.decay_to == "start"
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for module in (model.head, model.pool):
+    for module in (model.head, model.pools):
         for parameter in module.parameters():
             groups[settings.lr, settings.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     for parameter, depth in model.trained():

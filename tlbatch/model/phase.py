@@ -29,6 +29,7 @@ class RunningPhase:
     schedule: LambdaLR
     anchor: Anchor
     phase: Phase
+    trained: list[torch.nn.Parameter]
     mix: v2.Transform | None
 
     def step(
@@ -74,13 +75,13 @@ class RunningPhase:
         for number, (some, target) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                each = losses(self.classifier.objective, self.model(some).float(), target)
+                each = losses(self.classifier.rule.objective, self.model(some).float(), target)
                 weights = target @ class_weights.to(device)
                 loss = (each * weights).sum() * (self.accelerator.num_processes / global_size)
                 self.accelerator.backward(loss)
             total += loss.detach()
         if self.phase.grad_clip:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.phase.grad_clip)
+            self.accelerator.clip_grad_norm_(self.trained, self.phase.grad_clip)
         self.anchor.pull()
         self.optimizer.step()
         self.schedule.step()
@@ -136,6 +137,7 @@ def start_phase(
     anchor = Anchor(model, phase.optimizer)
     torch.manual_seed(seed + accelerator.process_index)
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    num_trained = sum(parameter.numel() for parameter in trained)
     log.info("cut %s: %s parameters train for %d epochs", phase.cut, f"{num_trained:,}", phase.epochs)
-    return RunningPhase(accelerator, wrapped, model, prepared, schedule, anchor, phase, _mix(phase))
+    return RunningPhase(accelerator, wrapped, model, prepared, schedule, anchor, phase, trained, _mix(phase))

@@ -12,7 +12,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def fit_thresholds(values: Floats, grades: npt.NDArray[np.int64], *, num_classes: int) -> Floats:
-    """Thresholds that gain over rounding where they are judged on samples they were not fitted on, else k + 1/2.
+    """Thresholds for quadratic kappa: rounding, unless others gain on samples they were not fitted on.
+
+    The others are rounding after the values were given the mean and deviation of the grades, and free thresholds.
 
     Parameters
     ----------
@@ -28,16 +30,33 @@ def fit_thresholds(values: Floats, grades: npt.NDArray[np.int64], *, num_classes
     rounding: Floats = np.arange(num_classes - 1, dtype=np.float64) + 0.5
     if len(values) < _LEAST:
         return rounding
-    apart = np.empty(len(values), np.int64)
-    for fitted, judged in KFold(_FOLDS, shuffle=True, random_state=0).split(values):
-        apart[judged] = np.digitize(values[judged], _fitted(values[fitted], grades[fitted], rounding))
-    gain = _kappa(grades, apart, num_classes) - _kappa(grades, np.digitize(values, rounding), num_classes)
-    return _fitted(values, grades, rounding) if gain > 0 else rounding
+    gained = {}
+    folds = list(KFold(_FOLDS, shuffle=True, random_state=0).split(values))
+    for fit in (_rounded, _matched, _searched):
+        apart = np.empty(len(values), np.int64)
+        for fitted, judged in folds:
+            apart[judged] = np.digitize(values[judged], fit(values[fitted], grades[fitted], rounding))
+        gained[fit] = _kappa(grades, apart, num_classes)
+    best = max(gained, key=lambda fit: gained[fit])  # the first, and simplest, of equals
+    return best(values, grades, rounding)
 
 
-def _fitted(values: Floats, grades: npt.NDArray[np.int64], start: Floats) -> Floats:
+def _rounded(_values: Floats, _grades: npt.NDArray[np.int64], rounding: Floats) -> Floats:
+    return rounding
+
+
+def _matched(values: Floats, grades: npt.NDArray[np.int64], rounding: Floats) -> Floats:
+    """Where values fall on rounding once they have the mean and deviation of the grades."""
+    stretch = float(grades.std() / max(float(values.std()), 1e-6))
+    if stretch == 0:
+        return rounding
+    matched: Floats = (rounding - grades.mean()) / stretch + values.mean()
+    return matched
+
+
+def _searched(values: Floats, grades: npt.NDArray[np.int64], rounding: Floats) -> Floats:
     """The best found from two starts: rounding, and as many of each grade as there are."""
-    num_classes = len(start) + 1
+    num_classes = len(rounding) + 1
     shares = np.bincount(grades, minlength=num_classes).cumsum()[:-1] / len(grades)
     found = [
         minimize(
@@ -46,7 +65,7 @@ def _fitted(values: Floats, grades: npt.NDArray[np.int64], start: Floats) -> Flo
             method="Nelder-Mead",
             options={"initial_simplex": np.vstack([begin, begin + 0.25 * np.eye(len(begin))])},
         )
-        for begin in (start, np.quantile(values, shares))
+        for begin in (rounding, np.quantile(values, shares))
     ]
     fitted: Floats = np.sort(min(found, key=lambda one: float(one.fun)).x)
     return fitted

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.encoder import Encoder
 
 
 def make(num_classes: int = 3, **sections: object) -> Classifier:
@@ -147,3 +149,32 @@ def test_compiling_changes_nothing_but_the_time() -> None:
         model.set_cut("blocks.3", freeze_batch_norm=True)
         model.eval()
     assert torch.allclose(plain(images()), compiled(images()), atol=1e-4)
+
+
+def test_stored_activations_are_not_overwritten_by_what_works_in_place_after_them() -> None:
+    """ReLU in a VGG overwrites its input, which may be what another cut stores."""
+    vgg = {"backbone": "vgg11", "size": 64}
+    model = make(model=vgg, phase=[{"cut": "features.0"}], head={"after": ["features.3", "pool"]})
+    places = [model.find(cut) for cut in ("features.0", "features.3", "pool")]
+    together = Encoder(model, places, Accelerator(cpu=True)).encode(images(2, 64))
+    for place, found in zip(places, together, strict=True):
+        (alone,) = Encoder(model, [place], Accelerator(cpu=True)).encode(images(2, 64))
+        assert torch.equal(found, alone)
+    assert together[0].min() < 0
+
+
+def test_features_of_several_places_stand_side_by_side() -> None:
+    model = make(head={"after": ["blocks.3", "blocks.1", "pool"], "pool": "avgmax"})
+    alone = [make(head={"after": name, "pool": "avgmax"}) for name in ("blocks.1", "blocks.3", "pool")]
+    model.set_cut("pool", freeze_batch_norm=False)
+    model.eval()
+    parts = []
+    for one in alone:
+        one.backbone.load_state_dict(model.backbone.state_dict())
+        one.set_cut("pool", freeze_batch_norm=False)
+        one.eval()
+        parts.append(one.to_cut(images()))
+    assert torch.allclose(model.to_cut(images()), torch.cat(parts, 1), atol=1e-5)
+    assert model.head[-1].in_features == sum(part.shape[1] for part in parts)
+    with pytest.raises(UserError, match=r"it lies behind head\.after = blocks\.1"):
+        model.set_cut("blocks.2", freeze_batch_norm=False)

@@ -7,14 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tlbatch.model.objectives import losses, num_outputs, probabilities, targets
+from tlbatch.model.objectives import Rule, losses, targets
 from tlbatch.model.thresholds import fit_thresholds
 
 ALL = ["cross-entropy", "focal", "corn", "cumulative", "regression"]
 
 
+def probabilities(objective: str, given_: torch.Tensor, classes: int, *, by_mean: bool = False) -> torch.Tensor:
+    return Rule(objective, by_mean=by_mean).probabilities(given_, classes, torch.arange(classes - 1) + 0.5)
+
+
 def outputs(objective: str, n: int = 6, classes: int = 5) -> torch.Tensor:
-    return torch.randn(n, num_outputs(objective, classes), generator=torch.Generator().manual_seed(0))
+    return torch.randn(n, Rule(objective).num_outputs(classes), generator=torch.Generator().manual_seed(0))
 
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 4])
@@ -79,7 +83,7 @@ def test_descent_on_the_loss_leads_to_the_right_decisions(objective: str) -> Non
     features = functional.one_hot(labels, classes).float() + 0.02 * torch.randn(
         60, classes, generator=torch.Generator().manual_seed(1)
     )
-    layer = torch.nn.Linear(classes, num_outputs(objective, classes))
+    layer = torch.nn.Linear(classes, Rule(objective).num_outputs(classes))
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
@@ -98,7 +102,7 @@ def test_the_decision_of_a_regression_is_the_one_its_thresholds_make(values: lis
         return
     given_ = np.array([value for value in values if np.abs(value - thresholds).min() > 1e-3])
     tensor = torch.from_numpy(given_)[:, None].float()
-    found = probabilities("regression", tensor, 5, thresholds=torch.from_numpy(thresholds)).argmax(1)
+    found = Rule("regression").probabilities(tensor, 5, torch.from_numpy(thresholds)).argmax(1)
     assert found.tolist() == np.digitize(given_, thresholds).tolist()
 
 

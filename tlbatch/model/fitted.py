@@ -1,0 +1,209 @@
+"""Heads that scikit-learn fits at once on cached vectors, as torch modules."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import euclidean_distances
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from tlbatch.job.errors import UserError
+from tlbatch.job.learning import Fit
+from tlbatch.model.heads import KernelMap, Neighbours
+
+log = logging.getLogger(__name__)
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_FOLDS = 5
+_LARGE = 3000
+"""Vectors above which one fold alone judges the penalties."""
+_MOST_POINTS = 2000
+_PENALTIES: dict[Fit, tuple[float, ...]] = {
+    "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1, 10),
+    "kernel-logistic": (0.1, 0.3, 1, 3, 10, 30, 100),
+    "svm": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1),
+    "kernel-svm": (0.01, 0.1, 1, 10, 100),
+    "ridge": (1, 10, 100, 1e3, 1e4, 1e5),
+    "neighbours": (1, 3, 5, 10, 20, 50),
+}
+"""Inverse strengths of the penalty (of a ridge: strengths; of neighbours: how many)."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a head is fitted on."""
+
+    features: Floats
+    """(n, d)."""
+    labels: Ints
+    """(n,)."""
+    groups: npt.NDArray[np.generic]
+    """What must not be on both sides of a fold, (n,)."""
+    num_classes: int
+
+    def chosen(self, some: Ints) -> "Vectors":
+        """Some of them."""
+        return Vectors(self.features[some], self.labels[some], self.groups[some], self.num_classes)
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head, and its outputs on vectors that it, or one fitted alike, had not seen."""
+
+    head: nn.Sequential
+    outputs: npt.NDArray[np.float32]
+    """(m, num_outputs)."""
+    judged: Ints
+    """Which vectors these outputs are of, (m,)."""
+    scores: dict[float, float]
+    """Mean loss on unseen vectors, by penalty."""
+
+
+def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
+    """Choose the penalty by cross-validation over groups, and fit on all vectors.
+
+    The loss that judges is the log loss; of a ridge the squared error. Scores of an SVM are made log probabilities by
+    one temperature, fitted on unseen vectors.
+
+    Raises
+    ------
+    UserError
+        When there are too few groups for two folds.
+    """
+    folds = list(_folds(vectors, seed))
+    unseen: dict[float, npt.NDArray[np.float32]] = {}
+    judged = np.concatenate([out for _, out in folds])
+    for penalty in _PENALTIES[kind]:
+        parts = [_fitted(kind, vectors.chosen(into), penalty, seed)(vectors.features[out]) for into, out in folds]
+        unseen[penalty] = np.concatenate(parts)
+    heats = {penalty: _temperature(kind, outputs, vectors.labels[judged]) for penalty, outputs in unseen.items()}
+    losses = {
+        penalty: _loss(kind, outputs * heats[penalty], vectors.labels[judged]) for penalty, outputs in unseen.items()
+    }
+    best = min(losses, key=lambda penalty: losses[penalty])
+    log.info("%s: penalty %g of %s, loss %.4f", kind, best, ", ".join(f"{one:g}" for one in losses), losses[best])
+    model = _fitted(kind, vectors, best, seed)
+    return FittedHead(model.module(heats[best]), unseen[best] * heats[best], judged, losses)
+
+
+def _folds(vectors: Vectors, seed: int) -> Iterator[tuple[Ints, Ints]]:
+    num_groups = len(np.unique(vectors.groups))
+    number = min(_FOLDS, num_groups, int(np.bincount(vectors.labels, minlength=1)[np.unique(vectors.labels)].min()))
+    if num_groups < 2:
+        raise UserError("phase.fit: all training images are of one group; a head cannot be judged; use epochs")
+    splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed) if number > 1 else GroupKFold(2)
+    found = splitter.split(vectors.features, vectors.labels, vectors.groups)
+    for into, out in found:
+        yield into, out
+        if len(vectors.labels) > _LARGE:
+            return
+
+
+class _Model:
+    """A scaler, perhaps a kernel map, and an estimator."""
+
+    def __init__(self, scaler: StandardScaler, kernel: Nystroem | None, estimator: Any, num_classes: int) -> None:  # noqa: ANN401 (scikit-learn has no types)
+        self._scaler, self._kernel, self._estimator, self._num_classes = scaler, kernel, estimator, num_classes
+
+    def __call__(self, features: Floats) -> npt.NDArray[np.float32]:
+        """Outputs (n, num_outputs) of the head."""
+        with torch.inference_mode():
+            outputs: npt.NDArray[np.float32] = self.module(1.0)(torch.from_numpy(features).float()).numpy()
+        return outputs
+
+    def module(self, heat: float) -> nn.Sequential:
+        """As a torch module, its outputs times the heat."""
+        scaler, estimator = self._scaler, self._estimator
+        if isinstance(estimator, KNeighborsClassifier):
+            points = estimator._fit_X  # noqa: SLF001 (its training vectors have no public name)
+            found = Neighbours(*points.shape, num_classes=self._num_classes)
+            _fill(found, mean=scaler.mean_, scale=scaler.scale_, points=points, number=estimator.n_neighbors)
+            _fill(found, classes=np.eye(self._num_classes)[estimator.classes_[estimator._y]])  # noqa: SLF001
+            return nn.Sequential(found)
+        weight, bias = _rows(estimator, self._num_classes)
+        if self._kernel is None:
+            weight = weight / scaler.scale_
+            return nn.Sequential(_linear(weight * heat, (bias - weight @ scaler.mean_) * heat))
+        points = self._kernel.components_
+        kernel = KernelMap(*points.shape)
+        _fill(kernel, mean=scaler.mean_, scale=scaler.scale_, points=points, gamma=self._kernel.gamma)
+        _fill(kernel, whitening=self._kernel.normalization_)
+        return nn.Sequential(kernel, _linear(weight * heat, bias * heat))
+
+
+def _fitted(kind: Fit, vectors: Vectors, penalty: float, seed: int) -> _Model:
+    scaler = StandardScaler().fit(vectors.features)
+    seen: Floats = scaler.transform(vectors.features)
+    kernel = None
+    if kind.startswith("kernel"):
+        some = seen[np.random.default_rng(seed).permutation(len(seen))[:_MOST_POINTS]]
+        gamma = 1 / float(np.median(euclidean_distances(some[:500], squared=True)[np.triu_indices(len(some[:500]), 1)]))
+        kernel = Nystroem(gamma=gamma, n_components=len(some), random_state=seed).fit(some)
+        seen = kernel.transform(seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # far ends of the grid; the folds judge what came of them
+        return _Model(
+            scaler, kernel, _estimator(kind, penalty, len(seen)).fit(seen, vectors.labels), vectors.num_classes
+        )
+
+
+def _estimator(kind: Fit, penalty: float, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-learn has no types)
+    match kind:
+        case "logistic" | "kernel-logistic":
+            return LogisticRegression(C=penalty, max_iter=300)
+        case "svm" | "kernel-svm":
+            return LinearSVC(C=penalty, dual="auto", random_state=0)
+        case "ridge":
+            return Ridge(alpha=penalty)
+        case "neighbours":
+            return KNeighborsClassifier(min(int(penalty), num_vectors))
+
+
+def _rows(estimator: Any, num_classes: int) -> tuple[Floats, Floats]:  # noqa: ANN401 (scikit-learn has no types)
+    """Weights and biases, a row an output; a class that was not seen gets none of the probability."""
+    weight, bias = np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
+    if isinstance(estimator, Ridge):
+        return weight, bias
+    if len(weight) == 1:  # two classes: the score of the second
+        weight, bias = np.vstack([0 * weight, weight]), np.append(0 * bias, bias)
+    every = np.zeros((num_classes, weight.shape[1])), np.full(num_classes, -1e4)
+    every[0][estimator.classes_], every[1][estimator.classes_] = weight, bias
+    return every
+
+
+def _temperature(kind: Fit, outputs: npt.NDArray[np.float32], labels: Ints) -> float:
+    if not kind.endswith("svm"):
+        return 1.0
+    heats = np.geomspace(0.05, 50, 61)
+    return float(min(heats, key=lambda heat: _loss(kind, outputs * np.float32(heat), labels)))
+
+
+def _loss(kind: Fit, outputs: npt.NDArray[np.float32], labels: Ints) -> float:
+    if kind == "ridge":
+        return float(((outputs[:, 0] - labels) ** 2).mean())
+    return float(cross_entropy(torch.from_numpy(outputs), torch.from_numpy(labels)))
+
+
+def _linear(weight: Floats, bias: Floats) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.load_state_dict({"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()})
+    return layer
+
+
+def _fill(module: nn.Module, **values: object) -> None:
+    for name, value in values.items():
+        buffer = module.get_buffer(name)
+        buffer.copy_(torch.as_tensor(np.asarray(value), dtype=buffer.dtype))
