@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.index import Index, read_index
+from tlbatch.data.loader import open_set
 from tlbatch.data.sources import name_of
+from tlbatch.gallery import Tested, draw_report
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.files import digest_file, digest_of, to_csv, to_json, write_text
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record
-from tlbatch.job.world import read_world
+from tlbatch.job.world import World, read_world
+from tlbatch.model.checkpoint import load_best
 from tlbatch.report.leaderboard import rebuild_leaderboard
 from tlbatch.report.metrics import confusion, per_class, score
 from tlbatch.report.parts import Part, merge_parts
@@ -31,7 +34,7 @@ def run(run_dir: Path) -> None:
     record = paths.load()
     predicted = load_record(Marker, paths.marker("predict"), missing="run predict first: python -m tlbatch.predict RUN")
     inputs = predicted.inputs | {"predictions": _parts_digest(paths)}
-    once("reduce", paths, inputs, world, lambda: _reduce(record, paths))
+    once("reduce", paths, inputs, world, lambda: _reduce(record, paths, world))
     table = rebuild_leaderboard(leaderboard(record.job))
     mine = table[table["run"] == record.run].iloc[0]
     rivals = table[(table["metric"] == mine["metric"]) & (table["test_digest"] == mine["test_digest"])]
@@ -42,10 +45,10 @@ def _parts_digest(paths: RunPaths) -> str:
     return digest_of({part.name: digest_file(part) for part in paths.predictions.glob("part-*.npz")})
 
 
-def _reduce(record: RunRecord, paths: RunPaths) -> None:
+def _reduce(record: RunRecord, paths: RunPaths, world: World) -> None:
     folder = paths.set_paths(record.job)
     manifest = load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
-    best = load_record(Best, paths.best, missing="run train first: python -m tlbatch.train RUN")
+    best, checkpoint = load_best(paths)
     index = read_index(folder.index_file)
     asked = np.flatnonzero(index["split"] != SPLITS.index("train"))
     header = {"run": record.run, "weights": best.digest, "index": manifest.index_digest}
@@ -56,6 +59,9 @@ def _reduce(record: RunRecord, paths: RunPaths) -> None:
     tested = merged.chosen(test)
     write_text(paths.report / "submission.csv", _submission_csv(rows[test], tested, manifest))
     report = _report(record, manifest, best, rows[test]["label"], tested)
+    if record.job.figures:
+        readable = Tested(rows[test][tested.errors == ""], tested.chosen(tested.errors == ""))
+        draw_report(record, paths, open_set(folder), best, checkpoint, readable, world)
     write_text(paths.report_json, to_json(report))
 
 

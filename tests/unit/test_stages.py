@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from tlbatch import cache, predict, reduce, shard, train
 from tlbatch.data.loader import open_set
@@ -300,3 +301,18 @@ def test_settings_that_contradict_each_other_are_refused_at_submit(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
         make(*overrides)
+
+
+def test_the_report_folder_holds_figures_of_what_was_learned(make: Callable[..., RunPaths]) -> None:
+    names = {"activations", "confusion", "curves", "features", "filters", "mistakes"}
+    paths = run_all(make("figures=true"))
+    assert {file.stem for file in (paths.report / "figures").glob("*.png")} == names
+    for file in (paths.report / "figures").glob("*.png"):
+        with Image.open(file) as image:
+            assert len(image.convert("L").getcolors() or range(257)) > 8, file
+    again = run_all(make("figures=true", "run=again"))
+    for name in names:
+        one, other = ((run.report / "figures" / f"{name}.png").read_bytes() for run in (paths, again))
+        assert one == other, name
+    fitted = run_all(make("figures=true", "run=fitted", "phase=[{cut='pool', fit='neighbours'}]"))
+    assert {file.stem for file in (fitted.report / "figures").glob("*.png")} == names - {"curves"}

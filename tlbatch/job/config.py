@@ -79,6 +79,8 @@ class Job(Section):
     phase: Annotated[tuple[Phase, ...], Field(min_length=1)]
     train: Train = Train()
     cache: Cache = Cache()
+    figures: bool = True
+    """Draw learning curves, filters, activations, mistakes and a map of the features into the report folder."""
     slurm: Slurm = Slurm()
 
     @model_validator(mode="after")

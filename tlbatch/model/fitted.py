@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,19 +83,20 @@ def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
     UserError
         When there are too few groups for two folds.
     """
-    folds = list(_folds(vectors, seed))
-    unseen: dict[float, npt.NDArray[np.float32]] = {}
+    folds, penalties = list(_folds(vectors, seed)), _PENALTIES[kind]
     judged = np.concatenate([out for _, out in folds])
-    for penalty in _PENALTIES[kind]:
-        parts = [_fitted(kind, vectors.chosen(into), penalty, seed)(vectors.features[out]) for into, out in folds]
-        unseen[penalty] = np.concatenate(parts)
+    parts: dict[float, list[npt.NDArray[np.float32]]] = {penalty: [] for penalty in penalties}
+    for into, out in folds:
+        for penalty, model in _path(kind, vectors.chosen(into), penalties, seed):
+            parts[penalty].append(model(vectors.features[out]))
+    unseen = {penalty: np.concatenate(outputs) for penalty, outputs in parts.items()}
     heats = {penalty: _temperature(kind, outputs, vectors.labels[judged]) for penalty, outputs in unseen.items()}
     losses = {
         penalty: _loss(kind, outputs * heats[penalty], vectors.labels[judged]) for penalty, outputs in unseen.items()
     }
     best = min(losses, key=lambda penalty: losses[penalty])
     log.info("%s: penalty %g of %s, loss %.4f", kind, best, ", ".join(f"{one:g}" for one in losses), losses[best])
-    model = _fitted(kind, vectors, best, seed)
+    ((_, model),) = _path(kind, vectors, (best,), seed)
     return FittedHead(model.module(heats[best]), unseen[best] * heats[best], judged, losses)
 
 
@@ -144,7 +145,8 @@ class _Model:
         return nn.Sequential(kernel, _linear(weight * heat, bias * heat))
 
 
-def _fitted(kind: Fit, vectors: Vectors, penalty: float, seed: int) -> _Model:
+def _path(kind: Fit, vectors: Vectors, penalties: Sequence[float], seed: int) -> Iterator[tuple[float, _Model]]:
+    """Models along the penalties, each begun where the one before ended; use one before you ask for the next."""
     scaler = StandardScaler().fit(vectors.features)
     seen: Floats = scaler.transform(vectors.features)
     kernel = None
@@ -153,23 +155,34 @@ def _fitted(kind: Fit, vectors: Vectors, penalty: float, seed: int) -> _Model:
         gamma = 1 / float(np.median(euclidean_distances(some[:500], squared=True)[np.triu_indices(len(some[:500]), 1)]))
         kernel = Nystroem(gamma=gamma, n_components=len(some), random_state=seed).fit(some)
         seen = kernel.transform(seen)
+    estimator = _estimator(kind, len(seen))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # far ends of the grid; the folds judge what came of them
-        return _Model(
-            scaler, kernel, _estimator(kind, penalty, len(seen)).fit(seen, vectors.labels), vectors.num_classes
-        )
+        for penalty in penalties:
+            _set_penalty(estimator, penalty, len(seen))
+            yield penalty, _Model(scaler, kernel, estimator.fit(seen, vectors.labels), vectors.num_classes)
 
 
-def _estimator(kind: Fit, penalty: float, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-learn has no types)
+def _estimator(kind: Fit, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-learn has no types)
     match kind:
         case "logistic" | "kernel-logistic":
-            return LogisticRegression(C=penalty, max_iter=300)
+            return LogisticRegression(max_iter=300, warm_start=True)
         case "svm" | "kernel-svm":
-            return LinearSVC(C=penalty, dual="auto", random_state=0)
+            return LinearSVC(dual="auto", random_state=0)
         case "ridge":
-            return Ridge(alpha=penalty)
+            return Ridge()
         case "neighbours":
-            return KNeighborsClassifier(min(int(penalty), num_vectors))
+            return KNeighborsClassifier(min(5, num_vectors))
+
+
+def _set_penalty(estimator: Any, penalty: float, num_vectors: int) -> None:  # noqa: ANN401 (scikit-learn has no types)
+    match estimator:
+        case KNeighborsClassifier():
+            estimator.set_params(n_neighbors=min(int(penalty), num_vectors))
+        case Ridge():
+            estimator.set_params(alpha=penalty)
+        case _:
+            estimator.set_params(C=penalty)
 
 
 def _rows(estimator: Any, num_classes: int) -> tuple[Floats, Floats]:  # noqa: ANN401 (scikit-learn has no types)

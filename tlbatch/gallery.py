@@ -1,0 +1,100 @@
+"""The figures of a report: what the network sees, how it learned, where it errs."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tlbatch.data.index import Index
+from tlbatch.data.loader import ImageSet, SplitDataset, load
+from tlbatch.data.order import Positions
+from tlbatch.data.sources import name_of
+from tlbatch.data.views import Samples, Views
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import Best, RunRecord
+from tlbatch.job.world import World
+from tlbatch.model import insight
+from tlbatch.model.checkpoint import trained_classifier
+from tlbatch.model.classifier import Classifier
+from tlbatch.model.ranks import keep_freed_memory
+from tlbatch.report import figures
+from tlbatch.report.parts import Part
+
+log = logging.getLogger(__name__)
+_MOST_MISTAKES = 12
+_MOST_POINTS = 500
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The test images that could be read, with what was predicted for them."""
+
+    rows: Index
+    part: Part
+
+
+def draw_report(
+    record: RunRecord, paths: RunPaths, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World
+) -> None:
+    """Draw the figures of the test images into the report folder; learning curves wherever there were epochs."""
+    folder, classes, metric = paths.report / "figures", best.classes, record.job.metric
+    lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    epochs = [line for line in lines if "epoch" in line]
+    if epochs:
+        figures.draw_curves(folder / "curves.png", epochs, metric)
+    torch.set_num_threads(world.num_threads)
+    keep_freed_memory()
+    model = trained_classifier(record, len(classes), checkpoint).eval()
+    figures.draw_filters(folder / "filters.png", insight.first_filters(model))
+    if len(tested.rows):
+        _draw_images(model, images, tested, folder, seed=record.job.seed)
+
+
+def _draw_images(model: Classifier, images: ImageSet, tested: Tested, folder: Path, *, seed: int) -> None:
+    classes, rows, part = images.manifest.classes, tested.rows, tested.part
+    chosen, truth = part.probabilities.argmax(axis=1), rows["label"].astype(np.int64)
+    matrix = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(matrix, (truth, chosen), 1)
+    figures.draw_confusion(folder / "confusion.png", matrix.tolist(), classes)
+    first = _read(images, part.rows[:1], model)
+    maps = insight.activation_maps(model, first[0], insight.telling_places(model))
+    figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
+    _draw_mistakes(model, images, tested, folder / "mistakes.png", chosen)
+    some = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_MOST_POINTS])
+    parts = [
+        insight.features(model, _read(images, part.rows[some[start : start + _BATCH]], model))
+        for start in range(0, len(some), _BATCH)
+    ]
+    points = insight.flat_map(np.concatenate(parts), seed)
+    figures.draw_feature_map(folder / "features.png", points, truth[some], classes)
+
+
+def _draw_mistakes(
+    model: Classifier, images: ImageSet, tested: Tested, path: Path, chosen: npt.NDArray[np.int64]
+) -> None:
+    """The wrong predictions that were surest of themselves, each with the evidence for them."""
+    rows, probabilities, classes = tested.rows, tested.part.probabilities, images.manifest.classes
+    every = np.arange(len(rows))
+    margin = probabilities[every, chosen] - probabilities[every, rows["label"]]
+    worst = np.argsort(-margin, kind="stable")[: min(_MOST_MISTAKES, int((chosen != rows["label"]).sum()))]
+    captions = [
+        f"{name_of(rows['key'][at].decode())}\n{classes[rows['label'][at]]}, taken for {classes[chosen[at]]}"
+        for at in worst
+    ]
+    seen = _read(images, tested.part.rows[worst], model)
+    cams = insight.grad_cam(model, seen, torch.from_numpy(chosen[worst])) if len(worst) else None
+    figures.draw_mistakes(path, list(seen.numpy()), None if cams is None else list(cams), captions)
+
+
+def _read(images: ImageSet, rows: Positions, model: Classifier) -> torch.Tensor:
+    """uint8, (n, size, size, 3), of some rows of the index; black where an image can no longer be read."""
+    dataset = SplitDataset(images, rows, Samples(len(rows), Views(model.spec.size)), strict=False)
+    if not len(rows):
+        return torch.empty((0, model.spec.size, model.spec.size, 3), dtype=torch.uint8)
+    (batch,) = load(dataset, [np.arange(len(rows))], workers=0)
+    return batch.inputs

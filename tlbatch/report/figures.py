@@ -1,0 +1,250 @@
+"""Figures: what a network sees, how it learned and where it errs, a PNG each; the same values give the same bytes."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, isqrt, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from tlbatch.job.files import atomic_file
+from tlbatch.job.section import Metric
+
+_DPI = 100
+_TILE, _GAP = 56, 2
+_MOST_CHANNELS, _MOST_FILTERS, _MOST_MISTAKES = 64, 144, 12
+_MOST_COUNTED, _MOST_NAMED = 30, 60
+_LONGEST_NAME = 24
+_COLOURS = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
+"""Ten that the colour-blind can tell apart (Petroff 2021); the shape of the mark makes them twenty."""
+_MARKS = "o^"
+Rgb = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def draw_activations(path: Path, image: Rgb, maps: Mapping[str, Floats]) -> None:
+    """An image, and the 64 channels that vary most at some places, each from its own low values, dark, to its high.
+
+    Parameters
+    ----------
+    image
+        uint8, (size, size, 3).
+    maps
+        (channels, h, w) by the name of the place.
+    """
+    columns = min(3, len(maps) + 1)
+    rows = ceil((len(maps) + 1) / columns)
+    figure = _figure(4.6 * columns, 4.9 * rows)
+    _show(figure.add_subplot(rows, columns, 1), image, "image")
+    for number, (name, values) in enumerate(maps.items(), start=2):
+        varied = np.sort(np.argsort(-values.std(axis=(1, 2)), kind="stable")[:_MOST_CHANNELS])
+        title = f"{_short(name)}: {len(varied)} of {len(values)} channels, {values.shape[1]} x {values.shape[2]}"
+        _show(figure.add_subplot(rows, columns, number), _mosaic([_coloured(values[at]) for at in varied]), title)
+    _write(path, figure)
+
+
+def draw_filters(path: Path, filters: Floats) -> None:
+    """The first 144 filters of a convolution that sees colours, (n, k, k, 3), from 0 to 1."""
+    if not len(filters):
+        _write_note(path, "no convolution sees colours")
+        return
+    shown = [(values * 255).round().astype(np.uint8) for values in filters[:_MOST_FILTERS]]
+    figure = _figure(6.4, 6.7)
+    title = f"{len(shown)} of {len(filters)} filters, {filters.shape[1]} x {filters.shape[2]}"
+    _show(figure.add_subplot(), _mosaic(shown), title)
+    _write(path, figure)
+
+
+def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], metric: Metric) -> None:
+    """Loss and metric by epoch, from the lines of metrics.jsonl; the best validation is marked.
+
+    Epochs are counted through all phases; where one was run again after an interruption, its last line counts.
+    """
+    epochs = list({(line["phase"], line["epoch"]): line for line in lines}.values())
+    if not epochs:
+        _write_note(path, "no epoch has ended")
+        return
+    figure = _figure(11, 4.2)
+    loss, scores = (figure.add_subplot(1, 2, number) for number in (1, 2))
+    _curve(loss, epochs, key="loss", colour=0)
+    _curve(loss, epochs, key="val_loss", colour=2)
+    scored = _curve(scores, epochs, key=f"val_{metric}", colour=2)
+    if not np.isnan(scored).all():
+        at = int(np.nanargmax(scored))
+        label = f"best: {scored[at]:.4f}"
+        scores.plot(at + 1, scored[at], "*", color=_COLOURS[0], markersize=14, label=label, zorder=3)
+    for axes, name in ((loss, "loss"), (scores, metric.replace("_", " "))):
+        _mark_phases(axes, [int(line["phase"]) for line in epochs])
+        axes.set(xlabel="epoch", ylabel=name, xlim=(0.5, len(epochs) + 0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.legend()
+    _write(path, figure)
+
+
+def draw_mistakes(path: Path, images: Sequence[Rgb], cams: Sequence[Floats] | None, captions: Sequence[str]) -> None:
+    """The first 12 images, each beside its heat map; give the worst first.
+
+    Parameters
+    ----------
+    images
+        uint8, (size, size, 3) each.
+    cams
+        (h, w) each, from 0 to 1; None where there are none.
+    captions
+        One each; two lines fit.
+    """
+    num = min(len(images), _MOST_MISTAKES)
+    if not num:
+        _write_note(path, "no mistakes")
+        return
+    columns, rows = min(3, num), ceil(num / 3)
+    figure = _figure(4.4 * columns, 2.6 * rows)
+    for at in range(num):
+        image = images[at]
+        pair = image if cams is None else np.concatenate([image, _overlaid(image, cams[at])], axis=1)
+        _show(figure.add_subplot(rows, columns, at + 1), pair, captions[at])
+    _write(path, figure)
+
+
+def draw_feature_map(path: Path, points: Floats, labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Images as points of a plane, coloured by their class.
+
+    Parameters
+    ----------
+    points
+        (n, 2).
+    labels
+        (n,), numbers of classes. Up to 20 get colours and a legend, more a scale.
+    """
+    figure = _figure(9, 6.5)
+    axes = figure.add_subplot()
+    axes.set(xticks=[], yticks=[], title=f"{len(points)} images")
+    if len(classes) > len(_COLOURS) * len(_MARKS):
+        found = axes.scatter(points[:, 0], points[:, 1], c=labels, s=14, cmap="viridis", vmin=0, vmax=len(classes) - 1)
+        figure.colorbar(found, ax=axes, label="number of the class", ticks=MaxNLocator(integer=True))
+    else:
+        names = [_short(name) for name in classes]
+        marks = []
+        for number in range(len(classes)):
+            (mark, colour), (x, y) = divmod(number, len(_COLOURS)), points[labels == number].T
+            marks.append(axes.scatter(x, y, s=22, color=_COLOURS[colour], marker=_MARKS[mark], alpha=0.85))
+        figure.legend(marks, names, loc="outside right upper", frameon=False)
+    _write(path, figure)
+
+
+def draw_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """Share of each true class, a row, that was taken for each class, a column, from the matrix of the counts.
+
+    For more than 30 classes the counts are not written, for more than 60 no names.
+    """
+    if not classes:
+        _write_note(path, "no classes")
+        return
+    counts = np.asarray(matrix, dtype=np.int64).reshape(len(classes), len(classes))
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = min(12.0, 3.0 + 0.42 * len(classes))
+    figure = _figure(side + 1, side)
+    axes = figure.add_subplot()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if len(classes) <= _MOST_NAMED:
+        names = [_short(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(classes)), names, fontsize=8)
+    if len(classes) <= _MOST_COUNTED:
+        for row, column in np.argwhere(counts).tolist():
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)
+    _write(path, figure)
+
+
+def _figure(width_in: float, height_in: float) -> Figure:
+    with style.context("default"):  # whatever the user's matplotlibrc says
+        return Figure((width_in, height_in), dpi=_DPI, layout="constrained")
+
+
+def _write(path: Path, figure: Figure) -> None:
+    with style.context("default"), atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+
+
+def _write_note(path: Path, text: str) -> None:
+    figure = _figure(4, 1)
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    _write(path, figure)
+
+
+def _show(axes: Axes, image: Rgb, title: str) -> None:
+    axes.imshow(image)
+    axes.set_axis_off()
+    axes.set_title(_plain(title), fontsize=10)
+
+
+def _curve(axes: Axes, epochs: Sequence[Mapping[str, Any]], *, key: str, colour: int) -> npt.NDArray[np.float64]:
+    """Draw one value an epoch, NaN where it is undefined."""
+    found = [line.get(key) for line in epochs]
+    values = np.array([nan if value is None else float(value) for value in found])
+    label = "validation" if key.startswith("val_") else "training"
+    axes.plot(range(1, len(values) + 1), values, ".-", color=_COLOURS[colour], label=label)
+    return values
+
+
+def _mark_phases(axes: Axes, phases: Sequence[int]) -> None:
+    for before in range(1, len(phases)):
+        if phases[before] != phases[before - 1]:
+            axes.axvline(before + 0.5, color="grey", linestyle=":", linewidth=1)
+    if len(set(phases)) > 1:
+        for phase in sorted(set(phases)):
+            centre = 1 + float(np.flatnonzero(np.array(phases) == phase).mean())
+            axes.text(centre, 1.01, f"phase {phase}", ha="center", transform=axes.get_xaxis_transform(), color="grey")
+
+
+def _coloured(values: Floats) -> Rgb:
+    """From the first to the last percentile, or from the least to the largest where these are the same."""
+    low, high = np.quantile(values, (0.01, 0.99))
+    low, high = (low, high) if high > low else (values.min(), values.max())
+    scaled = (values.astype(np.float64) - low) / (high - low if high > low else 1)
+    return np.asarray(colormaps["viridis"](scaled, bytes=True))[..., :3]
+
+
+def _mosaic(images: Sequence[Rgb]) -> Rgb:
+    """Small images side by side, as a square as far as they go."""
+    columns = isqrt(len(images) - 1) + 1
+    rows = ceil(len(images) / columns)
+    step = _TILE + _GAP
+    canvas = np.full((rows * step + _GAP, columns * step + _GAP, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        way = Image.Resampling.BOX if image.shape[0] > _TILE else Image.Resampling.NEAREST
+        top, left = (_GAP + step * place for place in divmod(number, columns))
+        tile = np.asarray(Image.fromarray(image).resize((_TILE, _TILE), way))
+        canvas[top : top + _TILE, left : left + _TILE] = tile
+    return canvas
+
+
+def _overlaid(image: Rgb, cam: Floats) -> Rgb:
+    """The heat map over the image in grey, the more opaque the hotter."""
+    height, width = image.shape[:2]
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    smooth = Image.fromarray(cam.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    heat = np.asarray(smooth).clip(0, 1)
+    colours = np.asarray(colormaps["inferno"](heat.astype(np.float64)))[..., :3] * 255
+    opacity = (0.25 + 0.45 * heat)[..., None]
+    return np.asarray((grey * (1 - opacity) + colours * opacity).round(), dtype=np.uint8)
+
+
+def _short(name: str) -> str:
+    return _plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}...")
+
+
+def _plain(text: str) -> str:
+    """Text that is not taken for a formula."""
+    return text.replace("$", r"\$")
