@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import torch
 
 from tlbatch import cache, predict, shard, train
 from tlbatch.data.activations import Store, view_keys
-from tlbatch.data.loader import open_set
+from tlbatch.data.loader import SplitDataset, open_set
+from tlbatch.data.views import Samples, Views
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
+from tlbatch.model.classifier import build_classifier
 from tlbatch.model.phase import RunningPhase
 
 Make = Callable[..., RunPaths]
@@ -202,3 +206,37 @@ def test_a_store_gives_back_what_it_was_given_in_any_order_and_type(
     assert found.missing(view_keys(contents[:1], (0, 1))).tolist() == [False, True]
     with pytest.raises(UserError, match="activations are missing"):
         found.find(view_keys(contents, (7,)))
+
+
+def test_vectors_are_exported_as_npz_and_text_with_parallel_rows(make: Make) -> None:
+    paths = run(make("train.augment=rot4"))
+    for text in ([], ["--text"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tlbatch.vectors", paths.folder, *text], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(paths.folder / "vectors")
+    with np.load(paths.folder / "vectors" / "images.npz") as data:
+        table = {name: data[name] for name in ("X", "y", "f", "split")}
+    assert table["X"].shape == (36, 256)
+    lines = {
+        letter: (paths.folder / "vectors" / f"images-{letter}.txt").read_text("utf-8").split() for letter in "Xyfs"
+    }
+    assert np.allclose([[float(value) for value in line.split(",")] for line in lines["X"]], table["X"], atol=1e-5)
+    assert [int(label) for label in lines["y"]] == table["y"].tolist()
+    assert lines["f"] == table["f"].tolist()
+    assert lines["s"] == table["split"].tolist()
+    assert {(name.split("/")[0], label) for name, label in zip(lines["f"], lines["y"], strict=True)} == {
+        ("blue", "0"), ("green", "1"), ("red", "2"),
+    }  # fmt: skip
+    record = paths.load()
+    images = open_set(paths.set_paths(record.job))
+    model = build_classifier(record.job, 3).eval()
+    model.set_cut("pool", freeze_batch_norm=True)
+    rows = images.rows("test")[:3]
+    batch = SplitDataset(images, rows, Samples(3, Views(32))).__getitems__([0, 1, 2])
+    found = table["X"][[lines["f"].index(key.decode()) for key in images.index["key"][rows]]]
+    assert np.allclose(model.to_cut(batch.inputs).numpy(), found, atol=1e-4)
+    wrong = [sys.executable, "-m", "tlbatch.vectors", paths.folder, "--phase", "7"]
+    done = subprocess.run(wrong, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is not cached; name another with --phase" in done.stderr

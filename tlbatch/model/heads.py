@@ -22,7 +22,7 @@ class Pooling(nn.Module):
         self.kind = kind
         self._places = _spatial(shape)
         (channels,) = (length for axis, length in enumerate(shape) if axis not in self._places)
-        self.num_features = {"flatten": int(torch.tensor(shape).prod()), "avgmax": 2 * channels}.get(kind, channels)
+        self.num_features = {"flatten": torch.Size(shape).numel(), "avgmax": 2 * channels}.get(kind, channels)
         if kind == "gem":
             self.exponent = nn.Parameter(torch.tensor(3.0))
         if kind == "attention":

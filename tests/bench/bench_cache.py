@@ -1,0 +1,121 @@
+"""Phases from cached activations beside the same phases without, on real photographs, in turn in one process.
+
+    python tests/bench/bench_cache.py PATH/flowers17 [frozen] [tuned]
+
+frozen: 25 epochs with all frozen, in one view, in one random view of four, and in all four views of every image. tuned:
+one epoch of the last third from the cached cut, from the images, and of the whole network. Each phase is what cache and train
+do in it, the filling of the cache included (frozen) or left out (tuned). What is computed anew in every epoch is timed for
+one epoch and multiplied. Medians of three rounds, with the least and the largest ratio; the validation score of both.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tlbatch import cache, shard, train
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.model.ranks import keep_freed_memory
+
+ROUNDS, EPOCHS = 3, 25
+JOB = Path(__file__).parents[2] / "jobs" / "flowers17.toml"
+FROZEN = "phase=[{{cut='pool', epochs={epochs}, optimizer={{lr=1e-2}}}}]"
+TUNED = "phase=[{{cut='{cut}', epochs=1, optimizer={{lr=1e-3, backbone_lr=3e-4}}}}]"
+
+
+def prepared(images: Path, space: Path, *overrides: str) -> RunPaths:
+    """A run whose set is sharded; a hundredth of the images tests, so that the phase is all there is."""
+    where = [
+        f"data.images={images}",
+        f"workspace={space}",
+        "data.split.test=0.01",
+        "train.crop_scale=1",
+        "figures=false",
+    ]
+    paths = make_run(resolve(load_job([JOB], [*where, *overrides, f"run=r{time.time_ns()}"])))
+    shard.run(paths.folder)
+    return paths
+
+
+def timed(paths: RunPaths, *, fill: bool) -> tuple[float, float]:
+    """Seconds of the phase, with the filling of the cache or without, and its best validation score."""
+    start = time.perf_counter()
+    cache.run(paths.folder)
+    filled = time.perf_counter()
+    train.run(paths.folder)
+    end = time.perf_counter()
+    lines = [json.loads(line) for line in paths.metrics.read_text("utf-8").splitlines()]
+    return end - (start if fill else filled), max(line["val_accuracy"] for line in lines)
+
+
+def ratio(name: str, ours: list[float], theirs: list[float], goal: float) -> None:
+    """Print a row."""
+    found = [their / our for our, their in zip(ours, theirs, strict=True)]
+    middle = statistics.median(found)
+    print(
+        f"{name:<58}{statistics.median(ours):>8.1f} s {statistics.median(theirs):>8.1f} s {middle:>7.1f}"
+        f"  {min(found):.1f} to {max(found):.1f}  goal {goal:g} {'reached' if middle >= goal else 'MISSED'}",
+        flush=True,
+    )
+
+
+def bench_frozen(images: Path, space: Path) -> None:
+    """25 frozen epochs."""
+    ways = {
+        "one view": (["train.augment=none"], 20.0),
+        "one random view of four": (["train.augment=rot4"], 5.0),
+        "all four views": (["train.augment=rot4", "train.every_view=true"], 20.0),
+    }
+    for name, (views, goal) in ways.items():
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            shutil.rmtree(space / "cache", ignore_errors=True)
+            cached = prepared(images, space, *views, FROZEN.format(epochs=EPOCHS))
+            seconds, score = timed(cached, fill=True)
+            ours.append(seconds)
+            short, long = (
+                timed(prepared(images, space, *views, FROZEN.format(epochs=epochs), "cache.enabled=false"), fill=False)
+                for epochs in (1, 2)
+            )
+            theirs.append(short[0] + (EPOCHS - 1) * (long[0] - short[0]))
+        ratio(f"25 frozen epochs, {name} (validation {score:.3f})", ours, theirs, goal)
+    plain = prepared(images, space, "train.augment=none", FROZEN.format(epochs=EPOCHS), "cache.enabled=false")
+    print(f"the same in one view without the cache, all 25 epochs: {timed(plain, fill=False)}")
+
+
+def bench_tuned(images: Path, space: Path) -> None:
+    """An epoch of fine-tuning."""
+    ours, uncached, whole = [], [], []
+    for _ in range(ROUNDS):
+        for cut, enabled, found in (
+            ("blocks.4", "true", ours),
+            ("blocks.4", "false", uncached),
+            ("none", "false", whole),
+        ):
+            run = prepared(images, space, "train.augment=flip", TUNED.format(cut=cut), f"cache.enabled={enabled}")
+            seconds, score = timed(run, fill=False)
+            found.append(seconds)
+            print(f"  {cut} cache {enabled}: {seconds:.1f} s, validation {score:.3f}", flush=True)
+    ratio("an epoch of the last third from the cached cut: without cache", ours, uncached, 2)
+    ratio("an epoch of the last third from the cached cut: whole network", ours, whole, 5)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    images, *names = sys.argv[1:]
+    keep_freed_memory()
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, bench in (("frozen", bench_frozen), ("tuned", bench_tuned)):
+            if not names or name in names:
+                bench(Path(images).absolute(), Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Vectors: the cached activations of all images, as files for other programs.
+
+images.npz holds X (n, d), y (n,), f (n,) and split (n,); with --text the same rows as images-X.txt (comma-separated,
+five decimals), images-y.txt (numbers of classes), images-f.txt (names) and images-s.txt (splits).
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.data.activations import open_store, view_keys
+from tlbatch.data.loader import open_set
+from tlbatch.data.sources import name_of
+from tlbatch.job.cli import EXIT_USER_ERROR
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import atomic_file, place_named, write_text
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import SPLITS, Marker, load_record
+
+_CHUNK = 256
+Table = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str], list[str]]
+
+
+def read_vectors(paths: RunPaths, *, phase: int) -> Table:
+    """The untouched view of every image at the cut of a phase: vectors (n, d), classes, names and splits.
+
+    Raises
+    ------
+    UserError
+        When the phase has not been cached, or only in random crops.
+    """
+    record = paths.load()
+    images = open_set(paths.set_paths(record.job), record.job.slurm)
+    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
+    if record.job.train.crop_scale < 1:
+        raise UserError(
+            "the training images are cached in random crops; set train.crop_scale=1 to export their vectors"
+        )
+    index = images.index
+    vectors: list[npt.NDArray[np.float32]] = []
+    chosen = []
+    for split in SPLITS:
+        rows = images.rows(split)
+        store = open_store(record.job, cached, phase=phase, split=split)
+        if store is None:
+            raise UserError(f"phase {phase} of {paths.folder} is not cached; name another with --phase")
+        places = store.find(view_keys(index["content"][rows], (0,)))
+        vectors.extend(
+            store.read(places[start : start + _CHUNK]).float().flatten(1).numpy()
+            for start in range(0, len(places), _CHUNK)
+        )
+        chosen.append(rows)
+    every = index[np.concatenate(chosen)]
+    names = [name_of(key.decode()) for key in every["key"]]
+    return np.concatenate(vectors), every["label"].astype(np.int64), names, [SPLITS[code] for code in every["split"]]
+
+
+def write_vectors(folder: Path, table: Table, *, text: bool) -> None:
+    """Write the files; those of text have one row an image."""
+    vectors, classes, names, splits = table
+    if not text:
+        with atomic_file(folder / "images.npz") as file:
+            np.savez(file, X=vectors, y=classes, f=np.array(names), split=np.array(splits))
+        return
+    with atomic_file(folder / "images-X.txt") as file:
+        file.writelines(_lines(vectors))
+    for letter, column in (("y", classes.tolist()), ("f", names), ("s", splits)):
+        write_text(folder / f"images-{letter}.txt", "".join(f"{value}\n" for value in column))
+
+
+def _lines(vectors: npt.NDArray[np.float32]) -> Iterator[bytes]:
+    for row in vectors.tolist():
+        yield (",".join(f"{value:.5f}" for value in row) + "\n").encode()
+
+
+def main() -> None:
+    """``python -m tlbatch.vectors RUN``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tlbatch.vectors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder whose cache stage has finished")
+    parser.add_argument("--phase", type=int, default=0, metavar="N", help="at the cut of this phase (0)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (RUN/vectors)")
+    parser.add_argument("--text", action="store_true", help="text files in place of images.npz")
+    options = parser.parse_args()
+    folder = options.out or options.run / "vectors"
+    try:
+        with place_named():
+            write_vectors(folder, read_vectors(RunPaths(options.run), phase=options.phase), text=options.text)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_USER_ERROR)
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()
