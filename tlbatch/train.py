@@ -153,7 +153,13 @@ def _vectors(session: Session, feeds: Feeds) -> Vectors:
         features.append((model.to_cut(seen) if seen.dtype == torch.uint8 else seen).double().cpu().numpy())
         positions.append(batch.positions.numpy())
     of = np.concatenate(positions)
-    return Vectors(np.concatenate(features), rows["label"][of].astype(np.int64), rows["group"][of], model.num_classes)
+    return Vectors(
+        np.concatenate(features),
+        rows["label"][of].astype(np.int64),
+        rows["group"][of],
+        model.num_classes,
+        ordered=job.objective == "regression",
+    )
 
 
 def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> None:

@@ -3,9 +3,9 @@
     python tests/bench/bench_cache.py PATH/flowers17 [frozen] [tuned]
 
 frozen: 25 epochs with all frozen, in one view, in one random view of four, and in all four views of every image. tuned:
-one epoch of the last third from the cached cut, from the images, and of the whole network. Each phase is what cache and train
-do in it, the filling of the cache included (frozen) or left out (tuned). What is computed anew in every epoch is timed for
-one epoch and multiplied. Medians of three rounds, with the least and the largest ratio; the validation score of both.
+one epoch of the last third from the cached cut, from the images, and of the whole network. Each phase is what cache and
+train do in it, the filling of the cache included (frozen) or left out (tuned). Without the cache all epochs cost the
+same: the second is timed, and multiplied. Medians of three rounds, with the least and the largest ratio.
 """
 
 import json

@@ -289,7 +289,7 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
     [
         (["phase.0.fit=logistic", "phase.0.cut=blocks.1"], "phase.0.fit fits a linear head on frozen features"),
         (["phase.0.fit=neighbours"], "phase.0.fit = neighbours makes a head that later phases cannot train"),
-        (["phase.0.fit=ridge"], "phase.0.fit = ridge has the objective regression (got cross-entropy)"),
+        (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm has the objective cross-entropy (got corn)"),
         (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
         (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention stand on one module"),
         (["train.random_views=4"], "random_views are random crops: set crop_scale below 1"),

@@ -94,9 +94,10 @@ class Job(Section):
                 raise ValueError(
                     f"phase.{number}.fit = {phase.fit} makes a head that later phases cannot train; put it last"
                 )
-            wanted = "regression" if phase.fit == "ridge" else "cross-entropy"
-            if phase.fit and self.objective != wanted:
-                raise ValueError(f"phase.{number}.fit = {phase.fit} has the objective {wanted} (got {self.objective})")
+            known = ("cross-entropy", "regression") if phase.fit in ("ridge", "kernel-ridge") else ("cross-entropy",)
+            if phase.fit and self.objective not in known:
+                names = " or ".join(known)
+                raise ValueError(f"phase.{number}.fit = {phase.fit} has the objective {names} (got {self.objective})")
         if self.head.view_mean and not (self.cache.enabled and all(p.cut in ("pool", "flatten") for p in self.phase)):
             raise ValueError("head.view_mean needs the cache and cut = pool in all phases")
         return self

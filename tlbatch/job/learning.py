@@ -10,7 +10,7 @@ Objective = Literal["cross-entropy", "focal", "binary", "corn", "cumulative", "r
 Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
 Symmetries = Literal["none", "flip", "rot4", "d4"]
 StoredAs = Literal["fp32", "fp16", "bf16"]
-Fit = Literal["logistic", "ridge", "svm", "kernel-logistic", "kernel-svm", "neighbours"]
+Fit = Literal["logistic", "ridge", "svm", "kernel-logistic", "kernel-ridge", "kernel-svm", "neighbours"]
 
 
 class Model(Section):

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ _PENALTIES: dict[Fit, tuple[float, ...]] = {
     "svm": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1),
     "kernel-svm": (0.01, 0.1, 1, 10, 100),
     "ridge": (1, 10, 100, 1e3, 1e4, 1e5),
+    "kernel-ridge": (1e-3, 1e-2, 1e-1, 1, 10),
     "neighbours": (1, 3, 5, 10, 20, 50),
 }
 """Inverse strengths of the penalty (of a ridge: strengths; of neighbours: how many)."""
@@ -53,10 +54,17 @@ class Vectors:
     groups: npt.NDArray[np.generic]
     """What must not be on both sides of a fold, (n,)."""
     num_classes: int
+    ordered: bool = False
+    """Whether a ridge is fitted to the grade, in place of a column a class."""
 
     def chosen(self, some: Ints) -> "Vectors":
         """Some of them."""
-        return Vectors(self.features[some], self.labels[some], self.groups[some], self.num_classes)
+        return replace(self, features=self.features[some], labels=self.labels[some], groups=self.groups[some])
+
+    @property
+    def columns(self) -> Floats:
+        """What a ridge is fitted to: the grade, or a column a class, (n, columns)."""
+        return self.labels[:, None].astype(np.float64) if self.ordered else np.eye(self.num_classes)[self.labels]
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class FittedHead:
 def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
     """Choose the penalty by cross-validation over groups, and fit on all vectors.
 
-    The loss that judges is the log loss; of a ridge the squared error. Scores of an SVM are made log probabilities by
-    one temperature, fitted on unseen vectors.
+    The loss that judges is the log loss; of a ridge on grades the squared error. Scores of an SVM, and of a ridge on
+    classes, are made log probabilities by one temperature, fitted on unseen vectors.
 
     Raises
     ------
@@ -90,14 +98,15 @@ def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
         for penalty, model in _path(kind, vectors.chosen(into), penalties, seed):
             parts[penalty].append(model(vectors.features[out]))
     unseen = {penalty: np.concatenate(outputs) for penalty, outputs in parts.items()}
-    heats = {penalty: _temperature(kind, outputs, vectors.labels[judged]) for penalty, outputs in unseen.items()}
+    heats = {penalty: _temperature(kind, outputs, vectors.chosen(judged)) for penalty, outputs in unseen.items()}
     losses = {
-        penalty: _loss(kind, outputs * heats[penalty], vectors.labels[judged]) for penalty, outputs in unseen.items()
+        penalty: _loss(outputs * np.float32(heats[penalty]), vectors.chosen(judged))
+        for penalty, outputs in unseen.items()
     }
     best = min(losses, key=lambda penalty: losses[penalty])
     log.info("%s: penalty %g of %s, loss %.4f", kind, best, ", ".join(f"{one:g}" for one in losses), losses[best])
     ((_, model),) = _path(kind, vectors, (best,), seed)
-    return FittedHead(model.module(heats[best]), unseen[best] * heats[best], judged, losses)
+    return FittedHead(model.module(heats[best]), unseen[best] * np.float32(heats[best]), judged, losses)
 
 
 def _folds(vectors: Vectors, seed: int) -> Iterator[tuple[Ints, Ints]]:
@@ -156,11 +165,12 @@ def _path(kind: Fit, vectors: Vectors, penalties: Sequence[float], seed: int) ->
         kernel = Nystroem(gamma=gamma, n_components=len(some), random_state=seed).fit(some)
         seen = kernel.transform(seen)
     estimator = _estimator(kind, len(seen))
+    wanted = vectors.columns if kind.endswith("ridge") else vectors.labels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # far ends of the grid; the folds judge what came of them
         for penalty in penalties:
             _set_penalty(estimator, penalty, len(seen))
-            yield penalty, _Model(scaler, kernel, estimator.fit(seen, vectors.labels), vectors.num_classes)
+            yield penalty, _Model(scaler, kernel, estimator.fit(seen, wanted), vectors.num_classes)
 
 
 def _estimator(kind: Fit, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-learn has no types)
@@ -169,7 +179,7 @@ def _estimator(kind: Fit, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-lear
             return LogisticRegression(max_iter=300, warm_start=True)
         case "svm" | "kernel-svm":
             return LinearSVC(dual="auto", random_state=0)
-        case "ridge":
+        case "ridge" | "kernel-ridge":
             return Ridge()
         case "neighbours":
             return KNeighborsClassifier(min(5, num_vectors))
@@ -197,17 +207,17 @@ def _rows(estimator: Any, num_classes: int) -> tuple[Floats, Floats]:  # noqa: A
     return every
 
 
-def _temperature(kind: Fit, outputs: npt.NDArray[np.float32], labels: Ints) -> float:
-    if not kind.endswith("svm"):
+def _temperature(kind: Fit, outputs: npt.NDArray[np.float32], vectors: Vectors) -> float:
+    if not kind.endswith(("svm", "ridge")) or vectors.ordered:
         return 1.0
     heats = np.geomspace(0.05, 50, 61)
-    return float(min(heats, key=lambda heat: _loss(kind, outputs * np.float32(heat), labels)))
+    return float(min(heats, key=lambda heat: _loss(outputs * np.float32(heat), vectors)))
 
 
-def _loss(kind: Fit, outputs: npt.NDArray[np.float32], labels: Ints) -> float:
-    if kind == "ridge":
-        return float(((outputs[:, 0] - labels) ** 2).mean())
-    return float(cross_entropy(torch.from_numpy(outputs), torch.from_numpy(labels)))
+def _loss(outputs: npt.NDArray[np.float32], vectors: Vectors) -> float:
+    if vectors.ordered:
+        return float(((outputs[:, 0] - vectors.labels) ** 2).mean())
+    return float(cross_entropy(torch.from_numpy(outputs), torch.from_numpy(vectors.labels)))
 
 
 def _linear(weight: Floats, bias: Floats) -> nn.Linear:
