@@ -1,84 +1,37 @@
 """Train: the phases of the job over the training split; validation chooses the checkpoint."""
 
-import itertools
 import json
 import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from tlbatch.data.activations import Feed, open_store
-from tlbatch.data.loader import Batch, ImageSet, num_workers, open_set
-from tlbatch.data.order import Positions, State, balanced, num_batches, prediction_batches, training_batches
+from tlbatch.data.loader import ImageSet, num_workers, open_set
+from tlbatch.data.order import num_batches
 from tlbatch.data.views import Samples, Views, training_views
+from tlbatch.epochs import Epoch, Feeds, Session, Validation, labels_of_split, samples_of, train_epoch, validate
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
-from tlbatch.job.errors import StoppedError, UserError
+from tlbatch.job.errors import UserError
 from tlbatch.job.learning import Phase
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Best, Marker, RunRecord, job_digest, load_record
 from tlbatch.job.section import SplitName
-from tlbatch.job.stop import WAY_OUT, StopFlag
+from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import Average, Keeper, averaged, pretrained_classifier
-from tlbatch.model.classifier import Classifier, predicted, turned
+from tlbatch.model.classifier import turned
 from tlbatch.model.fitted import FittedHead, Vectors, fit_head
-from tlbatch.model.phase import RunningPhase, class_weights, start_phase
+from tlbatch.model.phase import start_phase
 from tlbatch.model.ranks import joined_ranks
-from tlbatch.report.metrics import mean_log_loss, score
 
 log = logging.getLogger(__name__)
-_CHECK_STEPS = 8
-_TELL_S = 30
-
-
-@dataclass(frozen=True)
-class Session:
-    """What all phases of a training share."""
-
-    job: Job
-    images: ImageSet
-    paths: RunPaths
-    world: World
-    accelerator: Accelerator
-    stop: StopFlag
-    model: Classifier
-    keeper: Keeper
-
-
-@dataclass(frozen=True)
-class Feeds:
-    """Where a phase reads its samples."""
-
-    train: Feed
-    val: Feed
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A pass over the training split: its place in the run."""
-
-    phase: int
-    number: int
-    in_run: int
-
-
-class Validation(NamedTuple):
-    """What the validation split says of a checkpoint; scores are None where undefined."""
-
-    score: float | None
-    loss: float | None
-    outputs: npt.NDArray[np.float32]
-    """Of the head, (n, num_outputs), in the order of the split."""
 
 
 def run(run_dir: Path) -> None:
@@ -132,7 +85,7 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> No
     (fitted,) = broadcast_object_list(found)
     assert fitted is not None
     model.head = fitted.head.to(session.accelerator.device)
-    validation = _validate(session, feeds)
+    validation = validate(session, feeds)
     keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels[fitted.judged])
     line = {"phase": first.phase, "fit": phase.fit, "penalties": fitted.scores}
     _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
@@ -165,12 +118,12 @@ def _vectors(session: Session, feeds: Feeds) -> Vectors:
 def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> None:
     """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
     model, keeper = session.model, session.keeper
-    labels = _labels(session.images, "val")
+    labels = labels_of_split(session.images, "val")
     running = start_phase(
         session.accelerator,
         model,
         phase,
-        steps_per_epoch=num_batches(len(_samples(session, phase, first)), session.job.train.batch_size),
+        steps_per_epoch=num_batches(len(samples_of(session, phase, first)), session.job.train.batch_size),
         seed=session.job.seed + first.phase,
     )
     moving = Average(model, phase.ema) if phase.ema else None
@@ -179,10 +132,10 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> No
     for number in range(phase.epochs):
         epoch = Epoch(first.phase, number, first.in_run + number)
         began = time.monotonic()
-        loss = _train_epoch(session, feeds, running, epoch, moving)
+        loss = train_epoch(session, feeds, running, epoch, moving)
         seconds = time.monotonic() - began
         with averaged(model, moving):
-            validation = _validate(session, feeds)
+            validation = validate(session, feeds)
             better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs, labels)
         line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
         _tell(session, epoch, line, validation=validation, seconds=seconds)
@@ -193,7 +146,7 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> No
     if start is not None:
         start.update(model)  # half of the begin, half of the end
         with averaged(model, start):
-            validation = _validate(session, feeds)
+            validation = validate(session, feeds)
             better = keeper.offer(
                 _candidate(session, epoch, validation, averaged=True), model, validation.outputs, labels
             )
@@ -224,131 +177,6 @@ def _check_batches(job: Job, images: ImageSet, world: World) -> None:
         )
 
 
-def _samples(session: Session, phase: Phase, epoch: Epoch) -> Samples:
-    """What an epoch takes."""
-    job, images = session.job, session.images
-    strength = phase.balance_decay**epoch.number
-    picked = None
-    if phase.balance == "sampler":
-        picked = balanced(_labels(images, "train"), strength=strength, seed=job.seed, epoch=epoch.in_run)
-    views = training_views(job.train, session.model.spec.size)
-    num_images = images.manifest.num_images["train"]
-    return Samples(num_images, views, job.seed, epoch.in_run, every_view=job.train.every_view, picked=picked)
-
-
-def _labels(images: ImageSet, split: SplitName) -> npt.NDArray[np.int64]:
-    return images.index["label"][images.rows(split)].astype(np.int64)
-
-
-def _class_weights(session: Session, phase: Phase, epoch: Epoch) -> torch.Tensor:
-    counts = torch.tensor(session.images.manifest.counts["train"])
-    return class_weights(counts, strength=phase.balance_decay**epoch.number if phase.balance == "loss" else 0.0)
-
-
-def _train_epoch(session: Session, feeds: Feeds, running: RunningPhase, epoch: Epoch, moving: Average | None) -> float:
-    """One pass over the training split; the mean loss over all ranks."""
-    job, world = session.job, session.world
-    samples = _samples(session, running.phase, epoch)
-    weights = _class_weights(session, running.phase, epoch)
-    state = State(job.seed, epoch.in_run, 0, session.images.manifest.index_digest)
-    sizes, shares = itertools.tee(
-        training_batches(
-            state, len(samples), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
-        )
-    )
-    steps = num_batches(len(samples), job.train.batch_size)
-    watch = LossWatch(session, epoch)
-    running.model.train()
-    told = time.monotonic()
-    loaded = feeds.train.batches(samples, (own for _, own in shares))
-    for step, ((size, _), own) in enumerate(zip(sizes, loaded, strict=True)):
-        watch.look(step)
-        loss = running.step(own.inputs, own.labels, own.turns, global_size=size, class_weights=weights)
-        watch.add(step, own, loss)
-        if moving is not None:
-            moving.update(session.model)
-        if time.monotonic() - told > _TELL_S:
-            told = time.monotonic()
-            log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, step + 1, steps)
-    watch.look(0)
-    return running.mean_over_ranks(watch.total) / steps
-
-
-class LossWatch:
-    """Adds up the losses, and every few steps lets all ranks agree to leave.
-
-    They do when one was asked to stop, or a loss is not finite.
-    """
-
-    def __init__(self, session: Session, epoch: Epoch) -> None:
-        self.total = torch.zeros((), device=session.accelerator.device)
-        self._session = session
-        self._epoch = epoch
-        self._recent: list[tuple[int, Batch, torch.Tensor]] = []
-
-    def add(self, step: int, batch: Batch, loss: torch.Tensor) -> None:
-        """Take in a step."""
-        self.total += loss
-        self._recent.append((step, batch, loss))
-
-    def look(self, step: int) -> None:
-        """Agree with the other ranks, at some of the steps.
-
-        Raises
-        ------
-        StoppedError, UserError
-            On all ranks at the same step.
-        """
-        if step % _CHECK_STEPS:
-            return
-        session = self._session
-        finite = bool(torch.isfinite(self.total))
-        flags = torch.tensor([float(bool(session.stop)), float(not finite)], device=session.accelerator.device)
-        stopped, broken = session.accelerator.reduce(flags, "sum").tolist()
-        place = f"phase {self._epoch.phase} epoch {self._epoch.number}"
-        if broken:
-            session.keeper.write(session.model)
-            raise UserError(
-                f"the loss is not finite in {place} {self._where()}; lower phase.{self._epoch.phase}.optimizer.lr, or "
-                f"set phase.{self._epoch.phase}.grad_clip; the best checkpoint so far is kept"
-            )
-        if stopped:
-            name = session.stop.signal_name or "a signal on another rank"
-            raise StoppedError(f"stopped by {name} in {place} step {step} {WAY_OUT}")
-        self._recent.clear()
-
-    def _where(self) -> str:
-        for step, batch, loss in self._recent:
-            if not torch.isfinite(loss):
-                rows = self._session.images.rows("train")[batch.positions.numpy()]
-                keys = [key.decode() for key in self._session.images.index["key"][rows]]
-                return f"step {step} (images {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''})"
-        return "on another rank"
-
-
-def _validate(session: Session, feeds: Feeds) -> Validation:
-    """The job's metric and the log loss on the validation split, over all ranks, each image once."""
-    world, model = session.world, session.model
-    labels = _labels(session.images, "val")
-    samples = Samples(len(labels), Views(model.spec.size))
-    batches = prediction_batches(
-        len(labels), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
-    )
-    own = [
-        (batch.positions.numpy(), predicted(model, batch.inputs, session.accelerator).numpy())
-        for batch in feeds.val.batches(samples, batches)
-    ]
-    everyone: list[tuple[Positions, npt.NDArray[np.float32]]] = gather_object(own)
-    if not everyone:
-        return Validation(None, None, np.empty((0, 1), np.float32))
-    order = np.argsort(np.concatenate([positions for positions, _ in everyone]))
-    assert len(order) == len(labels), "validation must see every image once"
-    outputs = np.concatenate([found for _, found in everyone])[order]
-    table = model.probabilities(torch.from_numpy(outputs).to(session.accelerator.device)).cpu().numpy()
-    metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
-    return Validation(metric, mean_log_loss(labels, table), outputs)
-
-
 def _tell(
     session: Session, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float
 ) -> None:
@@ -356,7 +184,7 @@ def _tell(
     if not session.world.is_main:
         return
     metric, phase = session.job.metric, session.job.phase[epoch.phase]
-    rate = len(_samples(session, phase, epoch)) / seconds
+    rate = len(samples_of(session, phase, epoch)) / seconds
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
     what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
     log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)

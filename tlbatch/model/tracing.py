@@ -1,0 +1,157 @@
+"""Networks as graphs: how torch.fx sees them, and what can be read from that."""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from timm.models import _features_fx
+from torch import fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+UNTRACEABLE = (
+    fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, KeyError, IndexError, AssertionError,
+)  # fmt: skip
+"""What a tracer meets in a network whose path depends on its values."""
+
+
+class Traced(NamedTuple):
+    """A network as a graph of operations."""
+
+    graph: fx.Graph
+    paths: Mapping[fx.Node, str]
+    """Each operation by the module that it is in, and its own name."""
+
+
+class Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape of each result, without the axis of the images."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run one operation."""
+        found: object = super().run_node(n)
+        if isinstance(found, torch.Tensor):
+            self.shapes[n] = tuple(found.shape[1:])
+        return found
+
+
+def traced(net: nn.Module, training: bool) -> Traced:  # noqa: FBT001 (for a comprehension over both)
+    """The graph of a network as it trains, or as it evaluates; arguments beside the images keep their defaults."""
+    net.train(training)
+    timm_fx: Any = _features_fx
+    tracer = NodePathTracer(
+        leaf_modules=timm_fx.get_notrace_modules(), autowrap_functions=timm_fx.get_notrace_functions()
+    )
+    options = list(inspect.signature(net.forward).parameters.values())[1:]
+    defaults = {option.name: option.default for option in options if option.default is not option.empty}
+    graph = tracer.trace(net, concrete_args=defaults or None)
+    return Traced(graph, dict(tracer.node_to_qualname))
+
+
+def single_values(graph: fx.Graph) -> list[fx.Node]:
+    """The operations after which their result is the only value that is still needed and depends on the input."""
+    nodes = list(graph.nodes)
+    at = {node: number for number, node in enumerate(nodes)}
+    depends: set[fx.Node] = set()
+    alive: list[tuple[int, fx.Node]] = []
+    found = []
+    for number, node in enumerate(nodes):
+        if node.op == "output":
+            break
+        if node.op == "placeholder" or any(other in depends for other in node.all_input_nodes):
+            depends.add(node)
+            alive.append((max((at[user] for user in node.users), default=-1), node))
+        alive = [(last, other) for last, other in alive if last > number]
+        if [other for _, other in alive] == [node]:
+            found.append(node)
+    return found
+
+
+def between(graph: fx.Graph, first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """The operations that lead from one place to another, with the constants they use, in their order."""
+    needed, waiting = {last}, [last]
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node is not first and node not in needed:
+                needed.add(node)
+                waiting.append(node)
+    return [node for node in graph.nodes if node in needed]
+
+
+def copied(graph: fx.Graph, first: fx.Node, last: fx.Node) -> fx.Graph:
+    """A stretch as a graph of its own."""
+    copy = fx.Graph()
+    copies = {first: copy.placeholder("activation")}
+    for node in between(graph, first, last):
+        copies[node] = copy.node_copy(node, copies.__getitem__)
+    copy.output(copies[last])
+    return copy
+
+
+def modules_of(net: nn.Module, nodes: Iterable[fx.Node]) -> set[nn.Module]:
+    """The modules that some operations call, with those inside them."""
+    called = {net.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"}
+    return {inner for module in called for inner in module.modules()}
+
+
+def has_state(module: nn.Module) -> bool:
+    """Whether a module must not stand on both sides of a cut: it learns, or drops out."""
+    return any(True for _ in module.parameters(recurse=False)) or isinstance(module, nn.modules.dropout._DropoutNd)  # noqa: SLF001 (the common base is private)
+
+
+def module_ends(graph: Traced) -> dict[str, fx.Node]:
+    """The last operation of every module, by the module's path."""
+    ends = {}
+    for node in graph.graph.nodes:
+        path = str(node.target) if node.op == "call_module" else graph.paths.get(node, "").rpartition(".")[0]
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        while path:
+            ends[path] = node
+            path = path.rpartition(".")[0]
+    return ends
+
+
+def _attribute(net: nn.Module, path: str) -> object:
+    module, _, name = path.rpartition(".")
+    return getattr(net.get_submodule(module), name)
+
+
+def blocks_of(net: nn.Module, graph: fx.Graph) -> set[str]:
+    """Paths of the modules that count as one layer: their class occurs again, and no other one again inside them."""
+    leaves = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
+    inner = {
+        path: module
+        for path, module in net.named_modules()
+        if path and path not in leaves and any(module.children()) and not isinstance(module, containers)
+    }
+    kinds = Counter(type(module) for module in inner.values())
+    return {path for path, module in inner.items() if kinds[type(module)] > 1 and not _repeats_inside(path, inner)}
+
+
+def _repeats_inside(path: str, inner: Mapping[str, nn.Module]) -> bool:
+    kinds = Counter(type(module) for other, module in inner.items() if other.startswith(f"{path}."))
+    return any(number > 1 for number in kinds.values())
+
+
+def is_layer(net: nn.Module, nodes: Iterable[fx.Node]) -> bool:
+    """Whether a stretch has weights (not of a norm alone) or pools."""
+    return any(_weighs(net, node) for node in nodes)
+
+
+def _weighs(net: nn.Module, node: fx.Node) -> bool:
+    target = str(node.target)
+    match node.op:
+        case "call_module":
+            module = net.get_submodule(target)
+            return "Pool" in type(module).__name__ or any(parameter.ndim > 1 for parameter in module.parameters())
+        case "get_attr":
+            return getattr(_attribute(net, target), "ndim", 0) > 1
+        case "call_method":
+            return target == "mean"
+    return "pool" in target
