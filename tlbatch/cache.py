@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from tlbatch.data.activations import Filler, Keys, Store, bytes_each, free_bytes, view_keys
 from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, num_workers, open_set
@@ -66,7 +67,8 @@ def _join_and_fill(record: RunRecord, images: ImageSet, paths: RunPaths, world: 
         stores = {cut: _stores(record, model, cut) for cut in sorted(set(cuts.values()))}
         _check(images, passes, stores, world)
         accelerator.wait_for_everyone()
-        kept = _within_budget(job, images, passes, model, stores)
+        decided = [_within_budget(job, images, passes, model, stores)]
+        (kept,) = broadcast_object_list(decided)  # the disk may look different from another node
         _fill(job, images, passes, model, {cut: stores[cut] for cut in kept}, (accelerator, world, stop))
         accelerator.wait_for_everyone()
     return {
@@ -183,12 +185,16 @@ def _fill(
         part = Pass(one.rows[share], one.views, strict=one.strict)
         fillers = [Filler(of_cut[name]) for of_cut in stores.values()]
         start, done = time.monotonic(), 0
+        told, total = start, len(share) * len(one.views.numbers)
         for batch, keys, turns in _read(job, images, part, world, accelerator):
             readable = [place for place in range(len(keys)) if place not in batch.errors]
             squares = turned(batch.inputs.to(accelerator.device, non_blocking=True), turns)
             for filler, activations in zip(fillers, encoder.encode(squares), strict=True):
                 filler.add_missing(keys[readable], activations[readable])
             done += len(keys)
+            if time.monotonic() - told > _TELL_S:
+                told = time.monotonic()
+                log.info("%s: %d of %d views on rank 0", name, done, total)
             if stop:
                 break
         for filler in fillers:

@@ -65,14 +65,16 @@ class Store:
         How many were removed.
         """
         removed = 0
-        for block in sorted(self.folder.glob("*.npz"))[part::parts]:
+        for block in sorted(self.folder.glob("*.npz")):
+            if int(block.stem, 16) % parts != part:
+                continue
             of, digest = _read_keys(block)
             if of is not None and not np.isin(of, keys).any():
                 continue
             numbers = block.with_suffix(".npy")
             if of is None or not numbers.exists() or _digest(numbers) != digest:
                 log.warning("%s: its checksum is wrong; its activations are computed again", numbers)
-                block.unlink()
+                block.unlink(missing_ok=True)
                 numbers.unlink(missing_ok=True)
                 removed += 1
         return removed
