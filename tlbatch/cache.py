@@ -1,37 +1,17 @@
 """Cache: the activations at the cuts of the job's phases, computed once for every view of every image."""
 
-import logging
-import math
 import os
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
-from tlbatch.data.activations import Filler, Keys, Store, bytes_each, free_bytes, view_keys
-from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, num_workers, open_set
-from tlbatch.data.order import Positions
-from tlbatch.data.views import Samples, Views, training_views
+from tlbatch.data.loader import ImageSet, open_set
+from tlbatch.filling import Crew, fill_cache
 from tlbatch.job.cli import once, stage_main
-from tlbatch.job.config import Job
-from tlbatch.job.errors import StoppedError
-from tlbatch.job.files import digest_of
-from tlbatch.job.paths import RunPaths, cache_folder
+from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, job_digest
-from tlbatch.job.stop import WAY_OUT, StopFlag
+from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import pretrained_classifier
-from tlbatch.model.classifier import Classifier, turned
-from tlbatch.model.encoder import Encoder, cache_identity
 from tlbatch.model.ranks import joined_ranks
-
-log = logging.getLogger(__name__)
-_TELL_S = 30
 
 
 def run(run_dir: Path) -> None:
@@ -43,192 +23,13 @@ def run(run_dir: Path) -> None:
     once("cache", paths, inputs, world, lambda: _join_and_fill(record, images, paths, world))
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Images that are to be had in some views at some cuts."""
-
-    rows: Positions
-    """Numbers in the index."""
-    views: Views
-    strict: bool
-    """Whether an image that cannot be read stops the stage."""
-
-
 def _join_and_fill(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> dict[str, str]:
-    job = record.job
-    stop = StopFlag()
+    job, stop = record.job, StopFlag()
     stop.install()
     model = pretrained_classifier(record, images.manifest)
-    cuts = _cacheable(job, model)
-    passes = _passes(job, images, model.spec.size)
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="cache", mixed_precision=precision) as accelerator:
-        model.to(accelerator.device)
-        stores = {cut: _stores(record, model, cut) for cut in sorted(set(cuts.values()))}
-        _check(images, passes, stores, world)
-        accelerator.wait_for_everyone()
-        decided = [_within_budget(job, images, passes, model, stores)]
-        (kept,) = broadcast_object_list(decided)  # the disk may look different from another node
-        _fill(job, images, passes, model, {cut: stores[cut] for cut in kept}, (accelerator, world, stop))
-        accelerator.wait_for_everyone()
-    return {
-        f"phase.{number}.{kind}": store.folder.name
-        for number, cut in cuts.items()
-        if cut in kept
-        for kind, store in stores[cut].items()
-    }
-
-
-def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
-    """The place of the cut of every phase that can be cached, by the number of the phase; why others cannot is said."""
-    found: dict[int, int] = {}
-    trained_from = math.inf
-    for number, phase in enumerate(job.phase):
-        cut = model.find(phase.cut)
-        if not job.cache.enabled:
-            why = "cache.enabled is false"
-        elif cut == 0:
-            why = "nothing is frozen"
-        elif not training_views(job.train, model.spec.size).numbers:
-            why = "random crops are drawn anew in every epoch; train.random_views=8 would draw 8 once"
-        elif phase.mixup or phase.cutmix:
-            why = "mixup and cutmix need images"
-        elif cut > trained_from:
-            why = "an earlier phase trains what is frozen in it"
-        else:
-            why = ""
-            found[number] = cut
-        if why:
-            log.info("phase %d, cut %s: not cached (%s)", number, phase.cut, why)
-        trained_from = min(trained_from, cut)
-    return found
-
-
-def _passes(job: Job, images: ImageSet, size: int) -> dict[str, Pass]:
-    """What training sees, and what validation and test do."""
-    views = training_views(job.train, size)
-    judged = views if job.head.view_mean else Views(size)
-    return {
-        "train": Pass(images.rows("train"), views, strict=True),
-        "val": Pass(images.rows("val"), judged, strict=True),
-        "test": Pass(images.rows("test"), judged, strict=False),
-    }
-
-
-def _stores(record: RunRecord, model: Classifier, cut: int) -> dict[str, Store]:
-    """Where the activations of a cut lie: symmetries of the whole square together, random crops apart."""
-    job, kind = record.job, record.job.stored_as
-    identity = cache_identity(record, model, cut, kind)
-    crops = {"crop_scale": job.train.crop_scale, "symmetries": job.train.augment} if job.train.crop_scale < 1 else {}
-    judged = crops if job.head.view_mean else {}
-    return {
-        name: Store(cache_folder(job, digest_of(identity | {"views": views})), kind)
-        for name, views in (("train", crops), ("val", judged), ("test", judged))
-    }
-
-
-def _check(images: ImageSet, passes: dict[str, Pass], stores: dict[int, dict[str, Store]], world: World) -> None:
-    """Compare what is there with its checksums, each rank its share."""
-    for name, one in passes.items():
-        for of_cut in stores.values():
-            of_cut[name].check(_keys(images, one), part=world.rank, parts=world.world_size)
-
-
-def _within_budget(
-    job: Job, images: ImageSet, passes: dict[str, Pass], model: Classifier, stores: dict[int, dict[str, Store]]
-) -> list[int]:
-    """The cuts whose activations fit the budget and the disk; what each needs is said."""
-    kept = []
-    budget = job.cache.budget_gb * 1e9
-    num_rows = sum(len(one.rows) * len(one.views.numbers) for one in passes.values())
-    free = free_bytes(job.workspace)
-    for cut, of_cut in stores.items():
-        shape = model.shape_at(cut)
-        each = bytes_each(shape, job.stored_as)
-        missing = sum(of_cut[name].missing(_keys(images, one)).sum() for name, one in passes.items())
-        place = model.chain.places[cut].name
-        log.info(
-            "cut %s: %d activations of %s, %.3g GB, of which %d (%.3g GB) are to be computed",
-            place, num_rows, "x".join(map(str, shape)), num_rows * each / 1e9, missing, missing * each / 1e9,
-        )  # fmt: skip
-        if num_rows * each > budget:
-            log.warning("cut %s: more than cache.budget_gb = %g: it runs without the cache", place, job.cache.budget_gb)
-        elif missing * each > free:
-            log.warning("cut %s: only %.3g GB of the disk are free: it runs without the cache", place, free / 1e9)
-        else:
-            kept.append(cut)
-            free -= missing * each
-    return kept
-
-
-def _keys(images: ImageSet, one: Pass) -> Keys:
-    return view_keys(images.index["content"][one.rows], one.views.numbers)
-
-
-def _fill(
-    job: Job,
-    images: ImageSet,
-    passes: dict[str, Pass],
-    model: Classifier,
-    stores: dict[int, dict[str, Store]],
-    ranks: tuple[Accelerator, World, StopFlag],
-) -> None:
-    """Compute what is missing, each rank its share."""
-    accelerator, world, stop = ranks
-    if not stores:
-        return
-    work = {name: _missing(images, one, [of_cut[name] for of_cut in stores.values()]) for name, one in passes.items()}
-    accelerator.wait_for_everyone()  # all have looked before one writes
-    encoder = Encoder(model, list(stores), accelerator)
-    for name, one in passes.items():
-        share = np.array_split(work[name], world.world_size)[world.rank]
-        part = Pass(one.rows[share], one.views, strict=one.strict)
-        fillers = [Filler(of_cut[name]) for of_cut in stores.values()]
-        start, done = time.monotonic(), 0
-        told, total = start, len(share) * len(one.views.numbers)
-        for batch, keys, turns in _read(job, images, part, world, accelerator):
-            readable = [place for place in range(len(keys)) if place not in batch.errors]
-            squares = turned(batch.inputs.to(accelerator.device, non_blocking=True), turns)
-            for filler, activations in zip(fillers, encoder.encode(squares), strict=True):
-                filler.add_missing(keys[readable], activations[readable])
-            done += len(keys)
-            if time.monotonic() - told > _TELL_S:
-                told = time.monotonic()
-                log.info("%s: %d of %d views on rank 0", name, done, total)
-            if stop:
-                break
-        for filler in fillers:
-            filler.flush()
-        if stop:
-            raise StoppedError(f"stopped by {stop.signal_name} after {done} activations, which are kept {WAY_OUT}")
-        if done:
-            log.info("%s: %d views on rank 0, %.0f a second", name, done, done / (time.monotonic() - start))
-
-
-def _missing(images: ImageSet, one: Pass, stores: list[Store]) -> Positions:
-    """Which of the images lack a view at a cut."""
-    num_views = len(one.views.numbers)
-    lacking = [store.missing(_keys(images, one)).reshape(-1, num_views).any(axis=1) for store in stores]
-    return np.flatnonzero(np.any(lacking, axis=0))
-
-
-def _read(
-    job: Job, images: ImageSet, part: Pass, world: World, accelerator: Accelerator
-) -> Iterator[tuple[Batch, Keys, torch.Tensor]]:
-    """Batches of images, keys of their views, and how to turn them; each image is decoded once for all turns."""
-    views, size = part.views, job.train.batch_size
-    crops = views.crop_scale < 1
-    samples = Samples(len(part.rows), views if crops else Views(views.size), every_view=crops)
-    dataset = SplitDataset(images, part.rows, samples, strict=part.strict)
-    keys = _keys(images, part).reshape(len(samples), 1 if crops else len(views.numbers))
-    batches = [np.arange(first, min(first + size, len(samples))) for first in range(0, len(samples), size)]
-    loaded = load(dataset, batches, workers=num_workers(job.train, world, accelerator.device.type))
-    for batch, own in zip(loaded, batches, strict=True):
-        if crops:
-            yield batch, keys[own, 0], batch.turns
-            continue
-        for column, turn in enumerate(views.numbers):
-            yield batch, keys[own, column], torch.full((len(own),), turn, dtype=torch.uint8)
+        return fill_cache(record, images, model, Crew(accelerator, world, stop))
 
 
 if __name__ == "__main__":

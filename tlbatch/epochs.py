@@ -20,7 +20,6 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.learning import Phase
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.section import SplitName
 from tlbatch.job.stop import WAY_OUT, StopFlag
 from tlbatch.job.world import World
 from tlbatch.model.checkpoint import Average, Keeper
@@ -79,19 +78,16 @@ def samples_of(session: Session, phase: Phase, epoch: Epoch) -> Samples:
     strength = phase.balance_decay**epoch.number
     picked = None
     if phase.balance == "sampler":
-        picked = balanced(labels_of_split(images, "train"), strength=strength, seed=job.seed, epoch=epoch.in_run)
+        picked = balanced(images.labels("train"), strength=strength, seed=job.seed, epoch=epoch.in_run)
     views = training_views(job.train, session.model.spec.size)
-    num_images = images.manifest.num_images["train"]
-    return Samples(num_images, views, job.seed, epoch.in_run, every_view=job.train.every_view, picked=picked)
+    return Samples(
+        len(images.rows("train")), views, job.seed, epoch.in_run, every_view=job.train.every_view, picked=picked
+    )
 
 
-def labels_of_split(images: ImageSet, split: SplitName) -> npt.NDArray[np.int64]:
-    """Numbers of the classes of a split, (n,)."""
-    return images.index["label"][images.rows(split)].astype(np.int64)
-
-
-def _class_weights(session: Session, phase: Phase, epoch: Epoch) -> torch.Tensor:
-    counts = torch.tensor(session.images.manifest.counts["train"])
+def weights_of(session: Session, phase: Phase, epoch: Epoch) -> torch.Tensor:
+    """Of the classes in the loss of an epoch, (num_classes,)."""
+    counts = torch.from_numpy(session.images.counts("train"))
     return class_weights(counts, strength=phase.balance_decay**epoch.number if phase.balance == "loss" else 0.0)
 
 
@@ -99,7 +95,7 @@ def train_epoch(session: Session, feeds: Feeds, running: RunningPhase, epoch: Ep
     """One pass over the training split; the mean loss over all ranks."""
     job, world = session.job, session.world
     samples = samples_of(session, running.phase, epoch)
-    weights = _class_weights(session, running.phase, epoch)
+    weights = weights_of(session, running.phase, epoch)
     state = State(job.seed, epoch.in_run, 0, session.images.manifest.index_digest)
     sizes, shares = itertools.tee(
         training_batches(
@@ -179,7 +175,7 @@ class LossWatch:
 def validate(session: Session, feeds: Feeds) -> Validation:
     """The job's metric and the log loss on the validation split, over all ranks, each image once."""
     world, model = session.world, session.model
-    labels = labels_of_split(session.images, "val")
+    labels = session.images.labels("val")
     samples = Samples(len(labels), Views(model.spec.size))
     batches = prediction_batches(
         len(labels), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size

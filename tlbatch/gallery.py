@@ -47,6 +47,9 @@ def draw_report(
     epochs = [line for line in lines if "epoch" in line]
     if epochs:
         figures.draw_curves(folder / "curves.png", epochs, metric)
+    strategy = paths.load_strategy()
+    if strategy is not None:
+        figures.draw_strategy(folder / "strategy.png", strategy)
     torch.set_num_threads(world.num_threads)
     keep_freed_memory()
     model = trained_classifier(record, len(classes), checkpoint).eval()

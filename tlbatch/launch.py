@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import submitit
@@ -14,17 +14,22 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import STAGES, RunRecord, StageName
-from tlbatch.task import run_share, run_stage
+from tlbatch.job.records import RunRecord, StageName, stages_of
+from tlbatch.task import run_chain, run_share, run_stage
 from tlbatch.watch import Follower, report_failure
 
-WIDE: tuple[StageName, ...] = ("cache", "train", "predict")
+WIDE: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
 """Stages with one task a GPU; the others take one task and no GPU."""
 _POLL_S = 0.5
 
 
-def submit_chain(record: RunRecord, paths: RunPaths) -> dict[StageName, str]:
+def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = None) -> dict[StageName, str]:
     """Submit all stages at once, each to begin when the one before has ended well; job ids by stage.
+
+    Parameters
+    ----------
+    behind
+        Id of a job that is to end first, well or not: one that fills the same cache.
 
     Raises
     ------
@@ -32,27 +37,29 @@ def submit_chain(record: RunRecord, paths: RunPaths) -> dict[StageName, str]:
         When sbatch refuses a stage; those submitted before are cancelled.
     """
     jobs: dict[StageName, str] = {}
-    after = _submit_shares(record, paths)
-    for stage in STAGES:
+    after = f"afterany:{behind}" if behind else None
+    array = _submit_shares(record, paths, after)
+    after = f"afterok:{array}" if array else after
+    for stage in stages_of(record.job):
         executor = submitit.SlurmExecutor(paths.logs)
         executor.update_parameters(**slurm_parameters(record, stage, after=after))
         try:
-            after = executor.submit(run_stage, stage, str(paths.folder)).job_id
+            jobs[stage] = executor.submit(run_stage, stage, str(paths.folder)).job_id
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            if after:
-                subprocess.run(["scancel", after, *jobs.values()], check=False)
+            if array or jobs:
+                subprocess.run(["scancel", *filter(None, [array]), *jobs.values()], check=False)
             raise _refused(stage, error) from None
-        jobs[stage] = after
+        after = f"afterok:{jobs[stage]}"
     return jobs
 
 
-def _submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
+def _submit_shares(record: RunRecord, paths: RunPaths, after: str | None) -> str | None:
     """The job array that writes the shards of a large set side by side; its id, None where one task is enough."""
     total = record.job.slurm.shard_tasks
     if total == 1:
         return None
     executor = submitit.SlurmExecutor(paths.logs)
-    executor.update_parameters(**slurm_parameters(record, "shard", after=None), array_parallelism=total)
+    executor.update_parameters(**slurm_parameters(record, "shard", after=after), array_parallelism=total)
     folder = str(paths.folder)
     try:
         first, *_ = executor.map_array(run_share, [folder] * total, range(total), [total] * total)
@@ -89,7 +96,7 @@ def slurm_parameters(record: RunRecord, stage: StageName, *, after: str | None) 
         "account": slurm.account,
         "qos": slurm.qos,
         "constraint": slurm.constraint,
-        "dependency": f"afterok:{after}" if after else None,
+        "dependency": after,
         "setup": setup or None,
     }
     return {key: value for key, value in chosen.items() if value is not None} | {
@@ -113,33 +120,54 @@ def render(
 
 
 def run_here(record: RunRecord, paths: RunPaths) -> int:
-    """Run the stages one after another through submitit's local executor, showing rank 0's log; the exit code."""
-    slurm = record.job.slurm
+    """Run the stages one after another through submitit's local executor, showing rank 0's log; the exit code.
+
+    They share a process where there is one task: importing torch takes longer than many a stage.
+    """
+    slurm, stages = record.job.slurm, stages_of(record.job)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
     if slurm.cpus_per_task:
         os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.cpus_per_task)
-    for stage in STAGES:
-        executor = submitit.LocalExecutor(paths.logs)
-        executor.update_parameters(
-            timeout_min=slurm.timeout_min,
-            tasks_per_node=slurm.num_tasks_per_node if stage in WIDE else 1,
-            gpus_per_node=slurm.gpus_per_node if stage in WIDE else 0,
-            stderr_to_stdout=True,
-        )
-        job = executor.submit(run_stage, stage, str(paths.folder))
-        follower = Follower(paths.logs / f"{job.job_id}_0_log.out")
-        try:
-            while not job.done():
-                follower.show()
-                time.sleep(_POLL_S)
-        except KeyboardInterrupt:
-            job.cancel()
-            raise
-        follower.show()
+    if slurm.num_tasks_per_node == 1:
+        job_id = _run_locally(record, paths, len(stages), run_chain, str(paths.folder))
+        failed = [stage for stage in stages if not paths.marker(stage).exists()]
+        return report_failure(failed[0], paths, job_id) if failed else 0
+    for stage in stages:
+        job_id = _run_locally(record, paths, 1, run_stage, stage, str(paths.folder), wide=stage in WIDE)
         if not paths.marker(stage).exists():
-            return report_failure(stage, paths, job.job_id)
+            return report_failure(stage, paths, job_id)
     return 0
+
+
+def _run_locally(
+    record: RunRecord,
+    paths: RunPaths,
+    num_stages: int,
+    work: Callable[..., None],
+    *arguments: str,
+    wide: bool = True,
+) -> str:
+    """Start processes for some stages and wait for their end; submitit's id of the job."""
+    slurm = record.job.slurm
+    executor = submitit.LocalExecutor(paths.logs)
+    executor.update_parameters(
+        timeout_min=slurm.timeout_min * num_stages,
+        tasks_per_node=slurm.num_tasks_per_node if wide else 1,
+        gpus_per_node=slurm.gpus_per_node if wide else 0,
+        stderr_to_stdout=True,
+    )
+    job = executor.submit(work, *arguments)
+    follower = Follower(paths.logs / f"{job.job_id}_0_log.out")
+    try:
+        while not job.done():
+            follower.show()
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+    follower.show()
+    return job.job_id
 
 
 def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
@@ -163,9 +191,10 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
     srun = ["srun", "--kill-on-bad-exit=1", *cpus]
     task = [sys.executable, "-u", "-m", "tlbatch.task"]
-    if paths.load().job.slurm.shard_tasks > 1 and tasks > 1:
+    job = paths.load_submitted().job
+    if job.slurm.shard_tasks > 1 and tasks > 1:
         subprocess.run([*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)], check=False)
-    for stage in STAGES:
+    for stage in stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
         subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], check=False)
         if not paths.marker(stage).exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from tlbatch.data.activations import Feed, Store, open_store, view_keys
+from tlbatch.data.activations import Feed, Stored, open_stores, view_keys
 from tlbatch.data.loader import ImageSet, num_workers, open_set
 from tlbatch.data.order import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views
@@ -82,10 +82,10 @@ def _predict_split(session: Session, split: SplitName) -> Part:
     return Part.joined(parts)
 
 
-def _sources(session: Session, split: SplitName) -> list[tuple[Positions, Store | None]]:
+def _sources(session: Session, split: SplitName) -> list[tuple[Positions, Stored | None]]:
     """Rows whose activations are cached at the cut that the checkpoint was trained with, and rows that are images."""
     rows = session.images.rows(split)
-    store = open_store(session.record.job, session.cached, phase=session.best.phase, split=split)
+    store = open_stores(session.record.job, session.cached.outputs, phase=session.best.phase, split=split)
     if store is None:
         return [(rows, None)]
     views = _views(session).numbers
@@ -99,10 +99,10 @@ def _views(session: Session) -> Views:
     return training_views(job.train, size) if job.head.view_mean else Views(size)
 
 
-def _predict_rows(session: Session, rows: Positions, store: Store | None) -> Iterator[Part]:
+def _predict_rows(session: Session, rows: Positions, store: Stored | None) -> Iterator[Part]:
     job, model, world = session.record.job, session.model, session.world
     workers = num_workers(job.train, world, session.accelerator.device.type)
-    feed = Feed(session.images, rows, _views(session), store, workers=workers, strict=False, mean=job.head.view_mean)
+    feed = Feed(session.images, rows, _views(session), store, workers=workers, strict=False, head=job.head)
     samples = Samples(len(rows), Views(model.spec.size))
     batches = prediction_batches(
         len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size

@@ -17,7 +17,7 @@ from tlbatch.gallery import Tested, draw_report
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.files import digest_file, digest_of, to_csv, to_json, write_text
 from tlbatch.job.paths import RunPaths, leaderboard
-from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record
+from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, Strategy, job_digest, load_record
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import load_best
 from tlbatch.report.leaderboard import rebuild_leaderboard
@@ -58,7 +58,8 @@ def _reduce(record: RunRecord, paths: RunPaths, world: World) -> None:
     write_text(paths.report / "predictions.csv", _predictions_csv(rows, merged, manifest.classes))
     tested = merged.chosen(test)
     write_text(paths.report / "submission.csv", _submission_csv(rows[test], tested, manifest))
-    report = _report(record, manifest, best, rows[test]["label"], tested)
+    strategy = paths.load_strategy()
+    report = _report(record, manifest, best, rows[test]["label"], tested, strategy)
     if record.job.figures:
         readable = Tested(rows[test][tested.errors == ""], tested.chosen(tested.errors == ""))
         draw_report(record, paths, open_set(folder), best, checkpoint, readable, world)
@@ -90,6 +91,7 @@ def _report(
     best: Best,
     labels: npt.NDArray[np.int64],
     tested: Part,
+    strategy: Strategy | None,
 ) -> dict[str, object]:
     job, classes = record.job, manifest.classes
     scored = tested.errors == ""
@@ -107,6 +109,7 @@ def _report(
         "num_errors": int((~scored).sum()),
         "synthetic": manifest.synthetic,
         "ceilings": [ceiling.model_dump() for ceiling in manifest.ceilings],
+        "strategy": strategy.model_dump(mode="json") if strategy else None,
         "classes": list(classes),
         "confusion": confusion(truth, chosen, num_classes=len(classes)),
         "per_class": per_class(truth, chosen, classes),

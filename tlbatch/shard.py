@@ -51,7 +51,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
         Number of an array task and how many there are: write only this share of the shards, and no index.
     """
     paths = RunPaths(run_dir)
-    job = paths.load().job
+    job = paths.load_submitted().job
     world = read_world(os.environ)
     folder = set_folder(job)
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 from tlbatch.job.cli import EXIT_USER_ERROR
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import place_named
-from tlbatch.job.load import config_keys, load_job
+from tlbatch.job.load import config_keys, load_jobs
 from tlbatch.job.prepare import make_run, resolve, run_paths
-from tlbatch.job.records import STAGES, StageName
-from tlbatch.watch import print_scores, wait_for_chain
+from tlbatch.job.records import RunRecord, StageName, stages_of
+from tlbatch.watch import print_board, print_scores, wait_for_chain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,36 +67,52 @@ def _submit(options: argparse.Namespace) -> int:
     from tlbatch import launch  # noqa: PLC0415 (submitit would double the time of --help)
 
     files = [Path(text) for text in options.job if "=" not in text]
-    record = resolve(load_job(files, [text for text in options.job if "=" in text]))
+    records = [resolve(job) for job in load_jobs(files, [text for text in options.job if "=" in text])]
     if options.dry_run or options.check:
-        paths = run_paths(record)
-        print(f"run folder  {paths.folder}")
-        shares = record.job.slurm.shard_tasks
-        if shares > 1:
-            print(f"\n##### shard, first\n{launch.render(record, paths, 'shard', after=None, array_tasks=shares)}")
-        for stage, before in zip(STAGES, (None, *STAGES), strict=False):
-            print(f"\n##### {stage}\n{launch.render(record, paths, stage, after=before and f'<id of {before}>')}")
-        if options.check:
-            _test_only({stage: launch.render(record, paths, stage, after=None) for stage in STAGES})
+        for record in records:
+            _show_scripts(record, check=options.check)
         return 0
     if not (options.local or options.inside) and shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
-    paths = make_run(record)
-    print(f"run folder  {paths.folder}", flush=True)
-    if options.local:
-        code = launch.run_here(record, paths)
-    elif options.inside:
-        code = launch.run_in_allocation(paths, os.environ)
+    runs = [(record, make_run(record)) for record in records]
+    codes = []
+    if options.local or options.inside:
+        for record, paths in runs:
+            print(f"run folder  {paths.folder}", flush=True)
+            work = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
+            codes.append(work)
     else:
-        jobs = launch.submit_chain(record, paths)
-        for stage, job_id in jobs.items():
-            print(f"job {job_id:>8}  {stage}", flush=True)
+        chains: list[dict[StageName, str]] = []
+        for record, paths in runs:
+            print(f"run folder  {paths.folder}", flush=True)
+            behind = chains[-1]["cache"] if chains else None
+            chains.append(launch.submit_chain(record, paths, behind=behind))
+            for stage, job_id in chains[-1].items():
+                print(f"job {job_id:>8}  {stage}", flush=True)
         if not options.wait:
             return 0
-        code = wait_for_chain(jobs, paths)
-    if code == 0:
-        print_scores(record, paths)
-    return code
+        codes = [wait_for_chain(jobs, paths) for jobs, (_, paths) in zip(chains, runs, strict=True)]
+    ended = [run for run, code in zip(runs, codes, strict=True) if code == 0]
+    if len(runs) == 1 and ended:
+        print_scores(*ended[0])
+    elif ended:
+        print_board(ended)
+    return max(codes)
+
+
+def _show_scripts(record: RunRecord, *, check: bool) -> None:
+    from tlbatch import launch  # noqa: PLC0415 (as above)
+
+    paths, stages = run_paths(record), stages_of(record.job)
+    print(f"run folder  {paths.folder}")
+    shares = record.job.slurm.shard_tasks
+    if shares > 1:
+        print(f"\n##### shard, first\n{launch.render(record, paths, 'shard', after=None, array_tasks=shares)}")
+    for stage, before in zip(stages, (None, *stages), strict=False):
+        after = before and f"afterok:<id of {before}>"
+        print(f"\n##### {stage}\n{launch.render(record, paths, stage, after=after)}")
+    if check:
+        _test_only({stage: launch.render(record, paths, stage, after=None) for stage in stages})
 
 
 def _test_only(scripts: dict[StageName, str]) -> None:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from tlbatch.job.cli import guarded
-from tlbatch.job.records import STAGES, StageName
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import STAGES, StageName, stages_of
 from tlbatch.job.world import read_world
 
 
@@ -18,6 +19,13 @@ def run_stage(stage: StageName, run_dir: str) -> None:
     happened.
     """
     sys.exit(_run(stage, Path(run_dir)))
+
+
+def run_chain(run_dir: str) -> None:
+    """Run all stages of a run one after another in this process and leave by SystemExit."""
+    folder = Path(run_dir)
+    codes = (_run(stage, folder) for stage in stages_of(RunPaths(folder).load_submitted().job))
+    sys.exit(next((code for code in codes if code), 0))
 
 
 def run_share(run_dir: str, number: int, total: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tlbatch.data.activations import open_store, view_keys
+from tlbatch.data.activations import open_stores, view_keys
 from tlbatch.data.loader import open_set
 from tlbatch.data.sources import name_of
 from tlbatch.job.cli import EXIT_USER_ERROR
@@ -45,7 +45,7 @@ def read_vectors(paths: RunPaths, *, phase: int) -> Table:
     chosen = []
     for split in SPLITS:
         rows = images.rows(split)
-        store = open_store(record.job, cached, phase=phase, split=split)
+        store = open_stores(record.job, cached.outputs, phase=phase, split=split)
         if store is None:
             raise UserError(f"phase {phase} of {paths.folder} is not cached; name another with --phase")
         places = store.find(view_keys(index["content"][rows], (0,)))

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +15,7 @@ from tlbatch.job.records import Failure, FailureKind, RunRecord, StageName, load
 _POLL_S = 2.0
 _SETTLE_S = 30.0
 _TAIL_LINES = 20
+_SYNTHETIC = "synthetic images: the scores say that the software works, nothing about patients"
 
 
 class Follower:
@@ -96,19 +97,47 @@ def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
     return 1
 
 
+def print_board(runs: Sequence[tuple[RunRecord, RunPaths]]) -> None:
+    """The end of a job of several recipes: what each scored, the best first, and what auto has chosen."""
+    reports = [json.loads(paths.report_json.read_text(encoding="utf-8")) for _, paths in runs]
+    best_first = sorted(reports, key=lambda report: (report["score"] is None, -(report["score"] or 0), report["run"]))
+    metric, first = reports[0]["metric"], reports[0]
+    print()
+    if first["synthetic"]:
+        print(_SYNTHETIC)
+    width = max(len(report["job"]) for report in reports)
+    print(f"{'recipe':<{width}}  {metric:<16}{'' if metric == 'accuracy' else 'accuracy'}")
+    for report in best_first:
+        chosen = report["strategy"]
+        auto = f"chosen: {chosen['chosen']} ({chosen['scenario']})" if chosen else ""
+        other = "" if metric == "accuracy" else _shown(report["accuracy"])
+        print(f"{report['job']:<{width}}  {_shown(report['score']):<16}{other:<10}{auto}".rstrip())
+    ceiling = [one["score"] for one in first["ceilings"] if one["metric"] == metric]
+    if ceiling:
+        print(f"{'best reachable':<{width}}  {ceiling[0]:.4f}")
+    print(f"test images     {first['n']}")
+    print(f"leaderboard     {leaderboard(runs[0][0].job)}")
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
 def print_scores(record: RunRecord, paths: RunPaths) -> None:
     """The end of a run: its scores, and where to read on."""
     report = json.loads(paths.report_json.read_text(encoding="utf-8"))
     ceilings = {ceiling["metric"]: ceiling for ceiling in report["ceilings"]}
     print()
     if report["synthetic"]:
-        print("synthetic images: the scores say that the software works, nothing about patients")
+        print(_SYNTHETIC)
     for metric in ("accuracy", "quadratic_kappa"):
-        value = report[metric]
-        shown = "undefined" if value is None else f"{value:.4f}"
         best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""
-        print(f"{metric:<16}{shown}{best}")
+        print(f"{metric:<16}{_shown(report[metric])}{best}")
     print(f"test images     {report['n']}")
+    if report["strategy"]:
+        chosen = report["strategy"]
+        print(f"chosen          {chosen['chosen']}: {chosen['why']}")
+        print(f"                {chosen['scenario']}: {chosen['scenario_why']}")
     if report["num_errors"]:
         print(f"not predicted   {report['num_errors']} test images could not be read, see predictions.csv")
     for pair, num in report["audit"]["across"].items():

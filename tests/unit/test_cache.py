@@ -10,15 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tlbatch import cache, predict, shard, train
 from tlbatch.data.activations import Store, view_keys
 from tlbatch.data.loader import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
+from tlbatch.filling import Crew, fill_cache
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.stop import StopFlag
+from tlbatch.job.world import World
+from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.model.classifier import build_classifier
 from tlbatch.model.phase import RunningPhase
 
@@ -117,6 +122,32 @@ def test_a_second_run_another_fold_another_head_and_other_views_compute_only_wha
     assert "of which 0 (0 GB) are to be computed" in caplog.text
 
 
+def test_a_head_on_several_places_shares_the_vectors_of_heads_on_each(make: Make, tmp_path: Path) -> None:
+    plain, pool = ["train.augment=none", "data.split.val=0"], "phase=[{cut='pool', fit='ridge'}]"
+    for name in ("blocks.0", "pool"):
+        run(make(f"run={name}", f"head.after={name}", pool, *plain))
+    before = blocks(tmp_path)
+    both = make("run=both", "head.after=['blocks.0','pool']", pool, *plain)
+    run(both, shard, cache, train, predict)
+    assert blocks(tmp_path) == before
+    assert num_rows(tmp_path) == 2 * 36
+    alone = make("run=alone", "head.after=['blocks.0','pool']", pool, "cache.enabled=false", *plain)
+    run(alone, shard, cache, train, predict)
+    parts = [np.load(next(paths.predictions.glob("part-*.npz"))) for paths in (both, alone)]
+    assert np.allclose(parts[0]["probabilities"], parts[1]["probabilities"], atol=1e-4)
+
+
+def test_views_that_splits_share_are_computed_once(make: Make, tmp_path: Path) -> None:
+    paths = make("train.augment=none")
+    run(paths, shard)
+    record = paths.load()
+    images = open_set(paths.set_paths(record.job))
+    rows = images.rows("train")
+    crew = Crew(Accelerator(cpu=True), World(), StopFlag())
+    fill_cache(record, images.only(train=rows, val=rows), pretrained_classifier(record, images.manifest), crew)
+    assert num_rows(tmp_path) == 2 * len(rows)
+
+
 def test_new_images_alone_are_computed(make: Make, tmp_path: Path, write_folders: Callable[..., Path]) -> None:
     run(make("run=one", "train.augment=none"))
     before = blocks(tmp_path)
@@ -181,7 +212,7 @@ def test_a_phase_that_cannot_be_cached_says_why_and_trains_all_the_same(
 def test_a_full_disk_runs_without_the_cache(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tlbatch.cache.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("tlbatch.filling.free_bytes", lambda _: 1000)
     paths = run(make("phase.0.epochs=1", "phase.1.epochs=1"), shard, cache, train)
     assert "of the disk are free: it runs without the cache" in caplog.text
     assert paths.best.exists()

@@ -14,11 +14,14 @@ import torch
 from PIL import Image
 
 from tlbatch import cache, predict, reduce, shard, train
+from tlbatch.data.activations import Feed, open_stores, view_keys
 from tlbatch.data.loader import open_set
+from tlbatch.data.views import Samples, Views
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.records import Marker, load_record
 from tlbatch.job.world import World
 from tlbatch.model.backbones import build_backbone
 from tlbatch.report.parts import Part, write_part
@@ -256,10 +259,51 @@ def test_a_head_is_fitted_at_once_and_its_checkpoint_predicts(make: Callable[...
     assert report["accuracy"] >= 0.6  # three colours and a network with random weights
     (line,) = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
     assert line["fit"] == fit
-    assert len(line["penalties"]) >= 5
+    assert len(line["tried"]) >= 5
     predictions = pd.read_csv(paths.report / "predictions.csv")
     val = predictions[predictions["split"] == "val"]
     assert line["val_accuracy"] == pytest.approx((val["label"] == val["prediction"]).mean())
+
+
+def test_a_rate_is_chosen_and_its_head_is_the_one_that_the_phase_trains_alone(make: Callable[..., RunPaths]) -> None:
+    phase = "phase=[{{cut='pool', epochs=20, balance='sampler', optimizer={{name='adamw', lr=0.1}}, rates=[{}]}}]"
+    sections = ["head.widths=[8]", "train.augment=rot4"]
+    many = run_all(make("run=many", phase.format("1e-9, 0.1"), *sections))
+    (line,) = [json.loads(line) for line in many.metrics.read_text(encoding="utf-8").splitlines()]
+    assert line["tried"]["0.1"] < line["tried"]["1e-09"]
+    alone = run_all(make("run=alone", phase.format(""), "data.split.val=0", *sections))
+    chosen = run_all(make("run=chosen", phase.format("0.1"), "data.split.val=0", *sections))
+    one, other = (safetensors.torch.load_file(next(run.checkpoints.glob("*.safetensors"))) for run in (alone, chosen))
+    for key in one:
+        assert torch.allclose(one[key].float(), other[key].float(), atol=1e-4), key
+
+
+def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPaths]) -> None:
+    """Images are of one group whose names end alike; the head of one sees its own vector, then that of the other."""
+    pairs = [
+        "head.group_mean=true",
+        r"data.group_pattern=(\d)$",
+        "phase=[{cut='pool', fit='ridge'}]",
+    ]
+    paths = make(*pairs, "train.augment=none", "data.split.val=0")
+    run_all(paths)
+    job, images = paths.load().job, open_set(paths.set_paths(paths.load().job))
+    names = load_record(Marker, paths.marker("cache"), missing="").outputs
+    rows = images.rows("train")
+    stored = open_stores(job, names, phase=0, split="train")
+    assert stored is not None
+    own = stored.read(stored.find(view_keys(images.index["content"][rows], (0,))))
+    feed = Feed(images, rows, Views(32), stored, workers=0, head=job.head)
+    (batch,) = feed.batches(Samples(len(rows), Views(32)), [np.arange(len(rows))])
+    groups = images.index["group"][rows]
+    for place, group in enumerate(groups):
+        others = [at for at in np.flatnonzero(groups == group) if at != place] or [place]
+        assert torch.allclose(batch.inputs[place], torch.cat([own[place], own[others].mean(0)]), atol=1e-6)
+    assert any((groups == group).sum() > 1 for group in groups)
+    assert report_of(paths)["n"] == len(images.rows("test"))
+    uncached = make(*pairs, "train.augment=none", "run=uncached", "cache.budget_gb=1e-9")
+    with pytest.raises(UserError, match=r"need cached vectors, and there are none"):
+        run_all(uncached)
 
 
 def test_a_fitted_head_is_fine_tuned_by_the_next_phase(make: Callable[..., RunPaths]) -> None:
@@ -291,6 +335,11 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["phase.0.fit=neighbours"], "phase.0.fit = neighbours makes a head that later phases cannot train"),
         (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm has the objective cross-entropy (got corn)"),
         (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
+        (["head.group_mean=true"], "head.group_mean needs the cache and cut = pool in all phases"),
+        (["phase.1.rates=[0.1]"], "rates are those of a head that trains alone: cut = pool, and no fit"),
+        (["phase.0.rates=[0.1]", "phase.0.ema=0.9"], "rates cannot be tried with ema; leave it out"),
+        (["phase.0.rates=[0.1]", "head.batch_norm=true"], "phase.0.rates: not with head.batch_norm"),
+        (["phase.0.rates=[0.1]", "train.crop_scale=0.5"], "phase.0.rates needs a finite number of views"),
         (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention stand on one module"),
         (["train.random_views=4"], "random_views are random crops: set crop_scale below 1"),
         (["train.every_view=true", "train.crop_scale=0.5"], "every_view needs a finite number of views"),

@@ -42,8 +42,8 @@ def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path
         "slurm.nodes=3", "slurm.gpus_per_node=2", "slurm.cpus_per_task=4", "slurm.mem_gb=16", "slurm.partition=gpu",
         "slurm.account=eyes", "slurm.timeout_min=60", "slurm.setup=['module load cuda']", "run=r", "model.weights=none",
     ]  # fmt: skip
-    record = resolve(load_job([jobs / "quickstart.toml"], [*options, "name=flowers17", f"workspace={space}"]))
-    text = render(record, run_paths(record), "train", after="17")
+    record = resolve(load_job([jobs / "flowers17.toml"], [*options, f"data.images={tmp_path}", f"workspace={space}"]))
+    text = render(record, run_paths(record), "train", after="afterok:17")
     assert text == GOLDEN.format(logs=space / "runs" / "r" / "logs", python=sys.executable)
     alone = render(record, run_paths(record), "shard", after=None)
     assert "#SBATCH --nodes=1" in alone

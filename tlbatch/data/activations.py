@@ -7,7 +7,7 @@ A folder holds blocks that are written once: the numbers in ``<name>.npy``, mapp
 import logging
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,8 @@ from tlbatch.data.views import Samples, Views
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file
-from tlbatch.job.learning import StoredAs
+from tlbatch.job.learning import Head, StoredAs
 from tlbatch.job.paths import cache_folder
-from tlbatch.job.records import Marker
 from tlbatch.job.section import SplitName
 
 log = logging.getLogger(__name__)
@@ -52,6 +51,10 @@ class Store:
 
     folder: Path
     stored_as: StoredAs
+
+    def reopened(self) -> "Store":
+        """The same folder as it is now."""
+        return Store(self.folder, self.stored_as)
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Which of the rows are not there, (n,)."""
@@ -201,10 +204,39 @@ class Filler:
         self._keys, self._activations, self._bytes = [], [], 0
 
 
-def open_store(job: Job, cached: Marker, *, phase: int, split: SplitName) -> Store | None:
-    """What the cache stage has made for a phase and a split, or nothing."""
-    name = cached.outputs.get(f"phase.{phase}.{split}")
-    return Store(cache_folder(job, name), job.stored_as) if name else None
+@dataclass(frozen=True)
+class Stored:
+    """The activations at a cut: what one store has of an image, or the vectors of several side by side."""
+
+    stores: tuple[Store, ...]
+
+    def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Which of the rows are not in all of them, (n,)."""
+        found: npt.NDArray[np.bool_] = np.any([store.missing(keys) for store in self.stores], axis=0)
+        return found
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Where some rows are, (n, stores).
+
+        Raises
+        ------
+        UserError
+            When one is not there.
+        """
+        return np.stack([store.find(keys) for store in self.stores], axis=1)
+
+    def read(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The activations in some places, (n, ...), in their order."""
+        parts = [store.read(rows) for store, rows in zip(self.stores, places.T, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def open_stores(job: Job, names: Mapping[str, str], *, phase: int, split: SplitName) -> Stored | None:
+    """What was stored for a phase and a split, by the names that `tlbatch.filling.fill_cache` gave, or nothing."""
+    listed = names.get(f"phase.{phase}.{split}")
+    if listed is None:
+        return None
+    return Stored(tuple(Store(cache_folder(job, name), job.stored_as) for name in listed.split(",")))
 
 
 class Feed:
@@ -212,8 +244,9 @@ class Feed:
 
     Parameters
     ----------
-    mean
-        Of all views of an image, in place of the one that a sample names; needs a store.
+    head
+        Whether to give the mean of all views of an image, in place of the one that a sample names, and beside it the
+        mean over the other images of its group; needs a store.
 
     Raises
     ------
@@ -226,21 +259,27 @@ class Feed:
         images: ImageSet,
         rows: Positions,
         views: Views,
-        store: Store | None,
+        store: Stored | None,
         *,
         workers: int,
         strict: bool = True,
-        mean: bool = False,
+        head: Head,
     ) -> None:
         self._images, self._rows, self._store = images, rows, store
-        self._workers, self._strict, self._mean = workers, strict, mean
+        self._workers, self._strict, self._head = workers, strict, head
+        if store is None and strict and (head.view_mean or head.group_mean):
+            raise UserError(
+                "head.view_mean and head.group_mean need cached vectors, and there are none (see the log of cache); "
+                "raise cache.budget_gb, or free some of the disk"
+            )
         if store is not None:
             in_index = images.index[rows]
             keys = view_keys(in_index["content"], views.numbers)
-            self._places = store.find(keys).reshape(len(rows), len(views.numbers))
+            self._places = store.find(keys).reshape(len(rows), len(views.numbers), len(store.stores))
             self._column = np.zeros(max(views.numbers) + 1, np.int64)
             self._column[list(views.numbers)] = range(len(views.numbers))
             self._labels = labels_of(in_index)
+            self._mates = _mates(in_index["group"]) if head.group_mean else []
 
     def batches(self, samples: Samples, batches: Iterable[Positions]) -> Iterator[Batch]:
         """The given batches of samples, in their order."""
@@ -250,13 +289,36 @@ class Feed:
             return
         for batch in batches:
             positions, views = samples.look_up(batch)
-            if self._mean:
-                activations = self._store.read(self._places[positions].ravel())
-                activations = activations.float().view(*self._places[positions].shape, -1).mean(1)
-            else:
-                activations = self._store.read(self._places[positions, self._column[views]])
+            activations = self._read(positions, views)
+            if self._head.group_mean:
+                mates = [self._mates[position] for position in positions]
+                sizes = np.array([len(some) for some in mates])
+                others = self._read(np.concatenate(mates), views.repeat(sizes)).float()
+                of = torch.from_numpy(np.arange(len(batch)).repeat(sizes))
+                mean = (
+                    torch.zeros(len(batch), others.shape[1]).index_add_(0, of, others)
+                    / torch.from_numpy(sizes)[:, None]
+                )
+                activations = torch.cat([activations.float(), mean], 1)
             turns = torch.zeros(len(batch), dtype=torch.uint8)
             yield Batch(activations, self._labels[positions], torch.from_numpy(positions), turns, {})
+
+    def _read(self, positions: Positions, views: Positions) -> torch.Tensor:
+        assert self._store is not None
+        if not self._head.view_mean:
+            return self._store.read(self._places[positions, self._column[views]])
+        places = self._places[positions]
+        activations = self._store.read(places.reshape(-1, places.shape[2])).float()
+        return activations.view(*places.shape[:2], -1).mean(1)
+
+
+def _mates(groups: npt.NDArray[np.bytes_]) -> list[Positions]:
+    """The other images of the group of each image; itself where there are none."""
+    _, of = np.unique(groups, return_inverse=True)
+    order = np.argsort(of, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(of))[:-1])
+    found = [members[group][members[group] != place] for place, group in enumerate(of.tolist())]
+    return [mates if len(mates) else np.array([place]) for place, mates in enumerate(found)]
 
 
 def free_bytes(folder: Path) -> int:

@@ -4,8 +4,8 @@ import atexit
 import functools
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +58,8 @@ class ImageSet:
     paths: SetPaths
     shards: tuple[Path, ...]
     """The tars in the order of the index's numbers."""
+    chosen: Mapping[SplitName, Positions] | None = None
+    """Rows that stand for the splits in place of the index's own."""
 
     @property
     def index(self) -> Index:
@@ -66,7 +68,19 @@ class ImageSet:
 
     def rows(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Numbers of the rows of one split in the order of the index."""
-        return split_rows(self.index, split)
+        return split_rows(self.index, split) if self.chosen is None else self.chosen[split]
+
+    def labels(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Numbers of the classes of a split, (n,)."""
+        return self.index["label"][self.rows(split)].astype(np.int64)
+
+    def counts(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Images of each class in a split, (num_classes,)."""
+        return np.bincount(self.labels(split), minlength=len(self.manifest.classes))
+
+    def only(self, train: Positions, val: Positions) -> "ImageSet":
+        """The same set with other rows to train and to validate on, and none to test."""
+        return replace(self, chosen={"train": train, "val": val, "test": np.empty(0, np.int64)})
 
 
 def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:

@@ -1,7 +1,8 @@
 """The job: one frozen tree, filled from TOML files and ``key=value`` overrides, validated once."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,12 +77,29 @@ class Job(Section):
     decision: Literal["most-probable", "expected-grade"] = "most-probable"
     """Which class is chosen; expected-grade: for ordered classes, the mean of the grades under their probabilities, cut
     at thresholds that are fitted as those of a regression."""
-    phase: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    recipes: Mapping[str, dict[str, Any]] = {}
+    """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own on the same images."""
+    strategy: Literal["phases", "auto"] = "phases"
+    """phases: those of the job; auto: probes and trainings on folds of the training images choose head and phases."""
+    phase: tuple[Phase, ...] = ()
     train: Train = Train()
     cache: Cache = Cache()
     figures: bool = True
     """Draw learning curves, filters, activations, mistakes and a map of the features into the report folder."""
     slurm: Slurm = Slurm()
+
+    @model_validator(mode="after")
+    def _somebody_decides(self) -> Self:
+        if self.strategy == "phases" and not self.phase:
+            raise ValueError("phase is required: what is trained, e.g. phase=[{ cut = 'pool' }], or set strategy=auto")
+        if self.strategy == "auto":
+            keys = ("head", "objective", "decision", "phase")
+            decides = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+            if decides:
+                raise ValueError(f"strategy = auto decides on {', '.join(decides)}: leave it out of the job")
+            if not self.cache.enabled:
+                raise ValueError("strategy = auto needs the cache: leave cache.enabled as it is")
+        return self
 
     @model_validator(mode="after")
     def _fits_need_frozen_backbones(self) -> Self:
@@ -98,8 +116,23 @@ class Job(Section):
             if phase.fit and self.objective not in known:
                 names = " or ".join(known)
                 raise ValueError(f"phase.{number}.fit = {phase.fit} has the objective {names} (got {self.objective})")
-        if self.head.view_mean and not (self.cache.enabled and all(p.cut in ("pool", "flatten") for p in self.phase)):
-            raise ValueError("head.view_mean needs the cache and cut = pool in all phases")
+            if (phase.fit or phase.rates) and self.train.crop_scale < 1 and not self.train.random_views:
+                key = "fit" if phase.fit else "rates"
+                raise ValueError(f"phase.{number}.{key} needs a finite number of views: set train.random_views")
+            if phase.rates and (self.head.batch_norm or self.head.pool in ("gem", "attention")):
+                raise ValueError(f"phase.{number}.rates: not with head.batch_norm, nor with a pool that learns")
+        return self
+
+    @model_validator(mode="after")
+    def _joined_vectors_need_the_cache(self) -> Self:
+        for key in ("view_mean", "group_mean"):
+            all_frozen = all(phase.cut in ("pool", "flatten") for phase in self.phase)
+            if getattr(self.head, key) and not (self.cache.enabled and all_frozen):
+                raise ValueError(f"head.{key} needs the cache and cut = pool in all phases")
+            if getattr(self.head, key) and self.train.crop_scale < 1 and not self.train.random_views:
+                raise ValueError(
+                    f"head.{key} needs a finite number of views: set train.random_views, or crop_scale = 1"
+                )
         return self
 
     @property

@@ -48,6 +48,9 @@ class Head(Section):
     """BatchNorm after every hidden layer."""
     view_mean: bool = False
     """The vector of an image is the mean over all its views, in training and prediction; needs cached vectors."""
+    group_mean: bool = False
+    """The head sees the vector of an image and beside it the mean of those of the rest of its group (the other eye of a
+    patient; its own where it is alone); needs cached vectors."""
     weights: str = ""
     """Folder of another run whose head to begin with; empty: random."""
 
@@ -96,6 +99,9 @@ class Phase(Section):
     """With all frozen, the head is fitted at once by scikit-learn in place of epochs, its penalty chosen by
     cross-validation over groups; kernel: on a radial basis function; empty: epochs."""
     optimizer: Optimizer = Optimizer()
+    rates: tuple[Positive, ...] = ()
+    """With all frozen: learning rates to try in place of optimizer.lr, a head each and one more a fold of the
+    cross-validation over groups that chooses, all side by side in one process."""
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     """Course of the learning rate over the phase."""
     step_epochs: Annotated[int, Field(ge=1)] = 10
@@ -126,6 +132,18 @@ class Phase(Section):
     """Largest norm of the gradient; 0: no limit."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Parts in which a batch goes through the network, for memory."""
+
+    @model_validator(mode="after")
+    def _rates_are_of_plain_heads(self) -> Self:
+        if not self.rates:
+            return self
+        if self.cut not in ("pool", "flatten") or self.fit:
+            raise ValueError("rates are those of a head that trains alone: cut = pool, and no fit")
+        beside = ("mixup", "cutmix", "patience", "ema", "average")
+        used = [key for key in beside if getattr(self, key)]
+        if used or self.accumulate > 1:
+            raise ValueError(f"rates cannot be tried with {', '.join(used) or 'accumulate'}; leave it out")
+        return self
 
 
 class Train(Section):

@@ -1,5 +1,6 @@
 """From TOML files and ``key=value`` overrides to one validated job."""
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -21,17 +22,47 @@ def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
     Raises
     ------
     UserError
+        With one line for each wrong field; when the job has several recipes.
+    """
+    jobs = load_jobs(files, overrides)
+    if len(jobs) > 1:
+        raise UserError(f"recipes: the job has {len(jobs)} of them, where one is meant; name a job without")
+    return jobs[0]
+
+
+def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
+    """The same for every recipe of the job, each with its name at the end of the job's and the run's.
+
+    The recipe's keys go over those of the files, and the overrides over both.
+
+    Raises
+    ------
+    UserError
         With one line for each wrong field.
     """
     tree: Tree = {}
     for file in files:
         tree = _merged(tree, _read_toml(file))
+    recipes = tree.pop("recipes", {})
+    if not recipes:
+        return [_validated(tree, overrides)]
+    if not isinstance(recipes, dict) or not all(isinstance(own, dict) for own in recipes.values()):
+        raise UserError("recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys")
+    return [_validated(_merged(tree, own), overrides, name) for name, own in recipes.items()]
+
+
+def _validated(tree: Tree, overrides: Sequence[str], recipe: str = "") -> Job:
+    tree = copy.deepcopy(tree)
     for override in overrides:
         _set(tree, override)
+    if recipe:
+        named = {key: f"{tree[key]}-{recipe}" for key in ("name", "run") if tree.get(key)}
+        tree |= {"name": f"job-{recipe}", **named}
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_line(detail) for detail in error.errors())) from None
+        where = f"recipes.{recipe}." if recipe else ""
+        raise UserError("\n".join(where + _line(detail) for detail in error.errors())) from None
 
 
 def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str]]:

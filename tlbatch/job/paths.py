@@ -1,13 +1,14 @@
 """Where everything lies."""
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
-from tlbatch.job.records import Best, Marker, RunRecord, StageName, load_record
+from tlbatch.job.records import Best, Marker, RunRecord, StageName, Strategy, load_record
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,32 @@ class RunPaths:
         done = load_record(Marker, self.marker("shard"), missing="run shard first: python -m tlbatch.shard RUN")
         return SetPaths(set_folder(job), done.outputs["index"])
 
-    def load(self) -> RunRecord:
-        """Read the resolved job."""
+    @property
+    def strategy(self) -> Path:
+        """What strategy = auto has chosen."""
+        return self.folder / "strategy.json"
+
+    def load_submitted(self) -> RunRecord:
+        """Read the resolved job as it was submitted."""
         return load_record(RunRecord, self.record, missing="name a run folder, as python -m tlbatch.submit printed it")
+
+    def load_strategy(self) -> Strategy | None:
+        """What strategy = auto has chosen; nothing where the job says it itself."""
+        if self.load_submitted().job.strategy == "phases":
+            return None
+        return load_record(Strategy, self.strategy, missing="run choose first: python -m tlbatch.choose RUN")
+
+    def load(self) -> RunRecord:
+        """Read the resolved job, with what strategy = auto has chosen in its place."""
+        record, chosen = self.load_submitted(), self.load_strategy()
+        if chosen is None:
+            return record
+        return record.model_copy(update={"job": decided(record.job, chosen.settings)})
+
+
+def decided(job: Job, settings: Mapping[str, object]) -> Job:
+    """A job of phases from one whose strategy is auto, and the sections that were decided."""
+    return Job.model_validate({**job.model_dump(), "strategy": "phases", **settings})
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from tlbatch.job.files import digest_of, to_json, write_text
 from tlbatch.job.images import StepName
 from tlbatch.job.section import Metric, SplitName
 
-StageName = Literal["shard", "cache", "train", "predict", "reduce"]
+StageName = Literal["shard", "choose", "cache", "train", "predict", "reduce"]
 FailureKind = Literal["user", "crash", "stopped"]
-STAGES: tuple[StageName, ...] = ("shard", "cache", "train", "predict", "reduce")
+STAGES: tuple[StageName, ...] = ("shard", "choose", "cache", "train", "predict", "reduce")
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -59,6 +59,52 @@ class RunRecord(Record):
     commit: str | None
     """git commit of the tlbatch checkout, with ``+`` when it had changes."""
     created: str
+
+
+def stages_of(job: Job) -> tuple[StageName, ...]:
+    """The stages of a job in their order: only strategy = auto has something to choose."""
+    return tuple(stage for stage in STAGES if stage != "choose" or job.strategy == "auto")
+
+
+class Trial(Record):
+    """What a candidate of strategy = auto scored on training images that it was not trained on."""
+
+    name: str
+    after: tuple[str, ...]
+    """Modules that the head stands on."""
+    cut: str
+    """Cut of the last phase."""
+    fit: str
+    """How the head is fitted."""
+    score: float | None
+    standard_error: float
+    """Of the score, by a bootstrap over groups."""
+    num_images: int
+    """Images that it was judged on."""
+    behind: float | None
+    """The score of the best of its list less its own."""
+    behind_error: float
+    """Standard error of that, by the same draws for both."""
+    seconds: float
+
+
+class Strategy(Record):
+    """``strategy.json``: what strategy = auto has chosen, and why."""
+
+    chosen: str
+    """Name of the trial."""
+    why: str
+    scenario: Literal["small and like", "small and unlike", "large and like", "large and unlike"]
+    """Size of the training set, and whether its images are like those that the backbone was trained on."""
+    scenario_why: str
+    metric: Metric
+    num_train: int
+    profile: tuple[Trial, ...]
+    """Probes at every stage of the backbone, from its input to its top."""
+    short_list: tuple[Trial, ...]
+    """The candidates, the cheapest first."""
+    settings: dict[str, object]
+    """The sections of the job that were decided."""
 
 
 class ShardFile(Record):

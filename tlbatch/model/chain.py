@@ -7,7 +7,7 @@ what comes after can go on from a stored activation.
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, cast
@@ -32,6 +32,7 @@ from tlbatch.model.tracing import (
 )
 
 ALL_TRAIN, ALL_FROZEN = "none", ("pool", "flatten")
+_FEWEST, _MOST = 6, 12
 
 
 @dataclass(frozen=True)
@@ -203,3 +204,17 @@ class Chain:
 def last_of_layers(places: Iterable[Place]) -> list[Place]:
     """The place at which each layer ends."""
     return list({place.layer: place for place in places}.values())
+
+
+def stages(places: Sequence[Place], shapes: Sequence[tuple[int, ...]]) -> list[Place]:
+    """At most twelve places to look at, from the input to the last: where layers of one shape end, or if these are
+    fewer than six, as in a transformer, layers at equal distances.
+    """
+    at = {place.name: number for number, place in enumerate(places)}
+    layers = last_of_layers(places)[1:]
+    of = [shapes[at[place.name]] for place in layers]
+    ends = [place for place, shape, behind in zip(layers, of, [*of[1:], ()], strict=True) if shape != behind]
+    found = ends if len(ends) >= _FEWEST else layers
+    if len(found) <= _MOST:
+        return found
+    return [found[round(step * (len(found) - 1) / (_MOST - 1))] for step in range(_MOST)]

@@ -23,10 +23,14 @@ class Classifier(nn.Module):
 
     Attributes
     ----------
+    shapes
+        Of one image's activation at each place of the chain.
     ends
         Numbers of the places of the chain that the head stands on, increasing.
     pools
         What makes a vector of the activation at each of them.
+    paired
+        Whether the head sees two vectors side by side, of an image and of the rest of its group.
     thresholds
         (num_classes - 1,): between the grades of a regression, or of the mean grade.
     """
@@ -44,11 +48,12 @@ class Classifier(nn.Module):
         self.chain = Chain(spec.net)
         self.rule = rule
         self.num_classes = num_classes
-        self._shapes = self.chain.shapes(torch.zeros(1, 3, spec.size, spec.size))
-        self.ends = _ends(self.chain, self._shapes, head, pool)
-        shapes = [self._shapes[end] for end in self.ends]
+        self.shapes = self.chain.shapes(torch.zeros(1, 3, spec.size, spec.size))
+        self.ends = _ends(self.chain, self.shapes, head, pool)
+        shapes = [self.shapes[end] for end in self.ends]
         self.pools = nn.ModuleList(_pooling(pool, shape) for shape in shapes)
-        self.head = build_head(head, self.num_features, rule.num_outputs(num_classes))
+        self.paired = head.group_mean
+        self.head = build_head(head, sum(self.widths) * (1 + self.paired), rule.num_outputs(num_classes))
         self.register_buffer("mean", _scaled(spec.mean), persistent=False)
         self.register_buffer("std", _scaled(spec.std), persistent=False)
         self.register_buffer("thresholds", torch.arange(num_classes - 1) + 0.5)
@@ -67,6 +72,8 @@ class Classifier(nn.Module):
         found = self.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs
         if not self._pools_before:
             found = self.pooled(found, self._after, training=self.training)
+        if self.paired and found.shape[1] == sum(self.widths):  # from images, each of which is taken to be alone
+            found = torch.cat([found, found], 1)
         outputs: torch.Tensor = self.head(found)
         return outputs
 
@@ -116,10 +123,10 @@ class Classifier(nn.Module):
         return not any(True for _ in self.pools.parameters())
 
     @property
-    def num_features(self) -> int:
-        """Width of the vector that the head sees."""
-        shapes = [self._shapes[end] for end in self.ends]
-        return sum(
+    def widths(self) -> tuple[int, ...]:
+        """Width of the vector from each of the ends."""
+        shapes = [self.shapes[end] for end in self.ends]
+        return tuple(
             pool.num_features if isinstance(pool, Pooling) else torch.Size(shape).numel()
             for pool, shape in zip(self.pools, shapes, strict=True)
         )
@@ -175,8 +182,8 @@ class Classifier(nn.Module):
     def shape_at(self, place: int) -> tuple[int, ...]:
         """Shape of one image's activation at a place of the chain, of its features if the head stands there."""
         if place == self.end and self.pool_is_fixed:
-            return (self.num_features,)
-        return self._shapes[place]
+            return (sum(self.widths),)
+        return self.shapes[place]
 
     def trained(self) -> list[tuple[nn.Parameter, int]]:
         """The parameters of the backbone that train, each with the number of layers above it that have weights."""

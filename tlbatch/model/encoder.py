@@ -1,7 +1,8 @@
-"""The frozen part of the network, run once: activations at several cuts in one pass."""
+"""The frozen part of the network, run once: activations at several places in one pass."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -11,53 +12,71 @@ from tlbatch.job.records import RunRecord
 from tlbatch.model.classifier import Classifier
 
 
+class Tap(NamedTuple):
+    """What is stored of an image: the activation at a place of the chain, or the vector that is pooled from it."""
+
+    place: int
+    pool: int = -1
+    """Number of the pooling; -1: none."""
+
+
+def taps_of(model: Classifier, cut: int) -> tuple[Tap, ...]:
+    """What has to be stored for a phase that is cut at a place: where all is frozen, a vector an end of the head."""
+    if cut == model.end and model.pool_is_fixed:
+        return tuple(Tap(place, number) for number, place in enumerate(model.ends))
+    return (Tap(cut),)
+
+
+def tap_shape(model: Classifier, tap: Tap) -> tuple[int, ...]:
+    """Shape of what is stored of one image."""
+    return model.shape_at(tap.place) if tap.pool < 0 else (model.widths[tap.pool],)
+
+
 class Encoder:
-    """Activations of images at some places of the chain, the deeper computed from the shallower.
+    """What some taps give, the deeper computed from the shallower."""
 
-    Parameters
-    ----------
-    places
-        Numbers of places, increasing; the last may be where the head stands, whose pooling then belongs to it.
-    """
-
-    def __init__(self, model: Classifier, places: Sequence[int], accelerator: Accelerator) -> None:
+    def __init__(self, model: Classifier, taps: Sequence[Tap], accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._model = model.eval()
-        pools = bool(places) and places[-1] == model.end and model.pool_is_fixed
-        inner = places[:-1] if pools else places
-        self._inner = [model.chain.segment(start, stop) for start, stop in zip((0, *inner), inner, strict=False)]
-        self._ends = model.stretches(inner[-1] if inner else 0) if pools else []
+        self._taps = taps
+        self._places = sorted({tap.place for tap in taps})
+        pairs = zip((0, *self._places), self._places, strict=False)
+        self._stretches = [model.chain.segment(start, stop) for start, stop in pairs]
 
     @torch.inference_mode()
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """One tensor a place, on the CPU.
+        """One tensor a tap, on the CPU.
 
         Parameters
         ----------
         images
             uint8, (n, size, size, 3), on the device.
         """
+        found: dict[int, torch.Tensor] = {}
         with self._accelerator.autocast():
-            found = [self._model.normalised(images)]
-            for stretch in self._inner:
-                found.append(stretch.run(found[-1].clone(), training=False))  # what follows may work in place
-            if self._ends:
-                found.append(self._model.pooled(found[-1].clone(), self._ends, training=False))
-        return [activations.cpu() for activations in found[1:]]
+            activations = self._model.normalised(images)
+            for place, stretch in zip(self._places, self._stretches, strict=True):
+                activations = stretch.run(activations.clone(), training=False)  # what follows may work in place
+                found[place] = activations
+            return [self._given(tap, found[tap.place]).cpu() for tap in self._taps]
+
+    def _given(self, tap: Tap, activations: torch.Tensor) -> torch.Tensor:
+        if tap.pool < 0:
+            return activations
+        pooled: torch.Tensor = self._model.pools[tap.pool](activations)
+        return pooled
 
 
-def cache_identity(record: RunRecord, model: Classifier, place: int, stored_as: StoredAs) -> dict[str, object]:
-    """All that an activation depends on but the image and its view."""
+def cache_identity(record: RunRecord, model: Classifier, tap: Tap, stored_as: StoredAs) -> dict[str, object]:
+    """All that what a tap gives depends on but the image and its view."""
     job = record.job
     library = "timm" if job.model.backbone.startswith("timm:") else "torchvision"
-    pooled = place == model.end and model.pool_is_fixed
-    names = [model.chain.places[at].name for at in (model.ends if pooled else (place,))]
     return {
         "backbone": job.model.backbone,
         "weights": record.weights_digest or f"random, seed {job.seed}",
         "match": job.model.match,
-        "cut": names,
-        "pooled": [pool.extra_repr() for pool in model.pools] if pooled else [],
+        "cut": model.chain.places[tap.place].name,
+        "pooled": repr(model.pools[tap.pool]) if tap.pool >= 0 else "",
         "size": model.spec.size,
         "mean": model.spec.mean,
         "std": model.spec.std,

@@ -1,8 +1,7 @@
 """Heads that scikit-learn fits at once on cached vectors, as torch modules."""
 
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -24,20 +24,21 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.learning import Fit
 from tlbatch.model.heads import KernelMap, Neighbours
 
-log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _FOLDS = 5
 _LARGE = 3000
 """Vectors above which one fold alone judges the penalties."""
 _MOST_POINTS = 2000
+_SMALL = 10_000_000
+"""Numbers below which threads wait for one another longer than they work."""
 _PENALTIES: dict[Fit, tuple[float, ...]] = {
     "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1, 10),
     "kernel-logistic": (0.1, 0.3, 1, 3, 10, 30, 100),
     "svm": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1),
     "kernel-svm": (0.01, 0.1, 1, 10, 100),
     "ridge": (1, 10, 100, 1e3, 1e4, 1e5),
-    "kernel-ridge": (1e-3, 1e-2, 1e-1, 1, 10),
+    "kernel-ridge": (1e-4, 1e-3, 1e-2, 1e-1, 1, 10),
     "neighbours": (1, 3, 5, 10, 20, 50),
 }
 """Inverse strengths of the penalty (of a ridge: strengths; of neighbours: how many)."""
@@ -77,7 +78,12 @@ class FittedHead:
     judged: Ints
     """Which vectors these outputs are of, (m,)."""
     scores: dict[float, float]
-    """Mean loss on unseen vectors, by penalty."""
+    """Mean loss on unseen vectors, by penalty or rate."""
+
+
+def best_of(scores: Mapping[float, float]) -> float:
+    """The penalty or rate with the least loss; what is not a number is the worst."""
+    return min(scores, key=lambda one: np.nan_to_num(scores[one], nan=np.inf))
 
 
 def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
@@ -91,7 +97,12 @@ def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
     UserError
         When there are too few groups for two folds.
     """
-    folds, penalties = list(_folds(vectors, seed)), _PENALTIES[kind]
+    with threadpool_limits(1 if vectors.features.size < _SMALL else None):
+        return _fit_head(kind, vectors, seed)
+
+
+def _fit_head(kind: Fit, vectors: Vectors, seed: int) -> FittedHead:
+    penalties, folds = _PENALTIES[kind], folds_to_judge(vectors, seed)
     judged = np.concatenate([out for _, out in folds])
     parts: dict[float, list[npt.NDArray[np.float32]]] = {penalty: [] for penalty in penalties}
     for into, out in folds:
@@ -103,23 +114,31 @@ def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
         penalty: _loss(outputs * np.float32(heats[penalty]), vectors.chosen(judged))
         for penalty, outputs in unseen.items()
     }
-    best = min(losses, key=lambda penalty: losses[penalty])
-    log.info("%s: penalty %g of %s, loss %.4f", kind, best, ", ".join(f"{one:g}" for one in losses), losses[best])
+    best = best_of(losses)
     ((_, model),) = _path(kind, vectors, (best,), seed)
     return FittedHead(model.module(heats[best]), unseen[best] * np.float32(heats[best]), judged, losses)
 
 
-def _folds(vectors: Vectors, seed: int) -> Iterator[tuple[Ints, Ints]]:
-    num_groups = len(np.unique(vectors.groups))
-    number = min(_FOLDS, num_groups, int(np.bincount(vectors.labels, minlength=1)[np.unique(vectors.labels)].min()))
+def folds_to_judge(vectors: Vectors, seed: int) -> list[tuple[Ints, Ints]]:
+    """What a penalty or a rate is judged on: all folds, or of many vectors one."""
+    folds = folds_of(vectors.labels, vectors.groups, seed)
+    return folds[:1] if len(vectors.labels) > _LARGE else folds
+
+
+def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[tuple[Ints, Ints]]:
+    """What is fitted on and what is judged in each of at most five folds by group, every class in every fold.
+
+    Raises
+    ------
+    UserError
+        When there are too few groups for two folds.
+    """
+    num_groups = len(np.unique(groups))
+    number = min(_FOLDS, num_groups, int(np.bincount(labels)[np.unique(labels)].min()))
     if num_groups < 2:
         raise UserError("phase.fit: all training images are of one group; a head cannot be judged; use epochs")
     splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed) if number > 1 else GroupKFold(2)
-    found = splitter.split(vectors.features, vectors.labels, vectors.groups)
-    for into, out in found:
-        yield into, out
-        if len(vectors.labels) > _LARGE:
-            return
+    return list(splitter.split(np.empty((len(labels), 1)), labels, groups))
 
 
 class _Model:

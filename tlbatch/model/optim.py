@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -17,14 +18,20 @@ def build_optimizer(model: Classifier, settings: Optimizer) -> torch.optim.Optim
     Where the backbone decays to its start, `Anchor` does it in the optimiser's place.
     """
     backbone_lr = settings.backbone_lr or settings.lr / 10
-    anchored = settings.decay_to == "start"
+    kept = 0.0 if settings.decay_to == "start" else settings.weight_decay
+    rated = [
+        (parameter, settings.lr, settings.weight_decay)
+        for parameter in (*model.head.parameters(), *model.pools.parameters())
+    ]
+    rated += [(weight, backbone_lr * settings.layer_decay**depth, kept) for weight, depth in model.trained()]
+    return optimizer_over(rated, settings)
+
+
+def optimizer_over(rated: Iterable[tuple[nn.Parameter, float, float]], settings: Optimizer) -> torch.optim.Optimizer:
+    """The optimiser over some parameters, each with its rate and, if it is no bias or norm, its decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for module in (model.head, model.pools):
-        for parameter in module.parameters():
-            groups[settings.lr, settings.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
-    for parameter, depth in model.trained():
-        decay = settings.weight_decay if parameter.ndim > 1 and not anchored else 0.0
-        groups[backbone_lr * settings.layer_decay**depth, decay].append(parameter)
+    for parameter, lr, decay in rated:
+        groups[lr, decay if parameter.ndim > 1 else 0.0].append(parameter)
     chosen = [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()]
     match settings.name:
         case "sgd":

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from tlbatch.job.files import atomic_file
+from tlbatch.job.records import Strategy, Trial
 from tlbatch.job.section import Metric
 
 _DPI = 100
@@ -87,6 +88,38 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], metric: Metric) 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
     _write(path, figure)
+
+
+def draw_strategy(path: Path, strategy: Strategy) -> None:
+    """What each stage of the backbone tells, and what the candidates scored, with standard errors."""
+    figure = _figure(11, 0.9 + max(4.2, 0.42 * len(strategy.short_list)))
+    profile, short_list = (figure.add_subplot(1, 2, number) for number in (1, 2))
+    stages = list(dict.fromkeys(trial.after for trial in strategy.profile))
+    for number, fit in enumerate(dict.fromkeys(trial.fit for trial in strategy.profile)):
+        own = [trial for trial in strategy.profile if trial.fit == fit]
+        at = [stages.index(trial.after) for trial in own]
+        profile.errorbar(at, *_scores(own), marker=_MARKS[number], color=_COLOURS[2 * number], capsize=3, label=fit)
+    names = [_short(name) for (name,) in stages]
+    profile.set_xticks(range(len(stages)), names, rotation=45, ha="right", rotation_mode="anchor")
+    profile.set(xlabel="head on this stage", ylabel=strategy.metric.replace("_", " "), title=strategy.scenario)
+    profile.legend()
+    values, errors = _scores(strategy.short_list)
+    chosen = [trial.name == strategy.chosen for trial in strategy.short_list]
+    rows = range(len(values))[::-1]
+    short_list.barh(rows, values, xerr=errors, capsize=3, color=[_COLOURS[0 if mine else 3] for mine in chosen])
+    labels = [
+        _plain(f"{trial.name}{' (chosen)' if mine else ''}")
+        for trial, mine in zip(strategy.short_list, chosen, strict=True)
+    ]
+    short_list.set_yticks(rows, labels)
+    low = np.nanmin(values - 4 * errors) if np.isfinite(values).any() else 0.0
+    short_list.set(xlim=(max(0.0, low), 1.0), title=f"judged on {strategy.short_list[0].num_images} training images")
+    _write(path, figure)
+
+
+def _scores(trials: Sequence[Trial]) -> tuple[Floats, Floats]:
+    values = np.array([np.nan if trial.score is None else trial.score for trial in trials])
+    return values, np.array([trial.standard_error for trial in trials])
 
 
 def draw_mistakes(path: Path, images: Sequence[Rgb], cams: Sequence[Floats] | None, captions: Sequence[str]) -> None:

@@ -15,14 +15,27 @@ from sklearn.metrics import (
 
 from tlbatch.job.section import Metric
 
+_DRAWS = 200
 Labels = Sequence[int] | npt.NDArray[np.int64]
 
 
-def score(metric: Metric, labels: Labels, predictions: Labels, *, num_classes: int) -> float | None:
+def score(
+    metric: Metric,
+    labels: Labels,
+    predictions: Labels,
+    *,
+    num_classes: int,
+    weights: npt.NDArray[np.int64] | None = None,
+) -> float | None:
     """One number for labels and predictions coded 0..num_classes-1.
 
     Quadratic kappa is Cohen's kappa with weights (i - j)^2 (Cohen 1968), over all classes in their order, whether
     they occur or not.
+
+    Parameters
+    ----------
+    weights
+        How often each sample counts, (n,); empty: once.
 
     Returns
     -------
@@ -31,10 +44,41 @@ def score(metric: Metric, labels: Labels, predictions: Labels, *, num_classes: i
     if len(labels) == 0:
         return None
     if metric == "accuracy":
-        return float(accuracy_score(labels, predictions))
+        return float(accuracy_score(labels, predictions, sample_weight=weights))
     if len(set(labels) | set(predictions)) == 1:
         return None
-    return float(cohen_kappa_score(labels, predictions, labels=range(num_classes), weights="quadratic"))
+    return float(
+        cohen_kappa_score(labels, predictions, labels=range(num_classes), weights="quadratic", sample_weight=weights)
+    )
+
+
+def redrawn_scores(
+    metric: Metric,
+    labels: npt.NDArray[np.int64],
+    predictions: Sequence[npt.NDArray[np.int64]],
+    groups: npt.NDArray[np.generic],
+    *,
+    num_classes: int,
+    seed: int,
+) -> npt.NDArray[np.float64]:
+    """Scores of several predictions of the same samples under a bootstrap over groups (Efron 1979), paired: each draw
+    is the same for all.
+
+    Returns
+    -------
+    (200, len(predictions)); the standard error of a score, or of a difference, is its deviation over the draws. NaN
+    where a score is undefined.
+    """
+    _, of = np.unique(groups, return_inverse=True)
+    number = int(of.max()) + 1
+    generator = np.random.default_rng(seed)
+    found = np.full((_DRAWS, len(predictions)), np.nan)
+    for row in found:
+        weights = generator.multinomial(number, np.full(number, 1 / number))[of]
+        for column, chosen in enumerate(predictions):
+            value = score(metric, labels, chosen, num_classes=num_classes, weights=weights)
+            row[column] = np.nan if value is None else value
+    return found
 
 
 def mean_log_loss(labels: Labels, probabilities: npt.NDArray[np.floating[Any]]) -> float | None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.load import config_keys, load_job
+from tlbatch.job.load import config_keys, load_job, load_jobs
 
 SMALL = '[data]\nimages = "here"\n[[phase]]\ncut = "pool"\nepochs = 2\n[[phase]]\ncut = "none"\n'
 
@@ -80,9 +80,47 @@ def test_every_shipped_job_loads_and_its_first_comment_says_the_command(jobs: Pa
     assert files
     site = jobs.parent / "slurm" / "site.toml"
     for file in files:
-        load_job([site, file], ["data.images=somewhere", "data.labels=somewhere.csv"])
-        load_job([file], ["data.images=somewhere", "data.labels=somewhere.csv"])
+        load_jobs([site, file], ["data.images=somewhere", "data.labels=somewhere.csv"])
+        load_jobs([file], ["data.images=somewhere", "data.labels=somewhere.csv"])
         assert (
             f"slurm/finetune.sh {'' if file.stem == 'quickstart' else 'jobs/' + file.name}".strip()
             in file.read_text(encoding="utf-8")
         )
+
+
+RECIPES = """
+[recipes.usual]
+[recipes.wide]
+head = { widths = [8], dropout = 0.1 }
+phase = [{ cut = "pool", epochs = 7 }]
+"""
+
+
+def test_every_recipe_is_a_job_of_its_own_and_overrides_win_over_it(small: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.toml"
+    more.write_text('name = "eyes"\n' + RECIPES, encoding="utf-8")
+    usual, wide = load_jobs([small, more], ["run=night", "phase.0.epochs=3", "head.dropout=0.5"])
+    assert [(job.name, job.run) for job in (usual, wide)] == [
+        ("eyes-usual", "night-usual"),
+        ("eyes-wide", "night-wide"),
+    ]
+    assert [[phase.epochs for phase in job.phase] for job in (usual, wide)] == [[3, 1], [3]]
+    assert [(job.head.widths, job.head.dropout) for job in (usual, wide)] == [((), 0.5), ((8,), 0.5)]
+    with pytest.raises(UserError, match="recipes: the job has 2 of them, where one is meant"):
+        load_job([small, more], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[recipes.wide]\nhead.widths = [0]\n", "recipes.wide.head.widths.0: must be at least 1 (got 0)"),
+        ("[recipes.wide]\nhaed = 1\n", "recipes.wide.haed: unknown key, did you mean head?; see --help for the keys"),
+        ("recipes = [1]\n", "recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys"),
+    ],
+)
+def test_a_wrong_value_in_a_recipe_is_named_with_the_recipe(small: Path, tmp_path: Path, text: str, line: str) -> None:
+    more = tmp_path / "more.toml"
+    more.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_jobs([small, more], [])
+    assert str(error.value) == line

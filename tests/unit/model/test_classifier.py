@@ -8,7 +8,7 @@ from torch import nn
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.model.classifier import Classifier, build_classifier
-from tlbatch.model.encoder import Encoder
+from tlbatch.model.encoder import Encoder, tap_shape, taps_of
 
 
 def make(num_classes: int = 3, **sections: object) -> Classifier:
@@ -155,10 +155,12 @@ def test_stored_activations_are_not_overwritten_by_what_works_in_place_after_the
     """ReLU in a VGG overwrites its input, which may be what another cut stores."""
     vgg = {"backbone": "vgg11", "size": 64}
     model = make(model=vgg, phase=[{"cut": "features.0"}], head={"after": ["features.3", "pool"]})
-    places = [model.find(cut) for cut in ("features.0", "features.3", "pool")]
-    together = Encoder(model, places, Accelerator(cpu=True)).encode(images(2, 64))
-    for place, found in zip(places, together, strict=True):
-        (alone,) = Encoder(model, [place], Accelerator(cpu=True)).encode(images(2, 64))
+    taps = [*taps_of(model, model.find("features.0")), *taps_of(model, model.find("pool"))]
+    assert taps == [(model.find("features.0"), -1), (model.find("features.3"), 0), (model.find("pool"), 1)]
+    together = Encoder(model, taps, Accelerator(cpu=True)).encode(images(2, 64))
+    for tap, found in zip(taps, together, strict=True):
+        (alone,) = Encoder(model, [tap], Accelerator(cpu=True)).encode(images(2, 64))
+        assert found.shape[1:] == tap_shape(model, tap)
         assert torch.equal(found, alone)
     assert together[0].min() < 0
 

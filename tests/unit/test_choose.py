@@ -1,0 +1,199 @@
+"""Strategy auto: it measures on training images alone, takes the cheapest of equals, and the later stages follow it."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from tlbatch import cache, choose, predict, reduce, shard, train
+from tlbatch.data.activations import Store, view_keys
+from tlbatch.data.loader import open_set
+from tlbatch.data.views import Views
+from tlbatch.job.errors import UserError
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.records import Trial
+from tlbatch.report.metrics import redrawn_scores
+from tlbatch.trials import Candidate, Study
+
+AUTO = ["strategy=auto", "phase=[]", "data.audit=warn"]
+Make = Callable[..., RunPaths]
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> Make:
+    def made(*overrides: str) -> RunPaths:
+        images = tmp_path / "images"
+        if not images.exists():
+            make_folders()
+        where = [f"data.images={images}", f"workspace={tmp_path / 'space'}"]
+        return make_run(resolve(load_job([tiny_job], [*where, *overrides])))
+
+    return made
+
+
+def test_the_choice_is_made_on_training_images_and_the_later_stages_follow_it(make: Make, tmp_path: Path) -> None:
+    paths = make(*AUTO)
+    shard.run(paths.folder)
+    with pytest.raises(UserError, match="run choose first"):
+        cache.run(paths.folder)
+    choose.run(paths.folder)
+    found = paths.load_strategy()
+    assert found is not None
+    names = [trial.name for trial in found.short_list]
+    assert found.chosen in names
+    assert sum(name.startswith("fine-tuned") for name in names) in (1, 2)
+    images = open_set(paths.set_paths(paths.load().job))
+    num_train = images.manifest.num_images["train"]
+    assert {trial.num_images for trial in (*found.profile, *found.short_list)} == {num_train}
+    held_out = images.index["content"][np.concatenate([images.rows("val"), images.rows("test")])]
+    for folder in (tmp_path / "space" / "cache").iterdir():
+        assert Store(folder, "fp32").missing(view_keys(held_out, Views(32, "d4").numbers)).all()
+    before = paths.strategy.stat().st_mtime_ns
+    for stage in (choose, cache, train, predict, reduce):
+        stage.run(paths.folder)
+    assert paths.strategy.stat().st_mtime_ns == before
+    job = paths.load().job
+    assert (job.strategy, [phase.cut for phase in job.phase][-1]) == (
+        "phases",
+        found.short_list[names.index(found.chosen)].cut,
+    )
+    assert json.loads(paths.report_json.read_text("utf-8"))["strategy"]["chosen"] == found.chosen
+
+
+def test_ordered_classes_are_probed_and_tuned_as_grades(make: Make) -> None:
+    paths = make(*AUTO, "metric=quadratic_kappa", "train.augment=none", "data.split.val=0")
+    for stage in (shard, choose):
+        stage.run(paths.folder)
+    found = paths.load_strategy()
+    assert found is not None
+    assert {trial.fit for trial in found.profile} == {"ridge", "neighbours"}
+    assert {trial.fit for trial in found.short_list} == {"ridge", "kernel-logistic"}
+    job = paths.load().job
+    assert (job.objective, job.decision) in (("regression", "most-probable"), ("cross-entropy", "expected-grade"))
+
+
+def test_there_is_nothing_to_choose_in_a_job_of_phases(make: Make) -> None:
+    paths = make()
+    shard.run(paths.folder)
+    with pytest.raises(UserError, match="so there is nothing to choose; run cache"):
+        choose.run(paths.folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["strategy=auto"], "strategy = auto decides on phase: leave it out of the job"),
+        (["strategy=auto", "phase=[]", "head.widths=[8]"], "strategy = auto decides on head"),
+        (["strategy=auto", "phase=[]", "cache.enabled=false"], "strategy = auto needs the cache"),
+        (["phase=[]"], "phase is required"),
+    ],
+)
+def test_what_auto_decides_is_left_out_of_the_job(make: Make, overrides: Sequence[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make(*overrides)
+
+
+class Scripted:
+    """A study whose candidates score what a script says, each a standard error of 0.01."""
+
+    def __init__(self, real: Study, scores: dict[str, float]) -> None:
+        self.record, self.labels, self.num_classes = real.record, real.labels, real.num_classes
+        self.scores = scores
+        self.tuned: list[str] = []
+
+    def vectors(self, _job: object) -> np.ndarray:
+        return np.zeros((len(self.labels), 10_000))
+
+    def probe(self, candidate: Candidate, _features: np.ndarray) -> Any:
+        return SimpleNamespace(candidate=candidate)
+
+    def train(self, candidate: Candidate) -> Any:
+        self.tuned.append(candidate.job.phase[-1].cut)
+        return SimpleNamespace(candidate=candidate)
+
+    def table(self, judged: Sequence[Any]) -> tuple[Trial, ...]:
+        rows = []
+        for one in judged:
+            job, name = one.candidate.job, one.candidate.name
+            key = next((key for key in self.scores if key in (name, f"{job.phase[0].fit} {name}")), "other")
+            rows.append((one.candidate, self.scores[key]))
+        best = max(score for _, score in rows)
+        return tuple(
+            Trial(
+                name=candidate.name, after=candidate.job.head.after, cut=candidate.job.phase[-1].cut,
+                fit=str(candidate.job.phase[0].fit), score=score, standard_error=0.01, num_images=300,
+                behind=best - score, behind_error=0.01 if score < best else 0.0, seconds=1.0,
+            )
+            for candidate, score in rows
+        )  # fmt: skip
+
+
+LIKE = {"ridge pool": 0.9, "logistic on pool": 0.9, "other": 0.5}
+UNLIKE = {"ridge blocks.1": 0.8, "logistic on blocks.1": 0.8, "middle": 0.9, "other": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("scores", "tuned", "chosen", "scenario"),
+    [
+        (LIKE, 1, "logistic on pool", "small and like"),
+        (LIKE | {"kernel-ridge on pool": 0.905}, 1, "logistic on pool", "small and like"),
+        (UNLIKE | {"fine-tuned, all of it": 0.95}, 2, "fine-tuned, all of it", "small and unlike"),
+        (UNLIKE | {"fine-tuned, all of it": 0.905}, 2, "fine-tuned after", "small and unlike"),
+        (UNLIKE | {"middle": 0.7}, 1, "logistic on blocks.1", "small and unlike"),
+    ],
+)
+def test_the_cheapest_within_one_standard_error_wins_and_all_is_tuned_only_after_the_middle_gained(
+    make: Make, monkeypatch: pytest.MonkeyPatch, scores: dict[str, float], tuned: int, chosen: str, scenario: str
+) -> None:
+    paths = make(*AUTO)
+    shard.run(paths.folder)
+    record = paths.load_submitted()
+    images = open_set(paths.set_paths(record.job))
+    script = Scripted(Study(record, images, cast("Any", None), paths.folder), dict(scores))
+    original = choose._tuned
+
+    def named(job: Any, cut: str) -> Candidate:
+        found = original(job, cut)
+        if cut != "none" and "middle" in scores:
+            script.scores[found.name] = scores["middle"]
+        return found
+
+    monkeypatch.setattr(choose, "_tuned", named)
+    found = choose.choose(cast("Study", script))
+    assert found.chosen.startswith(chosen)
+    assert len(script.tuned) == tuned
+    assert found.scenario == scenario
+
+
+def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make(*AUTO)
+    shard.run(paths.folder)
+    record = paths.load_submitted()
+    images = open_set(paths.set_paths(record.job))
+    rows = np.resize(images.rows("train"), 4000)
+    many = replace(images, chosen={"train": rows, "val": rows[:0], "test": rows[:0]})
+    monkeypatch.setattr(type(many), "labels", lambda *_: np.arange(4000) % 3)
+    monkeypatch.setattr(type(many), "index", {"group": np.arange(10_000)})
+    study = Study(record, many, cast("Any", None), paths.folder)
+    assert 1000 <= len(study.judged) < 2000
+    assert len(np.unique(study.judged)) == len(study.judged)
+
+
+def test_the_standard_error_is_that_of_the_groups() -> None:
+    """Of a proportion it is sqrt(p q / n); where all images come twice, that of half as many."""
+    generator = np.random.default_rng(0)
+    truth, wrong = np.zeros(400, np.int64), (generator.random(400) < 0.2).astype(np.int64)
+    every = np.arange(400)
+    alone = redrawn_scores("accuracy", truth, [wrong, wrong], every, num_classes=2, seed=9)
+    assert np.std(alone[:, 0]) == pytest.approx(np.sqrt(wrong.mean() * (1 - wrong.mean()) / 400), rel=0.15)
+    assert np.array_equal(alone[:, 0], alone[:, 1])
+    twice = redrawn_scores("accuracy", truth, [wrong.repeat(2)[:400]], every // 2, num_classes=2, seed=9)
+    assert np.std(twice) == pytest.approx(np.sqrt(2) * np.std(alone[:, 0]), rel=0.25)
+    assert np.isnan(redrawn_scores("quadratic_kappa", truth, [truth], every, num_classes=2, seed=0)).all()

@@ -1,0 +1,221 @@
+"""Choose: for strategy = auto, what head to use and what to train, measured on folds of the training images.
+
+Probes at every stage of the backbone say where the images are told apart best; heads on that stage and on several, and
+fine-tuning from the middle of the backbone, are tried on the same folds. Where that gains, or the top of the backbone
+tells less than its middle, fine-tuning from the first stages is tried too (of all, with 1,000 images and more). The
+cheapest candidate within one standard error of the best is chosen. Validation and test images are not looked at.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.data.loader import ImageSet, open_set
+from tlbatch.filling import Crew
+from tlbatch.job.cli import once, stage_main
+from tlbatch.job.config import Job
+from tlbatch.job.errors import UserError
+from tlbatch.job.learning import Fit
+from tlbatch.job.paths import RunPaths, decided
+from tlbatch.job.records import RunRecord, Strategy, Trial, job_digest
+from tlbatch.job.stop import StopFlag
+from tlbatch.job.world import World, read_world
+from tlbatch.model.chain import stages
+from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.ranks import joined_ranks
+from tlbatch.trials import Candidate, Judged, Study
+
+log = logging.getLogger(__name__)
+_LARGE = 1000
+"""Training images from which a set is called large."""
+_DECIDED = {"head", "objective", "decision", "phase", "train"}
+_PLAIN = {"crop_scale": 1.0, "random_views": 0, "every_view": False}
+Settings = dict[str, Any]
+Floats = npt.NDArray[np.float64]
+
+
+def run(run_dir: Path) -> None:
+    """Choose for the run, unless that is done."""
+    paths, world = RunPaths(run_dir), read_world(os.environ)
+    record = paths.load_submitted()
+    if record.job.strategy != "auto":
+        raise UserError(f"{paths.folder}: its job has the strategy phases, so there is nothing to choose; run cache")
+    images = open_set(paths.set_paths(record.job), record.job.slurm)
+    inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
+    once("choose", paths, inputs, world, lambda: _join_and_choose(record, images, paths, world))
+
+
+def _join_and_choose(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
+    job, stop = record.job, StopFlag()
+    stop.install()
+    precision = job.train.mixed_precision
+    with joined_ranks(world, job.slurm, paths.rendezvous, stage="choose", mixed_precision=precision) as accelerator:
+        study = Study(record, images, Crew(accelerator, world, stop), paths.folder)
+        found = choose(study)
+        if world.is_main:
+            found.save(paths.strategy)
+        accelerator.wait_for_everyone()
+
+
+def choose(study: Study) -> Strategy:
+    """Probe, try the short list, and decide."""
+    job = study.record.job
+    model = build_classifier(decided(job, {"phase": [{}]}), study.num_classes)
+    places = _places(model)
+    profile = _profile(study, places)
+    table = study.table(profile)
+    _show("probes", table)
+    by_place = np.reshape([_known(trial.score) for trial in table], (2, len(places))).max(axis=0)
+    best = int(by_place.argmax())
+    judged = _probes(study, places, places[best])
+    top = max(_known(trial.score) for trial in study.table(judged))
+    kind, why = _scenario(len(study.labels), table[: len(places)])
+    judged.append(study.train(_tuned(job, places[min(max(best - 1, 0), len(places) // 2)])))
+    if "unlike" in kind or _known(study.table(judged)[-1].score) > top:
+        judged.append(study.train(_tuned(job, "none" if "large" in kind else places[len(places) // 4])))
+    short_list = study.table(judged)
+    at = next(number for number, trial in enumerate(short_list) if (trial.behind or 0.0) <= trial.behind_error)
+    _show("short list, the cheapest first", short_list)
+    found = Strategy(
+        chosen=short_list[at].name,
+        why=_why(short_list, at),
+        scenario=kind,
+        scenario_why=why,
+        metric=job.metric,
+        num_train=len(study.labels),
+        profile=table,
+        short_list=short_list,
+        settings=_final(judged[at].candidate.job).model_dump(mode="json", include=_DECIDED),
+    )
+    log.info("chosen: %s, %s; %s (%s)", found.chosen, found.why, found.scenario, found.scenario_why)
+    return found
+
+
+def _places(model: Classifier) -> list[str]:
+    """Names of the stages of the backbone; the map that pool is the mean of is left out."""
+    names = [place.name for place in stages(model.chain.places, model.shapes)]
+    shapes = {place.name: shape for place, shape in zip(model.chain.places, model.shapes, strict=True)}
+    same = len(names) > 1 and model.widths[0] in shapes[names[-2]] and shapes[names[-2]] != shapes[names[-1]]
+    return [*names[: -2 if same else -1], "pool"]
+
+
+def _profile(study: Study, places: Sequence[str]) -> list[Judged]:
+    """Ridge regression on the pooled output of every stage, then nearest neighbours, from one encoding."""
+    job = study.record.job
+    objective: Settings = {"objective": "regression"} if _is_ordered(job) else {}
+    whole = _probe(job, "all stages", places, "ridge", objective).job
+    widths = build_classifier(whole, study.num_classes).widths
+    columns = np.split(study.vectors(whole), np.cumsum(widths)[:-1], axis=1)
+    kinds: tuple[tuple[Fit, Settings], ...] = (("ridge", objective), ("neighbours", {}))
+    return [
+        study.probe(_probe(job, place, [place], fit, settings), features)
+        for fit, settings in kinds
+        for place, features in zip(places, columns, strict=True)
+    ]
+
+
+def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
+    """Heads on the best stage, on the last three, and on all; then the best of these on the mean of all views."""
+    job = study.record.job
+    kinds: tuple[tuple[Fit, Settings], ...] = (("logistic", {}), ("kernel-ridge", {}))
+    if _is_ordered(job):
+        kinds = ("ridge", {"objective": "regression"}), ("kernel-logistic", {"decision": "expected-grade"})
+    sets = {best: [best], "the last three stages": places[-3:], "all stages": places}
+    found: list[Judged] = []
+    for name, some in sets.items():
+        candidates = [_probe(job, f"{fit} on {name}", some, fit, settings) for fit, settings in kinds]
+        features = study.vectors(candidates[0].job)
+        found.extend(study.probe(candidate, features) for candidate in candidates)
+    if job.train.augment != "none":
+        scores = [_known(trial.score) for trial in study.table(found)]
+        mean = _mean_of_views(job, found[int(np.argmax(scores))].candidate)
+        found.append(study.probe(mean, study.vectors(mean.job)))
+    return found
+
+
+def _probe(job: Job, name: str, after: Sequence[str], fit: Fit, sections: Settings) -> Candidate:
+    """A head that is fitted on frozen vectors of the upright squares."""
+    settings = {
+        "head": {"after": after},
+        "phase": [{"cut": "pool", "fit": fit}],
+        "train": {**job.train.model_dump(), "augment": "none", "crop_scale": 1.0, "random_views": 0},
+    }
+    return Candidate(name, decided(job, settings | sections))
+
+
+def _mean_of_views(job: Job, probe: Candidate) -> Candidate:
+    """The same on the mean over the symmetries that the user's job trains on."""
+    train = probe.job.train.model_copy(update={"augment": job.train.augment})
+    head = probe.job.head.model_copy(update={"view_mean": True})
+    return Candidate(f"{probe.name}, mean of views", probe.job.model_copy(update={"train": train, "head": head}))
+
+
+def _tuned(job: Job, cut: str) -> Candidate:
+    """The head fitted, then trained together with what comes after the cut."""
+    ordered = _is_ordered(job)
+    optimizer = {"lr": 1e-3, "backbone_lr": 3e-4, "decay_to": "start"}
+    phases = [
+        {"cut": "pool", "fit": "ridge" if ordered else "logistic"},
+        {"cut": cut, "epochs": 10, "optimizer": optimizer, "label_smoothing": 0.0 if ordered else 0.1},
+    ]
+    settings = {"phase": phases, "objective": "regression" if ordered else "cross-entropy"}
+    name = "fine-tuned, all of it" if cut == "none" else f"fine-tuned after {cut}"
+    return Candidate(name, decided(job, settings))
+
+
+def _final(job: Job) -> Job:
+    """As it is trained in the end, where validation may stop it early and judge the mean of begin and end."""
+    phases = [phase if phase.fit else phase.model_copy(update={"patience": 5, "average": True}) for phase in job.phase]
+    return job.model_copy(update={"phase": tuple(phases)})
+
+
+def _is_ordered(job: Job) -> bool:
+    return job.metric == "quadratic_kappa"
+
+
+def _known(score: float | None) -> float:
+    return -np.inf if score is None else score
+
+
+def _scenario(num_train: int, profile: Sequence[Trial]) -> tuple[Any, str]:
+    """Which of the four classical cases of transfer this is, and the figures that say so."""
+    best = max(profile, key=lambda trial: _known(trial.score))
+    top = profile[-1]
+    size = "large" if num_train >= _LARGE else "small"
+    unlike = top.behind is not None and top.behind > 2 * top.behind_error
+    told = f"{num_train} training images; the top of the backbone scores {_number(top.score)}"
+    told += f", its best stage {best.name} {_number(best.score)}" if best is not top else ", the best of its stages"
+    return f"{size} and {'unlike' if unlike else 'like'}", told
+
+
+def _why(trials: Sequence[Trial], at: int) -> str:
+    best = max(trials, key=lambda trial: _known(trial.score))
+    mine = trials[at]
+    if mine is best:
+        return f"the best of {len(trials)}: {_number(mine.score)} +- {mine.standard_error:.4f}"
+    return (
+        f"the cheapest within one standard error of the best: {_number(mine.score)}, {mine.behind:.4f} +- "
+        f"{mine.behind_error:.4f} behind {best.name}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _show(title: str, table: Sequence[Trial]) -> None:
+    log.info("%s, judged on %d training images:", title, table[0].num_images)
+    for trial in table:
+        log.info(
+            "  %-60s %s +- %.4f  %6.1f s", f"{trial.name} ({trial.fit})", _number(trial.score), trial.standard_error,
+            trial.seconds,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    stage_main("choose", run, __doc__)

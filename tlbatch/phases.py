@@ -1,0 +1,211 @@
+"""The phases of a job, one after another over all ranks."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+
+from tlbatch.data.activations import Feed, open_stores
+from tlbatch.data.loader import num_workers
+from tlbatch.data.order import Positions, State, num_batches, training_batches
+from tlbatch.data.views import Samples, Views, training_views
+from tlbatch.epochs import Epoch, Feeds, Session, Validation, samples_of, train_epoch, validate, weights_of
+from tlbatch.job.learning import Phase
+from tlbatch.job.records import Best
+from tlbatch.job.section import SplitName
+from tlbatch.model.checkpoint import Average, averaged
+from tlbatch.model.classifier import turned
+from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
+from tlbatch.model.many import Epochs, train_heads
+from tlbatch.model.phase import start_phase
+
+log = logging.getLogger(__name__)
+
+
+def train_phases(session: Session, stores: Mapping[str, str]) -> Validation:
+    """Run the phases one after another, keep the checkpoint that validates best, and return what the last one says.
+
+    Parameters
+    ----------
+    stores
+        As `tlbatch.filling.fill_cache` returns them.
+    """
+    if session.world.is_main:
+        session.paths.metrics.unlink(missing_ok=True)
+    in_run = 0
+    for number, phase in enumerate(session.job.phase):
+        feeds = _feeds(session, stores, number)
+        work = _fit_phase if phase.fit or phase.rates else _run_phase
+        last = work(session, feeds, phase, Epoch(number, 0, in_run))
+        in_run += phase.epochs
+    return last
+
+
+def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Validation:
+    """Let rank 0 fit the head at once on all training vectors, or train one a rate, and give it to the others."""
+    model, world, keeper = session.model, session.world, session.keeper
+    began = time.monotonic()
+    model.to(session.accelerator.device)
+    model.set_cut(phase.cut, freeze_batch_norm=True)
+    found: list[FittedHead | None] = [None]
+    labels = np.empty(0, np.int64)
+    if world.is_main:
+        vectors = _vectors(session, feeds)
+        log.info("%s: %d vectors of %d numbers", phase.fit or "epochs", *vectors.features.shape)
+        if phase.fit:
+            head = fit_head(phase.fit, vectors, seed=session.job.seed)
+        else:
+            head = _trained_heads(session, vectors, phase, first)
+        best = best_of(head.scores)
+        tried = ", ".join(f"{penalty:g}" for penalty in head.scores)
+        log.info("%g of %s is best: loss %.4f on unseen vectors", best, tried, head.scores[best])
+        found = [head]
+        labels = vectors.labels
+    (fitted,) = broadcast_object_list(found)
+    assert fitted is not None
+    model.head = fitted.head.to(session.accelerator.device)
+    validation = validate(session, feeds)
+    keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels[fitted.judged])
+    line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": fitted.scores}
+    _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
+    keeper.write(model)
+    return validation
+
+
+def _trained_heads(session: Session, vectors: Vectors, phase: Phase, first: Epoch) -> FittedHead:
+    """A head a rate, over the same batches that the phase would take with one."""
+    job, size = session.job, session.job.train.batch_size
+    views = _views(session)
+    column = np.zeros(1 + max(views.numbers), np.int64)
+    column[list(views.numbers)] = range(len(views.numbers))
+
+    def at(number: int) -> Epoch:
+        return Epoch(first.phase, number, first.in_run + number)
+
+    def batches(number: int) -> Iterator[Positions]:
+        samples = samples_of(session, phase, at(number))
+        state = State(job.seed, at(number).in_run, 0, session.images.manifest.index_digest)
+        for _, own in training_batches(state, len(samples), batch_size=size, rank=0, world_size=1):
+            positions, seen = samples.look_up(own)
+            yield positions if job.head.view_mean else positions * len(views.numbers) + column[seen]
+
+    epochs = Epochs(
+        batches,
+        lambda number: weights_of(session, phase, at(number)),
+        steps=num_batches(len(samples_of(session, phase, first)), size),
+    )
+    return train_heads(session.model.head, phase, vectors, epochs, objective=job.objective, seed=job.seed + first.phase)
+
+
+def _views(session: Session) -> Views:
+    return training_views(session.job.train, session.model.spec.size)
+
+
+def _vectors(session: Session, feeds: Feeds) -> Vectors:
+    """The features of all training images in all their views, or of their mean, and what is known of them."""
+    images, model, job = session.images, session.model, session.job
+    rows = images.index[images.rows("train")]
+    views = Views(model.spec.size) if job.head.view_mean else _views(session)
+    samples = Samples(len(rows), views, every_view=True)
+    size = job.train.batch_size
+    batches = (np.arange(start, min(start + size, len(samples))) for start in range(0, len(samples), size))
+    features, positions = [], []
+    for batch in feeds.train.batches(samples, batches):
+        seen = turned(batch.inputs.to(session.accelerator.device), batch.turns)
+        features.append((model.to_cut(seen) if seen.dtype == torch.uint8 else seen).double().cpu().numpy())
+        positions.append(batch.positions.numpy())
+    of = np.concatenate(positions)
+    return Vectors(
+        np.concatenate(features),
+        rows["label"][of].astype(np.int64),
+        rows["group"][of],
+        model.num_classes,
+        ordered=job.objective == "regression",
+    )
+
+
+def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Validation:
+    """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
+    model, keeper = session.model, session.keeper
+    labels = session.images.labels("val")
+    running = start_phase(
+        session.accelerator,
+        model,
+        phase,
+        steps_per_epoch=num_batches(len(samples_of(session, phase, first)), session.job.train.batch_size),
+        seed=session.job.seed + first.phase,
+    )
+    moving = Average(model, phase.ema) if phase.ema else None
+    start = Average(model, 0.5) if phase.average else None
+    without_gain = 0
+    for number in range(phase.epochs):
+        epoch = Epoch(first.phase, number, first.in_run + number)
+        began = time.monotonic()
+        loss = train_epoch(session, feeds, running, epoch, moving)
+        seconds = time.monotonic() - began
+        with averaged(model, moving):
+            validation = validate(session, feeds)
+            better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs, labels)
+        line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
+        _tell(session, epoch, line, validation=validation, seconds=seconds)
+        without_gain = 0 if better else without_gain + 1
+        if phase.patience and without_gain >= phase.patience:
+            log.info("phase %d ends: no better validation for %d epochs", epoch.phase, phase.patience)
+            break
+    if start is not None:
+        start.update(model)  # half of the begin, half of the end
+        with averaged(model, start):
+            validation = validate(session, feeds)
+            better = keeper.offer(
+                _candidate(session, epoch, validation, averaged=True), model, validation.outputs, labels
+            )
+        log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
+    keeper.write(model)
+    running.release()
+    return validation
+
+
+def _feeds(session: Session, stores: Mapping[str, str], phase: int) -> Feeds:
+    job, images, size = session.job, session.images, session.model.spec.size
+    workers = num_workers(job.train, session.world, session.accelerator.device.type)
+
+    def feed(split: SplitName, views: Views) -> Feed:
+        stored = open_stores(job, stores, phase=phase, split=split)
+        return Feed(images, images.rows(split), views, stored, workers=workers, head=job.head)
+
+    views = training_views(job.train, size)
+    return Feeds(feed("train", views), feed("val", views if job.head.view_mean else Views(size)))
+
+
+def _tell(
+    session: Session, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float
+) -> None:
+    """Log an epoch, or a fit, and add a line to the run's metrics."""
+    if not session.world.is_main:
+        return
+    metric, phase = session.job.metric, session.job.phase[epoch.phase]
+    rate = len(samples_of(session, phase, epoch)) / seconds
+    shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
+    what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
+    log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)
+    whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss, "images_per_s": rate}
+    with session.paths.metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(whole) + "\n")
+
+
+def _candidate(session: Session, epoch: Epoch, validation: Validation, *, averaged: bool = False) -> Best:
+    return Best(
+        weights=f"phase{epoch.phase}-epoch{epoch.number}{'-average' if averaged else ''}.safetensors",
+        digest="",
+        phase=epoch.phase,
+        epoch=epoch.number,
+        metric=session.job.metric,
+        val_score=validation.score,
+        val_loss=validation.loss,
+        classes=session.images.manifest.classes,
+        num_parameters=session.model.num_parameters(),
+    )

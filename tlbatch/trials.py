@@ -1,0 +1,184 @@
+"""Trials: candidates of strategy = auto, all judged on the same folds of the training images."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import broadcast_object_list
+
+from tlbatch.data.activations import Feed, open_stores
+from tlbatch.data.loader import ImageSet
+from tlbatch.data.order import Positions
+from tlbatch.data.views import Samples, Views, training_views
+from tlbatch.epochs import Session
+from tlbatch.filling import Crew, fill_cache
+from tlbatch.job.config import Job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import RunRecord, Trial
+from tlbatch.model.checkpoint import Keeper, pretrained_classifier
+from tlbatch.model.fitted import Vectors, fit_head, folds_of
+from tlbatch.model.objectives import Rule
+from tlbatch.model.thresholds import fit_thresholds
+from tlbatch.phases import train_phases
+from tlbatch.report.metrics import redrawn_scores, score
+
+log = logging.getLogger(__name__)
+_JUDGED = 1000
+"""Images after which no further fold is judged."""
+Ints = npt.NDArray[np.int64]
+Outputs = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to learn: its name, and the job that it makes of the user's."""
+
+    name: str
+    job: Job
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a candidate made of the images that it was judged on."""
+
+    candidate: Candidate
+    classes: Ints
+    """Decided, (m,)."""
+    seconds: float
+
+
+class Study:
+    """The training images, cut into folds by group, and what all trials share.
+
+    As many of the five folds are judged as give 1,000 images.
+    """
+
+    def __init__(self, record: RunRecord, images: ImageSet, crew: Crew, folder: Path) -> None:
+        self.record, self.images, self.crew = record, images, crew
+        self._folder = folder
+        self._rows = images.rows("train")
+        self.labels = images.labels("train")
+        self.groups = images.index["group"][self._rows]
+        every = folds_of(self.labels, self.groups, record.job.seed)
+        self._folds = every[: next((n for n in range(1, len(every)) if _size(every[:n]) >= _JUDGED), len(every))]
+        self.judged: Ints = np.concatenate([out for _, out in self._folds])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the set."""
+        return len(self.images.manifest.classes)
+
+    def probe(self, candidate: Candidate, features: npt.NDArray[np.float64]) -> Judged:
+        """Fit the head of a candidate's only phase on vectors of all training images, (n, d), on rank 0."""
+        began = time.monotonic()
+        found: list[list[Outputs]] = [[]]
+        if self.crew.world.is_main:
+            found = [[self._fitted(candidate.job, features, *fold) for fold in self._folds]]
+        (outputs,) = broadcast_object_list(found)
+        return Judged(candidate, self._decide(candidate.job, outputs), time.monotonic() - began)
+
+    def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
+        fit = job.phase[0].fit
+        assert fit is not None
+        ordered = job.objective == "regression"
+        vectors = Vectors(features, self.labels, self.groups, self.num_classes, ordered=ordered).chosen(into)
+        head = fit_head(fit, vectors, seed=job.seed).head
+        with torch.inference_mode():
+            outputs: Outputs = head(torch.from_numpy(features[out]).float()).numpy()
+        return outputs
+
+    def train(self, candidate: Candidate) -> Judged:
+        """Run the phases of a candidate in every fold, without a look at its held-out images before the end."""
+        began = time.monotonic()
+        record, (whole, stores) = self._of(candidate.job), self.stored(candidate.job)
+        outputs = []
+        for number, (into, out) in enumerate(self._folds, start=1):
+            log.info("%s: fold %d of %d", candidate.name, number, len(self._folds))
+            model = pretrained_classifier(record, whole.manifest)
+            images = whole.only(train=self._rows[into], val=self._rows[out])
+            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+                paths = RunPaths(Path(scratch))
+                keeper, crew = Keeper(paths, self.crew.world), self.crew
+                session = Session(record.job, images, paths, crew.world, crew.accelerator, crew.stop, model, keeper)
+                outputs.append(train_phases(session, stores).outputs)
+        return Judged(candidate, self._decide(candidate.job, outputs), time.monotonic() - began)
+
+    def stored(self, job: Job) -> tuple[ImageSet, Mapping[str, str]]:
+        """Fill the cache for the training images alone; these, and the names of the stores."""
+        record = self._of(job)
+        whole = self.images.only(train=self._rows, val=self._rows)
+        model = pretrained_classifier(record, whole.manifest)
+        return whole, fill_cache(record, whole, model, self.crew)
+
+    def vectors(self, job: Job) -> npt.NDArray[np.float64]:
+        """What the head of a job of one frozen phase sees of all training images, (n, d)."""
+        whole, names = self.stored(job)
+        size = pretrained_classifier(self._of(job), whole.manifest).spec.size
+        views = training_views(job.train, size) if job.head.view_mean else Views(size)
+        stored = open_stores(job, names, phase=0, split="val")
+        feed = Feed(whole, self._rows, views, stored, workers=0, head=job.head)
+        batches = np.array_split(np.arange(len(self._rows)), -(-len(self._rows) // job.train.batch_size))
+        parts = [
+            batch.inputs.double().numpy() for batch in feed.batches(Samples(len(self._rows), Views(size)), batches)
+        ]
+        return np.concatenate(parts)
+
+    def _of(self, job: Job) -> RunRecord:
+        return self.record.model_copy(update={"job": job})
+
+    def _decide(self, job: Job, outputs: Sequence[Outputs]) -> Ints:
+        """Classes (m,) from the outputs in each fold; thresholds are fitted on the other folds."""
+        rule, number = Rule(job.objective, by_mean=job.decision == "expected-grade"), self.num_classes
+        found = [torch.from_numpy(some) for some in outputs]
+        rounding = torch.arange(number - 1) + 0.5
+        if not rule.has_thresholds:
+            return torch.cat([rule.probabilities(some, number, rounding).argmax(1) for some in found]).numpy()
+        grades = [rule.grades(some, number)[:, 0].double().numpy() for some in found]
+        labels = [self.labels[out] for _, out in self._folds]
+        decisions = []
+        for this in range(len(grades)):
+            others = [at for at in range(len(grades)) if at != this]
+            values = np.concatenate([grades[at] for at in others]) if others else np.empty(0)
+            truth = np.concatenate([labels[at] for at in others]) if others else np.empty(0, np.int64)
+            decisions.append(np.digitize(grades[this], fit_thresholds(values, truth, num_classes=number, search=False)))
+        return np.concatenate(decisions)
+
+    def table(self, judged: Sequence[Judged]) -> tuple[Trial, ...]:
+        """What candidates scored, and how far each is behind the best of them, with standard errors."""
+        metric, truth, groups = self.record.job.metric, self.labels[self.judged], self.groups[self.judged]
+        decisions = [one.classes for one in judged]
+        points = [score(metric, truth, classes, num_classes=self.num_classes) for classes in decisions]
+        drawn = redrawn_scores(
+            metric, truth, decisions, groups, num_classes=self.num_classes, seed=self.record.job.seed
+        )
+        known = [-np.inf if point is None else point for point in points]
+        best = int(np.argmax(known))
+        return tuple(
+            Trial(
+                name=one.candidate.name,
+                after=one.candidate.job.head.after,
+                cut=one.candidate.job.phase[-1].cut,
+                fit=str(one.candidate.job.phase[0].fit),
+                score=point,
+                standard_error=_deviation(own),
+                num_images=len(truth),
+                behind=None if point is None else known[best] - point,
+                behind_error=_deviation(drawn[:, best] - own),
+                seconds=one.seconds,
+            )
+            for one, point, own in zip(judged, points, drawn.T, strict=True)
+        )
+
+
+def _size(folds: Sequence[tuple[Positions, Positions]]) -> int:
+    return sum(len(out) for _, out in folds)
+
+
+def _deviation(values: npt.NDArray[np.float64]) -> float:
+    return float(np.nan_to_num(np.nanstd(values))) if np.isfinite(values).any() else 0.0
