@@ -169,9 +169,11 @@ def _tuned(job: Job, cut: str) -> Candidate:
 
 
 def _final(job: Job) -> Job:
-    """As it is trained in the end, where validation may stop it early and judge the mean of begin and end."""
+    """As it is trained in the end, where validation may end it early, and judges weight averages and views."""
     phases = [phase if phase.fit else phase.model_copy(update={"patience": 5, "average": True}) for phase in job.phase]
-    return job.model_copy(update={"phase": tuple(phases)})
+    tuned = not phases[-1].fit and job.train.augment != "none"
+    train = job.train.model_copy(update={"test_views": tuned})
+    return job.model_copy(update={"phase": tuple(phases), "train": train})
 
 
 def _is_ordered(job: Job) -> bool:

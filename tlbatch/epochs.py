@@ -172,24 +172,28 @@ class LossWatch:
         return "on another rank"
 
 
-def validate(session: Session, feeds: Feeds) -> Validation:
-    """The job's metric and the log loss on the validation split, over all ranks, each image once."""
+def validate(session: Session, feed: Feed, views: Views) -> Validation:
+    """The job's metric and the log loss on the validation split, over all ranks, each image once.
+
+    Of several views the probabilities are averaged, and so are the outputs that are returned.
+    """
     world, model = session.world, session.model
     labels = session.images.labels("val")
-    samples = Samples(len(labels), Views(model.spec.size))
+    samples = Samples(len(labels), views, every_view=len(views.numbers) > 1)
     batches = prediction_batches(
-        len(labels), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
+        len(samples), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
     )
     own = [
-        (batch.positions.numpy(), predicted(model, batch.inputs, session.accelerator).numpy())
-        for batch in feeds.val.batches(samples, batches)
+        (batch.positions.numpy(), predicted(model, batch.inputs, batch.turns, session.accelerator).numpy())
+        for batch in feed.batches(samples, batches)
     ]
     everyone: list[tuple[Positions, npt.NDArray[np.float32]]] = gather_object(own)
     if not everyone:
         return Validation(None, None, np.empty((0, 1), np.float32))
-    order = np.argsort(np.concatenate([positions for positions, _ in everyone]))
-    assert len(order) == len(labels), "validation must see every image once"
+    order = np.argsort(np.concatenate([positions for positions, _ in everyone]), kind="stable")
+    assert len(order) == len(samples), "validation must see every view of every image once"
     outputs = np.concatenate([found for _, found in everyone])[order]
     table = model.probabilities(torch.from_numpy(outputs).to(session.accelerator.device)).cpu().numpy()
+    table, outputs = (found.reshape(len(labels), -1, found.shape[1]).mean(axis=1) for found in (table, outputs))
     metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
     return Validation(metric, mean_log_loss(labels, table), outputs)

@@ -17,7 +17,7 @@ from tlbatch.epochs import Epoch, Feeds, Session, Validation, samples_of, train_
 from tlbatch.job.learning import Phase
 from tlbatch.job.records import Best
 from tlbatch.job.section import SplitName
-from tlbatch.model.checkpoint import Average, averaged
+from tlbatch.model.checkpoint import Average, averaged, load_best, load_trained
 from tlbatch.model.classifier import turned
 from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.many import Epochs, train_heads
@@ -42,7 +42,31 @@ def train_phases(session: Session, stores: Mapping[str, str]) -> Validation:
         work = _fit_phase if phase.fit or phase.rates else _run_phase
         last = work(session, feeds, phase, Epoch(number, 0, in_run))
         in_run += phase.epochs
+    if session.job.train.test_views and not session.job.head.view_mean and len(session.images.rows("val")):
+        _try_views(session)
     return last
+
+
+def _try_views(session: Session) -> None:
+    """Let validation judge the mean over the views of an image, with the kept checkpoint; note it if that is better."""
+    job, images, model = session.job, session.images, session.model
+    session.accelerator.wait_for_everyone()
+    best, weights = load_best(session.paths)
+    load_trained(model, weights)
+    model.to(session.accelerator.device)
+    model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
+    views = Views(model.spec.size, job.train.augment)
+    workers = num_workers(job.train, session.world, session.accelerator.device.type)
+    feed = Feed(images, images.rows("val"), views, None, workers=workers, head=job.head)
+    found = validate(session, feed, views)
+    better = (found.score or 0.0, -(found.loss or 0.0)) > (best.val_score or 0.0, -(best.val_loss or 0.0))
+    log.info(
+        "mean over %d views: validation %s, %s", len(views.numbers), found.score, "kept" if better else "not better"
+    )
+    if better and session.world.is_main:
+        kept = {"views": job.train.augment, "val_score": found.score, "val_loss": found.loss}
+        best.model_copy(update=kept).save(session.paths.best)
+    session.accelerator.wait_for_everyone()
 
 
 def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Validation:
@@ -68,7 +92,7 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     (fitted,) = broadcast_object_list(found)
     assert fitted is not None
     model.head = fitted.head.to(session.accelerator.device)
-    validation = validate(session, feeds)
+    validation = validate(session, feeds.val, Views(model.spec.size))
     keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels[fitted.judged])
     line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": fitted.scores}
     _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
@@ -148,7 +172,7 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         loss = train_epoch(session, feeds, running, epoch, moving)
         seconds = time.monotonic() - began
         with averaged(model, moving):
-            validation = validate(session, feeds)
+            validation = validate(session, feeds.val, Views(model.spec.size))
             better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs, labels)
         line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
         _tell(session, epoch, line, validation=validation, seconds=seconds)
@@ -159,7 +183,7 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     if start is not None:
         start.update(model)  # half of the begin, half of the end
         with averaged(model, start):
-            validation = validate(session, feeds)
+            validation = validate(session, feeds.val, Views(model.spec.size))
             better = keeper.offer(
                 _candidate(session, epoch, validation, averaged=True), model, validation.outputs, labels
             )

@@ -85,34 +85,38 @@ def _predict_split(session: Session, split: SplitName) -> Part:
 def _sources(session: Session, split: SplitName) -> list[tuple[Positions, Stored | None]]:
     """Rows whose activations are cached at the cut that the checkpoint was trained with, and rows that are images."""
     rows = session.images.rows(split)
-    store = open_stores(session.record.job, session.cached.outputs, phase=session.best.phase, split=split)
-    if store is None:
+    stored = open_stores(session.record.job, session.cached.outputs, phase=session.best.phase, split=split)
+    if stored is None or session.best.views != "none":
         return [(rows, None)]
     views = _views(session).numbers
     keys = view_keys(session.images.index["content"][rows], views)
-    cached = ~store.missing(keys).reshape(len(rows), len(views)).any(axis=1)
-    return [(rows[cached], store), (rows[~cached], None)]
+    cached = ~stored.missing(keys).reshape(len(rows), len(views)).any(axis=1)
+    return [(rows[cached], stored), (rows[~cached], None)]
 
 
 def _views(session: Session) -> Views:
+    """Those of an image whose vectors, or whose probabilities, are averaged."""
     job, size = session.record.job, session.model.spec.size
-    return training_views(job.train, size) if job.head.view_mean else Views(size)
+    return training_views(job.train, size) if job.head.view_mean else Views(size, session.best.views)
 
 
-def _predict_rows(session: Session, rows: Positions, store: Stored | None) -> Iterator[Part]:
+def _predict_rows(session: Session, rows: Positions, stored: Stored | None) -> Iterator[Part]:
     job, model, world = session.record.job, session.model, session.world
     workers = num_workers(job.train, world, session.accelerator.device.type)
-    feed = Feed(session.images, rows, _views(session), store, workers=workers, strict=False, head=job.head)
-    samples = Samples(len(rows), Views(model.spec.size))
+    feed = Feed(session.images, rows, _views(session), stored, workers=workers, strict=False, head=job.head)
+    samples = Samples(len(rows), Views(model.spec.size, session.best.views), every_view=True)
+    each = len(samples.views.numbers)
     batches = prediction_batches(
         len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
     )
-    for batch in feed.batches(samples, batches):
-        errors = np.array([batch.errors.get(place, "") for place in range(len(batch.positions))], dtype=np.str_)
-        outputs = predicted(model, batch.inputs, session.accelerator)
+    every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches)
+    for batch in feed.batches(samples, every):
+        errors = np.array([batch.errors.get(place, "") for place in range(len(batch.positions))], dtype=np.str_)[::each]
+        outputs = predicted(model, batch.inputs, batch.turns, session.accelerator)
         found = model.probabilities(outputs.to(session.accelerator.device)).cpu().numpy()
+        found = found.reshape(-1, each, found.shape[1]).mean(axis=1)
         found[errors != ""] = np.nan
-        yield Part(rows[batch.positions.numpy()], found, errors)
+        yield Part(rows[batch.positions.numpy()[::each]], found, errors)
 
 
 if __name__ == "__main__":

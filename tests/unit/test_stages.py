@@ -12,18 +12,20 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from sklearn.metrics import cohen_kappa_score
 
 from tlbatch import cache, predict, reduce, shard, train
 from tlbatch.data.activations import Feed, open_stores, view_keys
-from tlbatch.data.loader import open_set
+from tlbatch.data.loader import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import Marker, load_record
+from tlbatch.job.records import Best, Marker, load_record
 from tlbatch.job.world import World
 from tlbatch.model.backbones import build_backbone
+from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.report.parts import Part, write_part
 
 
@@ -306,6 +308,40 @@ def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPath
         run_all(uncached)
 
 
+def test_views_are_averaged_in_prediction_where_validation_says_so(
+    make: Callable[..., RunPaths], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    paths = make("train.test_views=true", "train.augment=rot4", "data.split.val=0.3", "slurm.cpus_per_task=1")
+    for stage in (shard, cache, train):
+        stage.run(paths.folder)
+    best = load_record(Best, paths.best, missing="")
+    assert f"mean over 4 views: validation {'' if best.views == 'none' else best.val_score}" in caplog.text
+    best.model_copy(update={"views": "rot4"}).save(paths.best)
+    for stage in (predict, reduce):
+        stage.run(paths.folder)
+    record = paths.load()
+    images = open_set(paths.set_paths(record.job))
+    rows = images.rows("test")
+    model = trained_classifier(record, 3, paths.checkpoints / best.weights).eval()
+    dataset = SplitDataset(images, rows, Samples(len(rows), Views(32)))
+    squares = dataset.__getitems__(list(range(len(rows)))).inputs
+    with torch.inference_mode():
+        each = [model.probabilities(model(squares.rot90(turn, (1, 2)))) for turn in range(4)]
+    table = pd.read_csv(paths.report / "predictions.csv").query("split == 'test'")
+    assert table["key"].tolist() == [key.decode() for key in images.index["key"][rows]]
+    assert np.allclose(table[["p_blue", "p_green", "p_red"]], torch.stack(each).mean(0).numpy(), atol=1e-4)
+
+
+def test_validation_scores_are_those_of_the_predictions_with_views_too(make: Callable[..., RunPaths]) -> None:
+    paths = run_all(make("train.test_views=true", "train.augment=d4", "data.split.val=0.4", "metric=quadratic_kappa"))
+    best = load_record(Best, paths.best, missing="")
+    table = pd.read_csv(paths.report / "predictions.csv").query("split == 'val'")
+    names = ["blue", "green", "red"]
+    found = cohen_kappa_score(table["label"], table["prediction"], labels=names, weights="quadratic")
+    assert best.val_score == pytest.approx(found)
+
+
 def test_a_fitted_head_is_fine_tuned_by_the_next_phase(make: Callable[..., RunPaths]) -> None:
     paths = run_all(make("phase=[{cut='pool', fit='logistic'}, {cut='blocks.2', epochs=2, optimizer={lr=1e-9}}]"))
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
@@ -341,6 +377,7 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["phase.0.rates=[0.1]", "head.batch_norm=true"], "phase.0.rates: not with head.batch_norm"),
         (["phase.0.rates=[0.1]", "train.crop_scale=0.5"], "phase.0.rates needs a finite number of views"),
         (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention stand on one module"),
+        (["train.test_views=true", "train.augment=none"], "test_views are the symmetries of augment, which is none"),
         (["train.random_views=4"], "random_views are random crops: set crop_scale below 1"),
         (["train.every_view=true", "train.crop_scale=0.5"], "every_view needs a finite number of views"),
     ],

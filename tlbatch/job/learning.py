@@ -161,6 +161,9 @@ class Train(Section):
     """Smallest share of the image's area in a random crop; 1: no random crop."""
     random_views: Count = 0
     """With random crops: so many views of each image are drawn once, which can be cached; 0: new ones every epoch."""
+    test_views: bool = False
+    """Predict the mean of the probabilities over the symmetries of augment, where validation says that it beats the
+    upright view alone."""
     every_view: bool = False
     """An epoch takes every view of every image, in place of one at random."""
     workers: Count | None = None
@@ -170,6 +173,8 @@ class Train(Section):
     def _views_are_countable(self) -> Self:
         if self.random_views and self.crop_scale == 1:
             raise ValueError("random_views are random crops: set crop_scale below 1")
+        if self.test_views and self.augment == "none":
+            raise ValueError("test_views are the symmetries of augment, which is none; set it to flip, rot4 or d4")
         if self.every_view and self.crop_scale < 1 and not self.random_views:
             raise ValueError("every_view needs a finite number of views: set random_views, or crop_scale = 1")
         return self

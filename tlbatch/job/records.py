@@ -9,6 +9,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of, to_json, write_text
 from tlbatch.job.images import StepName
+from tlbatch.job.learning import Symmetries
 from tlbatch.job.section import Metric, SplitName
 
 StageName = Literal["shard", "choose", "cache", "train", "predict", "reduce"]
@@ -208,6 +209,8 @@ class Best(Record):
     digest: str
     phase: int
     epoch: int
+    views: Symmetries = "none"
+    """Whose probabilities are averaged in prediction."""
     metric: Metric
     val_score: float | None
     """None: no validation split, or the metric is undefined on it."""

@@ -146,10 +146,15 @@ def load_best(paths: RunPaths) -> tuple[Best, Path]:
 def trained_classifier(record: RunRecord, num_classes: int, checkpoint: Path) -> Classifier:
     """The classifier of a checkpoint, head included."""
     model = build_classifier(record.job, num_classes, described_by=checkpoint)
+    load_trained(model, checkpoint)
+    return model
+
+
+def load_trained(model: Classifier, checkpoint: Path) -> None:
+    """Give a classifier the weights of a checkpoint, and a head of its kind."""
     tensors = read_tensors(checkpoint)
     model.head = head_like(tensors, model.head)
     model.load_state_dict(tensors)
-    return model
 
 
 class Average:

@@ -281,13 +281,15 @@ def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predicted(model: Classifier, inputs: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+def predicted(model: Classifier, inputs: torch.Tensor, turns: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
     """Outputs of the head in eval mode, without the distributed wrapper: no rank waits for another.
 
     Parameters
     ----------
     inputs
         As in `Classifier.forward`.
+    turns
+        See `turned`.
 
     Returns
     -------
@@ -295,7 +297,7 @@ def predicted(model: Classifier, inputs: torch.Tensor, accelerator: Accelerator)
     """
     model.eval()
     with accelerator.autocast():
-        outputs: torch.Tensor = model(inputs.to(accelerator.device, non_blocking=True))
+        outputs: torch.Tensor = model(turned(inputs.to(accelerator.device, non_blocking=True), turns))
     return outputs.float().cpu()
 
 
