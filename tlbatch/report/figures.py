@@ -103,17 +103,18 @@ def draw_strategy(path: Path, strategy: Strategy) -> None:
     profile.set_xticks(range(len(stages)), names, rotation=45, ha="right", rotation_mode="anchor")
     profile.set(xlabel="head on this stage", ylabel=strategy.metric.replace("_", " "), title=strategy.scenario)
     profile.legend()
-    values, errors = _scores(strategy.short_list)
-    chosen = [trial.name == strategy.chosen for trial in strategy.short_list]
-    rows = range(len(values))[::-1]
-    short_list.barh(rows, values, xerr=errors, capsize=3, color=[_COLOURS[0 if mine else 3] for mine in chosen])
-    labels = [
-        _plain(f"{trial.name}{' (chosen)' if mine else ''}")
-        for trial, mine in zip(strategy.short_list, chosen, strict=True)
+    for row, trial in enumerate(reversed(strategy.short_list)):
+        mine = trial.name == strategy.chosen
+        (score,), (error,) = _scores([trial])
+        short_list.errorbar(score, row, xerr=error, marker="o", capsize=3, color=_COLOURS[0 if mine else 3])
+    names = [
+        f"{_short(one.name, 40)}{' (chosen)' if one.name == strategy.chosen else ''}" for one in strategy.short_list
     ]
-    short_list.set_yticks(rows, labels)
-    low = np.nanmin(values - 4 * errors) if np.isfinite(values).any() else 0.0
-    short_list.set(xlim=(max(0.0, low), 1.0), title=f"judged on {strategy.short_list[0].num_images} training images")
+    short_list.set_yticks(range(len(names)), names[::-1])
+    short_list.set_ylim(-0.5, len(names) - 0.5)
+    short_list.set(
+        xlabel=strategy.metric.replace("_", " "), title=f"on {strategy.short_list[0].num_images} unseen images"
+    )
     _write(path, figure)
 
 
@@ -274,8 +275,8 @@ def _overlaid(image: Rgb, cam: Floats) -> Rgb:
     return np.asarray((grey * (1 - opacity) + colours * opacity).round(), dtype=np.uint8)
 
 
-def _short(name: str) -> str:
-    return _plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}...")
+def _short(name: str, longest: int = _LONGEST_NAME) -> str:
+    return _plain(name if len(name) <= longest else f"{name[: longest - 3]}...")
 
 
 def _plain(text: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlbatch.job.records import Strategy, Trial
 from tlbatch.report.figures import (
     draw_activations,
     draw_confusion,
@@ -16,6 +17,7 @@ from tlbatch.report.figures import (
     draw_feature_map,
     draw_filters,
     draw_mistakes,
+    draw_strategy,
 )
 
 Draw = Callable[[Path], None]
@@ -59,9 +61,25 @@ def matrix(path: Path) -> None:
     draw_confusion(path, [[8, 1], [0, 0]], ["cat" * 20, "d$o$g_{"])
 
 
+def trial(name: str, score: float | None, *, fit: str = "ridge", after: str = "pool") -> Trial:
+    return Trial(
+        name=name, after=(after,), cut="pool", fit=fit, score=score, standard_error=0.02, num_images=300, behind=0.0,
+        behind_error=0.01, seconds=1.0,
+    )  # fmt: skip
+
+
+def strategy(path: Path) -> None:
+    profile = [trial(at, 0.5, fit=fit, after=at) for fit in ("ridge", "neighbours") for at in ("a.$b$", "pool")]
+    short_list = [trial("logistic on a.$b$", 0.8), trial("undefined", None), trial("fine-tuned after " + "c" * 60, 0.9)]
+    draw_strategy(path, Strategy(
+        chosen="undefined", why="", scenario="small and like", scenario_why="", metric="accuracy", num_train=300,
+        profile=tuple(profile), short_list=tuple(short_list), settings={},
+    ))  # fmt: skip
+
+
 FULL: list[tuple[Draw, tuple[int, int]]] = [
     (activations, (1380, 980)), (filters, (640, 670)), (curves, (1100, 420)), (mistakes, (1320, 1040)),
-    (feature_map, (900, 650)), (many_classes, (900, 650)), (matrix, (484, 384)),
+    (feature_map, (900, 650)), (many_classes, (900, 650)), (matrix, (484, 384)), (strategy, (1100, 510)),
 ]  # fmt: skip
 
 
