@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from tlbatch.data.activations import Feed
+from tlbatch.data.feed import Feed
 from tlbatch.data.loader import Batch, ImageSet
 from tlbatch.data.order import Positions, State, balanced, num_batches, prediction_batches, training_batches
 from tlbatch.data.views import Samples, Views, training_views

@@ -23,8 +23,9 @@ from tlbatch.job.paths import cache_folder
 from tlbatch.job.records import RunRecord
 from tlbatch.job.stop import WAY_OUT, StopFlag
 from tlbatch.job.world import World
-from tlbatch.model.classifier import Classifier, turned
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.encoder import Encoder, Tap, cache_identity, tap_shape, taps_of
+from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
 _TELL_S = 30

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
-from tlbatch.data.activations import Feed, open_stores
+from tlbatch.data.activations import open_stores
+from tlbatch.data.feed import Feed
 from tlbatch.data.loader import num_workers
 from tlbatch.data.order import Positions, State, num_batches, training_batches
 from tlbatch.data.views import Samples, Views, training_views
@@ -18,10 +19,10 @@ from tlbatch.job.learning import Phase
 from tlbatch.job.records import Best
 from tlbatch.job.section import SplitName
 from tlbatch.model.checkpoint import Average, averaged, load_best, load_trained
-from tlbatch.model.classifier import turned
 from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.many import Epochs, train_heads
 from tlbatch.model.phase import start_phase
+from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
 

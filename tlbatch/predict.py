@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from tlbatch.data.activations import Feed, Stored, open_stores, view_keys
+from tlbatch.data.activations import Stored, open_stores, view_keys
+from tlbatch.data.feed import Feed
 from tlbatch.data.loader import ImageSet, num_workers, open_set
 from tlbatch.data.order import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views

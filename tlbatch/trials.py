@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import broadcast_object_list
 
-from tlbatch.data.activations import Feed, open_stores
+from tlbatch.data.activations import open_stores
+from tlbatch.data.feed import Feed
 from tlbatch.data.loader import ImageSet
 from tlbatch.data.order import Positions
 from tlbatch.data.views import Samples, Views, training_views

@@ -38,8 +38,8 @@ from tlbatch.data.order import EpochOrder, Positions, State, prediction_batches,
 from tlbatch.data.views import Samples, Views
 from tlbatch.job.load import load_job
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.model.classifier import turned
 from tlbatch.model.ranks import keep_freed_memory
+from tlbatch.model.turns import turned
 
 BATCH = 64
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 from tlbatch import cache, predict, reduce, shard, train
-from tlbatch.data.activations import Feed, open_stores, view_keys
+from tlbatch.data.activations import open_stores, view_keys
+from tlbatch.data.feed import Feed
 from tlbatch.data.loader import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
 from tlbatch.job.errors import UserError

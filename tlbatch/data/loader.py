@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     positions: torch.Tensor
     """int64, (n,): row of each image in its split."""
     turns: torch.Tensor
-    """uint8, (n,): the symmetry of the square that is still to be applied, see `tlbatch.model.classifier.turned`."""
+    """uint8, (n,): the symmetry of the square that is still to be applied, see `tlbatch.model.turns.turned`."""
     errors: dict[int, str]
     """Cause by place in the batch, for images that could not be read; their pixels are black."""
 

@@ -16,6 +16,7 @@ from tlbatch.model.backbones import Backbone, build_backbone
 from tlbatch.model.chain import ALL_FROZEN, Chain, Segment
 from tlbatch.model.heads import Pooling, build_head, is_map
 from tlbatch.model.objectives import Rule
+from tlbatch.model.turns import turned
 
 
 class Classifier(nn.Module):
@@ -255,29 +256,6 @@ def _ends(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: P
     last = len(shapes) - 1
     maps = [] if pool == "auto" else [at for at, shape in enumerate(shapes) if at and is_map(shape)]
     return (maps[-1] if maps else last,)
-
-
-def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Apply to each image its symmetry of the square: mirrored left to right if odd, then turned by half of it.
-
-    Parameters
-    ----------
-    images
-        (n, size, size, 3), of any type, on any device.
-    turns
-        (n,), 0 to 7 on the CPU: 2 * quarter turns + mirrored.
-
-    Returns
-    -------
-    Tensor like ``images``.
-    """
-    for turn in set(turns.tolist()) - {0}:
-        chosen = (turns == turn).nonzero()[:, 0].to(images.device)
-        some = images[chosen]
-        if turn % 2:
-            some = some.flip(2)
-        images = images.index_copy(0, chosen, some.rot90(turn // 2, (1, 2)))
-    return images
 
 
 @torch.inference_mode()

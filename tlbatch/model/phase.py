@@ -10,9 +10,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import v2
 
 from tlbatch.job.learning import Phase
-from tlbatch.model.classifier import Classifier, turned
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.objectives import losses, targets
 from tlbatch.model.optim import Anchor, build_optimizer, build_schedule
+from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
 

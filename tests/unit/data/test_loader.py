@@ -24,7 +24,7 @@ from tlbatch.job.load import load_job
 from tlbatch.job.paths import SetPaths
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.section import SplitName
-from tlbatch.model.classifier import turned
+from tlbatch.model.turns import turned
 
 
 @pytest.fixture

@@ -1,0 +1,26 @@
+"""The symmetries of the square, on the device."""
+
+import torch
+
+
+def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Apply to each image its symmetry of the square: mirrored left to right if odd, then turned by half of it.
+
+    Parameters
+    ----------
+    images
+        (n, size, size, 3), of any type, on any device.
+    turns
+        (n,), 0 to 7 on the CPU: 2 * quarter turns + mirrored.
+
+    Returns
+    -------
+    Tensor like ``images``.
+    """
+    for turn in set(turns.tolist()) - {0}:
+        chosen = (turns == turn).nonzero()[:, 0].to(images.device)
+        some = images[chosen]
+        if turn % 2:
+            some = some.flip(2)
+        images = images.index_copy(0, chosen, some.rot90(turn // 2, (1, 2)))
+    return images
