@@ -1,4 +1,4 @@
-"""Choose: for strategy = auto, what head to use and what to train, measured on folds of the training images.
+"""Choose: for a cut or a strategy that is auto, what to train, measured on folds of the training images.
 
 Probes at every stage of the backbone say where the images are told apart best; heads on that stage and on several, and
 fine-tuning from the middle of the backbone, are tried on the same folds. Where that gains, or the top of the backbone
@@ -43,8 +43,10 @@ def run(run_dir: Path) -> None:
     """Choose for the run, unless that is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load_submitted()
-    if record.job.strategy != "auto":
-        raise UserError(f"{paths.folder}: its job has the strategy phases, so there is nothing to choose; run cache")
+    if not record.job.chooses:
+        raise UserError(
+            f"{paths.folder}: its job has no cut or strategy auto, so there is nothing to choose; run cache"
+        )
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
     once("choose", paths, inputs, world, lambda: _join_and_choose(record, images, paths, world))
@@ -63,37 +65,56 @@ def _join_and_choose(record: RunRecord, images: ImageSet, paths: RunPaths, world
 
 
 def choose(study: Study) -> Strategy:
-    """Probe, try the short list, and decide."""
+    """Probe, try the short list where the strategy is auto, and decide."""
     job = study.record.job
     model = build_classifier(decided(job, {"phase": [{}]}), study.num_classes)
     places = _places(model)
-    profile = _profile(study, places)
-    table = study.table(profile)
+    table = study.table(_profile(study, places))
     _show("probes", table)
-    by_place = np.reshape([_known(trial.score) for trial in table], (2, len(places))).max(axis=0)
-    best = int(by_place.argmax())
-    judged = _probes(study, places, places[best])
-    top = max(_known(trial.score) for trial in study.table(judged))
-    kind, why = _scenario(len(study.labels), table[: len(places)])
-    judged.append(study.train(_tuned(job, places[min(max(best - 1, 0), len(places) // 2)])))
-    if "unlike" in kind or _known(study.table(judged)[-1].score) > top:
-        judged.append(study.train(_tuned(job, "none" if "large" in kind else places[len(places) // 4])))
-    short_list = study.table(judged)
-    at = next(number for number, trial in enumerate(short_list) if (trial.behind or 0.0) <= trial.behind_error)
-    _show("short list, the cheapest first", short_list)
-    found = Strategy(
-        chosen=short_list[at].name,
-        why=_why(short_list, at),
+    best = int(np.reshape([_known(trial.score) for trial in table], (2, len(places))).max(axis=0).argmax())
+    half = min(max(best - 1, 0), len(places) // 2)
+    middle = places[half]
+    kind, scenario_why = _scenario(len(study.labels), table[: len(places)])
+    short_list: tuple[Trial, ...] = ()
+    if job.strategy == "phases":
+        chosen, why = f"cut {middle}", f"{places[best]} tells the classes apart best; what comes after {middle} trains"
+        settings = _with_cut(job, middle)
+    else:
+        early = "none" if "large" in kind or half == 0 else places[min(half - 1, len(places) // 4)]
+        judged = _try(study, places, places[best], (middle, early), unlike="unlike" in kind)
+        short_list = study.table(judged)
+        _show("short list, the cheapest first", short_list)
+        at = next(number for number, trial in enumerate(short_list) if (trial.behind or 0.0) <= trial.behind_error)
+        chosen, why = short_list[at].name, _why(short_list, at)
+        settings = _final(judged[at].candidate.job).model_dump(mode="json", include=_DECIDED)
+    log.info("chosen: %s, %s; %s (%s)", chosen, why, kind, scenario_why)
+    return Strategy(
+        chosen=chosen,
+        why=why,
         scenario=kind,
-        scenario_why=why,
+        scenario_why=scenario_why,
         metric=job.metric,
         num_train=len(study.labels),
         profile=table,
         short_list=short_list,
-        settings=_final(judged[at].candidate.job).model_dump(mode="json", include=_DECIDED),
+        settings=settings,
     )
-    log.info("chosen: %s, %s; %s (%s)", found.chosen, found.why, found.scenario, found.scenario_why)
-    return found
+
+
+def _with_cut(job: Job, middle: str) -> Settings:
+    phases = [phase.model_copy(update={"cut": middle}) if phase.cut == "auto" else phase for phase in job.phase]
+    return {"phase": [phase.model_dump(mode="json") for phase in phases]}
+
+
+def _try(study: Study, places: Sequence[str], best: str, cuts: tuple[str, str], *, unlike: bool) -> list[Judged]:
+    """The short list, the cheapest first; what trains longest only where there is something to hope for."""
+    judged = _probes(study, places, best)
+    top = max(_known(trial.score) for trial in study.table(judged))
+    middle, early = cuts
+    judged.append(study.train(_tuned(study.record.job, middle)))
+    if unlike or _known(study.table(judged)[-1].score) > top:
+        judged.append(study.train(_tuned(study.record.job, early)))
+    return judged
 
 
 def _places(model: Classifier) -> list[str]:
@@ -143,7 +164,15 @@ def _probe(job: Job, name: str, after: Sequence[str], fit: Fit, sections: Settin
     settings = {
         "head": {"after": after},
         "phase": [{"cut": "pool", "fit": fit}],
-        "train": {**job.train.model_dump(), "augment": "none", "crop_scale": 1.0, "random_views": 0},
+        "train": {
+            **job.train.model_dump(),
+            "augment": "none",
+            "test_views": False,
+            "crop_scale": 1.0,
+            "random_views": 0,
+        },
+        "objective": "cross-entropy",
+        "decision": "most-probable",
     }
     return Candidate(name, decided(job, settings | sections))
 

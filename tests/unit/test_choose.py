@@ -79,6 +79,18 @@ def test_ordered_classes_are_probed_and_tuned_as_grades(make: Make) -> None:
     assert (job.objective, job.decision) in (("regression", "most-probable"), ("cross-entropy", "expected-grade"))
 
 
+def test_a_cut_that_is_auto_is_chosen_by_probes_and_the_rest_of_the_job_is_kept(make: Make) -> None:
+    paths = make("phase.1.cut=auto", "phase.1.epochs=3", "objective=focal", "figures=true", "data.audit=warn")
+    for stage in (shard, choose, cache, train, predict, reduce):
+        stage.run(paths.folder)
+    found, job = paths.load_strategy(), paths.load().job
+    assert found is not None
+    assert found.chosen == f"cut {job.phase[1].cut}"
+    assert job.phase[1].cut in {trial.after[0] for trial in found.profile}
+    assert (job.phase[0].cut, job.phase[1].epochs, job.objective) == ("pool", 3, "focal")
+    assert (paths.report / "figures" / "strategy.png").exists()
+
+
 def test_there_is_nothing_to_choose_in_a_job_of_phases(make: Make) -> None:
     paths = make()
     shard.run(paths.folder)
@@ -91,8 +103,9 @@ def test_there_is_nothing_to_choose_in_a_job_of_phases(make: Make) -> None:
     [
         (["strategy=auto"], "strategy = auto decides on phase: leave it out of the job"),
         (["strategy=auto", "phase=[]", "head.widths=[8]"], "strategy = auto decides on head"),
-        (["strategy=auto", "phase=[]", "cache.enabled=false"], "strategy = auto needs the cache"),
+        (["strategy=auto", "phase=[]", "cache.enabled=false"], "a cut or strategy that is auto needs the cache"),
         (["phase=[]"], "phase is required"),
+        (["phase.1.cut=auto", "head.after=blocks.1"], "a cut that is auto goes with a head on the top"),
     ],
 )
 def test_what_auto_decides_is_left_out_of_the_job(make: Make, overrides: Sequence[str], says: str) -> None:
@@ -144,12 +157,13 @@ UNLIKE = {"ridge blocks.1": 0.8, "logistic on blocks.1": 0.8, "middle": 0.9, "ot
     [
         (LIKE, 1, "logistic on pool", "small and like"),
         (LIKE | {"kernel-ridge on pool": 0.905}, 1, "logistic on pool", "small and like"),
-        (UNLIKE | {"fine-tuned, all of it": 0.95}, 2, "fine-tuned, all of it", "small and unlike"),
-        (UNLIKE | {"fine-tuned, all of it": 0.905}, 2, "fine-tuned after", "small and unlike"),
-        (UNLIKE | {"middle": 0.7}, 1, "logistic on blocks.1", "small and unlike"),
+        (LIKE | {"middle": 0.95, "early": 0.96}, 2, "fine-tuned after blocks", "small and like"),
+        (UNLIKE | {"early": 0.95}, 2, "fine-tuned after bn1", "small and unlike"),
+        (UNLIKE | {"early": 0.905}, 2, "fine-tuned after blocks.0", "small and unlike"),
+        (UNLIKE | {"middle": 0.7}, 2, "logistic on blocks.1", "small and unlike"),
     ],
 )
-def test_the_cheapest_within_one_standard_error_wins_and_all_is_tuned_only_after_the_middle_gained(
+def test_the_cheapest_within_one_standard_error_wins_and_most_is_tuned_only_where_that_may_gain(
     make: Make, monkeypatch: pytest.MonkeyPatch, scores: dict[str, float], tuned: int, chosen: str, scenario: str
 ) -> None:
     paths = make(*AUTO)
@@ -161,8 +175,7 @@ def test_the_cheapest_within_one_standard_error_wins_and_all_is_tuned_only_after
 
     def named(job: Any, cut: str) -> Candidate:
         found = original(job, cut)
-        if cut != "none" and "middle" in scores:
-            script.scores[found.name] = scores["middle"]
+        script.scores[found.name] = scores.get("early" if script.tuned else "middle", 0.5)
         return found
 
     monkeypatch.setattr(choose, "_tuned", named)

@@ -97,8 +97,10 @@ class Job(Section):
             decides = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if decides:
                 raise ValueError(f"strategy = auto decides on {', '.join(decides)}: leave it out of the job")
-            if not self.cache.enabled:
-                raise ValueError("strategy = auto needs the cache: leave cache.enabled as it is")
+        if self.chooses and not self.cache.enabled:
+            raise ValueError("a cut or strategy that is auto needs the cache: leave cache.enabled as it is")
+        if any(phase.cut == "auto" for phase in self.phase) and self.head.after:
+            raise ValueError("a cut that is auto goes with a head on the top: leave head.after out")
         return self
 
     @model_validator(mode="after")
@@ -134,6 +136,11 @@ class Job(Section):
                     f"head.{key} needs a finite number of views: set train.random_views, or crop_scale = 1"
                 )
         return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether something is left to be measured before the job can run."""
+        return self.strategy == "auto" or any(phase.cut == "auto" for phase in self.phase)
 
     @property
     def stored_as(self) -> StoredAs:

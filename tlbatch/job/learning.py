@@ -92,7 +92,7 @@ class Phase(Section):
 
     cut: str = "pool"
     """Last frozen module of the backbone, e.g. blocks.4; layer N: layers from number N on train; pool or flatten: all
-    frozen; none: all trains. ``python -m tlbatch.model BACKBONE`` lists them."""
+    frozen; none: all trains; auto: probes choose. ``python -m tlbatch.model BACKBONE`` lists them."""
     epochs: Annotated[int, Field(ge=1)] = 1
     """Passes over the training images."""
     fit: Fit | None = None

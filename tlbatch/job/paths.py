@@ -91,8 +91,8 @@ class RunPaths:
         return load_record(RunRecord, self.record, missing="name a run folder, as python -m tlbatch.submit printed it")
 
     def load_strategy(self) -> Strategy | None:
-        """What strategy = auto has chosen; nothing where the job says it itself."""
-        if self.load_submitted().job.strategy == "phases":
+        """What was chosen for a cut or a strategy that is auto; nothing where the job says all itself."""
+        if not self.load_submitted().job.chooses:
             return None
         return load_record(Strategy, self.strategy, missing="run choose first: python -m tlbatch.choose RUN")
 

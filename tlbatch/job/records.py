@@ -63,8 +63,8 @@ class RunRecord(Record):
 
 
 def stages_of(job: Job) -> tuple[StageName, ...]:
-    """The stages of a job in their order: only strategy = auto has something to choose."""
-    return tuple(stage for stage in STAGES if stage != "choose" or job.strategy == "auto")
+    """The stages of a job in their order; not all have something to choose."""
+    return tuple(stage for stage in STAGES if stage != "choose" or job.chooses)
 
 
 class Trial(Record):

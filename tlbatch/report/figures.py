@@ -91,9 +91,11 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], metric: Metric) 
 
 
 def draw_strategy(path: Path, strategy: Strategy) -> None:
-    """What each stage of the backbone tells, and what the candidates scored, with standard errors."""
-    figure = _figure(11, 0.9 + max(4.2, 0.42 * len(strategy.short_list)))
-    profile, short_list = (figure.add_subplot(1, 2, number) for number in (1, 2))
+    """What each stage of the backbone tells, and what the candidates, if any, scored, with standard errors."""
+    short_list, metric = strategy.short_list[::-1], strategy.metric.replace("_", " ")
+    columns = 2 if short_list else 1
+    figure = _figure(5.5 * columns, 0.9 + max(4.2, 0.42 * len(short_list)))
+    profile = figure.add_subplot(1, columns, 1)
     stages = list(dict.fromkeys(trial.after for trial in strategy.profile))
     for number, fit in enumerate(dict.fromkeys(trial.fit for trial in strategy.profile)):
         own = [trial for trial in strategy.profile if trial.fit == fit]
@@ -101,20 +103,17 @@ def draw_strategy(path: Path, strategy: Strategy) -> None:
         profile.errorbar(at, *_scores(own), marker=_MARKS[number], color=_COLOURS[2 * number], capsize=3, label=fit)
     names = [_short(name) for (name,) in stages]
     profile.set_xticks(range(len(stages)), names, rotation=45, ha="right", rotation_mode="anchor")
-    profile.set(xlabel="head on this stage", ylabel=strategy.metric.replace("_", " "), title=strategy.scenario)
+    profile.set(xlabel="head on this stage", ylabel=metric, title=strategy.scenario)
     profile.legend()
-    for row, trial in enumerate(reversed(strategy.short_list)):
-        mine = trial.name == strategy.chosen
-        (score,), (error,) = _scores([trial])
-        short_list.errorbar(score, row, xerr=error, marker="o", capsize=3, color=_COLOURS[0 if mine else 3])
-    names = [
-        f"{_short(one.name, 40)}{' (chosen)' if one.name == strategy.chosen else ''}" for one in strategy.short_list
-    ]
-    short_list.set_yticks(range(len(names)), names[::-1])
-    short_list.set_ylim(-0.5, len(names) - 0.5)
-    short_list.set(
-        xlabel=strategy.metric.replace("_", " "), title=f"on {strategy.short_list[0].num_images} unseen images"
-    )
+    if short_list:
+        tried = figure.add_subplot(1, columns, 2)
+        marks = [" (chosen)" if trial.name == strategy.chosen else "" for trial in short_list]
+        for row, (trial, mark) in enumerate(zip(short_list, marks, strict=True)):
+            score, error = _scores([trial])
+            tried.errorbar(score, [row], xerr=error, marker="o", capsize=3, color=_COLOURS[0 if mark else 3])
+        names = [_short(trial.name, 40) + mark for trial, mark in zip(short_list, marks, strict=True)]
+        tried.set_yticks(range(len(names)), names)
+        tried.set(xlabel=metric, ylim=(-0.5, len(names) - 0.5), title=f"on {short_list[0].num_images} unseen images")
     _write(path, figure)
 
 
