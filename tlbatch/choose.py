@@ -121,9 +121,11 @@ def _try(study: Study, places: Sequence[str], best: str, cuts: tuple[str, str], 
     judged = _probes(study, places, best)
     top = max(_known(trial.score) for trial in study.table(judged))
     middle, early = cuts
-    judged.append(study.train(_tuned(job, middle, num_train=num_train)))
+    tuned = study.train(_tuned(job, middle, num_train=num_train))
+    judged += [tuned] if tuned else []
     if unlike or _known(study.table(judged)[-1].score) > top:
-        judged.append(study.train(_tuned(job, early, num_train=num_train)))
+        tuned = study.train(_tuned(job, early, num_train=num_train))
+        judged += [tuned] if tuned else []
     return judged
 
 

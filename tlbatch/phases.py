@@ -86,8 +86,7 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         else:
             head = _trained_heads(session, vectors, phase, first)
         best = best_of(head.scores)
-        tried = ", ".join(f"{penalty:g}" for penalty in head.scores)
-        log.info("%g of %s is best: loss %.4f on unseen vectors", best, tried, head.scores[best])
+        log.info("%s of %s is best: loss %.4f on unseen vectors", best, ", ".join(head.scores), head.scores[best])
         found = [head]
         labels = vectors.labels
     (fitted,) = broadcast_object_list(found)

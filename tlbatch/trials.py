@@ -63,6 +63,7 @@ class Study:
     def __init__(self, record: RunRecord, images: ImageSet, crew: Crew, folder: Path) -> None:
         self.record, self.images, self.crew = record, images, crew
         self._folder = folder
+        self._seconds_left = 60 * record.job.strategy_minutes
         self._rows = images.rows("train")
         self.labels = images.labels("train")
         self.groups = images.index["group"][self._rows]
@@ -94,8 +95,10 @@ class Study:
             outputs: Outputs = head(torch.from_numpy(features[out]).float()).numpy()
         return outputs
 
-    def train(self, candidate: Candidate) -> Judged:
-        """Run the phases of a candidate in every fold, without a look at its held-out images before the end."""
+    def train(self, candidate: Candidate) -> Judged | None:
+        """Run the phases of a candidate in every fold, without a look at its held-out images before the end; None where
+        that would take longer than what is left of the job's minutes.
+        """
         began = time.monotonic()
         record, (whole, stores) = self._of(candidate.job), self.stored(candidate.job)
         outputs = []
@@ -108,7 +111,19 @@ class Study:
                 keeper, crew = Keeper(paths, self.crew.world), self.crew
                 session = Session(record.job, images, paths, crew.world, crew.accelerator, crew.stop, model, keeper)
                 outputs.append(train_phases(session, stores).outputs)
+            if number == 1 and self._takes_too_long(candidate, time.monotonic() - began):
+                return None
+        self._seconds_left -= time.monotonic() - began
         return Judged(candidate, self._decide(candidate.job, outputs), time.monotonic() - began)
+
+    def _takes_too_long(self, candidate: Candidate, fold_s: float) -> bool:
+        whole = fold_s * len(self._folds)
+        (too_long,) = broadcast_object_list([whole > self._seconds_left])  # as rank 0 sees it
+        if too_long:
+            left = self._seconds_left / 60
+            log.info("%s: left out, it would take %.1f of the %.1f minutes left", candidate.name, whole / 60, left)
+            self._seconds_left -= fold_s
+        return bool(too_long)
 
     def stored(self, job: Job) -> tuple[ImageSet, Mapping[str, str]]:
         """Fill the cache for the training images alone; these, and the names of the stores."""

@@ -35,7 +35,12 @@ def prepared(images: Path, space: Path, *overrides: str) -> RunPaths:
         f"data.images={images}",
         f"workspace={space}",
         "data.split.test=0.01",
+        "data.split.val=0.1",
+        "data.resize=256",
+        "model.size=224",
+        "head={}",
         "train.crop_scale=1",
+        "train.random_views=0",
         "figures=false",
     ]
     paths = make_run(resolve(load_job([JOB], [*where, *overrides, f"run=r{time.time_ns()}"])))

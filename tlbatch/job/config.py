@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tlbatch.job.images import Data
 from tlbatch.job.learning import Cache, Head, Model, Objective, Phase, StoredAs, Train
-from tlbatch.job.section import Metric, Section
+from tlbatch.job.section import Metric, Positive, Section
 
 
 class Slurm(Section):
@@ -81,6 +81,8 @@ class Job(Section):
     """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own on the same images."""
     strategy: Literal["phases", "auto"] = "phases"
     """phases: those of the job; auto: probes and trainings on folds of the training images choose head and phases."""
+    strategy_minutes: Positive = 120.0
+    """For the trainings of strategy auto; a candidate that would take longer, by its first fold, is left out."""
     phase: tuple[Phase, ...] = ()
     train: Train = Train()
     cache: Cache = Cache()

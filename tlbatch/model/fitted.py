@@ -1,6 +1,7 @@
 """Heads that scikit-learn fits at once on cached vectors, as torch modules."""
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,8 @@ _FOLDS = 5
 _LARGE = 3000
 """Vectors above which one fold alone judges the penalties."""
 _MOST_POINTS = 2000
+_GAMMAS = (0.3, 1.0)
+"""Of a radial basis function, times the median of the squared distances between vectors."""
 _SMALL = 10_000_000
 """Numbers below which threads wait for one another longer than they work."""
 _PENALTIES: dict[Fit, tuple[float, ...]] = {
@@ -77,12 +80,12 @@ class FittedHead:
     """(m, num_outputs)."""
     judged: Ints
     """Which vectors these outputs are of, (m,)."""
-    scores: dict[float, float]
-    """Mean loss on unseen vectors, by penalty or rate."""
+    scores: dict[str, float]
+    """Mean loss on unseen vectors, by rate or penalty, which for a kernel stands before its gamma."""
 
 
-def best_of(scores: Mapping[float, float]) -> float:
-    """The penalty or rate with the least loss; what is not a number is the worst."""
+def best_of(scores: Mapping[str, float]) -> str:
+    """What has the least loss; what is not a number is the worst."""
     return min(scores, key=lambda one: np.nan_to_num(scores[one], nan=np.inf))
 
 
@@ -103,20 +106,23 @@ def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
 
 def _fit_head(kind: Fit, vectors: Vectors, seed: int) -> FittedHead:
     penalties, folds = _PENALTIES[kind], folds_to_judge(vectors, seed)
+    gammas = _GAMMAS if kind.startswith("kernel") else (1.0,)
     judged = np.concatenate([out for _, out in folds])
-    parts: dict[float, list[npt.NDArray[np.float32]]] = {penalty: [] for penalty in penalties}
+    parts: dict[tuple[float, float], list[npt.NDArray[np.float32]]] = defaultdict(list)
     for into, out in folds:
-        for penalty, model in _path(kind, vectors.chosen(into), penalties, seed):
-            parts[penalty].append(model(vectors.features[out]))
-    unseen = {penalty: np.concatenate(outputs) for penalty, outputs in parts.items()}
-    heats = {penalty: _temperature(kind, outputs, vectors.chosen(judged)) for penalty, outputs in unseen.items()}
+        for gamma in gammas:
+            for penalty, model in _path(kind, vectors.chosen(into), penalties, gamma, seed):
+                parts[penalty, gamma].append(model(vectors.features[out]))
+    unseen = {setting: np.concatenate(outputs) for setting, outputs in parts.items()}
+    heats = {setting: _temperature(kind, outputs, vectors.chosen(judged)) for setting, outputs in unseen.items()}
     losses = {
-        penalty: _loss(outputs * np.float32(heats[penalty]), vectors.chosen(judged))
-        for penalty, outputs in unseen.items()
+        setting: _loss(outputs * np.float32(heats[setting]), vectors.chosen(judged))
+        for setting, outputs in unseen.items()
     }
-    best = best_of(losses)
-    ((_, model),) = _path(kind, vectors, (best,), seed)
-    return FittedHead(model.module(heats[best]), unseen[best] * np.float32(heats[best]), judged, losses)
+    best = min(losses, key=lambda setting: losses[setting])
+    ((_, model),) = _path(kind, vectors, best[:1], best[1], seed)
+    named = {f"{one:g} at {gamma:g}" if len(gammas) > 1 else f"{one:g}": loss for (one, gamma), loss in losses.items()}
+    return FittedHead(model.module(heats[best]), unseen[best] * np.float32(heats[best]), judged, named)
 
 
 def folds_to_judge(vectors: Vectors, seed: int) -> list[tuple[Ints, Ints]]:
@@ -173,14 +179,16 @@ class _Model:
         return nn.Sequential(kernel, _linear(weight * heat, bias * heat))
 
 
-def _path(kind: Fit, vectors: Vectors, penalties: Sequence[float], seed: int) -> Iterator[tuple[float, _Model]]:
+def _path(
+    kind: Fit, vectors: Vectors, penalties: Sequence[float], gamma: float, seed: int
+) -> Iterator[tuple[float, _Model]]:
     """Models along the penalties, each begun where the one before ended; use one before you ask for the next."""
     scaler = StandardScaler().fit(vectors.features)
     seen: Floats = scaler.transform(vectors.features)
     kernel = None
     if kind.startswith("kernel"):
         some = seen[np.random.default_rng(seed).permutation(len(seen))[:_MOST_POINTS]]
-        gamma = 1 / float(np.median(euclidean_distances(some[:500], squared=True)[np.triu_indices(len(some[:500]), 1)]))
+        gamma /= float(np.median(euclidean_distances(some[:500], squared=True)[np.triu_indices(len(some[:500]), 1)]))
         kernel = Nystroem(gamma=gamma, n_components=len(some), random_state=seed).fit(some)
         seen = kernel.transform(seen)
     estimator = _estimator(kind, len(seen))

@@ -77,7 +77,7 @@ class _Many:
     ) -> None:  # fmt: skip
         self._phase, self._vectors, self._epochs, self._objective = phase, vectors, epochs, objective
         self._device = next(head.parameters()).device
-        self.heads = {rate: [copy.deepcopy(head) for _ in seen] for rate in phase.rates}
+        self.heads = {f"{rate:g}": [copy.deepcopy(head) for _ in seen] for rate in phase.rates}
         self._flat = [one for heads in self.heads.values() for one in heads]
         self._seen = torch.from_numpy(np.tile(seen, (len(phase.rates), 1))).to(self._device)
         self._features = torch.from_numpy(vectors.features).float().to(self._device)

@@ -11,7 +11,7 @@ from sklearn.svm import SVC, LinearSVC
 from torch import nn
 
 from tlbatch.job.errors import UserError
-from tlbatch.model.fitted import FittedHead, Vectors, fit_head
+from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.heads import head_like
 
 KINDS = ["logistic", "ridge", "kernel-ridge", "svm", "kernel-logistic", "kernel-svm", "neighbours"]
@@ -58,8 +58,9 @@ def test_every_kind_tells_clouds_apart_on_vectors_it_has_not_seen(kind: str, *, 
 def test_the_module_decides_as_scikit_learn_with_the_penalty_chosen(kind: str, reference: object) -> None:
     given = vectors(ordered=kind == "ridge")
     fitted = fit_head(kind, given, seed=0)
-    best = min(fitted.scores, key=lambda penalty: fitted.scores[penalty])
-    own = make_pipeline(StandardScaler(), reference(best)).fit(given.features, given.labels)  # type: ignore[operator]
+    best = best_of(fitted.scores)
+    penalty = int(best) if kind == "neighbours" else float(best)
+    own = make_pipeline(StandardScaler(), reference(penalty)).fit(given.features, given.labels)  # type: ignore[operator]
     theirs = own.predict(given.features)
     if kind == "ridge":
         with torch.no_grad():

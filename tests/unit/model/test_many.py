@@ -73,14 +73,14 @@ def alone(settings: Phase, rate: float) -> nn.Sequential:
 def test_a_head_beside_others_takes_the_steps_it_would_take_alone(name: str) -> None:
     settings = phase(1e-4, 0.05, name=name)
     together, apart = trained(vectors(), settings), alone(settings, 0.05)
-    assert best_of(together.scores) == 0.05
+    assert best_of(together.scores) == "0.05"
     for own, other in zip(together.head.parameters(), apart.parameters(), strict=True):
         assert torch.allclose(own, other, atol=1e-4 if name == "sgd" else 2e-3)
 
 
 def test_the_rate_that_tells_unseen_vectors_apart_is_chosen_and_one_that_diverges_is_not() -> None:
     fitted = trained(vectors(), phase(1e-6, 0.1, 1e30, name="sgd"))
-    assert best_of(fitted.scores) == 0.1
+    assert best_of(fitted.scores) == "0.1"
     assert sorted(fitted.judged) == list(range(60))
     assert (fitted.outputs.argmax(1) == vectors().labels[fitted.judged]).mean() > 0.7
     assert not fitted.head.training
