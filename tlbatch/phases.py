@@ -19,7 +19,7 @@ from tlbatch.job.learning import Phase
 from tlbatch.job.records import Best
 from tlbatch.job.section import SplitName
 from tlbatch.model.checkpoint import Average, averaged, load_best, load_trained
-from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
+from tlbatch.model.fitted import FittedHead, Ints, Vectors, best_of, fit_head
 from tlbatch.model.many import Epochs, train_heads
 from tlbatch.model.phase import start_phase
 from tlbatch.model.turns import turned
@@ -76,8 +76,7 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     began = time.monotonic()
     model.to(session.accelerator.device)
     model.set_cut(phase.cut, freeze_batch_norm=True)
-    found: list[FittedHead | None] = [None]
-    labels = np.empty(0, np.int64)
+    found: list[tuple[FittedHead, Ints] | None] = [None]
     if world.is_main:
         vectors = _vectors(session, feeds)
         log.info("%s: %d vectors of %d numbers", phase.fit or "epochs", *vectors.features.shape)
@@ -87,13 +86,13 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
             head = _trained_heads(session, vectors, phase, first)
         best = best_of(head.scores)
         log.info("%s of %s is best: loss %.4f on unseen vectors", best, ", ".join(head.scores), head.scores[best])
-        found = [head]
-        labels = vectors.labels
-    (fitted,) = broadcast_object_list(found)
-    assert fitted is not None
+        found = [(head, vectors.labels[head.judged])]
+    (given,) = broadcast_object_list(found)
+    assert given is not None
+    fitted, labels = given
     model.head = fitted.head.to(session.accelerator.device)
     validation = validate(session, feeds.val, Views(model.spec.size))
-    keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels[fitted.judged])
+    keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels)
     line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": fitted.scores}
     _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
     keeper.write(model)
