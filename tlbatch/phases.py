@@ -155,6 +155,9 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
     model, keeper = session.model, session.keeper
     labels = session.images.labels("val")
+    if not len(labels) and (phase.patience or phase.average):
+        log.info("no validation images: phase %d takes all its epochs and keeps the last weights", first.phase)
+        phase = phase.model_copy(update={"patience": 0, "average": False})
     running = start_phase(
         session.accelerator,
         model,

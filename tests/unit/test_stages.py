@@ -309,6 +309,14 @@ def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPath
         run_all(uncached)
 
 
+def test_without_validation_nothing_ends_a_phase_early_or_is_averaged(make: Callable[..., RunPaths]) -> None:
+    phase = "phase=[{cut='blocks.1', epochs=4, patience=1, average=true}]"
+    paths = run_all(make(phase, "data.split.val=0", "train.test_views=true"))
+    assert len(paths.metrics.read_text(encoding="utf-8").splitlines()) == 4
+    best = load_record(Best, paths.best, missing="")
+    assert (best.weights, best.views) == ("phase0-epoch3.safetensors", "none")
+
+
 def test_views_are_averaged_in_prediction_where_validation_says_so(
     make: Callable[..., RunPaths], caplog: pytest.LogCaptureFixture
 ) -> None:
