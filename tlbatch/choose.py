@@ -29,13 +29,13 @@ from tlbatch.job.world import World, read_world
 from tlbatch.model.chain import stages
 from tlbatch.model.classifier import Classifier, build_classifier
 from tlbatch.model.ranks import joined_ranks
-from tlbatch.trials import Candidate, Judged, Study
+from tlbatch.trials import Candidate, Judged, NotCachedError, Study
 
 log = logging.getLogger(__name__)
 _LARGE, _POINT = 1000, 0.01
 """Training images from which a set is called large."""
 _DECIDED = {"head", "objective", "decision", "phase", "train"}
-_PLAIN = {"crop_scale": 1.0, "random_views": 0, "every_view": False}
+_PLAIN = {"augment": "none", "crop_scale": 1.0, "random_views": 0, "every_view": False, "test_views": False}
 Settings = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
@@ -98,6 +98,7 @@ def choose(study: Study) -> Strategy:
         num_train=len(study.labels),
         profile=table,
         short_list=short_list,
+        left_out=tuple(study.left_out),
         settings=settings,
     )
 
@@ -167,7 +168,10 @@ def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
     if job.train.augment != "none":
         scores = [_known(trial.score) for trial in study.table(found)]
         mean = _mean_of_views(job, found[int(np.argmax(scores))].candidate)
-        found.append(study.probe(mean, study.vectors(mean.job)))
+        try:
+            found.append(study.probe(mean, study.vectors(mean.job)))
+        except NotCachedError:
+            study.leave_out(mean, "its views are more than the cache may hold")
     return found
 
 
@@ -176,13 +180,7 @@ def _probe(job: Job, name: str, after: Sequence[str], fit: Fit, sections: Settin
     settings = {
         "head": {"after": after},
         "phase": [{"cut": "pool", "fit": fit}],
-        "train": {
-            **job.train.model_dump(),
-            "augment": "none",
-            "test_views": False,
-            "crop_scale": 1.0,
-            "random_views": 0,
-        },
+        "train": {**job.train.model_dump(), **_PLAIN},
         "objective": "cross-entropy",
         "decision": "most-probable",
     }
@@ -207,7 +205,8 @@ def _tuned(job: Job, cut: str, *, num_train: int) -> Candidate:
         "optimizer": {"lr": 1e-3, "backbone_lr": 5e-4, "decay_to": "start"},
     }
     phases = [{"cut": "pool", "fit": "ridge" if ordered else "logistic"}, tuned]
-    settings = {"phase": phases, "objective": "regression" if ordered else "cross-entropy"}
+    settings: Settings = {"phase": phases, "objective": "regression" if ordered else "cross-entropy"}
+    settings["train"] = {**job.train.model_dump(), "test_views": False}
     name = "fine-tuned, all of it" if cut == "none" else f"fine-tuned after {cut}"
     return Candidate(name, decided(job, settings))
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -144,14 +145,13 @@ def _within_budget(
     """The cuts whose activations fit the budget and the disk; what each needs is said."""
     kept = []
     budget = job.cache.budget_gb * 1e9
-    num_rows = sum(len(one.rows) * len(one.views.numbers) for one in passes.values())
     free = free_bytes(job.workspace)
     for cut, taps in of_cut.items():
         shape = model.shape_at(cut)
+        wanted = {tap: _wanted(images, passes, stores[tap]) for tap in taps}
+        num_rows = sum(len(keys) for _, keys in wanted[taps[0]])
         needed = num_rows * bytes_each(shape, job.stored_as)
-        lacking = {
-            tap: sum(_lacking(images, one, stores[tap][name]).sum() for name, one in passes.items()) for tap in taps
-        }
+        lacking = {tap: sum(store.missing(keys).sum() for store, keys in some) for tap, some in wanted.items()}
         missing = sum(lack * bytes_each(tap_shape(model, tap), job.stored_as) for tap, lack in lacking.items())
         place = model.chain.places[cut].name
         log.info(
@@ -166,6 +166,15 @@ def _within_budget(
             kept.append(cut)
             free -= missing
     return kept
+
+
+def _wanted(images: ImageSet, passes: dict[str, Pass], stores: dict[str, Store]) -> list[tuple[Store, Keys]]:
+    """What is wanted of each store, once: splits may share a store, and images their content."""
+    found: dict[Path, list[Keys]] = {}
+    for name, one in passes.items():
+        found.setdefault(stores[name].folder, []).append(_keys(images, one))
+    by_folder = {store.folder: store for store in stores.values()}
+    return [(by_folder[folder], np.unique(np.concatenate(keys))) for folder, keys in found.items()]
 
 
 def _keys(images: ImageSet, one: Pass) -> Keys:
@@ -187,8 +196,10 @@ def _fill(
     encoder = Encoder(model, list(stores), accelerator)
     for name, one in passes.items():
         own = [of_tap[name].reopened() for of_tap in stores.values()]
-        missing = _missing(images, one, own)  # splits may share a store, and views of an image
-        accelerator.wait_for_everyone()  # all have looked before one writes
+        found = [
+            _missing(images, one, own) if world.is_main else None
+        ]  # splits may share a store, and views of an image
+        (missing,) = broadcast_object_list(found)  # another run may be filling the same folder
         share = np.array_split(missing, world.world_size)[world.rank]
         part = Pass(one.rows[share], one.views, strict=one.strict)
         fillers = [Filler(store) for store in own]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from tlbatch.data.activations import open_stores
 from tlbatch.data.feed import Feed
@@ -55,6 +56,7 @@ def _try_views(session: Session) -> None:
     best, weights = load_best(session.paths)
     load_trained(model, weights)
     model.to(session.accelerator.device)
+    model.thresholds.copy_(torch.arange(model.num_classes - 1) + 0.5)  # the kept score was measured with rounding too
     model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
     views = Views(model.spec.size, job.train.augment)
     workers = num_workers(job.train, session.world, session.accelerator.device.type)
@@ -90,10 +92,15 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     (given,) = broadcast_object_list(found)
     assert given is not None
     fitted, labels = given
-    model.head = fitted.head.to(session.accelerator.device)
+    head = fitted.head.to(session.accelerator.device)
+    if phase.fit and len(head) == 1 and isinstance(head[0], nn.Linear):  # after the dropout of later phases
+        model.head[-1] = head[0]
+    else:
+        model.head = head
     validation = validate(session, feeds.val, Views(model.spec.size))
     keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels)
-    line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": fitted.scores}
+    tried = {one: loss if np.isfinite(loss) else None for one, loss in fitted.scores.items()}
+    line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": tried}
     _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
     keeper.write(model)
     return validation
@@ -214,7 +221,7 @@ def _tell(
     if not session.world.is_main:
         return
     metric, phase = session.job.metric, session.job.phase[epoch.phase]
-    rate = len(samples_of(session, phase, epoch)) / seconds
+    rate = len(samples_of(session, phase, epoch)) * (phase.epochs if phase.rates else 1) / seconds
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
     what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
     log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)

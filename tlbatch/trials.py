@@ -20,8 +20,10 @@ from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.epochs import Session
 from tlbatch.filling import Crew, fill_cache
 from tlbatch.job.config import Job
+from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, Trial
+from tlbatch.job.stop import WAY_OUT
 from tlbatch.model.checkpoint import Keeper, pretrained_classifier
 from tlbatch.model.fitted import Vectors, fit_head, folds_of
 from tlbatch.model.objectives import Rule
@@ -34,6 +36,10 @@ _JUDGED = 1000
 """Images after which no further fold is judged."""
 Ints = npt.NDArray[np.int64]
 Outputs = npt.NDArray[np.float32]
+
+
+class NotCachedError(UserError):
+    """What a candidate needs is more than the cache may hold."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Study:
         self.record, self.images, self.crew = record, images, crew
         self._folder = folder
         self._seconds_left = 60 * record.job.strategy_minutes
+        self.left_out: list[str] = []
+        """Names of candidates, and why."""
         self._rows = images.rows("train")
         self.labels = images.labels("train")
         self.groups = images.index["group"][self._rows]
@@ -78,11 +86,13 @@ class Study:
 
     def probe(self, candidate: Candidate, features: npt.NDArray[np.float64]) -> Judged:
         """Fit the head of a candidate's only phase on vectors of all training images, (n, d), on rank 0."""
-        began = time.monotonic()
-        found: list[list[Outputs]] = [[]]
-        if self.crew.world.is_main:
+        began, stop = time.monotonic(), self.crew.stop
+        found: list[list[Outputs] | None] = [None]
+        if self.crew.world.is_main and not stop:
             found = [[self._fitted(candidate.job, features, *fold) for fold in self._folds]]
         (outputs,) = broadcast_object_list(found)
+        if outputs is None:
+            raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'} {WAY_OUT}")
         return Judged(candidate, self._decide(candidate.job, outputs), time.monotonic() - began)
 
     def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
@@ -99,9 +109,8 @@ class Study:
         """Run the phases of a candidate in every fold, without a look at its held-out images before the end; None where
         that would take longer than what is left of the job's minutes.
         """
-        began = time.monotonic()
-        record, (whole, stores) = self._of(candidate.job), self.stored(candidate.job)
-        outputs = []
+        record, (whole, stores) = self._of(candidate.job), self._stored(candidate.job)
+        began, outputs = time.monotonic(), []
         for number, (into, out) in enumerate(self._folds, start=1):
             log.info("%s: fold %d of %d", candidate.name, number, len(self._folds))
             model = pretrained_classifier(record, whole.manifest)
@@ -111,7 +120,7 @@ class Study:
                 keeper, crew = Keeper(paths, self.crew.world), self.crew
                 session = Session(record.job, images, paths, crew.world, crew.accelerator, crew.stop, model, keeper)
                 outputs.append(train_phases(session, stores).outputs)
-            if number == 1 and self._takes_too_long(candidate, time.monotonic() - began):
+            if number == 1 < len(self._folds) and self._takes_too_long(candidate, time.monotonic() - began):
                 return None
         self._seconds_left -= time.monotonic() - began
         return Judged(candidate, self._decide(candidate.job, outputs), time.monotonic() - began)
@@ -121,11 +130,16 @@ class Study:
         (too_long,) = broadcast_object_list([whole > self._seconds_left])  # as rank 0 sees it
         if too_long:
             left = self._seconds_left / 60
-            log.info("%s: left out, it would take %.1f of the %.1f minutes left", candidate.name, whole / 60, left)
+            self.leave_out(candidate, f"it would take {whole / 60:.1f} of the {left:.1f} minutes left")
             self._seconds_left -= fold_s
         return bool(too_long)
 
-    def stored(self, job: Job) -> tuple[ImageSet, Mapping[str, str]]:
+    def leave_out(self, candidate: Candidate, why: str) -> None:
+        """Say that a candidate is not tried."""
+        log.info("%s: left out, %s", candidate.name, why)
+        self.left_out.append(f"{candidate.name}: {why}")
+
+    def _stored(self, job: Job) -> tuple[ImageSet, Mapping[str, str]]:
         """Fill the cache for the training images alone; these, and the names of the stores."""
         record = self._of(job)
         whole = self.images.only(train=self._rows, val=self._rows)
@@ -133,11 +147,21 @@ class Study:
         return whole, fill_cache(record, whole, model, self.crew)
 
     def vectors(self, job: Job) -> npt.NDArray[np.float64]:
-        """What the head of a job of one frozen phase sees of all training images, (n, d)."""
-        whole, names = self.stored(job)
+        """What the head of a job of one frozen phase sees of all training images, (n, d), on rank 0; (0, 0) on others.
+
+        Raises
+        ------
+        NotCachedError
+            When the cache may not hold it.
+        """
+        whole, names = self._stored(job)
+        stored = open_stores(job, names, phase=0, split="val")
+        if stored is None:
+            raise NotCachedError("choose measures on cached vectors; raise cache.budget_gb, or free some of the disk")
+        if not self.crew.world.is_main:
+            return np.empty((0, 0))
         size = pretrained_classifier(self._of(job), whole.manifest).spec.size
         views = training_views(job.train, size) if job.head.view_mean else Views(size)
-        stored = open_stores(job, names, phase=0, split="val")
         feed = Feed(whole, self._rows, views, stored, workers=0, head=job.head)
         batches = np.array_split(np.arange(len(self._rows)), -(-len(self._rows) // job.train.batch_size))
         parts = [

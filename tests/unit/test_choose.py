@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
-from tlbatch import cache, choose, predict, reduce, shard, train
+from tlbatch import cache, choose, filling, predict, reduce, shard, train, trials
 from tlbatch.data.activations import Store, view_keys
 from tlbatch.data.loader import open_set
 from tlbatch.data.views import Views
@@ -19,6 +20,8 @@ from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.records import Trial
+from tlbatch.job.stop import StopFlag
+from tlbatch.job.world import World
 from tlbatch.report.metrics import redrawn_scores
 from tlbatch.trials import Candidate, Study
 
@@ -104,6 +107,7 @@ def test_there_is_nothing_to_choose_in_a_job_of_phases(make: Make) -> None:
         (["strategy=auto"], "strategy = auto decides on phase: leave it out of the job"),
         (["strategy=auto", "phase=[]", "head.widths=[8]"], "strategy = auto decides on head"),
         (["strategy=auto", "phase=[]", "cache.enabled=false"], "a cut or strategy that is auto needs the cache"),
+        (["strategy=auto", "phase=[]", "train.crop_scale=0.5"], "strategy = auto needs a finite number of views"),
         (["phase=[]"], "phase is required"),
         (["phase.1.cut=auto", "head.after=blocks.1"], "a cut that is auto goes with a head on the top"),
     ],
@@ -120,6 +124,7 @@ class Scripted:
         self.record, self.labels, self.num_classes = real.record, real.labels, real.num_classes
         self.scores = scores
         self.tuned: list[str] = []
+        self.left_out: list[str] = []
 
     def vectors(self, _job: object) -> np.ndarray:
         return np.zeros((len(self.labels), 10_000))
@@ -128,6 +133,7 @@ class Scripted:
         return SimpleNamespace(candidate=candidate)
 
     def train(self, candidate: Candidate) -> Any:
+        assert not candidate.job.train.test_views, "views are for the end"
         self.tuned.append(candidate.job.phase[-1].cut)
         return SimpleNamespace(candidate=candidate)
 
@@ -184,6 +190,50 @@ def test_the_cheapest_within_one_standard_error_wins_and_most_is_tuned_only_wher
     assert found.chosen.startswith(chosen)
     assert len(script.tuned) == tuned
     assert found.scenario == scenario
+
+
+def test_what_the_cache_may_not_hold_is_left_out_or_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make(*AUTO, "cache.budget_gb=1e-9")
+    shard.run(paths.folder)
+    with pytest.raises(UserError, match=r"choose measures on cached vectors; raise cache\.budget_gb"):
+        choose.run(paths.folder)
+    paths = make(*AUTO, "train.augment=rot4", "run=views")
+    shard.run(paths.folder)
+    needed = []
+
+    def budget(*arguments: Any) -> list[int]:
+        needed.append(arguments[2]["val"].views.numbers)
+        return [] if len(needed[-1]) > 1 else within(*arguments)
+
+    within = filling._within_budget
+    monkeypatch.setattr(filling, "_within_budget", budget)
+    monkeypatch.setattr(Study, "train", lambda *_: None)
+    choose.run(paths.folder)
+    found = paths.load_strategy()
+    assert found is not None
+    assert [line.partition(": ")[2] for line in found.left_out] == ["its views are more than the cache may hold"]
+    assert "mean of views" in found.left_out[0]
+
+
+def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = make(*AUTO, "strategy_minutes=1e-9", "data.split.val=0")
+    shard.run(paths.folder)
+    record = paths.load_submitted()
+    images = open_set(paths.set_paths(record.job))
+    crew = filling.Crew(Accelerator(cpu=True), World(), StopFlag())
+    monkeypatch.setattr(Study, "_stored", lambda *_: (images, {}))
+    monkeypatch.setattr(
+        trials, "train_phases", lambda session, _: SimpleNamespace(outputs=np.eye(3)[session.images.labels("val")])
+    )
+    study = Study(record, images, crew, paths.folder)
+    candidate = choose._tuned(record.job, "blocks.2", num_train=30)
+    assert study.train(candidate) is None
+    assert study.left_out[0].startswith("fine-tuned after blocks.2: it would take 0.")
+    study._folds = study._folds[:1]
+    assert study.train(candidate) is not None
+    assert len(study.left_out) == 1
 
 
 def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

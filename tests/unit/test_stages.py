@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
-from tlbatch import cache, predict, reduce, shard, train
+from tlbatch import cache, phases, predict, reduce, shard, train
 from tlbatch.data.activations import open_stores, view_keys
 from tlbatch.data.feed import Feed
 from tlbatch.data.loader import SplitDataset, open_set
@@ -25,6 +26,7 @@ from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.records import Best, Marker, load_record
 from tlbatch.job.world import World
+from tlbatch.model import checkpoint
 from tlbatch.model.backbones import build_backbone
 from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.report.parts import Part, write_part
@@ -317,6 +319,38 @@ def test_without_validation_nothing_ends_a_phase_early_or_is_averaged(make: Call
     assert (best.weights, best.views) == ("phase0-epoch3.safetensors", "none")
 
 
+def test_a_fitted_head_stands_after_its_dropout_and_a_moving_average_counts_batches(
+    make: Callable[..., RunPaths],
+) -> None:
+    fitted = "phase=[{cut='pool', fit='logistic'}, {cut='blocks.1', epochs=1, optimizer={lr=1e-9}}]"
+    paths = run_all(make(fitted, "head.dropout=0.5", "run=dropout", "cache.stored_as=bf16"))
+    lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    assert lines[1]["val_accuracy"] == lines[0]["val_accuracy"]
+    moving = "phase=[{cut='blocks.1', epochs=2, ema=0.5, average=true}]"
+    run_all(make(moving, "head.widths=[8]", "head.batch_norm=true", "run=moving"))
+
+
+def test_views_are_judged_with_rounded_grades_as_the_upright_ones_were(
+    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = "phase=[{cut='pool', fit='ridge'}, {cut='blocks.2', epochs=2}]"
+    seen = []
+    original = phases.validate
+
+    def spied(session: Any, feed: Any, views: Any) -> Any:
+        seen.append(session.model.thresholds.tolist())
+        return original(session, feed, views)
+
+    monkeypatch.setattr(phases, "validate", spied)
+    monkeypatch.setattr(checkpoint, "fit_thresholds", lambda *_, **__: np.array([0.2, 0.3]))
+    paths = make(phase, "metric=quadratic_kappa", "objective=regression", "train.test_views=true")
+    for stage in (shard, cache, train):
+        stage.run(paths.folder)
+    tensors = safetensors.torch.load_file(paths.checkpoints / load_record(Best, paths.best, missing="").weights)
+    assert tensors["thresholds"].tolist() == pytest.approx([0.2, 0.3])
+    assert seen == [[0.5, 1.5]] * len(seen)
+
+
 def test_views_are_averaged_in_prediction_where_validation_says_so(
     make: Callable[..., RunPaths], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -380,6 +414,11 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["phase.0.fit=neighbours"], "phase.0.fit = neighbours makes a head that later phases cannot train"),
         (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm has the objective cross-entropy (got corn)"),
         (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
+        (["phase.0.fit=ridge", "head.pool=gem"], "phase.0 needs fixed vectors: head.pool = gem learns with epochs"),
+        (
+            ["phase=[{cut='pool', fit='ridge'}]", "head.group_mean=true", "train.test_views=true"],
+            "head.group_mean does not go with train.test_views",
+        ),
         (["head.group_mean=true"], "head.group_mean needs the cache and cut = pool in all phases"),
         (["phase.1.rates=[0.1]"], "rates are those of a head that trains alone: cut = pool, and no fit"),
         (["phase.0.rates=[0.1]", "phase.0.ema=0.9"], "rates cannot be tried with ema; leave it out"),

@@ -99,6 +99,10 @@ class Job(Section):
             decides = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if decides:
                 raise ValueError(f"strategy = auto decides on {', '.join(decides)}: leave it out of the job")
+        if self.strategy == "auto" and self.train.crop_scale < 1 and not self.train.random_views:
+            raise ValueError(
+                "strategy = auto needs a finite number of views: set train.random_views, or crop_scale = 1"
+            )
         if self.chooses and not self.cache.enabled:
             raise ValueError("a cut or strategy that is auto needs the cache: leave cache.enabled as it is")
         if any(phase.cut == "auto" for phase in self.phase) and self.head.after:
@@ -123,8 +127,10 @@ class Job(Section):
             if (phase.fit or phase.rates) and self.train.crop_scale < 1 and not self.train.random_views:
                 key = "fit" if phase.fit else "rates"
                 raise ValueError(f"phase.{number}.{key} needs a finite number of views: set train.random_views")
-            if phase.rates and (self.head.batch_norm or self.head.pool in ("gem", "attention")):
-                raise ValueError(f"phase.{number}.rates: not with head.batch_norm, nor with a pool that learns")
+            if phase.rates and self.head.batch_norm:
+                raise ValueError(f"phase.{number}.rates: not with head.batch_norm")
+            if (phase.fit or phase.rates) and self.head.pool in ("gem", "attention"):
+                raise ValueError(f"phase.{number} needs fixed vectors: head.pool = {self.head.pool} learns with epochs")
         return self
 
     @model_validator(mode="after")
@@ -133,6 +139,8 @@ class Job(Section):
             all_frozen = all(phase.cut in ("pool", "flatten") for phase in self.phase)
             if getattr(self.head, key) and not (self.cache.enabled and all_frozen):
                 raise ValueError(f"head.{key} needs the cache and cut = pool in all phases")
+            if getattr(self.head, key) and self.train.test_views:
+                raise ValueError(f"head.{key} does not go with train.test_views: leave one of them out")
             if getattr(self.head, key) and self.train.crop_scale < 1 and not self.train.random_views:
                 raise ValueError(
                     f"head.{key} needs a finite number of views: set train.random_views, or crop_scale = 1"

@@ -104,6 +104,8 @@ class Strategy(Record):
     """Probes at every stage of the backbone, from its input to its top."""
     short_list: tuple[Trial, ...]
     """The candidates, the cheapest first."""
+    left_out: tuple[str, ...] = ()
+    """Those that were not tried, and why."""
     settings: dict[str, object]
     """The sections of the job that were decided."""
 

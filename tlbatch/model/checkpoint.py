@@ -167,7 +167,10 @@ class Average:
     def update(self, model: Classifier) -> None:
         """Take in the weights after a step."""
         for key, value in _moving(model).items():
-            self._tensors[key].lerp_(value.detach(), 1 - self._decay)
+            if value.is_floating_point():
+                self._tensors[key].lerp_(value.detach(), 1 - self._decay)
+            else:  # a count of batches
+                self._tensors[key].copy_(value)
 
     def swap(self, model: Classifier) -> None:
         """Exchange the weights of the model and the average."""

@@ -71,11 +71,14 @@ class Classifier(nn.Module):
             Images, uint8 (n, size, size, 3); or what `to_cut` makes of them.
         """
         found = self.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs
+        if not torch.is_autocast_enabled(found.device.type):  # cached numbers may be halves
+            found = found.float()
         if not self._pools_before:
             found = self.pooled(found, self._after, training=self.training)
         if self.paired and found.shape[1] == sum(self.widths):  # from images, each of which is taken to be alone
             found = torch.cat([found, found], 1)
-        outputs: torch.Tensor = self.head(found)
+        with torch.autocast(found.device.type, enabled=False):  # halves are too coarse for a kernel, and gain nothing
+            outputs: torch.Tensor = self.head(found.float())
         return outputs
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from tlbatch.model.heads import KernelMap, Neighbours
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Setting = TypeVar("Setting")
 _FOLDS = 5
 _LARGE = 3000
 """Vectors above which one fold alone judges the penalties."""
@@ -84,7 +85,7 @@ class FittedHead:
     """Mean loss on unseen vectors, by rate or penalty, which for a kernel stands before its gamma."""
 
 
-def best_of(scores: Mapping[str, float]) -> str:
+def best_of(scores: Mapping[Setting, float]) -> Setting:
     """What has the least loss; what is not a number is the worst."""
     return min(scores, key=lambda one: np.nan_to_num(scores[one], nan=np.inf))
 
@@ -114,12 +115,14 @@ def _fit_head(kind: Fit, vectors: Vectors, seed: int) -> FittedHead:
             for penalty, model in _path(kind, vectors.chosen(into), penalties, gamma, seed):
                 parts[penalty, gamma].append(model(vectors.features[out]))
     unseen = {setting: np.concatenate(outputs) for setting, outputs in parts.items()}
-    heats = {setting: _temperature(kind, outputs, vectors.chosen(judged)) for setting, outputs in unseen.items()}
+    fair = np.concatenate([np.isin(vectors.labels[out], vectors.labels[into]) for into, out in folds])
+    truth = vectors.chosen(judged[fair])  # of a class that the fold was fitted with
+    heats = {setting: _temperature(kind, outputs[fair], truth) for setting, outputs in unseen.items()}
     losses = {
-        setting: _loss(outputs * np.float32(heats[setting]), vectors.chosen(judged))
-        for setting, outputs in unseen.items()
+        setting: _loss(outputs[fair] * np.float32(heat), truth)
+        for (setting, heat), outputs in zip(heats.items(), unseen.values(), strict=True)
     }
-    best = min(losses, key=lambda setting: losses[setting])
+    best = best_of(losses)
     ((_, model),) = _path(kind, vectors, best[:1], best[1], seed)
     named = {f"{one:g} at {gamma:g}" if len(gammas) > 1 else f"{one:g}": loss for (one, gamma), loss in losses.items()}
     return FittedHead(model.module(heats[best]), unseen[best] * np.float32(heats[best]), judged, named)
@@ -132,7 +135,8 @@ def folds_to_judge(vectors: Vectors, seed: int) -> list[tuple[Ints, Ints]]:
 
 
 def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[tuple[Ints, Ints]]:
-    """What is fitted on and what is judged in each of at most five folds by group, every class in every fold.
+    """What is fitted on and what is judged in each of at most five folds by group, classes spread over the folds; one
+    that would be fitted on a single class is left out.
 
     Raises
     ------
@@ -144,7 +148,13 @@ def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[t
     if num_groups < 2:
         raise UserError("phase.fit: all training images are of one group; a head cannot be judged; use epochs")
     splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed) if number > 1 else GroupKFold(2)
-    return list(splitter.split(np.empty((len(labels), 1)), labels, groups))
+    folds = splitter.split(np.empty((len(labels), 1)), labels, groups)
+    fair = [(into, out) for into, out in folds if len(np.unique(labels[into])) > 1]
+    if not fair:
+        raise UserError(
+            "phase.fit: all training images of a class are of one group; a head cannot be judged; use epochs"
+        )
+    return fair
 
 
 class _Model:

@@ -8,6 +8,7 @@ from torch import nn
 from tlbatch.job.learning import Head, Pool
 
 Shape = tuple[int, ...]
+_AT_ONCE = 1024
 
 
 class Pooling(nn.Module):
@@ -113,8 +114,11 @@ class Neighbours(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, width) to (n, num_classes)."""
         standardised = (features.float() - self.mean) / self.scale
-        nearest = torch.cdist(standardised, self.points).topk(int(self.number), largest=False).indices
-        return (self.classes[nearest].mean(1) + 1 / (len(self.points) + 1)).log()
+        nearest = [
+            torch.cdist(some, self.points).topk(int(self.number), largest=False).indices
+            for some in torch.split(standardised, _AT_ONCE)  # a distance to every point each
+        ]
+        return (self.classes[torch.cat(nearest)].mean(1) + 1 / (len(self.points) + 1)).log()
 
 
 def head_like(tensors: Mapping[str, torch.Tensor], head: nn.Sequential) -> nn.Sequential:

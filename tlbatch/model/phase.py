@@ -83,6 +83,8 @@ class RunningPhase:
             total += loss.detach()
         if self.phase.grad_clip:
             self.accelerator.clip_grad_norm_(self.trained, self.phase.grad_clip)
+        else:
+            self.accelerator.unscale_gradients()  # of fp16, before the anchor adds its own
         self.anchor.pull()
         self.optimizer.step()
         self.schedule.step()

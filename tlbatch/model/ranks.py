@@ -24,6 +24,11 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.files import to_json, write_text
 from tlbatch.job.world import World
 
+if hasattr(dist, "set_timeout"):
+    _set_timeout = dist.set_timeout
+else:  # before torch 2.15
+    from torch.distributed.distributed_c10d import _set_pg_timeout as _set_timeout
+
 log = logging.getLogger(__name__)
 _TRY_S = 2.0
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
@@ -111,6 +116,7 @@ def _join(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
             timeout=limit,
         )
         dist.barrier()
+        _set_timeout(timedelta(minutes=slurm.timeout_min))  # others may wait for one rank as long as a stage may last
     except (dist.DistError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(

@@ -9,6 +9,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.model.classifier import Classifier, build_classifier
 from tlbatch.model.encoder import Encoder, tap_shape, taps_of
+from tlbatch.model.heads import KernelMap
 
 
 def make(num_classes: int = 3, **sections: object) -> Classifier:
@@ -39,6 +40,22 @@ def test_what_stands_before_the_cut_is_frozen_and_what_comes_after_trains(cut: s
     model = make()
     model.set_cut(cut, freeze_batch_norm=False)
     assert trained(model) == trains
+
+
+def test_the_head_stays_in_float32_under_autocast_and_halves_from_the_cache_are_taken_without() -> None:
+    model = make().eval()
+    model.head = nn.Sequential(KernelMap(50, 256), nn.Linear(50, 3))
+    features = torch.randn(4, 256)
+    model.head[0].points.copy_(torch.randn(50, 256))
+    model.head[0].whitening.copy_(1e3 * torch.randn(50, 50))
+    model.set_cut("pool", freeze_batch_norm=True)
+    plain = model(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(features), plain)
+    model = make().eval()
+    model.set_cut("blocks.2", freeze_batch_norm=True)
+    activations = model.to_cut(images())
+    assert torch.allclose(model(activations.bfloat16()), model(activations), atol=0.05)
 
 
 def test_a_later_phase_can_move_the_cut_both_ways_and_what_is_frozen_stays_in_eval_mode() -> None:

@@ -50,6 +50,27 @@ def test_every_kind_tells_clouds_apart_on_vectors_it_has_not_seen(kind: str, *, 
     assert (guesses == given.labels[fitted.judged]).mean() > 0.7
 
 
+def test_a_class_in_one_image_does_not_blur_the_probabilities_of_the_others() -> None:
+    few = vectors(120, 2)
+    given = Vectors(few.features, np.where(np.arange(120) == 7, 2, few.labels), few.groups, 3)
+    given.features[7, 1] = 30
+    fitted = fit_head("svm", given, seed=0)
+    with torch.inference_mode():
+        sure = fitted.head(torch.from_numpy(given.features).float()).softmax(1).max(1).values.mean()
+    assert sure > 0.85
+    assert min(fitted.scores.values()) < 0.5
+
+
+def test_a_class_in_one_group_is_judged_where_two_classes_are_left_or_refused() -> None:
+    given = vectors(60, 2)
+    one = Vectors(given.features, given.labels, np.where(given.labels == 1, "a", given.groups), 2)
+    fitted = fit_head("logistic", one, seed=0)
+    assert set(given.labels[fitted.judged]) == {0}
+    halves = Vectors(given.features, given.labels, np.where(given.labels == 1, "a", "b"), 2)
+    with pytest.raises(UserError, match="all training images of a class are of one group"):
+        fit_head("logistic", halves, seed=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "reference"),
     [("logistic", lambda c: LogisticRegression(C=c, max_iter=300)), ("ridge", lambda c: Ridge(alpha=c)),
