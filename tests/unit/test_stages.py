@@ -313,7 +313,7 @@ def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPath
 
 def test_without_validation_nothing_ends_a_phase_early_or_is_averaged(make: Callable[..., RunPaths]) -> None:
     phase = "phase=[{cut='blocks.1', epochs=4, patience=1, average=true}]"
-    paths = run_all(make(phase, "data.split.val=0", "train.test_views=true"))
+    paths = run_all(make(phase, "data.split.val=0", "train.test_views=true", "decision=expected-grade"))
     assert len(paths.metrics.read_text(encoding="utf-8").splitlines()) == 4
     best = load_record(Best, paths.best, missing="")
     assert (best.weights, best.views) == ("phase0-epoch3.safetensors", "none")

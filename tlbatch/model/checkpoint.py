@@ -98,11 +98,11 @@ class Keeper:
     def write(self, model: Classifier) -> None:
         """Write what was kept since the last time: first the weights, then the record; the old ones go only then.
 
-        Where grades are cut at thresholds, these are fitted, and kept where that gains.
+        Where grades are cut at thresholds, and there are images to fit these on, they are kept where that gains.
         """
         if self._kept is None or self.best is None or not self._world.is_main:
             return
-        if model.rule.has_thresholds:
+        if model.rule.has_thresholds and len(self._labels):
             grades = model.rule.grades(torch.from_numpy(self._outputs), model.num_classes)[:, 0].double().numpy()
             thresholds = fit_thresholds(grades, self._labels, num_classes=model.num_classes)
             self._kept["thresholds"] = torch.from_numpy(thresholds).float()
