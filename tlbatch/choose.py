@@ -36,6 +36,8 @@ _LARGE, _POINT = 1000, 0.01
 """Training images from which a set is called large."""
 _DECIDED = {"head", "objective", "decision", "phase", "train"}
 _PLAIN = {"augment": "none", "crop_scale": 1.0, "random_views": 0, "every_view": False, "test_views": False}
+_BOLD, _GENTLE = {"lr": 1e-3, "backbone_lr": 5e-4}, {"lr": 1e-4, "backbone_lr": 1e-4}
+"""Rates of fine-tuning; a squared error, which has no bound, grows without end at the first."""
 Settings = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
@@ -202,7 +204,7 @@ def _tuned(job: Job, cut: str, *, num_train: int) -> Candidate:
         "epochs": 10 if num_train >= _LARGE else 15,
         "warmup": 0.2,
         "label_smoothing": 0.0 if ordered else 0.1,
-        "optimizer": {"lr": 1e-3, "backbone_lr": 5e-4, "decay_to": "start"},
+        "optimizer": {**(_GENTLE if ordered else _BOLD), "decay_to": "start"},
     }
     phases = [{"cut": "pool", "fit": "ridge" if ordered else "logistic"}, tuned]
     settings: Settings = {"phase": phases, "objective": "regression" if ordered else "cross-entropy"}
