@@ -34,6 +34,8 @@ _LARGE = 3000
 _MOST_POINTS = 2000
 _GAMMAS = (0.3, 1.0)
 """Of a radial basis function, times the median of the squared distances between vectors."""
+_LEAST_SPREAD = 0.3
+"""Of a column, times the mean of all."""
 _SMALL = 10_000_000
 """Numbers below which threads wait for one another longer than they work."""
 _PENALTIES: dict[Fit, tuple[float, ...]] = {
@@ -193,7 +195,7 @@ def _path(
     kind: Fit, vectors: Vectors, penalties: Sequence[float], gamma: float, seed: int
 ) -> Iterator[tuple[float, _Model]]:
     """Models along the penalties, each begun where the one before ended; use one before you ask for the next."""
-    scaler = StandardScaler().fit(vectors.features)
+    scaler = _scaler(vectors.features)
     seen: Floats = scaler.transform(vectors.features)
     kernel = None
     if kind.startswith("kernel"):
@@ -208,6 +210,15 @@ def _path(
         for penalty in penalties:
             _set_penalty(estimator, penalty, len(seen))
             yield penalty, _Model(scaler, kernel, estimator.fit(seen, wanted), vectors.num_classes)
+
+
+def _scaler(features: Floats) -> StandardScaler:
+    """To mean 0 and deviation 1, but for columns that hardly vary: a channel that is dead in all but a few images would
+    else outweigh all others in an image that it is alive in.
+    """
+    scaler = StandardScaler().fit(features)
+    scaler.scale_ = np.maximum(scaler.scale_, _LEAST_SPREAD * np.sqrt(scaler.var_).mean())
+    return scaler
 
 
 def _estimator(kind: Fit, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-learn has no types)

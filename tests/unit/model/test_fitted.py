@@ -1,5 +1,7 @@
 """Heads fitted by scikit-learn give as torch modules what scikit-learn says, and choose sensible penalties."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,13 +23,17 @@ def vectors(n: int = 120, classes: int = 3, *, ring: bool = False, ordered: bool
     """Clouds a class; with ``ring`` the last class lies around the others, where no plane parts it."""
     generator = np.random.default_rng(0)
     labels = np.arange(n) % classes
-    features = generator.normal(0, 1, (n, 6)) * [1, 1, 1, 1, 50, 0.01]
+    features = generator.normal(0, 1, (n, 6)) * [1, 1, 1, 1, 4, 1]
     features[:, 0] += 4 * labels
     if ring:
         angle = generator.uniform(0, 2 * np.pi, n)
         radius = np.where(labels == classes - 1, 8.0, 1.0)
         features = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1) + generator.normal(0, 0.4, (n, 2))
     return Vectors(features, labels, np.array([f"g{number // 2}" for number in range(n)]), classes, ordered)
+
+
+def vars_of(given: Vectors) -> tuple[Any, ...]:
+    return given.labels, given.groups, given.num_classes, given.ordered
 
 
 def chosen(fitted: FittedHead, features: np.ndarray) -> np.ndarray:
@@ -48,6 +54,15 @@ def test_every_kind_tells_clouds_apart_on_vectors_it_has_not_seen(kind: str, *, 
     guesses = np.rint(unseen[:, 0]) if ordered else unseen.argmax(1)
     assert sorted(fitted.judged) == list(range(120))
     assert (guesses == given.labels[fitted.judged]).mean() > 0.7
+
+
+def test_a_channel_that_is_dead_in_most_images_does_not_outweigh_the_others() -> None:
+    given = vectors(ordered=True)
+    generator = np.random.default_rng(1)
+    dead = np.where(generator.random((120, 40)) < 0.02, generator.uniform(0, 1e-3, (120, 40)), 0)
+    fitted = fit_head("ridge", Vectors(np.hstack([given.features, dead]), *vars_of(given)), seed=0)
+    plain = fit_head("ridge", given, seed=0)
+    assert min(fitted.scores.values()) < 1.1 * min(plain.scores.values())
 
 
 def test_a_class_in_one_image_does_not_blur_the_probabilities_of_the_others() -> None:
