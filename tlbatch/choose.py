@@ -32,8 +32,9 @@ from tlbatch.model.ranks import joined_ranks
 from tlbatch.trials import Candidate, Judged, NotCachedError, Study
 
 log = logging.getLogger(__name__)
-_LARGE, _POINT = 1000, 0.01
+_LARGE = 1000
 """Training images from which a set is called large."""
+_HALF_POINT = 0.005
 _DECIDED = {"head", "objective", "decision", "phase", "train"}
 _PLAIN = {"augment": "none", "crop_scale": 1.0, "random_views": 0, "every_view": False, "test_views": False}
 _BOLD, _GENTLE = {"lr": 1e-3, "backbone_lr": 5e-4}, {"lr": 1e-4, "backbone_lr": 1e-4}
@@ -109,7 +110,7 @@ def _cheapest(trials: Sequence[Trial]) -> int:
     """The first that is within one standard error of the best, and no more than half a point behind it: on few images
     a standard error is more than anybody would give away.
     """
-    close = [one.behind is not None and one.behind <= min(one.behind_error, _POINT / 2) for one in trials]
+    close = [one.behind is not None and one.behind <= min(one.behind_error, _HALF_POINT) for one in trials]
     return close.index(True) if any(close) else 0
 
 

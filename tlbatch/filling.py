@@ -5,10 +5,8 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -149,9 +147,9 @@ def _within_budget(
     for cut, taps in of_cut.items():
         shape = model.shape_at(cut)
         wanted = {tap: _wanted(images, passes, stores[tap]) for tap in taps}
-        num_rows = sum(len(keys) for _, keys in wanted[taps[0]])
+        num_rows = sum(len(keys) for keys in wanted[taps[0]].values())
         needed = num_rows * bytes_each(shape, job.stored_as)
-        lacking = {tap: sum(store.missing(keys).sum() for store, keys in some) for tap, some in wanted.items()}
+        lacking = {tap: sum(store.missing(keys).sum() for store, keys in some.items()) for tap, some in wanted.items()}
         missing = sum(lack * bytes_each(tap_shape(model, tap), job.stored_as) for tap, lack in lacking.items())
         place = model.chain.places[cut].name
         log.info(
@@ -168,13 +166,12 @@ def _within_budget(
     return kept
 
 
-def _wanted(images: ImageSet, passes: dict[str, Pass], stores: dict[str, Store]) -> list[tuple[Store, Keys]]:
+def _wanted(images: ImageSet, passes: dict[str, Pass], stores: dict[str, Store]) -> dict[Store, Keys]:
     """What is wanted of each store, once: splits may share a store, and images their content."""
-    found: dict[Path, list[Keys]] = {}
+    found: dict[Store, list[Keys]] = {}
     for name, one in passes.items():
-        found.setdefault(stores[name].folder, []).append(_keys(images, one))
-    by_folder = {store.folder: store for store in stores.values()}
-    return [(by_folder[folder], np.unique(np.concatenate(keys))) for folder, keys in found.items()]
+        found.setdefault(stores[name], []).append(_keys(images, one))
+    return {store: np.unique(np.concatenate(keys)) for store, keys in found.items()}
 
 
 def _keys(images: ImageSet, one: Pass) -> Keys:
@@ -196,9 +193,7 @@ def _fill(
     encoder = Encoder(model, list(stores), accelerator)
     for name, one in passes.items():
         own = [of_tap[name].reopened() for of_tap in stores.values()]
-        found = [
-            _missing(images, one, own) if world.is_main else None
-        ]  # splits may share a store, and views of an image
+        found = [_missing(images, one, own) if world.is_main else None]
         (missing,) = broadcast_object_list(found)  # another run may be filling the same folder
         share = np.array_split(missing, world.world_size)[world.rank]
         part = Pass(one.rows[share], one.views, strict=one.strict)
@@ -228,12 +223,9 @@ def _fill(
 def _missing(images: ImageSet, one: Pass, stores: list[Store]) -> Positions:
     """Which of the images lack a view at a cut."""
     num_views = len(one.views.numbers)
-    lacking = [_lacking(images, one, store).reshape(-1, num_views).any(axis=1) for store in stores]
+    keys = _keys(images, one)
+    lacking = [store.missing(keys).reshape(-1, num_views).any(axis=1) for store in stores]
     return np.flatnonzero(np.any(lacking, axis=0))
-
-
-def _lacking(images: ImageSet, one: Pass, store: Store) -> npt.NDArray[np.bool_]:
-    return store.missing(_keys(images, one))
 
 
 def _read(

@@ -23,6 +23,7 @@ from tlbatch.model.checkpoint import Average, averaged, load_best, load_trained
 from tlbatch.model.fitted import FittedHead, Ints, Vectors, best_of, fit_head
 from tlbatch.model.many import Epochs, train_heads
 from tlbatch.model.phase import start_phase
+from tlbatch.model.thresholds import rounding
 from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,9 @@ def _try_views(session: Session) -> None:
     best, weights = load_best(session.paths)
     load_trained(model, weights)
     model.to(session.accelerator.device)
-    model.thresholds.copy_(torch.arange(model.num_classes - 1) + 0.5)  # the kept score was measured with rounding too
+    model.thresholds.copy_(
+        torch.from_numpy(rounding(model.num_classes))
+    )  # the kept score was measured with rounding too
     model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
     views = Views(model.spec.size, job.train.augment)
     workers = num_workers(job.train, session.world, session.accelerator.device.type)
@@ -92,11 +95,11 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     (given,) = broadcast_object_list(found)
     assert given is not None
     fitted, labels = given
-    head = fitted.head.to(session.accelerator.device)
-    if phase.fit and len(head) == 1 and isinstance(head[0], nn.Linear):  # after the dropout of later phases
-        model.head[-1] = head[0]
+    new = fitted.head.to(session.accelerator.device)
+    if len(new) == 1 and isinstance(new[0], nn.Linear):
+        model.head[-1] = new[0]  # after the dropout of later phases
     else:
-        model.head = head
+        model.head = new
     validation = validate(session, feeds.val, Views(model.spec.size))
     keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels)
     tried = {one: loss if np.isfinite(loss) else None for one, loss in fitted.scores.items()}
@@ -225,7 +228,8 @@ def _tell(
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
     what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
     log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)
-    whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss, "images_per_s": rate}
+    whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss}
+    whole |= {"seconds": seconds, "images_per_s": rate}
     with session.paths.metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(whole) + "\n")
 

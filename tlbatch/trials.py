@@ -27,7 +27,7 @@ from tlbatch.job.stop import WAY_OUT
 from tlbatch.model.checkpoint import Keeper, pretrained_classifier
 from tlbatch.model.fitted import Vectors, fit_head, folds_of
 from tlbatch.model.objectives import Rule
-from tlbatch.model.thresholds import fit_thresholds
+from tlbatch.model.thresholds import fit_thresholds, rounding
 from tlbatch.phases import train_phases
 from tlbatch.report.metrics import redrawn_scores, score
 
@@ -176,9 +176,9 @@ class Study:
         """Classes (m,) from the outputs in each fold; thresholds are fitted on the other folds."""
         rule, number = Rule(job.objective, by_mean=job.decision == "expected-grade"), self.num_classes
         found = [torch.from_numpy(some) for some in outputs]
-        rounding = torch.arange(number - 1) + 0.5
         if not rule.has_thresholds:
-            return torch.cat([rule.probabilities(some, number, rounding).argmax(1) for some in found]).numpy()
+            plain = torch.from_numpy(rounding(number)).float()
+            return torch.cat([rule.probabilities(some, number, plain).argmax(1) for some in found]).numpy()
         grades = [rule.grades(some, number)[:, 0].double().numpy() for some in found]
         labels = [self.labels[out] for _, out in self._folds]
         decisions = []

@@ -98,7 +98,7 @@ class Keeper:
     def write(self, model: Classifier) -> None:
         """Write what was kept since the last time: first the weights, then the record; the old ones go only then.
 
-        Where grades are cut at thresholds, and there are images to fit these on, they are kept where that gains.
+        Thresholds between grades are fitted on the images that the kept outputs are of, if there are any.
         """
         if self._kept is None or self.best is None or not self._world.is_main:
             return

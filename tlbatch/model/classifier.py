@@ -16,6 +16,7 @@ from tlbatch.model.backbones import Backbone, build_backbone
 from tlbatch.model.chain import ALL_FROZEN, Chain, Segment
 from tlbatch.model.heads import Pooling, build_head, is_map
 from tlbatch.model.objectives import Rule
+from tlbatch.model.thresholds import rounding
 from tlbatch.model.turns import turned
 
 
@@ -57,7 +58,7 @@ class Classifier(nn.Module):
         self.head = build_head(head, sum(self.widths) * (1 + self.paired), rule.num_outputs(num_classes))
         self.register_buffer("mean", _scaled(spec.mean), persistent=False)
         self.register_buffer("std", _scaled(spec.std), persistent=False)
-        self.register_buffer("thresholds", torch.arange(num_classes - 1) + 0.5)
+        self.register_buffer("thresholds", torch.from_numpy(rounding(num_classes)).float())
         self._compiled = compiled
         self._frozen: set[nn.Module] = set()
         self.set_cut("none", freeze_batch_norm=False)

@@ -26,7 +26,7 @@ from tlbatch.job.world import World
 
 if hasattr(dist, "set_timeout"):
     _set_timeout = dist.set_timeout
-else:  # before torch 2.15
+else:  # older torch
     from torch.distributed.distributed_c10d import _set_pg_timeout as _set_timeout
 
 log = logging.getLogger(__name__)

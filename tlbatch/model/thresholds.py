@@ -11,6 +11,11 @@ _LEAST = 20
 Floats = npt.NDArray[np.float64]
 
 
+def rounding(num_classes: int) -> Floats:
+    """Thresholds that give the nearest grade, (num_classes - 1,)."""
+    return np.arange(num_classes - 1, dtype=np.float64) + 0.5
+
+
 def fit_thresholds(values: Floats, grades: npt.NDArray[np.int64], *, num_classes: int, search: bool = True) -> Floats:
     """Thresholds for quadratic kappa: rounding, unless others gain on samples they were not fitted on.
 
@@ -29,36 +34,36 @@ def fit_thresholds(values: Floats, grades: npt.NDArray[np.int64], *, num_classes
     -------
     (num_classes - 1,), increasing.
     """
-    rounding: Floats = np.arange(num_classes - 1, dtype=np.float64) + 0.5
+    plain = rounding(num_classes)
     if len(values) < _LEAST:
-        return rounding
+        return plain
     gained = {}
     folds = list(KFold(_FOLDS, shuffle=True, random_state=0).split(values))
     for fit in (_rounded, _matched, _searched)[: 3 if search else 2]:
         apart = np.empty(len(values), np.int64)
         for fitted, judged in folds:
-            apart[judged] = np.digitize(values[judged], fit(values[fitted], grades[fitted], rounding))
+            apart[judged] = np.digitize(values[judged], fit(values[fitted], grades[fitted], plain))
         gained[fit] = _kappa(grades, apart, num_classes)
     best = max(gained, key=lambda fit: gained[fit])  # the first, and simplest, of equals
-    return best(values, grades, rounding)
+    return best(values, grades, plain)
 
 
-def _rounded(_values: Floats, _grades: npt.NDArray[np.int64], rounding: Floats) -> Floats:
-    return rounding
+def _rounded(_values: Floats, _grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
+    return plain
 
 
-def _matched(values: Floats, grades: npt.NDArray[np.int64], rounding: Floats) -> Floats:
+def _matched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
     """Where values fall on rounding once they have the mean and deviation of the grades."""
     stretch = float(grades.std() / max(float(values.std()), 1e-6))
     if stretch == 0:
-        return rounding
-    matched: Floats = (rounding - grades.mean()) / stretch + values.mean()
+        return plain
+    matched: Floats = (plain - grades.mean()) / stretch + values.mean()
     return matched
 
 
-def _searched(values: Floats, grades: npt.NDArray[np.int64], rounding: Floats) -> Floats:
+def _searched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
     """The best found from two starts: rounding, and as many of each grade as there are."""
-    num_classes = len(rounding) + 1
+    num_classes = len(plain) + 1
     shares = np.bincount(grades, minlength=num_classes).cumsum()[:-1] / len(grades)
     found = [
         minimize(
@@ -67,7 +72,7 @@ def _searched(values: Floats, grades: npt.NDArray[np.int64], rounding: Floats) -
             method="Nelder-Mead",
             options={"initial_simplex": np.vstack([begin, begin + 0.25 * np.eye(len(begin))])},
         )
-        for begin in (rounding, np.quantile(values, shares))
+        for begin in (plain, np.quantile(values, shares))
     ]
     fitted: Floats = np.sort(min(found, key=lambda one: float(one.fun)).x)
     return fitted
