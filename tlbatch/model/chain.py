@@ -23,6 +23,7 @@ from tlbatch.model.tracing import (
     between,
     blocks_of,
     copied,
+    folded,
     has_state,
     is_layer,
     module_ends,
@@ -152,6 +153,15 @@ class Chain:
             parts.append(cast("nn.Module", torch.compile(part)) if compiled else part)
         self._net.train(self._net.training)
         return Segment(*parts)
+
+    def folded(self, start: int, stop: int) -> nn.Module:
+        """The network from one place to a later one as it evaluates now; copies of its convolutions do what the
+        BatchNorm behind them does.
+        """
+        if start == stop or self._graphs is None:
+            return self.segment(start, stop).evaluating
+        first, last = (self._node(at, training=False) for at in (start, stop))
+        return folded(self._net, copied(self._graphs[False].graph, first, last))
 
     def _node(self, at: int, *, training: bool) -> fx.Node:
         assert self._graphs is not None

@@ -41,7 +41,7 @@ class Encoder:
         self._taps = taps
         self._places = sorted({tap.place for tap in taps})
         pairs = zip((0, *self._places), self._places, strict=False)
-        self._stretches = [model.chain.segment(start, stop) for start, stop in pairs]
+        self._stretches = [model.chain.folded(start, stop) for start, stop in pairs]
 
     @torch.inference_mode()
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -56,7 +56,7 @@ class Encoder:
         with self._accelerator.autocast():
             activations = self._model.normalised(images)
             for place, stretch in zip(self._places, self._stretches, strict=True):
-                activations = stretch.run(activations.clone(), training=False)  # what follows may work in place
+                activations = stretch(activations.clone())  # what follows may work in place
                 found[place] = activations
             return [self._given(tap, found[tap.place]).cpu() for tap in self._taps]
 

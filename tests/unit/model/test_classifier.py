@@ -8,7 +8,7 @@ from torch import nn
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.model.classifier import Classifier, build_classifier
-from tlbatch.model.encoder import Encoder, tap_shape, taps_of
+from tlbatch.model.encoder import Encoder, Tap, tap_shape, taps_of
 from tlbatch.model.heads import KernelMap
 
 
@@ -180,6 +180,29 @@ def test_stored_activations_are_not_overwritten_by_what_works_in_place_after_the
         assert found.shape[1:] == tap_shape(model, tap)
         assert torch.equal(found, alone)
     assert together[0].min() < 0
+
+
+@pytest.mark.parametrize("backbone", ["timm:tf_efficientnet_lite0", "resnet18", "densenet121", "vgg11"])
+def test_the_encoder_gives_what_the_network_gives_without_its_batch_norms(backbone: str) -> None:
+    """A densenet normalises before its convolutions too, a VGG not at all; neither is folded wrongly."""
+    model = make(model={"backbone": backbone, "size": 64})
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in model.backbone.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            low = 0.5 if name.endswith("var") else -0.5
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + low)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.set_cut("pool", freeze_batch_norm=True)
+    model.eval()
+    (found,) = Encoder(model, [Tap(model.end)], Accelerator(cpu=True)).encode(images(2, 64))
+    with torch.inference_mode():
+        wanted = model.to_cut(images(2, 64))
+    assert wanted.abs().max() > 1e-3
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    whole = model.chain.folded(0, model.end)
+    norms = [module for module in whole.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) == {"densenet121": 62, "vgg11": 0}.get(backbone, 0)
 
 
 def test_features_of_several_places_stand_side_by_side() -> None:
