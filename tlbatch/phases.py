@@ -185,8 +185,10 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         seconds = time.monotonic() - began
         with averaged(model, moving):
             validation = validate(session, feeds.val, Views(model.spec.size))
+            judging = time.monotonic() - began - seconds
             better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs, labels)
         line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
+        line |= {"val_seconds": judging}
         _tell(session, epoch, line, validation=validation, seconds=seconds)
         without_gain = 0 if better else without_gain + 1
         if phase.patience and without_gain >= phase.patience:

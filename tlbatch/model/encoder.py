@@ -11,6 +11,9 @@ from tlbatch.job.learning import StoredAs
 from tlbatch.job.records import RunRecord
 from tlbatch.model.classifier import Classifier
 
+_AT_ONCE = 8
+"""Images in one pass on a CPU, whose cache holds the activations of few."""
+
 
 class Tap(NamedTuple):
     """What is stored of an image: the activation at a place of the chain, or the vector that is pooled from it."""
@@ -52,13 +55,18 @@ class Encoder:
         images
             uint8, (n, size, size, 3), on the device.
         """
-        found: dict[int, torch.Tensor] = {}
+        at_once = _AT_ONCE if images.device.type == "cpu" else len(images)
+        parts = [images[start : start + at_once] for start in range(0, len(images), at_once)]
         with self._accelerator.autocast():
-            activations = self._model.normalised(images)
-            for place, stretch in zip(self._places, self._stretches, strict=True):
-                activations = stretch(activations.clone())  # what follows may work in place
-                found[place] = activations
-            return [self._given(tap, found[tap.place]).cpu() for tap in self._taps]
+            return [torch.cat(of_tap) for of_tap in zip(*map(self._encoded, parts), strict=True)]
+
+    def _encoded(self, images: torch.Tensor) -> list[torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        activations = self._model.normalised(images)
+        for place, stretch in zip(self._places, self._stretches, strict=True):
+            activations = stretch(activations.clone())  # what follows may work in place
+            found[place] = activations
+        return [self._given(tap, found[tap.place]).cpu() for tap in self._taps]
 
     def _given(self, tap: Tap, activations: torch.Tensor) -> torch.Tensor:
         if tap.pool < 0:
