@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial.distance import pdist
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import euclidean_distances
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -36,6 +37,8 @@ _GAMMAS = (0.3, 1.0)
 """Of a radial basis function, times the median of the squared distances between vectors."""
 _LEAST_SPREAD = 0.3
 """Of a column, times the mean of all."""
+_LEAST_EIGENVALUE = 1e-4
+"""Of the kernel between points, whose diagonal is 1."""
 _SMALL = 10_000_000
 """Numbers below which threads wait for one another longer than they work."""
 _PENALTIES: dict[Fit, tuple[float, ...]] = {
@@ -200,8 +203,8 @@ def _path(
     kernel = None
     if kind.startswith("kernel"):
         some = seen[np.random.default_rng(seed).permutation(len(seen))[:_MOST_POINTS]]
-        gamma /= float(np.median(euclidean_distances(some[:500], squared=True)[np.triu_indices(len(some[:500]), 1)]))
-        kernel = Nystroem(gamma=gamma, n_components=len(some), random_state=seed).fit(some)
+        gamma /= float(np.median(pdist(some[:500], "sqeuclidean"))) or 1
+        kernel = _stable(Nystroem(gamma=gamma, n_components=len(some), random_state=seed).fit(some))
         seen = kernel.transform(seen)
     estimator = _estimator(kind, len(seen))
     wanted = vectors.columns if kind.endswith("ridge") else vectors.labels
@@ -210,6 +213,14 @@ def _path(
         for penalty in penalties:
             _set_penalty(estimator, penalty, len(seen))
             yield penalty, _Model(scaler, kernel, estimator.fit(seen, wanted), vectors.num_classes)
+
+
+def _stable(kernel: Nystroem) -> Nystroem:
+    """Without the directions that hardly any point has, as equal points make them: there it would blow up rounding."""
+    values, directions = np.linalg.eigh(rbf_kernel(kernel.components_, gamma=kernel.gamma))
+    kept = values > _LEAST_EIGENVALUE
+    kernel.normalization_ = (directions[:, kept] / np.sqrt(values[kept])) @ directions[:, kept].T
+    return kernel
 
 
 def _scaler(features: Floats) -> StandardScaler:
@@ -224,7 +235,7 @@ def _scaler(features: Floats) -> StandardScaler:
 def _estimator(kind: Fit, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-learn has no types)
     match kind:
         case "logistic" | "kernel-logistic":
-            return LogisticRegression(max_iter=300, warm_start=True)
+            return LogisticRegression(max_iter=300, tol=1e-5, warm_start=True)
         case "svm" | "kernel-svm":
             return LinearSVC(dual="auto", random_state=0)
         case "ridge" | "kernel-ridge":

@@ -194,9 +194,9 @@ def test_the_encoder_gives_what_the_network_gives_without_its_batch_norms(backbo
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.set_cut("pool", freeze_batch_norm=True)
     model.eval()
-    (found,) = Encoder(model, [Tap(model.end)], Accelerator(cpu=True)).encode(images(2, 64))
+    (found,) = Encoder(model, [Tap(model.end)], Accelerator(cpu=True)).encode(images(10, 64))
     with torch.inference_mode():
-        wanted = model.to_cut(images(2, 64))
+        wanted = model.to_cut(images(10, 64))
     assert wanted.abs().max() > 1e-3
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -13,6 +13,7 @@ from sklearn.svm import SVC, LinearSVC
 from torch import nn
 
 from tlbatch.job.errors import UserError
+from tlbatch.job.learning import Fit
 from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.heads import head_like
 
@@ -50,6 +51,17 @@ def test_every_kind_tells_clouds_apart_on_vectors_it_has_not_seen(kind: str, *, 
     guesses = np.rint(unseen[:, 0]) if ordered else unseen.argmax(1)
     assert sorted(fitted.judged) == list(range(120))
     assert (guesses == given.labels[fitted.judged]).mean() > 0.7
+
+
+@pytest.mark.parametrize("kind", ["kernel-logistic", "kernel-ridge", "kernel-svm"])
+def test_equal_vectors_do_not_make_a_kernel_blow_up_what_is_rounding(kind: Fit) -> None:
+    given = vectors(ring=True)
+    given.features[1::2] = given.features[::2]  # a copy of each, in its group
+    head = fit_head(kind, given, seed=0).head
+    seen = torch.from_numpy(given.features).float()
+    with torch.inference_mode():
+        plain, nudged = head(seen).softmax(1), head(seen * (1 + 1e-6)).softmax(1)
+    assert (plain - nudged).abs().max() < 1e-3
 
 
 def test_a_channel_that_is_dead_in_most_images_does_not_outweigh_the_others() -> None:
