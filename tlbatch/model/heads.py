@@ -70,7 +70,7 @@ def is_map(shape: Shape) -> bool:
 class KernelMap(nn.Module):
     """Radial basis functions around points of the training set, whitened: a linear layer on them is a kernel machine.
 
-    exp(-gamma |x - p|^2) of standardised features, times the inverse square root of the same between the points
+    exp(-gamma |x - p|^2) of standardised features, times the pseudo-inverse square root of the same between the points
     (Williams and Seeger 2001, as scikit-learn's Nystroem).
     """
 
