@@ -157,7 +157,7 @@ def _profile(study: Study, places: Sequence[str]) -> list[Judged]:
 
 
 def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
-    """Heads on the best stage, on the last three, and on all; then the best of these on the mean of all views."""
+    """Heads on the best stage, on the last three, and on all; then on each the better one on the mean of all views."""
     job = study.record.job
     kinds: tuple[tuple[Fit, Settings], ...] = (("logistic", {}), ("kernel-ridge", {}))
     if _is_ordered(job):
@@ -168,14 +168,17 @@ def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
         candidates = [_probe(job, f"{fit} on {name}", some, fit, settings) for fit, settings in kinds]
         features = study.vectors(candidates[0].job)
         found.extend(study.probe(candidate, features) for candidate in candidates)
-    if job.train.augment != "none":
-        scores = [_known(trial.score) for trial in study.table(found)]
-        mean = _mean_of_views(job, found[int(np.argmax(scores))].candidate)
+    if job.train.augment == "none":
+        return found
+    scores = np.reshape([_known(trial.score) for trial in study.table(found)], (len(sets), len(kinds)))
+    means: list[Judged] = []
+    for at, kind in reversed(list(enumerate(scores.argmax(axis=1)))):  # all stages first: one encoding gives the others
+        mean = _mean_of_views(job, found[at * len(kinds) + int(kind)].candidate)
         try:
-            found.append(study.probe(mean, study.vectors(mean.job)))
+            means.append(study.probe(mean, study.vectors(mean.job)))
         except NotCachedError:
             study.leave_out(mean, "its views are more than the cache may hold")
-    return found
+    return found + means[::-1]
 
 
 def _probe(job: Job, name: str, after: Sequence[str], fit: Fit, sections: Settings) -> Candidate:

@@ -34,7 +34,11 @@ from tlbatch.report.metrics import redrawn_scores, score
 log = logging.getLogger(__name__)
 _JUDGED = 1000
 """Images after which no further fold is judged."""
+_REPEATS = 3
+"""Times that a head which is fitted at once is judged on a smaller set, each on other folds: with few images a score
+depends on how they fall."""
 Ints = npt.NDArray[np.int64]
+Folds = Sequence[tuple[Ints, Ints]]
 Outputs = npt.NDArray[np.float32]
 
 
@@ -56,14 +60,15 @@ class Judged:
 
     candidate: Candidate
     classes: Ints
-    """Decided, (m,)."""
+    """Decided, (times, m), in the order of the images."""
     seconds: float
 
 
 class Study:
     """The training images, cut into folds by group, and what all trials share.
 
-    As many of the five folds are judged as give 1,000 images.
+    As many of the five folds are judged as give 1,000 images. Where these are all, heads that are fitted at once are
+    judged on two more divisions into folds.
     """
 
     def __init__(self, record: RunRecord, images: ImageSet, crew: Crew, folder: Path) -> None:
@@ -75,9 +80,14 @@ class Study:
         self._rows = images.rows("train")
         self.labels = images.labels("train")
         self.groups = images.index["group"][self._rows]
-        every = folds_of(self.labels, self.groups, record.job.seed)
+        seed = record.job.seed
+        every = folds_of(self.labels, self.groups, seed)
         self._folds = every[: next((n for n in range(1, len(every)) if _size(every[:n]) >= _JUDGED), len(every))]
-        self.judged: Ints = np.concatenate([out for _, out in self._folds])
+        self._divisions: list[Folds] = [self._folds]
+        if len(self.labels) < _JUDGED:
+            more = [folds_of(self.labels, self.groups, seed + time) for time in range(1, _REPEATS)]
+            self._divisions += [folds for folds in more if _size(folds) == _size(self._folds) == len(self.labels)]
+        self.judged: Ints = np.sort(np.concatenate([out for _, out in self._folds]))
 
     @property
     def num_classes(self) -> int:
@@ -87,13 +97,18 @@ class Study:
     def probe(self, candidate: Candidate, features: npt.NDArray[np.float64]) -> Judged:
         """Fit the head of a candidate's only phase on vectors of all training images, (n, d), on rank 0."""
         began, stop = time.monotonic(), self.crew.stop
-        found: list[list[Outputs] | None] = [None]
+        found: list[Ints | None] = [None]
         if self.crew.world.is_main and not stop:
-            found = [[self._fitted(candidate.job, features, *fold) for fold in self._folds]]
-        (outputs,) = broadcast_object_list(found)
-        if outputs is None:
+            found = [
+                np.stack([
+                    self._decide(candidate.job, folds, [self._fitted(candidate.job, features, *fold) for fold in folds])
+                    for folds in self._divisions
+                ])
+            ]  # fmt: skip
+        (classes,) = broadcast_object_list(found)
+        if classes is None:
             raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'} {WAY_OUT}")
-        return Judged(candidate, self._decide(candidate.job, outputs), time.monotonic() - began)
+        return Judged(candidate, classes, time.monotonic() - began)
 
     def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
         fit = job.phase[0].fit
@@ -123,7 +138,7 @@ class Study:
             if number == 1 < len(self._folds) and self._takes_too_long(candidate, time.monotonic() - began):
                 return None
         self._seconds_left -= time.monotonic() - began
-        return Judged(candidate, self._decide(candidate.job, outputs), time.monotonic() - began)
+        return Judged(candidate, self._decide(candidate.job, self._folds, outputs)[None], time.monotonic() - began)
 
     def _takes_too_long(self, candidate: Candidate, fold_s: float) -> bool:
         whole = fold_s * len(self._folds)
@@ -172,31 +187,41 @@ class Study:
     def _of(self, job: Job) -> RunRecord:
         return self.record.model_copy(update={"job": job})
 
-    def _decide(self, job: Job, outputs: Sequence[Outputs]) -> Ints:
-        """Classes (m,) from the outputs in each fold; thresholds are fitted on the other folds."""
+    def _decide(self, job: Job, folds: Folds, outputs: Sequence[Outputs]) -> Ints:
+        """Classes (m,) from the outputs in each fold, in the order of the images; thresholds are fitted on the other
+        folds.
+        """
         rule, number = Rule(job.objective, by_mean=job.decision == "expected-grade"), self.num_classes
         found = [torch.from_numpy(some) for some in outputs]
-        if not rule.has_thresholds:
-            plain = torch.from_numpy(rounding(number)).float()
-            return torch.cat([rule.probabilities(some, number, plain).argmax(1) for some in found]).numpy()
-        grades = [rule.grades(some, number)[:, 0].double().numpy() for some in found]
-        labels = [self.labels[out] for _, out in self._folds]
-        decisions = []
-        for this in range(len(grades)):
-            others = [at for at in range(len(grades)) if at != this]
+        decided = np.empty(len(self.labels), np.int64)
+        plain = torch.from_numpy(rounding(number)).float()
+        for this, (_, out) in enumerate(folds):
+            if not rule.has_thresholds:
+                decided[out] = rule.probabilities(found[this], number, plain).argmax(1).numpy()
+                continue
+            grades = [rule.grades(some, number)[:, 0].double().numpy() for some in found]
+            others = [at for at in range(len(folds)) if at != this]
             values = np.concatenate([grades[at] for at in others]) if others else np.empty(0)
-            truth = np.concatenate([labels[at] for at in others]) if others else np.empty(0, np.int64)
-            decisions.append(np.digitize(grades[this], fit_thresholds(values, truth, num_classes=number, search=False)))
-        return np.concatenate(decisions)
+            truth = np.concatenate([self.labels[folds[at][1]] for at in others]) if others else np.empty(0, np.int64)
+            decided[out] = np.digitize(grades[this], fit_thresholds(values, truth, num_classes=number, search=False))
+        return decided[self.judged]
+
+    def _mean_score(self, decisions: Ints) -> float | None:
+        truth, metric = self.labels[self.judged], self.record.job.metric
+        points = [score(metric, truth, classes, num_classes=self.num_classes) for classes in decisions]
+        known = [point for point in points if point is not None]
+        return float(np.mean(known)) if known else None
 
     def table(self, judged: Sequence[Judged]) -> tuple[Trial, ...]:
         """What candidates scored, and how far each is behind the best of them, with standard errors."""
         metric, truth, groups = self.record.job.metric, self.labels[self.judged], self.groups[self.judged]
-        decisions = [one.classes for one in judged]
-        points = [score(metric, truth, classes, num_classes=self.num_classes) for classes in decisions]
-        drawn = redrawn_scores(
+        points = [self._mean_score(one.classes) for one in judged]
+        decisions = [classes for one in judged for classes in one.classes]
+        every = redrawn_scores(
             metric, truth, decisions, groups, num_classes=self.num_classes, seed=self.record.job.seed
         )
+        ends = np.cumsum([len(one.classes) for one in judged])[:-1]
+        drawn = np.stack([times.mean(axis=1) for times in np.split(every, ends, axis=1)], axis=1)
         known = [-np.inf if point is None else point for point in points]
         best = int(np.argmax(known))
         return tuple(
@@ -216,7 +241,7 @@ class Study:
         )
 
 
-def _size(folds: Sequence[tuple[Positions, Positions]]) -> int:
+def _size(folds: Folds) -> int:
     return sum(len(out) for _, out in folds)
 
 

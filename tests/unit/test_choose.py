@@ -211,8 +211,9 @@ def test_what_the_cache_may_not_hold_is_left_out_or_said(make: Make, monkeypatch
     choose.run(paths.folder)
     found = paths.load_strategy()
     assert found is not None
-    assert [line.partition(": ")[2] for line in found.left_out] == ["its views are more than the cache may hold"]
-    assert "mean of views" in found.left_out[0]
+    assert len(found.left_out) == 3
+    for line in found.left_out:
+        assert line.endswith("mean of views: its views are more than the cache may hold")
 
 
 def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(
@@ -248,6 +249,30 @@ def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypa
     study = Study(record, many, cast("Any", None), paths.folder)
     assert 1000 <= len(study.judged) < 2000
     assert len(np.unique(study.judged)) == len(study.judged)
+    assert len(study._divisions) == 1
+
+
+def test_heads_of_a_small_set_are_judged_on_three_divisions_into_folds_and_their_scores_averaged(make: Make) -> None:
+    paths = make(*AUTO)
+    shard.run(paths.folder)
+    record = paths.load_submitted()
+    images = open_set(paths.set_paths(record.job))
+    study = Study(record, images, filling.Crew(Accelerator(cpu=True), World(), StopFlag()), paths.folder)
+    generator = np.random.default_rng(0)
+    features = np.eye(study.num_classes)[study.labels] + generator.normal(
+        0, 0.8, (len(study.labels), study.num_classes)
+    )
+    told = study.probe(choose._probe(record.job, "told", ["pool"], "ridge", {}), features)
+    untold = study.probe(choose._probe(record.job, "untold", ["pool"], "ridge", {}), generator.normal(size=features.shape))
+    assert told.classes.shape == untold.classes.shape == (3, len(study.labels))
+    assert len({classes.tobytes() for classes in told.classes}) > 1
+    best, worst = study.table([told, untold])
+    assert best.score == pytest.approx(np.mean(told.classes == study.labels))
+    assert worst.behind == pytest.approx(
+        np.mean(told.classes == study.labels) - np.mean(untold.classes == study.labels)
+    )
+    assert best.behind == 0
+    assert 0 < best.standard_error < worst.behind
 
 
 def test_the_standard_error_is_that_of_the_groups() -> None:
