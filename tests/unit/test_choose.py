@@ -263,7 +263,9 @@ def test_heads_of_a_small_set_are_judged_on_three_divisions_into_folds_and_their
         0, 0.8, (len(study.labels), study.num_classes)
     )
     told = study.probe(choose._probe(record.job, "told", ["pool"], "ridge", {}), features)
-    untold = study.probe(choose._probe(record.job, "untold", ["pool"], "ridge", {}), generator.normal(size=features.shape))
+    untold = study.probe(
+        choose._probe(record.job, "untold", ["pool"], "ridge", {}), generator.normal(size=features.shape)
+    )
     assert told.classes.shape == untold.classes.shape == (3, len(study.labels))
     assert len({classes.tobytes() for classes in told.classes}) > 1
     best, worst = study.table([told, untold])
