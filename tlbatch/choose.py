@@ -3,8 +3,8 @@
 Probes at every stage of the backbone say where the images are told apart best; heads on that stage and on several, and
 fine-tuning from the middle of the backbone, are tried on the same folds. Where that gains, or the top of the backbone
 tells less than its middle, fine-tuning from the first stages is tried too (of all, with 1,000 images and more). The
-cheapest candidate within one standard error of the best, and half a point, is chosen. Validation and test images are
-not looked at.
+cheapest candidate within one standard error of the best, and half a point, is chosen; where the top tells less, the
+cheapest that is fine-tuned, if any is that close. Validation and test images are not looked at.
 """
 
 import logging
@@ -88,7 +88,7 @@ def choose(study: Study) -> Strategy:
         judged = _try(study, places, places[best], (middle, early), unlike="unlike" in kind)
         short_list = study.table(judged)
         _show("short list, the cheapest first", short_list)
-        at = _cheapest(short_list)
+        at = _preferred(short_list, unlike="unlike" in kind)
         chosen, why = short_list[at].name, _why(short_list, at)
         settings = _final(judged[at].candidate.job).model_dump(mode="json", include=_DECIDED)
     log.info("chosen: %s, %s; %s (%s)", chosen, why, kind, scenario_why)
@@ -106,12 +106,16 @@ def choose(study: Study) -> Strategy:
     )
 
 
-def _cheapest(trials: Sequence[Trial]) -> int:
+def _preferred(trials: Sequence[Trial], *, unlike: bool) -> int:
     """The first that is within one standard error of the best, and no more than half a point behind it: on few images
     a standard error is more than anybody would give away.
+
+    Where the images are unlike those of the backbone, what is fine-tuned goes first: the best of many heads looks
+    better on few images than it is, and fine-tuning gains more from the images that a fold leaves out.
     """
+    order = sorted(range(len(trials)), key=lambda at: unlike and trials[at].cut == "pool")
     close = [one.behind is not None and one.behind <= min(one.behind_error, _HALF_POINT) for one in trials]
-    return close.index(True) if any(close) else 0
+    return next((at for at in order if close[at]), 0)
 
 
 def _with_cut(job: Job, middle: str) -> Settings:
@@ -249,8 +253,9 @@ def _why(trials: Sequence[Trial], at: int) -> str:
     mine = trials[at]
     if mine is best:
         return f"the best of {len(trials)}: {_number(mine.score)} +- {mine.standard_error:.4f}"
+    kind = "fine-tuned" if mine.cut != "pool" and best.cut == "pool" else "cheapest"
     return (
-        f"the cheapest within one standard error and half a point of the best: {_number(mine.score)}, "
+        f"the {kind} within one standard error and half a point of the best: {_number(mine.score)}, "
         f"{mine.behind:.4f} +- {mine.behind_error:.4f} behind {best.name}"
     )
 

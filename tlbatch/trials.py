@@ -217,9 +217,7 @@ class Study:
         metric, truth, groups = self.record.job.metric, self.labels[self.judged], self.groups[self.judged]
         points = [self._mean_score(one.classes) for one in judged]
         decisions = [classes for one in judged for classes in one.classes]
-        every = redrawn_scores(
-            metric, truth, decisions, groups, num_classes=self.num_classes, seed=self.record.job.seed
-        )
+        every = redrawn_scores(metric, truth, decisions, groups, seed=self.record.job.seed)
         ends = np.cumsum([len(one.classes) for one in judged])[:-1]
         drawn = np.stack([times.mean(axis=1) for times in np.split(every, ends, axis=1)], axis=1)
         known = [-np.inf if point is None else point for point in points]

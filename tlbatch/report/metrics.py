@@ -16,26 +16,15 @@ from sklearn.metrics import (
 from tlbatch.job.section import Metric
 
 _DRAWS = 200
-Labels = Sequence[int] | npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
+Labels = Sequence[int] | Ints
 
 
-def score(
-    metric: Metric,
-    labels: Labels,
-    predictions: Labels,
-    *,
-    num_classes: int,
-    weights: npt.NDArray[np.int64] | None = None,
-) -> float | None:
+def score(metric: Metric, labels: Labels, predictions: Labels, *, num_classes: int) -> float | None:
     """One number for labels and predictions coded 0..num_classes-1.
 
     Quadratic kappa is Cohen's kappa with weights (i - j)^2 (Cohen 1968), over all classes in their order, whether
     they occur or not.
-
-    Parameters
-    ----------
-    weights
-        How often each sample counts, (n,); empty: once.
 
     Returns
     -------
@@ -44,25 +33,25 @@ def score(
     if len(labels) == 0:
         return None
     if metric == "accuracy":
-        return float(accuracy_score(labels, predictions, sample_weight=weights))
+        return float(accuracy_score(labels, predictions))
     if len(set(labels) | set(predictions)) == 1:
         return None
-    return float(
-        cohen_kappa_score(labels, predictions, labels=range(num_classes), weights="quadratic", sample_weight=weights)
-    )
+    return float(cohen_kappa_score(labels, predictions, labels=range(num_classes), weights="quadratic"))
 
 
 def redrawn_scores(
     metric: Metric,
-    labels: npt.NDArray[np.int64],
-    predictions: Sequence[npt.NDArray[np.int64]],
+    labels: Ints,
+    predictions: Sequence[Ints],
     groups: npt.NDArray[np.generic],
     *,
-    num_classes: int,
     seed: int,
 ) -> npt.NDArray[np.float64]:
     """Scores of several predictions of the same samples under a bootstrap over groups (Efron 1979), paired: each draw
     is the same for all.
+
+    A score depends on a few sums over the samples alone, so a draw adds up those of the groups that it drew. Quadratic
+    kappa is the concordance correlation of the codes (King and Chinchilli 2001).
 
     Returns
     -------
@@ -71,14 +60,23 @@ def redrawn_scores(
     """
     _, of = np.unique(groups, return_inverse=True)
     number = int(of.max()) + 1
-    generator = np.random.default_rng(seed)
-    found = np.full((_DRAWS, len(predictions)), np.nan)
-    for row in found:
-        weights = generator.multinomial(number, np.full(number, 1 / number))[of]
-        for column, chosen in enumerate(predictions):
-            value = score(metric, labels, chosen, num_classes=num_classes, weights=weights)
-            row[column] = np.nan if value is None else value
-    return found
+    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=_DRAWS)
+
+    def sums(values: Ints) -> npt.NDArray[np.float64]:
+        return np.asarray(drawn @ np.bincount(of, values, minlength=number), np.float64)
+
+    n, x = sums(np.ones_like(labels)), sums(labels)
+    spread = n * sums(labels**2) - x**2
+    columns = []
+    for chosen in predictions:
+        if metric == "accuracy":
+            columns.append(sums(labels == chosen) / n)
+            continue
+        y = sums(chosen)
+        apart = spread + n * sums(chosen**2) - y**2 + (x - y) ** 2
+        with np.errstate(invalid="ignore"):
+            columns.append(2 * (n * sums(labels * chosen) - x * y) / apart)
+    return np.stack(columns, axis=1)
 
 
 def mean_log_loss(labels: Labels, probabilities: npt.NDArray[np.floating[Any]]) -> float | None:

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlbatch.report.metrics import confusion, mean_log_loss, per_class, score
+from tlbatch.job.section import Metric
+from tlbatch.report.metrics import confusion, mean_log_loss, per_class, redrawn_scores, score
 
 # The public matrix of a 2015 solution on 35,126 images: quadratic kappa .88021, accuracy .84308.
 PUBLIC = [
@@ -49,3 +50,31 @@ def test_quadratic_kappa_is_its_definition(pairs: list[tuple[int, int]]) -> None
         assert found is None
     else:
         assert found == pytest.approx(1 - (weights * observed).sum() / (weights * expected).sum())
+
+
+def test_the_standard_error_is_that_of_the_groups() -> None:
+    """Of a proportion it is sqrt(p q / n); where all images come twice, that of half as many."""
+    generator = np.random.default_rng(0)
+    truth, wrong = np.zeros(400, np.int64), (generator.random(400) < 0.2).astype(np.int64)
+    every = np.arange(400)
+    alone = redrawn_scores("accuracy", truth, [wrong, wrong], every, seed=9)
+    assert np.std(alone[:, 0]) == pytest.approx(np.sqrt(wrong.mean() * (1 - wrong.mean()) / 400), rel=0.15)
+    assert np.array_equal(alone[:, 0], alone[:, 1])
+    twice = redrawn_scores("accuracy", truth, [wrong.repeat(2)[:400]], every // 2, seed=9)
+    assert np.std(twice) == pytest.approx(np.sqrt(2) * np.std(alone[:, 0]), rel=0.25)
+    assert np.isnan(redrawn_scores("quadratic_kappa", truth, [truth], every, seed=0)).all()
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "quadratic_kappa"])
+def test_a_redrawn_score_is_that_of_the_groups_drawn(metric: Metric) -> None:
+    """As scikit-learn has it of samples that stand there as often as their group was drawn."""
+    generator = np.random.default_rng(1)
+    truth, groups = generator.integers(0, 5, 90), generator.integers(0, 40, 90)
+    several = [np.clip(truth + generator.integers(-2, 3, 90), 0, 4), generator.integers(0, 5, 90), np.full(90, 2)]
+    found = redrawn_scores(metric, truth, several, groups, seed=3)
+    names, of = np.unique(groups, return_inverse=True)
+    draws = np.random.default_rng(3).multinomial(len(names), np.full(len(names), 1 / len(names)), size=len(found))
+    for row, draw in zip(found[:20], draws[:20], strict=True):
+        samples = np.repeat(np.arange(90), draw[of])
+        expected = [score(metric, truth[samples], chosen[samples], num_classes=5) for chosen in several]
+        assert row == pytest.approx(np.array(expected, np.float64))
