@@ -3,7 +3,8 @@
 #
 #   bash slurm/env.sh [EXTRA,...]      default: quickstart; tests take dev,quickstart
 #
-# Remade only when the pins change. Run it on a login node if compute nodes have no internet. Prints its python.
+# Compiled at once: where Python may not write bytecode, each stage would spend ten seconds on it. Remade only when the
+# pins change. Run it on a login node if compute nodes have no internet. Prints its python.
 set -euo pipefail
 
 UV_VERSION=0.13.9
@@ -35,7 +36,7 @@ make_env() {
   echo "making the environment $env (once; needs about 6 GB and a package index)" >&2
   [ -x "$env/bin/python" ] || "$python" -m venv "$env" >&2
   "$env/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION" >&2
-  "$env/bin/uv" pip install --quiet --python "$env/bin/python" --constraint "$root/constraints.txt" \
+  "$env/bin/uv" pip install --quiet --compile-bytecode --python "$env/bin/python" --constraint "$root/constraints.txt" \
     --editable "$root[$extras]" >&2
   pins > "$stamp"
 }

@@ -34,5 +34,5 @@ bin=$(dirname "$python")
 if command -v shellcheck > /dev/null; then shellcheck slurm/*.sh tests/*.sh .ci/run; fi
 
 # One thread a process where several run at once; a test that measures sets its own.
-export OMP_NUM_THREADS=2
+export OMP_NUM_THREADS=1
 "$python" -m pytest --durations=8 "$@"
