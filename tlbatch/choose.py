@@ -2,9 +2,9 @@
 
 Probes at every stage of the backbone say where the images are told apart best; heads on that stage and on several, and
 fine-tuning from the middle of the backbone, are tried on the same folds. Where that gains, or the top of the backbone
-tells less than its middle, fine-tuning from the first stages is tried too (of all, with 1,000 images and more). The
-cheapest candidate within one standard error of the best, and half a point, is chosen; where the top tells less, the
-cheapest that is fine-tuned, if any is that close. Validation and test images are not looked at.
+tells less than its middle, fine-tuning of all of it is tried too. The cheapest candidate within one standard error of
+the best, and half a point, is chosen; where the top tells less, the cheapest that is fine-tuned, if one is that close.
+Validation and test images are not looked at.
 """
 
 import logging
@@ -76,16 +76,14 @@ def choose(study: Study) -> Strategy:
     table = study.table(_profile(study, places))
     _show("probes", table)
     best = int(np.reshape([_known(trial.score) for trial in table], (2, len(places))).max(axis=0).argmax())
-    half = min(max(best - 1, 0), len(places) // 2)
-    middle = places[half]
+    middle = places[min(max(best - 1, 0), len(places) // 2)]
     kind, scenario_why = _scenario(len(study.labels), table[: len(places)])
     short_list: tuple[Trial, ...] = ()
     if job.strategy == "phases":
         chosen, why = f"cut {middle}", f"{places[best]} tells the classes apart best; what comes after {middle} trains"
         settings = _with_cut(job, middle)
     else:
-        early = "none" if "large" in kind or half == 0 else places[min(half - 1, len(places) // 4)]
-        judged = _try(study, places, places[best], (middle, early), unlike="unlike" in kind)
+        judged = _try(study, places, places[best], middle, unlike="unlike" in kind)
         short_list = study.table(judged)
         _show("short list, the cheapest first", short_list)
         at = _preferred(short_list, unlike="unlike" in kind)
@@ -123,16 +121,15 @@ def _with_cut(job: Job, middle: str) -> Settings:
     return {"phase": [phase.model_dump(mode="json") for phase in phases]}
 
 
-def _try(study: Study, places: Sequence[str], best: str, cuts: tuple[str, str], *, unlike: bool) -> list[Judged]:
+def _try(study: Study, places: Sequence[str], best: str, middle: str, *, unlike: bool) -> list[Judged]:
     """The short list, the cheapest first; what trains longest only where there is something to hope for."""
     job, num_train = study.record.job, len(study.labels)
     judged = _probes(study, places, best)
     top = max(_known(trial.score) for trial in study.table(judged))
-    middle, early = cuts
     tuned = study.train(_tuned(job, middle, num_train=num_train))
     judged += [tuned] if tuned else []
     if unlike or _known(study.table(judged)[-1].score) > top:
-        tuned = study.train(_tuned(job, early, num_train=num_train))
+        tuned = study.train(_tuned(job, "none", num_train=num_train))
         judged += [tuned] if tuned else []
     return judged
 

@@ -163,9 +163,9 @@ UNLIKE = {"ridge blocks.1": 0.8, "logistic on blocks.1": 0.8, "middle": 0.9, "ot
         (LIKE, 1, "logistic on pool", "small and like"),
         (LIKE | {"kernel-ridge on pool": 0.904}, 1, "logistic on pool", "small and like"),
         (LIKE | {"kernel-ridge on pool": 0.907}, 1, "kernel-ridge on pool", "small and like"),
-        (LIKE | {"middle": 0.95, "early": 0.951}, 2, "fine-tuned after blocks", "small and like"),
-        (UNLIKE | {"early": 0.95}, 2, "fine-tuned after bn1", "small and unlike"),
-        (UNLIKE | {"early": 0.904}, 2, "fine-tuned after blocks.0", "small and unlike"),
+        (LIKE | {"middle": 0.95, "all": 0.951}, 2, "fine-tuned after blocks", "small and like"),
+        (UNLIKE | {"all": 0.95}, 2, "fine-tuned, all of it", "small and unlike"),
+        (UNLIKE | {"all": 0.904}, 2, "fine-tuned after blocks.0", "small and unlike"),
         (UNLIKE | {"middle": 0.7}, 2, "logistic on blocks.1", "small and unlike"),
         (UNLIKE | {"logistic on blocks.1": 0.904}, 2, "fine-tuned after blocks.0", "small and unlike"),
         (UNLIKE | {"logistic on blocks.1": 0.906}, 2, "logistic on blocks.1", "small and unlike"),
@@ -184,7 +184,7 @@ def test_the_cheapest_of_equals_wins_or_where_unlike_what_is_tuned_and_most_is_t
 
     def named(job: Any, cut: str, **size: Any) -> Candidate:
         found = original(job, cut, **size)
-        script.scores[found.name] = scores.get("early" if script.tuned else "middle", 0.5)
+        script.scores[found.name] = scores.get("all" if script.tuned else "middle", 0.5)
         return found
 
     monkeypatch.setattr(choose, "_tuned", named)
