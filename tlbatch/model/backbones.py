@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +159,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch raises half a dozen kinds for a bad file)
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as weights ({first}); give a .safetensors or .pth state dict"
-        ) from None
+        # what unpickling says is a riddle, or advice to run the code in the file
+        riddle = isinstance(error, (pickle.UnpicklingError, LookupError, EOFError))
+        why = "no state dict, or one that holds code, which is not run" if riddle else str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as weights ({why}); give a .safetensors or .pth state dict") from None
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

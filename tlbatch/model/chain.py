@@ -205,7 +205,7 @@ class Chain:
         return tuple(by_name[node.name] for node in self._nodes)
 
     def _cuts(self, cut: str) -> str:
-        names = [name for place in self.places for name in (place.name, *place.names)]
+        names = {name: None for place in self.places for name in (place.name, *place.names)}
         close = difflib.get_close_matches(cut, names, n=3)
         listed = list(dict.fromkeys(place.name for place in last_of_layers(self.places)))
         return (f"similar: {', '.join(close)}; " if close else "") + f"it has pool, {', '.join(listed)}"

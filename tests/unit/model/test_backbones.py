@@ -112,6 +112,9 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     text.write_text("hello", encoding="utf-8")
     with pytest.raises(UserError, match=r"text\.pth: cannot be read as weights"):
         read_tensors(text)
+    torch.save({"fc.weight": Path("code")}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match="holds code, which is not run"):
+        read_tensors(tmp_path / "code.pth")
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         read_tensors(tmp_path / "other.pth")
