@@ -194,13 +194,24 @@ class Chain:
         return between(self._graphs[False].graph, self._nodes[start], self._nodes[stop])
 
     def shapes(self, inputs: torch.Tensor) -> tuple[tuple[int, ...], ...]:
-        """Shape of one image's activation at each place, found by running the network on (1, 3, size, size)."""
-        with torch.inference_mode():
-            if self._graphs is None:
-                return tuple(inputs.shape[1:]), tuple(self._net.eval()(inputs).shape[1:])
-            whole = fx.GraphModule(self._net, self._graphs[False].graph).eval()
-            found = Shapes(whole)
-            found.run(inputs)
+        """Shape of one image's activation at each place, found by running the network on (1, 3, size, size).
+
+        Raises
+        ------
+        UserError
+            When it cannot take images of this size.
+        """
+        try:
+            with torch.inference_mode():
+                if self._graphs is None:
+                    return tuple(inputs.shape[1:]), tuple(self._net.eval()(inputs).shape[1:])
+                found = Shapes(fx.GraphModule(self._net, self._graphs[False].graph).eval())
+                found.run(inputs)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            why, size = (str(error) or type(error).__name__).splitlines()[0], inputs.shape[-1]
+            raise UserError(
+                f"model.size: the backbone cannot take {size} x {size} pixels ({why}); leave it out, or set another"
+            ) from None
         by_name = {node.name: shape for node, shape in found.shapes.items()}
         return tuple(by_name[node.name] for node in self._nodes)
 

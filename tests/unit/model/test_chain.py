@@ -91,6 +91,13 @@ def test_a_module_inside_which_several_values_cross_is_no_cut_and_the_cuts_are_l
         chain.find("layer9")
 
 
+@pytest.mark.parametrize(("name", "size"), [("squeezenet1_0", 16), ("timm:test_vit", 33)])
+def test_a_size_that_the_backbone_cannot_take_is_refused_with_its_reason(name: str, size: int) -> None:
+    backbone = build_backbone(Model(backbone=name, size=None if "vit" in name else size))
+    with pytest.raises(UserError, match=f"model.size: the backbone cannot take {size} x {size} pixels"):
+        Chain(backbone.net).shapes(torch.zeros(1, 3, size, size))
+
+
 def test_a_segment_shares_its_weights_with_the_network_and_keeps_its_batch_norm_statistics_there() -> None:
     net, chain, side = chain_of("timm:test_efficientnet")
     after = chain.segment(chain.find("blocks.1"), len(chain.places) - 1)
