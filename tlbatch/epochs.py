@@ -154,9 +154,10 @@ class LossWatch:
         place = f"phase {self._epoch.phase} epoch {self._epoch.number}"
         if broken:
             session.keeper.write(session.model)
+            kept = "" if session.keeper.best is None else "; the best checkpoint so far is kept"
             raise UserError(
                 f"the loss is not finite in {place} {self._where()}; lower phase.{self._epoch.phase}.optimizer.lr, or "
-                f"set phase.{self._epoch.phase}.grad_clip; the best checkpoint so far is kept"
+                f"set phase.{self._epoch.phase}.grad_clip{kept}"
             )
         if stopped:
             name = session.stop.signal_name or "a signal on another rank"
@@ -194,6 +195,8 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
     assert len(order) == len(samples), "validation must see every view of every image once"
     outputs = np.concatenate([found for _, found in everyone])[order]
     table = model.probabilities(torch.from_numpy(outputs).to(session.accelerator.device)).cpu().numpy()
+    if not np.isfinite(table).all():
+        raise UserError("the loss is not finite on validation images: training diverged; lower phase.N.optimizer.lr")
     table, outputs = (found.reshape(len(labels), -1, found.shape[1]).mean(axis=1) for found in (table, outputs))
     metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
     return Validation(metric, mean_log_loss(labels, table), outputs)

@@ -14,9 +14,10 @@ from tlbatch.data.feed import Feed
 from tlbatch.data.loader import ImageSet, num_workers, open_set
 from tlbatch.data.order import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.job.cli import once, stage_main
+from tlbatch.job.cli import finished, once, stage_main
+from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import Best, Marker, RunRecord, load_record
+from tlbatch.job.records import Best, Marker, RunRecord, job_digest
 from tlbatch.job.section import SplitName
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import load_best, trained_classifier
@@ -32,10 +33,19 @@ def run(run_dir: Path) -> None:
     """Predict with the run's checkpoint, unless that is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
+    finished("train", paths, record)
     best, weights = load_best(paths)
     images = open_set(paths.set_paths(record.job), record.job.slurm)
-    inputs = {"weights": best.digest, "set": images.manifest.index_digest}
-    once("predict", paths, inputs, world, lambda: _join_and_predict(record, images, best, weights, paths, world))
+    inputs = {"job": job_digest(record), "weights": best.digest, "set": images.manifest.index_digest}
+    there = any(paths.predictions.glob("part-*.npz"))
+    once(
+        "predict",
+        paths,
+        inputs,
+        world,
+        lambda: _join_and_predict(record, images, best, weights, paths, world),
+        is_there=there,
+    )
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ def _join_and_predict(
     record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
 ) -> None:
     job = record.job
-    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
+    cached = finished("cache", paths, record)
     model = trained_classifier(record, len(best.classes), weights)
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="predict", mixed_precision=precision) as accelerator:
@@ -116,6 +126,8 @@ def _predict_rows(session: Session, rows: Positions, stored: Stored | None) -> I
         outputs = predicted(model, batch.inputs, batch.turns, session.accelerator)
         found = model.probabilities(outputs.to(session.accelerator.device)).cpu().numpy()
         found = found.reshape(-1, each, found.shape[1]).mean(axis=1)
+        if not np.isfinite(found).all():
+            raise UserError("the predictions are not finite: training diverged; lower phase.N.optimizer.lr")
         found[errors != ""] = np.nan
         yield Part(rows[batch.positions.numpy()[::each]], found, errors)
 

@@ -14,10 +14,10 @@ from tlbatch.data.index import Index, read_index
 from tlbatch.data.loader import open_set
 from tlbatch.data.sources import name_of
 from tlbatch.gallery import Tested, draw_report
-from tlbatch.job.cli import once, stage_main
+from tlbatch.job.cli import finished, once, stage_main
 from tlbatch.job.files import digest_file, digest_of, to_csv, to_json, write_text
 from tlbatch.job.paths import RunPaths, leaderboard
-from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, Strategy, job_digest, load_record
+from tlbatch.job.records import SPLITS, Best, Manifest, RunRecord, Strategy, job_digest, load_record
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import load_best
 from tlbatch.report.leaderboard import rebuild_leaderboard
@@ -32,9 +32,10 @@ def run(run_dir: Path) -> None:
     """Write the run's report and rank it, unless that is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
-    predicted = load_record(Marker, paths.marker("predict"), missing="run predict first: python -m tlbatch.predict RUN")
+    predicted = finished("predict", paths, record)
     inputs = predicted.inputs | {"predictions": _parts_digest(paths)}
-    once("reduce", paths, inputs, world, lambda: _reduce(record, paths, world))
+    there = paths.report_json.exists()
+    once("reduce", paths, inputs, world, lambda: _reduce(record, paths, world), is_there=there)
     table = rebuild_leaderboard(leaderboard(record.job))
     mine = table[table["run"] == record.run].iloc[0]
     rivals = table[(table["metric"] == mine["metric"]) & (table["test_digest"] == mine["test_digest"])]

@@ -76,8 +76,9 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
             log.info("wrote the index %s", index.index_folder)
         return {"index": index.index}
 
+    there = not paths.marker("shard").exists() or paths.set_paths(job).manifest.exists()
     with FileLock(folder / ".lock"):
-        once("shard", paths, inputs, world, work)
+        once("shard", paths, inputs, world, work, is_there=there)
 
 
 def _digest_files(data: Data) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 from tlbatch.data.loader import ImageSet, open_set
 from tlbatch.data.order import num_batches
 from tlbatch.epochs import Session
-from tlbatch.job.cli import once, stage_main
+from tlbatch.job.cli import finished, once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import Marker, RunRecord, job_digest, load_record
+from tlbatch.job.records import RunRecord, job_digest
 from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import Keeper, pretrained_classifier
@@ -24,13 +24,14 @@ def run(run_dir: Path) -> None:
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
-    once("train", paths, inputs, world, lambda: _join_and_train(record, images, paths, world))
+    there = paths.best.exists()
+    once("train", paths, inputs, world, lambda: _join_and_train(record, images, paths, world), is_there=there)
 
 
 def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
     job = record.job
     _check_batches(job, images, world)
-    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
+    cached = finished("cache", paths, record)
     stop = StopFlag()
     stop.install()
     model = pretrained_classifier(record, images.manifest)

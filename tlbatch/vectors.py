@@ -15,11 +15,11 @@ import numpy.typing as npt
 from tlbatch.data.activations import open_stores, view_keys
 from tlbatch.data.loader import open_set
 from tlbatch.data.sources import name_of
-from tlbatch.job.cli import EXIT_USER_ERROR
+from tlbatch.job.cli import EXIT_USER_ERROR, finished
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file, place_named, write_text
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import SPLITS, Marker, load_record
+from tlbatch.job.records import SPLITS
 
 _CHUNK = 256
 Table = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str], list[str]]
@@ -35,7 +35,7 @@ def read_vectors(paths: RunPaths, *, phase: int) -> Table:
     """
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)
-    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
+    cached = finished("cache", paths, record)
     if record.job.train.crop_scale < 1:
         raise UserError(
             "the training images are cached in random crops; set train.crop_scale=1 to export their vectors"

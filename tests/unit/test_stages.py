@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
@@ -130,18 +131,85 @@ def test_what_lies_before_the_cut_is_byte_identical_after_training(make: Callabl
         ("model.backbone=jax:resnet", "must be timm:NAME or the name of a torchvision classifier"),
         ("phase.1.cut=block.1", "phase cut 'block.1': no such module in the backbone; similar: blocks.1"),
         ("train.mixed_precision=fp16", "fp16 needs a GPU; set it to bf16 or no"),
-        ("phase.0.optimizer={name='sgd', lr=1e30}", "the loss is not finite in phase 0 epoch 0 step 2 (images "),
+        (
+            "objective=regression phase.0.grad_clip=0 phase.0.optimizer={name='sgd',lr=1e6}",
+            "the loss is not finite in phase 0 epoch 1 step 1 (images ",
+        ),
     ],
 )
 def test_a_bad_model_or_cut_is_named_with_what_there_is(
     make: Callable[..., RunPaths], override: str, says: str
 ) -> None:
-    paths = make(override)
+    paths = make(*override.split())
     shard.run(paths.folder)
     with pytest.raises(UserError, match=re.escape(says)):
         for stage in (cache, train):
             stage.run(paths.folder)
-    assert not paths.best.exists()
+    assert not paths.marker("train").exists()
+    with pytest.raises(UserError, match="run train first"):
+        predict.run(paths.folder)
+
+
+def test_a_network_that_diverges_in_its_last_step_is_not_scored(make: Callable[..., RunPaths]) -> None:
+    """The loss of a step is that before it; without validation images only the predictions tell."""
+    last = "phase=[{cut='none',warmup=0,grad_clip=0,optimizer={name='sgd',lr=1e6,backbone_lr=1e6,momentum=0}}]"
+    for val, stage in (("0.2", train), ("0", predict)):
+        paths = make(last, "train.batch_size=64", f"data.split.val={val}", f"run=val{val}", "objective=regression")
+        with pytest.raises(UserError, match="not finite"):
+            for one in (shard, cache, train, predict):
+                one.run(paths.folder)
+        assert not paths.marker("train" if stage is train else "predict").exists()
+
+
+def test_what_was_changed_or_removed_after_a_stage_is_noticed(make: Callable[..., RunPaths]) -> None:
+    paths = run_all(make("run=one"))
+    before = report_of(paths)
+    paths.report_json.unlink()
+    shutil.rmtree(paths.predictions)
+    for stage in (predict, reduce):  # made again
+        stage.run(paths.folder)
+    assert report_of(paths) == before
+    record = paths.load_submitted()
+    record.model_copy(update={"job": record.job.model_copy(update={"decision": "expected-grade"})}).save(paths.record)
+    for stage, done in ((train, "train"), (predict, "train"), (reduce, "predict")):
+        with pytest.raises(UserError, match=f"{done} has finished here from another job"):
+            stage.run(paths.folder)
+    record.save(paths.record)
+    index = paths.set_paths(record.job).index_file
+    rows = np.load(index)
+    rows["label"][0] = 1 - rows["label"][0]
+    np.save(index, rows)
+    with pytest.raises(UserError, match=r"index\.npy: missing or not as it was written"):
+        train.run(paths.folder)
+
+
+def test_a_head_of_other_classes_is_refused(make: Callable[..., RunPaths]) -> None:
+    first = run_all(make("run=one"))
+    other = make("run=two", f"head.weights={first.folder}", "data.classes=['red','green','blue']")
+    shard.run(other.folder)
+    with pytest.raises(UserError, match="of the classes blue, green, red, and not red, green, blue"):
+        cache.run(other.folder)
+
+
+def test_a_stage_runs_once_at_a_time_in_a_folder(make: Callable[..., RunPaths]) -> None:
+    paths = make()
+    shard.run(paths.folder)
+    with FileLock(paths.marker("cache").with_suffix(".lock")), pytest.raises(UserError, match="cache is at work here"):
+        cache.run(paths.folder)
+    cache.run(paths.folder)
+
+
+def test_a_cut_off_block_of_the_cache_is_named_by_train_and_made_again_by_cache(make: Callable[..., RunPaths]) -> None:
+    paths = make()
+    for stage in (shard, cache):
+        stage.run(paths.folder)
+    for block in (paths.folder.parents[1] / "cache").rglob("*.npy"):
+        block.write_bytes(block.read_bytes()[:200])
+    with pytest.raises(UserError, match="activations are missing"):
+        train.run(paths.folder)
+    paths.marker("cache").unlink()
+    for stage in (cache, train):
+        stage.run(paths.folder)
 
 
 def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., RunPaths]) -> None:
@@ -413,6 +481,18 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["phase.0.fit=logistic", "phase.0.cut=blocks.1"], "phase.0.fit fits a linear head on frozen features"),
         (["phase.0.fit=neighbours"], "phase.0.fit = neighbours makes a head that later phases cannot train"),
         (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm has the objective cross-entropy (got corn)"),
+        (["phase.0.fit=ridge", "phase.0.mixup=0.2"], "fit is at once, so there is no mixup; leave it out"),
+        (["phase=[{cut='pool', fit='ridge'}]", "head.weights=x"], "phase.0.fit begins anew; leave one of them out"),
+        (["phase.0.cut=flatten", "head.pool=gem"], "phase.0.cut = flatten does not go with head.pool = gem"),
+        (["phase.0.rates=[0.1, 0.1]"], "rates must differ; name each once"),
+        (["phase.0.optimizer={nesterov=true}"], "nesterov goes with sgd and a momentum; leave it out"),
+        (["phase.0.optimizer.lr=1e38"], "phase.0.optimizer.lr: must be at most 1e+06"),
+        (["model.mean=[123, 116, 103]"], "model.mean.0: must be at most 1"),
+        (["model.std=[0, 1, 1]"], "model.std.0: must be greater than 0"),
+        (["data.split.fold=2"], "fold is one of folds, which are 0 (got fold 2)"),
+        (["data.source=phantom"], "images are not read with source phantom, which draws its own"),
+        (["data.labels=x.csv"], "labels are read with source csv only; set data.source=csv"),
+        (["model.weights="], "model.weights: must not be empty"),
         (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
         (["phase.0.fit=ridge", "head.pool=gem"], "phase.0 needs fixed vectors: head.pool = gem learns with epochs"),
         (

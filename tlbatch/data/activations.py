@@ -139,10 +139,11 @@ class Store:
         keys, rows = [np.empty(0, "S36")], [np.empty(0, np.int64)]
         for block in sorted(self.folder.glob("*.npz")):
             of, _ = _read_keys(block)
-            if of is not None and block.with_suffix(".npy").exists():
+            found = _mapped(block.with_suffix(".npy"))
+            if of is not None and found is not None and len(found) == len(of):
                 keys.append(of)
                 rows.append((len(blocks) << 32) + np.arange(len(of)))
-                blocks.append(np.load(block.with_suffix(".npy"), mmap_mode="r", allow_pickle=False))
+                blocks.append(found)
         every, first = np.unique(np.concatenate(keys), return_index=True)
         return _Contents(every, np.concatenate(rows)[first], tuple(blocks))
 
@@ -158,6 +159,15 @@ class _Contents:
 
 def _channels_last(activations: torch.Tensor) -> torch.Tensor:
     return activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
+
+
+def _mapped(file: Path) -> npt.NDArray[np.generic] | None:
+    """The numbers of a block; nothing where they are missing or cut off."""
+    try:
+        found: npt.NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found
 
 
 def _read_keys(block: Path) -> tuple[Keys | None, str]:

@@ -23,6 +23,7 @@ from tlbatch.data.staging import stage_locally
 from tlbatch.data.views import Samples
 from tlbatch.job.config import Slurm
 from tlbatch.job.errors import UserError
+from tlbatch.job.files import digest_file
 from tlbatch.job.learning import Train
 from tlbatch.job.paths import SetPaths
 from tlbatch.job.records import Manifest, load_record
@@ -98,6 +99,8 @@ def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:
         if size != shard.size:
             was = "missing" if size is None else f"{size} bytes, not {shard.size}"
             raise UserError(f"{path}: {was}; remove the folder {paths.folder} and submit again")
+    if not paths.index_file.exists() or digest_file(paths.index_file) != manifest.index_digest:
+        raise UserError(f"{paths.index_file}: missing or not as it was written; remove its folder and submit again")
     shards = tuple(paths.shard(shard.name) for shard in manifest.shards)
     return ImageSet(manifest, paths, stage_locally(shards, slurm.local_folder) if slurm else shards)
 

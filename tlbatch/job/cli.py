@@ -6,13 +6,16 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.files import place_named
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import Failure, FailureKind, Marker, StageName, load_record
+from tlbatch.job.records import Failure, FailureKind, Marker, RunRecord, StageName, job_digest, load_record
 from tlbatch.job.stop import stop_at_once
 from tlbatch.job.world import World, accelerate_environment, read_world
 
@@ -70,23 +73,47 @@ def _record_failure(stage: StageName, world: World, run_dir: Path, message: str,
         logging.getLogger(__name__).warning("the cause could not be kept in %s: %s", paths.folder, error)
 
 
+def finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Marker:
+    """What a stage before this one left.
+
+    Raises
+    ------
+    UserError
+        When it has not finished, or the job was changed since.
+    """
+    marker = paths.marker(stage)
+    done = load_record(Marker, marker, missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
+    if done.inputs.get("job") != job_digest(record):
+        raise UserError(f"{paths.record}: {stage} has finished here from another job; submit it as a new run")
+    return done
+
+
 def once(
     stage: StageName,
     paths: RunPaths,
     inputs: dict[str, str],
     world: World,
     work: Callable[[], dict[str, str] | None],
+    *,
+    is_there: bool = True,
 ) -> None:
     """Do the work of a stage unless its marker says that it is done; write the marker, with what it returns, last.
+
+    Parameters
+    ----------
+    is_there
+        Whether the result of a stage that is done is still there; if not it is made again.
 
     Raises
     ------
     UserError
-        When the stage is done, but from other inputs.
+        When the stage is done, but from other inputs, or is at work here already.
     """
     log = logging.getLogger(__name__)
     marker = paths.marker(stage)
-    if marker.exists():
+    if marker.exists() and not is_there:
+        log.warning("what %s left is gone: it is made again", stage)
+    elif marker.exists():
         done = load_record(Marker, marker, missing="run the stage again")
         changed = sorted(name for name in {**inputs, **done.inputs} if inputs.get(name) != done.inputs.get(name))
         if changed:
@@ -100,8 +127,27 @@ def once(
         for old in marker.parent.glob(f"{stage}.failed.*.json"):
             old.unlink()
     start = time.monotonic()
-    outputs = work() or {}
+    with _alone(stage, paths, world):
+        outputs = work() or {}
     if world.is_main:
         seconds = time.monotonic() - start
         Marker(stage=stage, inputs=inputs, outputs=outputs, world_size=world.world_size, seconds=seconds).save(marker)
         log.info("finished in %.0f s", seconds)
+
+
+@contextmanager
+def _alone(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
+    """Let rank 0 keep others from running the stage in the same folder at the same time."""
+    lock = FileLock(paths.marker(stage).with_suffix(".lock"))
+    if not world.is_main:
+        yield
+        return
+    paths.marker(stage).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"{paths.folder}: {stage} is at work here already; wait for it, or cancel it") from None
+    try:
+        yield
+    finally:
+        lock.release()

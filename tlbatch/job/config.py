@@ -129,6 +129,12 @@ class Job(Section):
                 raise ValueError(f"phase.{number}.{key} needs a finite number of views: set train.random_views")
             if phase.rates and self.head.batch_norm:
                 raise ValueError(f"phase.{number}.rates: not with head.batch_norm")
+            if number == 0 and phase.fit and self.head.weights:
+                raise ValueError(
+                    "head.weights is where epochs begin, and phase.0.fit begins anew; leave one of them out"
+                )
+            if phase.cut == "flatten" and self.head.pool in ("gem", "attention"):
+                raise ValueError(f"phase.{number}.cut = flatten does not go with head.pool = {self.head.pool}")
             if (phase.fit or phase.rates) and self.head.pool in ("gem", "attention"):
                 raise ValueError(f"phase.{number} needs fixed vectors: head.pool = {self.head.pool} learns with epochs")
         return self

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from tlbatch.job.errors import UserError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG}
 
 
 @contextmanager
@@ -81,9 +82,9 @@ def place_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {*_NO_SPACE, errno.EROFS, errno.EACCES, errno.EPERM} and error.filename:
+        if error.errno in _NO_SPACE | _NO_PLACE and error.filename:
             raise UserError(
-                f"{error.filename}: {error.strerror}; make room or give access, or set workspace=PATH"
+                f"{error.filename}: {error.strerror}; make room or give access, or name another place"
             ) from None
         raise
 

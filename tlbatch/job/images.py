@@ -52,6 +52,8 @@ class Split(Section):
             raise ValueError("recipe and method as-published belong together")
         if self.method != "given" and (self.column or self.names or self.files):
             raise ValueError("column, names and files are read with method given only")
+        if self.fold and not self.folds:
+            raise ValueError(f"fold is one of folds, which are 0 (got fold {self.fold})")
         if self.folds and self.method not in ("stratified", "hash"):
             raise ValueError("folds are made with method stratified or hash only")
         return self
@@ -140,6 +142,13 @@ class Data(Section):
     def _say_where(self) -> Self:
         if self.urls and (self.source != "tars" or self.images):
             raise ValueError("urls are read with source tars, in place of images")
+        if self.source == "phantom" and self.images:
+            raise ValueError(
+                "images are not read with source phantom, which draws its own; name another job, e.g. jobs/auto.toml, "
+                "or set data.source=folders"
+            )
+        if self.source != "csv" and self.labels:
+            raise ValueError("labels are read with source csv only; set data.source=csv, or leave labels out")
         if self.source != "phantom" and self.images is None and not self.urls:
             raise ValueError("images is required: the folder of the images, e.g. data.images=PATH")
         if self.source == "csv" and self.labels is None:

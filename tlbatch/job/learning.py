@@ -4,12 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tlbatch.job.section import Count, Fraction, Positive, Section, Triple
+from tlbatch.job.section import Count, Fraction, Positive, Section
 
 Objective = Literal["cross-entropy", "focal", "binary", "corn", "cumulative", "regression"]
 Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
 Symmetries = Literal["none", "flip", "rot4", "d4"]
 StoredAs = Literal["fp32", "fp16", "bf16"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+_OF_EPOCHS = (
+    "label_smoothing", "mixup", "cutmix", "balance", "patience", "ema", "average", "accumulate",
+)  # fmt: skip
+"""Keys of a phase that a fit does not read."""
 Fit = Literal["logistic", "ridge", "svm", "kernel-logistic", "kernel-ridge", "kernel-svm", "neighbours"]
 
 
@@ -18,16 +25,16 @@ class Model(Section):
 
     backbone: str = "timm:tf_efficientnet_lite0"
     """``timm:NAME`` or the name of a torchvision classifier."""
-    weights: str = "none"
+    weights: Annotated[str, Field(min_length=1)] = "none"
     """A file (.safetensors, .pth), ``package:MODULE/FILE`` inside an installed package, the folder of another run,
     library (torchvision's or timm's own, fetched when the job is submitted), or none (random)."""
     match: Literal["name", "order"] = "name"
     """How the file's tensors find their places."""
     size: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Input height and width in pixels; empty: what came with the weights, or the backbone's own."""
-    mean: Triple | None = None
+    mean: tuple[Share, Share, Share] | None = None
     """Normalisation of R, G, B in 0..1 that the weights were trained with; empty: as size."""
-    std: Triple | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
     """See mean."""
 
 
@@ -71,9 +78,9 @@ class Optimizer(Section):
 
     name: Literal["sgd", "adam", "adamw", "rmsprop", "adadelta"] = "adamw"
     """Optimiser."""
-    lr: Positive = 1e-3
+    lr: Rate = 1e-3
     """Learning rate of the head, for the global batch."""
-    backbone_lr: Positive | None = None
+    backbone_lr: Rate | None = None
     """Learning rate after the cut; empty: a tenth of lr."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate from each layer of the backbone to the one before it."""
@@ -86,11 +93,17 @@ class Optimizer(Section):
     nesterov: bool = False
     """Nesterov's momentum in sgd."""
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and (self.name != "sgd" or not self.momentum):
+            raise ValueError("nesterov goes with sgd and a momentum; leave it out")
+        return self
+
 
 class Phase(Section):
     """A stretch of training with one cut."""
 
-    cut: str = "pool"
+    cut: Annotated[str, Field(min_length=1)] = "pool"
     """Last frozen module of the backbone, e.g. blocks.4; layer N: layers from number N on train; pool or flatten: all
     frozen; none: all trains; auto: probes choose. ``python -m tlbatch.model BACKBONE`` lists them."""
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -99,7 +112,7 @@ class Phase(Section):
     """With all frozen, the head is fitted at once by scikit-learn in place of epochs, its penalty chosen by
     cross-validation over groups; kernel: on a radial basis function; empty: epochs."""
     optimizer: Optimizer = Optimizer()
-    rates: tuple[Positive, ...] = ()
+    rates: tuple[Rate, ...] = ()
     """With all frozen: learning rates to try in place of optimizer.lr, a head each and one more a fold of the
     cross-validation over groups that chooses, all side by side in one process."""
     schedule: Literal["constant", "step", "cosine"] = "cosine"
@@ -135,8 +148,14 @@ class Phase(Section):
 
     @model_validator(mode="after")
     def _rates_are_of_plain_heads(self) -> Self:
+        if self.fit:
+            used = [key for key in _OF_EPOCHS if getattr(self, key) != type(self).model_fields[key].default]
+            if used:
+                raise ValueError(f"fit is at once, so there is no {', '.join(used)}; leave it out")
         if not self.rates:
             return self
+        if len(set(self.rates)) < len(self.rates):
+            raise ValueError("rates must differ; name each once")
         if self.cut not in ("pool", "flatten") or self.fit:
             raise ValueError("rates are those of a head that trains alone: cut = pool, and no fit")
         beside = ("mixup", "cutmix", "patience", "ema", "average")

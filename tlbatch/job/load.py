@@ -43,6 +43,10 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
     tree: Tree = {}
     for file in files:
         tree = _merged(tree, _read_toml(file))
+    of_recipes = [one for one in overrides if one.partition("=")[0].partition(".")[0] == "recipes"]
+    overrides = [one for one in overrides if one not in of_recipes]
+    for override in of_recipes:
+        _set(tree, override)
     recipes = tree.pop("recipes", {})
     if not recipes:
         return [_validated(tree, overrides)]
@@ -168,6 +172,8 @@ def _line(detail: ErrorDetails) -> str:
             return f"{where}: must be less than {context['lt']:g}{got}"
         case "less_than_equal":
             return f"{where}: must be at most {context['le']:g}{got}"
+        case "string_too_short":
+            return f"{where}: must not be empty; leave it out, or name one"
         case "model_type":
             return f"{where}: must be a section{got}; see --help for its keys"
         case "string_pattern_mismatch":

@@ -215,7 +215,10 @@ def weights_file(weights: str) -> Path | None:
             path = run.checkpoints / load_record(Best, run.best, missing=missing).weights
     else:
         module, _, inner = weights.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(module)
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ModuleNotFoundError, ValueError):
+            spec = None
         if spec is None or spec.origin is None:
             raise UserError(f"model.weights: package {module} is not installed; install it (see README, extras)")
         path = Path(spec.origin).parent / inner

@@ -41,12 +41,15 @@ def load_record(kind: type[AnyRecord], path: Path, *, missing: str) -> AnyRecord
     """
     try:
         return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not there; {missing}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: damaged or of another version of tlbatch ({field}: {first['msg']})") from None
+        raise UserError(
+            f"{path}: damaged or of another version of tlbatch ({field or 'JSON'}: {first['msg']}); "
+            "submit the job as a new run"
+        ) from None
 
 
 class RunRecord(Record):

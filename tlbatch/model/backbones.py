@@ -3,6 +3,7 @@
 import difflib
 import logging
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,9 @@ def load_weights(backbone: Backbone, path: Path, *, match: str) -> None:
     given, wanted = read_tensors(path), backbone.net.state_dict()
     fit = _by_order if match == "order" else _by_name
     fitted = fit(given, wanted, backbone.classifier, path)
+    wrong = next((key for key, value in fitted.items() if not torch.isfinite(value).all()), None)
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong} holds numbers that are not finite; fetch the file again")
     backbone.net.load_state_dict(fitted)
 
 
@@ -157,7 +161,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch raises half a dozen kinds for a bad file)
         # what unpickling says is a riddle, or advice to run the code in the file
         riddle = isinstance(error, (pickle.UnpicklingError, LookupError, EOFError))
@@ -165,7 +171,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: cannot be read as weights ({why}); give a .safetensors or .pth state dict") from None
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
         raise UserError(f"{path}: holds no state dict (names with tensors); export one with model.state_dict()")
     return state
 

@@ -42,12 +42,17 @@ def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
     for phase in record.job.phase:  # a wrong cut of the last phase is found before the first begins
         model.find(phase.cut)
     if record.job.head.weights:
-        _load_head(model, RunPaths(Path(record.job.head.weights)))
+        _load_head(model, RunPaths(Path(record.job.head.weights)), manifest.classes)
     return model
 
 
-def _load_head(model: Classifier, run: RunPaths) -> None:
-    _, file = load_best(run)
+def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> None:
+    best, file = load_best(run)
+    if best.classes != classes:
+        raise UserError(
+            f"head.weights: the head of {run.folder} is another: of the classes {', '.join(best.classes)}, and not "
+            f"{', '.join(classes)}; give this job the same classes in the same order"
+        )
     own = model.head.state_dict()
     given = {key.removeprefix("head."): value for key, value in read_tensors(file).items() if key.startswith("head.")}
     wrong = [

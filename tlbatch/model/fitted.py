@@ -151,13 +151,16 @@ def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[t
     num_groups = len(np.unique(groups))
     number = min(_FOLDS, num_groups, int(np.bincount(labels)[np.unique(labels)].min()))
     if num_groups < 2:
-        raise UserError("phase.fit: all training images are of one group; a head cannot be judged; use epochs")
+        raise UserError(
+            "all training images are of one group; a head cannot be judged on others; add groups, or train by epochs"
+        )
     splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed) if number > 1 else GroupKFold(2)
     folds = splitter.split(np.empty((len(labels), 1)), labels, groups)
     fair = [(into, out) for into, out in folds if len(np.unique(labels[into])) > 1]
     if not fair:
         raise UserError(
-            "phase.fit: all training images of a class are of one group; a head cannot be judged; use epochs"
+            "all training images of a class are of one group; a head cannot be judged on others; add groups, or train "
+            "by epochs"
         )
     return fair
 

@@ -1,6 +1,7 @@
 """Parts of predictions: written by one rank each, merged by reduce, every image exactly once."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def _read_part(file: Path, header: dict[str, str], num_classes: int) -> Part:
         with np.load(file, allow_pickle=False) as data:
             found = json.loads(str(data["header"]))
             part = Part(data["rows"], data["probabilities"], data["errors"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: damaged ({error}); {_AGAIN}") from None
     for key, value in header.items():
         if found.get(key) != value:

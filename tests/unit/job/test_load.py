@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,14 @@ def test_every_key_has_a_docstring() -> None:
 
 
 def test_every_shipped_job_loads_and_its_first_comment_says_the_command(jobs: Path) -> None:
-    files = sorted(jobs.glob("*.toml"))
-    assert files
+    jobs_there = sorted(jobs.glob("*.toml"))
+    assert jobs_there
     site = jobs.parent / "slurm" / "site.toml"
-    for file in files:
-        load_jobs([site, file], ["data.images=somewhere", "data.labels=somewhere.csv"])
-        load_jobs([file], ["data.images=somewhere", "data.labels=somewhere.csv"])
+    for file in jobs_there:
+        source = tomllib.loads(file.read_text(encoding="utf-8")).get("data", {}).get("source", "folders")
+        places = {"csv": ["data.images=somewhere", "data.labels=somewhere.csv"], "phantom": []}
+        for files in ([site, file], [file]):
+            load_jobs(files, places.get(source, ["data.images=somewhere"]))
         assert (
             f"slurm/finetune.sh {'' if file.stem == 'quickstart' else 'jobs/' + file.name}".strip()
             in file.read_text(encoding="utf-8")
@@ -106,6 +109,9 @@ def test_every_recipe_is_a_job_of_its_own_and_overrides_win_over_it(small: Path,
     ]
     assert [[phase.epochs for phase in job.phase] for job in (usual, wide)] == [[3, 1], [3]]
     assert [(job.head.widths, job.head.dropout) for job in (usual, wide)] == [((), 0.5), ((8,), 0.5)]
+    assert [job.head.widths for job in load_jobs([small, more], ["recipes.wide.head.widths=[9]"])][1] == (9,)
+    with pytest.raises(UserError, match=r"recipes\.wide\.haed: unknown key"):
+        load_jobs([small, more], ["recipes.wide.haed=1"])
     with pytest.raises(UserError, match="recipes: the job has 2 of them, where one is meant"):
         load_job([small, more], [])
 

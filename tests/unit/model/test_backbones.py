@@ -115,6 +115,14 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": Path("code")}, tmp_path / "code.pth")
     with pytest.raises(UserError, match="holds code, which is not run"):
         read_tensors(tmp_path / "code.pth")
+    net = build_backbone(Model(backbone="timm:test_efficientnet"))
+    broken = net.net.state_dict() | {"bn1.weight": torch.full((24,), torch.nan)}
+    torch.save(broken, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match=r"bn1\.weight holds numbers that are not finite"):
+        load_weights(net, tmp_path / "nan.pth", match="name")
+    torch.save({3: torch.zeros(1)}, tmp_path / "numbers.pth")
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_tensors(tmp_path / "numbers.pth")
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         read_tensors(tmp_path / "other.pth")
