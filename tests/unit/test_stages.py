@@ -486,7 +486,7 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["phase.0.cut=flatten", "head.pool=gem"], "phase.0.cut = flatten does not go with head.pool = gem"),
         (["phase.0.rates=[0.1, 0.1]"], "rates must differ; name each once"),
         (["phase.0.optimizer={nesterov=true}"], "nesterov goes with sgd and a momentum; leave it out"),
-        (["phase.0.optimizer.lr=1e38"], "phase.0.optimizer.lr: must be at most 1e+06"),
+        (["phase.0.optimizer.lr=1e38"], "phase.0.optimizer.lr: must be at most 1e+30"),
         (["model.mean=[123, 116, 103]"], "model.mean.0: must be at most 1"),
         (["model.std=[0, 1, 1]"], "model.std.0: must be greater than 0"),
         (["data.split.fold=2"], "fold is one of folds, which are 0 (got fold 2)"),

@@ -12,7 +12,7 @@ Symmetries = Literal["none", "flip", "rot4", "d4"]
 StoredAs = Literal["fp32", "fp16", "bf16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
-Rate = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]
 _OF_EPOCHS = (
     "label_smoothing", "mixup", "cutmix", "balance", "patience", "ema", "average", "accumulate",
 )  # fmt: skip

@@ -11,7 +11,8 @@ from tlbatch.model.classifier import Classifier, build_classifier
 
 def phases_of(jobs: Path, name: str, num_classes: int) -> tuple[Classifier, list[int]]:
     """The model of a job, and how many of its weights train in each phase."""
-    job = load_job([jobs / f"{name}.toml"], ["data.images=x", "data.labels=y"])
+    labels = ["data.labels=y"] if name.startswith("retinopathy") else []
+    job = load_job([jobs / f"{name}.toml"], ["data.images=x", *labels])
     found = []
     with torch.device("meta"):  # shapes only
         model = build_classifier(job, num_classes)
