@@ -4,21 +4,22 @@
 #   bash tests/run.sh [PYTEST OPTIONS]
 #
 # TLBATCH_TEST_DATA=FOLDER    real images to test on (without it those tests are skipped)
-# TLBATCH_REQUIRE_SLURM=1     fail where the tests on a real SLURM cannot run
+# TLBATCH_REQUIRE_SLURM=1     fail where the tests on a real SLURM and in a real browser cannot run
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 install_packages() {
-  command -v slurmctld slurmd munged sbatch curl > /dev/null && [ -d /usr/share/datasets/fashion-mnist ] && return
+  command -v slurmctld slurmd munged sbatch curl chromium chromedriver > /dev/null &&
+    [ -d /usr/share/datasets/fashion-mnist ] && return
   if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
-    echo "left out: tests on SLURM, Fashion-MNIST or downloads (not all of slurm-wlm, munge, dataset-fashion-mnist and" \
-      "curl are installed, and only root on Debian or Ubuntu can)"
+    echo "left out: tests on SLURM, Fashion-MNIST, downloads or pages (not all of slurm-wlm, munge," \
+      "dataset-fashion-mnist, curl, chromium and chromium-driver are installed, and only root on Debian or Ubuntu can)"
     return
   fi
-  echo "installing slurm-wlm, munge, dataset-fashion-mnist and curl"
+  echo "installing slurm-wlm, munge, dataset-fashion-mnist, curl, chromium and chromium-driver"
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    slurm-wlm munge dataset-fashion-mnist curl > /dev/null
+    slurm-wlm munge dataset-fashion-mnist curl chromium chromium-driver > /dev/null
 }
 
 export PATH="$PATH:/usr/sbin:/sbin"

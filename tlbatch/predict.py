@@ -81,7 +81,7 @@ def _join_and_predict(
         accelerator.wait_for_everyone()
     log.info("%d images on rank 0", sum(len(part.rows) for part in parts))
     for part in parts:
-        for row, error in zip(part.rows[part.errors != ""], part.errors[part.errors != ""], strict=True):
+        for row, error in part.errors.items():
             log.warning("%s: not predicted: %s", images.index["key"][row].decode(), error)
 
 
@@ -122,14 +122,19 @@ def _predict_rows(session: Session, rows: Positions, stored: Stored | None) -> I
     )
     every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches)
     for batch in feed.batches(samples, every):
-        errors = np.array([batch.errors.get(place, "") for place in range(len(batch.positions))], dtype=np.str_)[::each]
-        outputs = predicted(model, batch.inputs, batch.turns, session.accelerator)
-        found = model.probabilities(outputs.to(session.accelerator.device)).cpu().numpy()
-        found = found.reshape(-1, each, found.shape[1]).mean(axis=1)
+        outputs = predicted(model, batch.inputs, batch.turns, session.accelerator).to(session.accelerator.device)
+        found, grades = (
+            values.cpu().numpy().reshape(-1, each, values.shape[1]).mean(axis=1)
+            for values in (model.probabilities(outputs), model.grades(outputs))
+        )
         if not np.isfinite(found).all():
             raise UserError("the predictions are not finite: training diverged; lower phase.N.optimizer.lr")
-        found[errors != ""] = np.nan
-        yield Part(rows[batch.positions.numpy()[::each]], found, errors)
+        seen = rows[batch.positions.numpy()[::each]]
+        errors = {int(seen[place // each]): why for place, why in batch.errors.items() if place % each == 0}
+        found[np.isin(seen, list(errors))] = np.nan
+        yield Part(
+            seen, found, grades[:, 0] if model.rule.has_thresholds else np.full_like(found[:, 0], np.nan), errors
+        )
 
 
 if __name__ == "__main__":

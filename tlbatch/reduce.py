@@ -1,31 +1,36 @@
-"""Reduce: the parts of all ranks to one report, and all reports to the leaderboard."""
+"""Reduce: the parts of all ranks to one report and its page, and all reports to the leaderboard.
 
+With several runs: a page that compares them, or with --ensemble a report of their predictions put together.
+"""
+
+import argparse
+import json
 import logging
 import os
-import platform
-from collections.abc import Sequence
-from importlib.metadata import version
+import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from tlbatch.data.index import Index, read_index
+from tlbatch.combine import average_runs, compare_runs
+from tlbatch.data.index import read_index
 from tlbatch.data.loader import open_set
-from tlbatch.data.sources import name_of
 from tlbatch.gallery import Tested, draw_report
-from tlbatch.job.cli import finished, once, stage_main
-from tlbatch.job.files import digest_file, digest_of, to_csv, to_json, write_text
+from tlbatch.job.cli import finished, guarded, once
+from tlbatch.job.files import digest_file, digest_of
 from tlbatch.job.paths import RunPaths, leaderboard
-from tlbatch.job.records import SPLITS, Best, Manifest, RunRecord, Strategy, job_digest, load_record
+from tlbatch.job.records import SPLITS, Manifest, RunRecord, load_record
+from tlbatch.job.report import Ensemble, Report
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import load_best
-from tlbatch.report.leaderboard import rebuild_leaderboard
-from tlbatch.report.metrics import confusion, per_class, score
-from tlbatch.report.parts import Part, merge_parts
+from tlbatch.report.external import read_table
+from tlbatch.report.leaderboard import load_entries, rebuild_leaderboard, rival_of
+from tlbatch.report.page import Mistake, Shown, write_page
+from tlbatch.report.parts import merge_parts
+from tlbatch.scoring import Scoring, predictions_of, report_of, thresholds_of
 
 log = logging.getLogger(__name__)
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
 
 
 def run(run_dir: Path) -> None:
@@ -34,7 +39,8 @@ def run(run_dir: Path) -> None:
     record = paths.load()
     predicted = finished("predict", paths, record)
     inputs = predicted.inputs | {"predictions": _parts_digest(paths)}
-    there = paths.report_json.exists()
+    inputs["report"] = digest_of(record.job.report.model_dump(mode="json"))
+    there = paths.report_json.exists() and paths.report_page.exists()
     once("reduce", paths, inputs, world, lambda: _reduce(record, paths, world), is_there=there)
     table = rebuild_leaderboard(leaderboard(record.job))
     mine = table[table["run"] == record.run].iloc[0]
@@ -54,86 +60,55 @@ def _reduce(record: RunRecord, paths: RunPaths, world: World) -> None:
     asked = np.flatnonzero(index["split"] != SPLITS.index("train"))
     header = {"run": record.run, "weights": best.digest, "index": manifest.index_digest}
     merged = merge_parts(paths.predictions, header, asked, keys=index["key"], num_classes=len(manifest.classes))
-    rows = index[merged.rows]
-    test = rows["split"] == SPLITS.index("test")
-    write_text(paths.report / "predictions.csv", _predictions_csv(rows, merged, manifest.classes))
-    tested = merged.chosen(test)
-    write_text(paths.report / "submission.csv", _submission_csv(rows[test], tested, manifest))
-    strategy = paths.load_strategy()
-    report = _report(record, manifest, best, rows[test]["label"], tested, strategy)
+    raw = predictions_of(index, merged, manifest.classes)
+    scoring = Scoring(record, manifest, paths.report)
+    found, scored = scoring.write(raw, thresholds_of(record, best, raw, merged))
+    report = report_of(scoring, scored, paths, best, num_predicted=len(merged.rows))
+    mistakes: list[Mistake] = []
     if record.job.figures:
-        readable = Tested(rows[test][tested.errors == ""], tested.chosen(tested.errors == ""))
-        draw_report(record, paths, open_set(folder), best, checkpoint, readable, world)
-    write_text(paths.report_json, to_json(report))
+        read = found.is_read & (found.splits == SPLITS.index("test"))
+        tested = Tested(index[merged.rows[read]], merged.rows[read], found.probabilities[read])
+        mistakes = draw_report(record, paths, open_set(folder), best, checkpoint, tested, world)
+    report.save(paths.report_json)
+    _, rejected = read_table(folder.rejected)
+    _write_page(report, paths, mistakes, [(row["key"], row["cause"]) for row in rejected])
 
 
-def _predictions_csv(rows: Index, merged: Part, classes: Sequence[str]) -> str:
-    """Every predicted image: key, split, label, prediction, the probability of each class, and why there is none."""
-    table: list[list[object]] = []
-    for row, probability, error in zip(rows, merged.probabilities, merged.errors, strict=True):
-        shown = ["" if error else f"{value:.6f}" for value in probability]
-        chosen = "" if error else classes[int(probability.argmax())]
-        table.append([row["key"].decode(), SPLITS[row["split"]], classes[row["label"]], chosen, *shown, error])
-    return to_csv(["key", "split", "label", "prediction", *(f"p_{name}" for name in classes), "error"], table)
-
-
-def _submission_csv(rows: Index, tested: Part, manifest: Manifest) -> str:
-    """The test predictions in the form of the source's labels file; nothing for an image that could not be read."""
-    table = [
-        [name_of(row["key"].decode()), "" if error else manifest.classes[int(probability.argmax())]]
-        for row, probability, error in zip(rows, tested.probabilities, tested.errors, strict=True)
-    ]
-    return to_csv(manifest.columns, table)
-
-
-def _report(
-    record: RunRecord,
-    manifest: Manifest,
-    best: Best,
-    labels: npt.NDArray[np.int64],
-    tested: Part,
-    strategy: Strategy | None,
-) -> dict[str, object]:
-    job, classes = record.job, manifest.classes
-    scored = tested.errors == ""
-    truth, chosen = labels[scored].tolist(), tested.probabilities[scored].argmax(axis=1).tolist()
-    scores = {
-        metric: score(metric, truth, chosen, num_classes=len(classes)) for metric in ("accuracy", "quadratic_kappa")
+def _write_page(report: Report, paths: RunPaths, mistakes: list[Mistake], rejected: list[tuple[str, str]]) -> None:
+    lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    figures = {
+        name: file.read_bytes()
+        for name in ("features", "activations", "filters", "strategy")
+        if (file := paths.report / "figures" / f"{name}.png").exists()
     }
-    return {
-        **scores,
-        "run": record.run,
-        "job": job.name,
-        "metric": job.metric,
-        "score": scores[job.metric],
-        "n": len(truth),
-        "num_errors": int((~scored).sum()),
-        "synthetic": manifest.synthetic,
-        "ceilings": [ceiling.model_dump() for ceiling in manifest.ceilings],
-        "strategy": strategy.model_dump(mode="json") if strategy else None,
-        "classes": list(classes),
-        "confusion": confusion(truth, chosen, num_classes=len(classes)),
-        "per_class": per_class(truth, chosen, classes),
-        "counts": {split: list(counts) for split, counts in manifest.counts.items()},
-        "num_rejected": manifest.num_rejected,
-        "audit": manifest.audit.model_dump(),
-        "preprocessing": {"resize": manifest.resize, "steps": list(manifest.steps)},
-        "checkpoint": best.model_dump(mode="json", exclude={"classes"}),
-        "backbone": job.model.backbone,
-        "weights": Path(job.model.weights).name,
-        "seeds": {"job": job.seed, "split_salt": job.data.split.salt},
-        "test_digest": manifest.test_digest,
-        "digests": {
-            "job": job_digest(record),
-            "set": manifest.index_digest,
-            "source": manifest.source_digest,
-            "pretrained": record.weights_digest,
-        },
-        "versions": {"tlbatch": record.tlbatch_version, "python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
-        "commit": record.commit,
-    }
+    rival = rival_of(report.run, load_entries(paths.folder.parent))
+    epochs = [line for line in lines if "epoch" in line]
+    write_page(paths.report_page, Shown(report, rival, epochs, mistakes, rejected, figures))
+
+
+def main() -> None:
+    """``python -m tlbatch.reduce RUN [RUN ...] [--ensemble [HOW]]``."""
+    parser = argparse.ArgumentParser(prog="python -m tlbatch.reduce", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as tlbatch.submit printed it")
+    parser.add_argument(
+        "--ensemble",
+        choices=get_args(Ensemble),
+        nargs="?",
+        const="mean",
+        help="put the predictions of the runs, or folds, together: mean of the probabilities (default), of their "
+        "logarithms, or of their ranks",
+    )
+    parser.add_argument("--name", help="of the ensemble's run folder, or of the page; empty: made from the runs' names")
+    given = parser.parse_args()
+    if given.name and not given.ensemble and len(given.runs) == 1:
+        parser.error("--name is of an ensemble or a comparison: name more runs")
+    runs, several = given.runs, given.runs[0].absolute().parent  # a failure is none of one run
+    if given.ensemble:
+        sys.exit(guarded("reduce", lambda _: average_runs(runs, given.ensemble, given.name), several))
+    if len(runs) > 1:
+        sys.exit(guarded("reduce", lambda _: compare_runs(runs, given.name), several))
+    sys.exit(guarded("reduce", run, runs[0]))
 
 
 if __name__ == "__main__":
-    stage_main("reduce", run, __doc__)
+    main()

@@ -14,7 +14,7 @@ from filelock import FileLock
 from tlbatch.data.audit import HEADER
 from tlbatch.data.decode import UnreadableImageError, to_shard
 from tlbatch.data.index import digest_split, write_index
-from tlbatch.data.listing import read_source
+from tlbatch.data.listing import label_columns, read_source
 from tlbatch.data.phantom import make_once
 from tlbatch.data.sets import Built, build_index, places_of_groups
 from tlbatch.data.sources import Labelled, Source, check_rejected
@@ -57,6 +57,9 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source = _read(job, workers=world.num_threads)
     _refuse_other_classes(job.data, folder, source)
+    job.report.check(source.classes)
+    if job.report.subgroups and job.data.labels:
+        label_columns(job.data, job.data.labels, job.report.subgroups)
     if share is not None:
         chunks = _plan(job, source, read_store(folder, only=_indexed(folder)))
         _write_chunks(job, source, folder, chunks[share[0] :: share[1]], workers=world.num_threads)

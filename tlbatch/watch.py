@@ -106,12 +106,13 @@ def print_board(runs: Sequence[tuple[RunRecord, RunPaths]]) -> None:
     if first["synthetic"]:
         print(_SYNTHETIC)
     width = max(len(report["job"]) for report in reports)
-    print(f"{'recipe':<{width}}  {metric:<16}{'' if metric == 'accuracy' else 'accuracy'}")
+    heading = f"{metric} (95 % interval)"
+    print(f"{'recipe':<{width}}  {heading:<32}{'' if metric == 'accuracy' else 'accuracy'}".rstrip())
     for report in best_first:
         chosen = report["strategy"]
         auto = f"chosen: {chosen['chosen']} ({chosen['scenario']})" if chosen else ""
-        other = "" if metric == "accuracy" else _shown(report["accuracy"])
-        print(f"{report['job']:<{width}}  {_shown(report['score']):<16}{other:<10}{auto}".rstrip())
+        other = "" if metric == "accuracy" else _shown(report["scores"]["accuracy"]["value"])
+        print(f"{report['job']:<{width}}  {_estimated(report['scores'][metric]):<32}{other:<10}{auto}".rstrip())
     ceiling = [one["score"] for one in first["ceilings"] if one["metric"] == metric]
     if ceiling:
         print(f"{'best reachable':<{width}}  {ceiling[0]:.4f}")
@@ -123,6 +124,13 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def _estimated(estimate: Mapping[str, float | None]) -> str:
+    """A value and its interval."""
+    if estimate["value"] is None or estimate["low"] is None or estimate["high"] is None:
+        return _shown(estimate["value"])
+    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
+
+
 def print_scores(record: RunRecord, paths: RunPaths) -> None:
     """The end of a run: its scores, and where to read on."""
     report = json.loads(paths.report_json.read_text(encoding="utf-8"))
@@ -131,9 +139,12 @@ def print_scores(record: RunRecord, paths: RunPaths) -> None:
     if report["synthetic"]:
         print(_SYNTHETIC)
     for metric in ("accuracy", "quadratic_kappa"):
+        if report["scores"][metric]["value"] is None and metric != report["metric"]:
+            continue
         best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""
-        print(f"{metric:<16}{_shown(report[metric])}{best}")
-    print(f"test images     {report['n']}")
+        print(f"{metric:<16}{_estimated(report['scores'][metric])}{best}")
+    groups = "" if report["num_groups"] == report["n"] else f" of {report['num_groups']} groups"
+    print(f"test images     {report['n']}{groups}")
     if report["strategy"]:
         chosen = report["strategy"]
         print(f"chosen          {chosen['chosen']}: {chosen['why']}")
@@ -143,5 +154,5 @@ def print_scores(record: RunRecord, paths: RunPaths) -> None:
     for pair, num in report["audit"]["across"].items():
         if num:
             print(f"leak            {num} images of {pair} too, or nearly: the scores are not to be trusted")
-    print(f"report          {paths.report_json}")
+    print(f"report          {paths.report_page}")
     print(f"leaderboard     {leaderboard(record.job)}")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,8 +51,8 @@ def submit(tiny: Path, *options: str, run: Callable[..., Result] = subprocess.ru
     return run(*command, timeout_s=300)
 
 
-def report(tiny: Path, run: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads((tiny / "space" / "runs" / run / "report" / "report.json").read_text("utf-8"))
+def report(tiny: Path, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((tiny / "space" / "runs" / run / "report" / "report.json").read_text("utf-8"))
     return found
 
 
@@ -66,12 +67,13 @@ def two_local_ranks(tiny: Path) -> Result:
 
 def test_on_this_machine_the_log_ends_with_scores_report_and_leaderboard(tiny: Path, two_local_ranks: Result) -> None:
     assert two_local_ranks.returncode == 0, two_local_ranks.stdout + two_local_ranks.stderr
-    end = two_local_ranks.stdout.splitlines()[-5:]
-    assert end[0] == f"accuracy        {report(tiny, 'local')['accuracy']:.4f}"
-    assert end[1].startswith("quadratic_kappa ")
-    assert end[2:] == [
+    end = two_local_ranks.stdout.splitlines()[-4:]
+    value, low, high = (report(tiny, "local")["scores"]["accuracy"][key] for key in ("value", "low", "high"))
+    assert end[0] == f"accuracy        {value:.4f} ({low:.4f} to {high:.4f})"
+    assert report(tiny, "local")["scores"]["quadratic_kappa"]["undefined"] == "the classes have no order"
+    assert end[1:] == [
         "test images     9",
-        f"report          {tiny}/space/runs/local/report/report.json",
+        f"report          {tiny}/space/runs/local/report/report.html",
         f"leaderboard     {tiny}/space/runs/leaderboard.csv",
     ]
     assert "train 2 ranks on CPU, 1 threads each" in two_local_ranks.stdout
@@ -93,6 +95,7 @@ SECTIONS = {
 RANKS_WORK = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import stages_of
 from tlbatch.launch import WIDE
@@ -273,7 +276,7 @@ def test_sbatch_runs_the_same_chain_in_one_allocation(tiny: Path, slurm: SlurmCl
     assert "train 2 ranks on CPU, 1 threads each" in text
     assert f"leaderboard     {tiny}/space/runs/leaderboard.csv" in text
     assert predictions(tiny, "batch").equals(predictions(tiny, "local"))
-    both = [report(tiny, run) | {"run": ""} for run in ("batch", "local")]
+    both = [report(tiny, run) | {"run": "", "cost": {}} for run in ("batch", "local")]
     assert both[0] == both[1]
 
 

@@ -26,6 +26,7 @@ from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.records import Best, Marker, load_record
+from tlbatch.job.report import SCORES
 from tlbatch.job.world import World
 from tlbatch.model import checkpoint
 from tlbatch.model.backbones import build_backbone
@@ -52,8 +53,8 @@ def run_all(paths: RunPaths) -> RunPaths:
     return paths
 
 
-def report_of(paths: RunPaths) -> dict[str, object]:
-    report: dict[str, object] = json.loads(paths.report_json.read_text(encoding="utf-8"))
+def report_of(paths: RunPaths) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(paths.report_json.read_text(encoding="utf-8"))
     return report
 
 
@@ -66,25 +67,29 @@ def test_images_become_a_report_a_submission_and_a_row_of_the_leaderboard(make: 
     assert report["audit"]["across"] == {
         "val in train": 0, "test in train": 0, "test in val": 0, "test in train or val": 0,
     }  # fmt: skip
-    assert {"versions", "seeds", "digests", "per_class", "quadratic_kappa", "accuracy"} <= set(report)
+    assert set(report["scores"]) == set(SCORES)
+    assert [row["name"] for row in report["classes"]] == ["blue", "green", "red"]
+    assert report["cost"]["hosts"]
+    assert report["cost"]["images_per_s"] > 0
     predictions = pd.read_csv(paths.report / "predictions.csv")
     assert predictions["key"].is_unique
     assert predictions["split"].value_counts().to_dict() == {"test": 9, "val": 6}
     assert np.allclose(predictions[["p_blue", "p_green", "p_red"]].sum(axis=1), 1, atol=1e-5)
     test = predictions[predictions["split"] == "test"]
-    assert report["accuracy"] == pytest.approx((test["label"] == test["prediction"]).mean())
+    assert report["score"] == pytest.approx((test["label"] == test["prediction"]).mean())
     submission = pd.read_csv(paths.report / "submission.csv")
     assert submission.columns.tolist() == ["image", "label"]
     assert submission["image"].tolist() == test["key"].tolist()
     board = pd.read_csv(leaderboard(paths.load().job))
-    assert board[["rank", "run", "score"]].to_numpy().tolist() == [[1, "one", report["accuracy"]]]
+    assert board[["rank", "run", "score"]].to_numpy().tolist() == [[1, "one", report["score"]]]
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
     assert [(line["phase"], line["epoch"]) for line in lines] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_the_same_job_gives_the_same_weights_and_report_again(make: Callable[..., RunPaths]) -> None:
     one, two = run_all(make("run=one")), run_all(make("run=two"))
-    assert report_of(one) | {"run": ""} == report_of(two) | {"run": ""}
+    other = {"run": "", "cost": {}}
+    assert report_of(one) | other == report_of(two) | other
     assert (one.report / "predictions.csv").read_bytes() == (two.report / "predictions.csv").read_bytes()
     board = pd.read_csv(leaderboard(one.load().job))
     assert board[["rank", "run"]].to_numpy().tolist() == [[1, "one"], [1, "two"]]
@@ -218,7 +223,7 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         stage.run(paths.folder)
     (part,) = paths.predictions.iterdir()
     with np.load(part) as data:
-        whole = Part(data["rows"], data["probabilities"], data["errors"])
+        whole = Part(data["rows"], data["probabilities"], data["grades"], {})
         header = json.loads(str(data["header"]))
 
     def expect(says: str, *parts: Part, head: dict[str, str] = header) -> None:
@@ -228,22 +233,31 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         with pytest.raises(UserError, match=says):
             reduce.run(paths.folder)
 
-    everything = np.arange(len(whole.rows))
-    expect("1 images not predicted, the first is", whole.chosen(everything[1:]))
+    def share(start: int, end: int | None = None) -> Part:
+        some = slice(start, end)
+        return Part(whole.rows[some], whole.probabilities[some], whole.grades[some], {})
+
+    expect("1 images not predicted, the first is", share(1))
     expect("15 images predicted twice", whole, whole)
     expect("of another weights", whole, head=header | {"weights": "0"})
-    expect(r"shape \(15, 2\), not \(15, 3\)", Part(whole.rows, whole.probabilities[:, :2], whole.errors))
+    expect(r"shape \(15, 2\), not \(15, 3\)", Part(whole.rows, whole.probabilities[:, :2], whole.grades, {}))
+    expect(r"grades of shape \(14,\), not \(15,\)", Part(whole.rows, whole.probabilities, whole.grades[1:], {}))
     expect("no predictions; run predict first")
     assert not paths.report_json.exists()
-    half = [whole.chosen(everything[8:]), whole.chosen(everything[:8]), Part.empty(3)]
+    half = [share(8), share(0, 8), Part.empty(3)]
     for rank, one in enumerate(half):
         write_part(paths.predictions, one, header, rank=rank, world_size=3)
     reduce.run(paths.folder)
-    write_part(paths.predictions, whole.chosen(everything[:0]), header | {"more": "x"}, rank=2, world_size=3)
+    write_part(paths.predictions, share(0, 0), header | {"more": "x"}, rank=2, world_size=3)
     with pytest.raises(UserError, match="reduce has finished here from another predictions"):
         reduce.run(paths.folder)
-    in_three = (paths.report / "predictions.csv").read_bytes()
-    assert in_three == (run_all(make("run=two")).report / "predictions.csv").read_bytes()
+    in_three = {file.name: file.read_bytes() for file in paths.report.glob("*.*")}
+    assert set(in_three) == {"predictions.csv", "submission.csv", "report.json", "report.html"}
+    shutil.rmtree(paths.predictions)
+    paths.marker("reduce").unlink()
+    write_part(paths.predictions, whole, header, rank=0, world_size=1)
+    reduce.run(paths.folder)
+    assert {file.name: file.read_bytes() for file in paths.report.glob("*.*")} == in_three
 
 
 def test_a_test_image_that_rots_after_sharding_is_an_error_row_and_not_scored(make: Callable[..., RunPaths]) -> None:
@@ -329,7 +343,7 @@ def test_a_head_is_fitted_at_once_and_its_checkpoint_predicts(make: Callable[...
     views = ["head.view_mean=true", "train.augment=rot4"] if fit == "kernel-logistic" else ["train.augment=none"]
     paths = run_all(make(f"phase=[{{cut='pool', fit='{fit}'}}]", "head.after=['blocks.2', 'pool']", *views))
     report = report_of(paths)
-    assert report["accuracy"] >= 0.6  # three colours and a network with random weights
+    assert report["score"] >= 0.6  # three colours and a network with random weights
     (line,) = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
     assert line["fit"] == fit
     assert len(line["tried"]) >= 5
@@ -472,7 +486,7 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         )
         tensors = safetensors.torch.load_file(next(paths.checkpoints.glob("*.safetensors")))
         assert tensors["thresholds"].diff().min() > 0
-        assert report_of(paths)["quadratic_kappa"] is not None
+        assert report_of(paths)["scores"]["quadratic_kappa"]["value"] is not None
 
 
 @pytest.mark.parametrize(
@@ -518,7 +532,7 @@ def test_settings_that_contradict_each_other_are_refused_at_submit(
 
 
 def test_the_report_folder_holds_figures_of_what_was_learned(make: Callable[..., RunPaths]) -> None:
-    names = {"activations", "confusion", "curves", "features", "filters", "mistakes"}
+    names = {"activations", "confusion", "curves", "features", "filters"}
     paths = run_all(make("figures=true"))
     assert {file.stem for file in (paths.report / "figures").glob("*.png")} == names
     for file in (paths.report / "figures").glob("*.png"):

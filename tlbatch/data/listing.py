@@ -3,7 +3,7 @@
 import csv
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,24 +123,43 @@ class _Files:
             log.info("%d images below %s have no line in the labels file", self._total - self._used, self._images)
 
 
-def _rows(labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[tuple[int, dict[str, str | None]]]:
-    wanted = {
-        "key_column": data.key_column,
-        "label_column": data.label_column,
-        "group_column": data.group_column,
-        "split.column": data.split.column,
-    }
+def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Values of some columns of the labels file by the key of the image.
+
+    Raises
+    ------
+    UserError
+        When the file has no such column.
+    """
+    found = {}
+    for _, row in _rows(labels, data, [], more=columns):
+        name = (row[data.key_column] or "").strip()
+        stem = os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122
+        found[key_of(stem)] = tuple((row[column] or "").strip() for column in columns)
+    return found
+
+
+def _rows(
+    labels: Path, data: Data, rejected: list[Rejected], *, more: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str | None]]]:
+    wanted = [
+        ("data.key_column", data.key_column),
+        ("data.label_column", data.label_column),
+        ("data.group_column", data.group_column),
+        ("data.split.column", data.split.column),
+        *(("report.subgroups", column) for column in more),
+    ]
     try:
         with labels.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            for name, column in wanted.items():
+            for name, column in wanted:
                 if column and column not in (reader.fieldnames or ()):
                     have = ", ".join(reader.fieldnames or ())
-                    raise UserError(f"{labels}: no column {column} (it has {have}); set data.{name}=NAME")
+                    raise UserError(f"{labels}: no column {column} (it has {have}); set {name}=NAME")
             if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
                 raise UserError(f"{labels}: two columns of one name ({', '.join(reader.fieldnames or ())}); rename one")
             for row in reader:
-                if any(column and row[column] is None for column in wanted.values()):
+                if any(column and row[column] is None for _, column in wanted):
                     where = f"{labels}:{reader.line_num}"
                     rejected.append(Rejected(key=where, cause="too few columns"))
                     continue

@@ -131,7 +131,14 @@ def once(
         outputs = work() or {}
     if world.is_main:
         seconds = time.monotonic() - start
-        Marker(stage=stage, inputs=inputs, outputs=outputs, world_size=world.world_size, seconds=seconds).save(marker)
+        Marker(
+            stage=stage,
+            inputs=inputs,
+            outputs=outputs,
+            world_size=world.world_size,
+            seconds=seconds,
+            hosts=(world.nodes,),
+        ).save(marker)
         log.info("finished in %.0f s", seconds)
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tlbatch.job.images import Data
 from tlbatch.job.learning import Cache, Head, Model, Objective, Phase, StoredAs, Train
+from tlbatch.job.reporting import Reporting
 from tlbatch.job.section import Metric, Positive, Section
 
 
@@ -88,6 +89,7 @@ class Job(Section):
     cache: Cache = Cache()
     figures: bool = True
     """Draw learning curves, filters, activations, mistakes and a map of the features into the report folder."""
+    report: Reporting = Reporting()
     slurm: Slurm = Slurm()
 
     @model_validator(mode="after")
@@ -107,6 +109,12 @@ class Job(Section):
             raise ValueError("a cut or strategy that is auto needs the cache: leave cache.enabled as it is")
         if any(phase.cut == "auto" for phase in self.phase) and self.head.after:
             raise ValueError("a cut that is auto goes with a head on the top: leave head.after out")
+        return self
+
+    @model_validator(mode="after")
+    def _subgroups_have_a_file(self) -> Self:
+        if self.report.subgroups and self.data.labels is None:
+            raise ValueError("report.subgroups are columns of a labels file: set data.source=csv and data.labels")
         return self
 
     @model_validator(mode="after")

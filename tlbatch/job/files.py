@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from tlbatch.job.errors import UserError
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG}
 
@@ -95,13 +96,18 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV with a header and plain newlines."""
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]], *, exact: bool = False) -> str:
+    """CSV with a header and plain newlines, in which no text begins a formula; exact: texts as they are."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    for row in (header, *rows):
+        writer.writerow([plain_text(cell) if isinstance(cell, str) and not exact else cell for cell in row])
     return text.getvalue()
+
+
+def plain_text(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula: one that could be has an apostrophe before it (OWASP)."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def to_json(value: object) -> str:

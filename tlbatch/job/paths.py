@@ -62,6 +62,11 @@ class RunPaths:
         """The scores."""
         return self.report / "report.json"
 
+    @property
+    def report_page(self) -> Path:
+        """The same as a page."""
+        return self.report / "report.html"
+
     def marker(self, stage: StageName) -> Path:
         """There, if the stage has finished."""
         return self.folder / "markers" / f"{stage}.json"

@@ -37,6 +37,9 @@ def resolve(job: Job) -> RunRecord:
     for name, file in data.split.files.items():
         if not file.is_file():
             raise UserError(f"data.split.files.{name}: no such file {file}; set data.split.files.{name}=FILE")
+    files = {key: file.expanduser().absolute() for key, file in job.report.files.items()}
+    report = job.report.model_copy(update=files)
+    report.check_files()
     workspace = job.workspace.expanduser().absolute()
     model = job.model
     if model.weights == "library":
@@ -55,7 +58,9 @@ def resolve(job: Job) -> RunRecord:
     run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
     return RunRecord(
         run=run,
-        job=job.model_copy(update={"data": data, "model": model, "head": head, "workspace": workspace, "run": run}),
+        job=job.model_copy(
+            update={"data": data, "model": model, "head": head, "workspace": workspace, "run": run, "report": report}
+        ),
         weights_digest=digest_file(weights) if weights else None,
         tlbatch_version=__version__,
         commit=_commit(),

@@ -195,6 +195,8 @@ class Marker(Record):
     """What later stages need to know of its work, by name."""
     world_size: int
     seconds: float
+    hosts: tuple[str, ...] = ()
+    """Nodes that the stage ran on."""
 
 
 class Failure(Record):
@@ -223,9 +225,11 @@ class Best(Record):
     """Mean log loss on validation, which decides between equal scores."""
     classes: tuple[str, ...]
     num_parameters: int
+    thresholds: tuple[float, ...] = ()
+    """Between grades, where they decide; fitted on images the model was not trained on."""
 
 
 def job_digest(record: RunRecord) -> str:
-    """Digest of everything in the job that a result depends on: not of its place, time or cluster."""
-    kept = record.job.model_dump(mode="json", exclude={"slurm", "workspace", "run"})
+    """Digest of everything in the job that predictions depend on: not of its place, time, cluster or report."""
+    kept = record.job.model_dump(mode="json", exclude={"slurm", "workspace", "run", "report"})
     return digest_of({"job": kept, "weights": record.weights_digest})

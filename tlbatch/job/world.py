@@ -1,8 +1,9 @@
 """Which of how many tasks this process is: SLURM's and submitit's variables, mapped to those Accelerate reads."""
 
 import os
+import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tlbatch.job.errors import UserError
 
@@ -23,6 +24,8 @@ class World:
     num_threads: int = 1
     address: str | None = None
     """IP address of the first node as SLURM knows it."""
+    nodes: str = field(default_factory=platform.node)
+    """Names of all nodes, as SLURM writes them."""
 
     @property
     def is_main(self) -> bool:
@@ -69,6 +72,7 @@ def _slurm_world(environment: Mapping[str, str]) -> World:
         local_rank=int(environment["SLURM_LOCALID"]),
         local_world_size=local_world_size,
         node=environment.get("SLURMD_NODENAME", "this node"),
+        nodes=environment.get("SLURM_STEP_NODELIST") or platform.node(),
         attempt="-".join([*parts, environment.get("SLURM_RESTART_COUNT", "0")]),
         num_gpus=int(gpus) if gpus else 0,
         num_threads=_num_threads(environment, local_world_size=local_world_size),

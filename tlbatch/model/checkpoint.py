@@ -113,7 +113,10 @@ class Keeper:
             self._kept["thresholds"] = torch.from_numpy(thresholds).float()
         tensors = model.state_dict() | self._kept
         path = self._paths.checkpoints / self.best.weights
-        self.best.model_copy(update={"digest": _save(tensors, model, path)}).save(self._paths.best)
+        found = {"digest": _save(tensors, model, path), "thresholds": ()}
+        if model.rule.has_thresholds:
+            found["thresholds"] = tuple(tensors["thresholds"].tolist())
+        self.best.model_copy(update=found).save(self._paths.best)
         for old in self._paths.checkpoints.glob("*.safetensors"):
             if old.name != self.best.weights:
                 old.unlink()

@@ -212,6 +212,10 @@ class Classifier(nn.Module):
         """Class probabilities (n, num_classes) of the head's outputs, float32."""
         return self.rule.probabilities(outputs, self.num_classes, self.thresholds)
 
+    def grades(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What thresholds would cut (n, 1), float32; the first output where classes are not decided so."""
+        return self.rule.grades(outputs, self.num_classes) if self.rule.has_thresholds else outputs[:, :1].float()
+
 
 def build_classifier(job: Job, num_classes: int, *, described_by: Path | None = None) -> Classifier:
     """The job's backbone and a new head, with random weights that are the same on every rank.

@@ -1,5 +1,6 @@
 """Figures: what a network sees, how it learned and where it errs, a PNG each; the same values give the same bytes."""
 
+import io
 from collections.abc import Mapping, Sequence
 from math import ceil, isqrt, nan
 from pathlib import Path
@@ -19,7 +20,7 @@ from tlbatch.job.section import Metric
 
 _DPI = 100
 _TILE, _GAP = 56, 2
-_MOST_CHANNELS, _MOST_FILTERS, _MOST_MISTAKES = 64, 144, 12
+_MOST_CHANNELS, _MOST_FILTERS, _THUMBNAIL = 64, 144, 224
 _MOST_COUNTED, _MOST_NAMED = 30, 60
 _LONGEST_NAME = 24
 _COLOURS = (
@@ -122,29 +123,13 @@ def _scores(trials: Sequence[Trial]) -> tuple[Floats, Floats]:
     return values, np.array([trial.standard_error for trial in trials])
 
 
-def draw_mistakes(path: Path, images: Sequence[Rgb], cams: Sequence[Floats] | None, captions: Sequence[str]) -> None:
-    """The first 12 images, each beside its heat map; give the worst first.
-
-    Parameters
-    ----------
-    images
-        uint8, (size, size, 3) each.
-    cams
-        (h, w) each, from 0 to 1; None where there are none.
-    captions
-        One each; two lines fit.
-    """
-    num = min(len(images), _MOST_MISTAKES)
-    if not num:
-        _write_note(path, "no mistakes")
-        return
-    columns, rows = min(3, num), ceil(num / 3)
-    figure = _figure(4.4 * columns, 2.6 * rows)
-    for at in range(num):
-        image = images[at]
-        pair = image if cams is None else np.concatenate([image, _overlaid(image, cams[at])], axis=1)
-        _show(figure.add_subplot(rows, columns, at + 1), pair, captions[at])
-    _write(path, figure)
+def thumbnail(image: Rgb, cam: Floats | None = None) -> bytes:
+    """A small JPEG of an image, with a heat map (h, w) from 0 to 1 over it if there is one."""
+    shown = Image.fromarray(image if cam is None else _overlaid(image, cam))
+    shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def draw_feature_map(path: Path, points: Floats, labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,16 @@ class Part:
     rows: npt.NDArray[np.int64]
     """Row of each image in the set's index, (n,)."""
     probabilities: npt.NDArray[np.float32]
-    """(n, num_classes)."""
-    errors: npt.NDArray[np.str_]
-    """Why an image could not be read, (n,); empty where it was predicted."""
+    """(n, num_classes); NaN where an image could not be read."""
+    grades: npt.NDArray[np.float32]
+    """What thresholds cut, (n,); NaN where classes are not decided by thresholds."""
+    errors: Mapping[int, str]
+    """Why an image could not be read, by its row."""
 
     @staticmethod
     def empty(num_classes: int) -> "Part":
         """The part of a rank that had no image."""
-        return Part(np.empty(0, np.int64), np.empty((0, num_classes), np.float32), np.empty(0, np.str_))
+        return Part(np.empty(0, np.int64), np.empty((0, num_classes), np.float32), np.empty(0, np.float32), {})
 
     @staticmethod
     def joined(parts: Sequence["Part"]) -> "Part":
@@ -37,12 +40,9 @@ class Part:
         return Part(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.probabilities for part in parts]),
-            np.concatenate([part.errors for part in parts]),
+            np.concatenate([part.grades for part in parts]),
+            {row: error for part in parts for row, error in part.errors.items()},
         )
-
-    def chosen(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Part":
-        """Some of the predictions."""
-        return Part(self.rows[some], self.probabilities[some], self.errors[some])
 
 
 def clear_parts(folder: Path) -> None:
@@ -51,27 +51,31 @@ def clear_parts(folder: Path) -> None:
         old.unlink()
 
 
-def write_part(folder: Path, part: Part, header: dict[str, str], *, rank: int, world_size: int) -> None:
+def write_part(folder: Path, part: Part, header: Mapping[str, str], *, rank: int, world_size: int) -> None:
     """Write the part of one rank; the header says which run, weights and index it belongs to."""
     with atomic_file(folder / f"part-{rank:05d}-of-{world_size:05d}.npz") as file:
         np.savez(
             file,
             rows=part.rows,
             probabilities=part.probabilities,
-            errors=part.errors,
+            grades=part.grades,
+            error_rows=np.array(list(part.errors), np.int64),
+            errors=np.array(list(part.errors.values()), np.str_),
             header=np.array(to_json(header)),
         )
 
 
 def merge_parts(
     folder: Path,
-    header: dict[str, str],
+    header: Mapping[str, str],
     expected: npt.NDArray[np.int64],
     *,
     keys: npt.NDArray[np.bytes_],
     num_classes: int,
 ) -> Part:
     """Merge the parts of all ranks into the order of the index.
+
+    In memory is the result and one part at a time: each is put to its places in the sorted rows.
 
     Parameters
     ----------
@@ -90,34 +94,54 @@ def merge_parts(
     files = sorted(folder.glob("part-*.npz"))
     if not files:
         raise UserError(f"{folder}: no predictions; run predict first: python -m tlbatch.predict RUN")
-    of = {int(file.stem.rsplit("-", 1)[1]) for file in files}
-    if of != {len(files)}:
-        raise UserError(f"{folder}: {len(files)} parts, their names say {sorted(of)}; {_AGAIN}")
-    merged = Part.joined([_read_part(file, header, num_classes) for file in files])
-    order = np.argsort(merged.rows, kind="stable")
-    rows = merged.rows[order]
-    doubled = rows[1:][rows[1:] == rows[:-1]]
-    for name, wrong in (
-        ("predicted twice", doubled),
-        ("not predicted", np.setdiff1d(expected, rows)),
-        ("predicted but not asked for", np.setdiff1d(rows, expected)),
-    ):
-        if len(wrong):
-            first = keys[wrong[0]].decode() if 0 <= wrong[0] < len(keys) else f"row {wrong[0]}"
-            raise UserError(f"{folder}: {len(wrong)} images {name}, the first is {first}; {_AGAIN}")
-    return merged.chosen(order)
+    of = {file.stem.rpartition("-")[2] for file in files}
+    if of != {f"{len(files):05d}"}:
+        raise UserError(f"{folder}: {len(files)} parts, their names say {', '.join(sorted(of))}; {_AGAIN}")
+    probabilities = np.empty((len(expected), num_classes), np.float32)
+    grades = np.empty(len(expected), np.float32)
+    seen = np.zeros(len(expected), np.int64)
+    errors: dict[int, str] = {}
+    for file in files:
+        part = _read_part(file, header, num_classes)
+        places = np.searchsorted(expected, part.rows)
+        known = places < len(expected)
+        known[known] = expected[places[known]] == part.rows[known]
+        _refuse("predicted but not asked for", part.rows[~known], folder, keys)
+        probabilities[places], grades[places] = part.probabilities, part.grades
+        np.add.at(seen, places, 1)
+        errors |= part.errors
+    _refuse("predicted twice", expected[seen > 1], folder, keys)
+    _refuse("not predicted", expected[seen == 0], folder, keys)
+    return Part(expected, probabilities, grades, {row: errors[row] for row in sorted(errors)})
 
 
-def _read_part(file: Path, header: dict[str, str], num_classes: int) -> Part:
+def _refuse(wrong: str, rows: npt.NDArray[np.int64], folder: Path, keys: npt.NDArray[np.bytes_]) -> None:
+    if len(rows):
+        row = int(rows.min())
+        first = keys[row].decode() if 0 <= row < len(keys) else f"row {row}"
+        raise UserError(f"{folder}: {len(rows)} images {wrong}, the first is {first}; {_AGAIN}")
+
+
+def _read_part(file: Path, header: Mapping[str, str], num_classes: int) -> Part:
     try:
         with np.load(file, allow_pickle=False) as data:
             found = json.loads(str(data["header"]))
-            part = Part(data["rows"], data["probabilities"], data["errors"])
+            errors = dict(zip(data["error_rows"].tolist(), data["errors"].tolist(), strict=True))
+            part = Part(data["rows"], data["probabilities"], data["grades"], errors)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: damaged ({error}); {_AGAIN}") from None
     for key, value in header.items():
         if found.get(key) != value:
             raise UserError(f"{file}: of another {key} ({found.get(key)}, not {value}); {_AGAIN}")
-    if part.probabilities.shape != (len(part.rows), num_classes) or part.errors.shape != part.rows.shape:
-        raise UserError(f"{file}: shape {part.probabilities.shape}, not ({len(part.rows)}, {num_classes}); {_AGAIN}")
+    _check_shapes(file, part, num_classes)
     return part
+
+
+def _check_shapes(file: Path, part: Part, num_classes: int) -> None:
+    shapes: dict[str, tuple[npt.NDArray[Any], tuple[int, ...]]] = {
+        "probabilities": (part.probabilities, (len(part.rows), num_classes)),
+        "grades": (part.grades, (len(part.rows),)),
+    }
+    for name, (values, shape) in shapes.items():
+        if values.shape != shape:
+            raise UserError(f"{file}: {name} of shape {values.shape}, not {shape}; {_AGAIN}")

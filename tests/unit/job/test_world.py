@@ -6,13 +6,13 @@ from tlbatch.job.world import World, accelerate_environment, read_world
 STEP = {
     "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "1", "SLURMD_NODENAME": "n2", "SLURM_CPUS_PER_TASK": "1",
-    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_GPUS_ON_NODE": "2",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_GPUS_ON_NODE": "2", "SLURM_STEP_NODELIST": "n[1-2]",
 }  # fmt: skip
 
 
 def test_a_slurm_step_gives_rank_node_attempt_and_gpus() -> None:
     world = read_world(STEP)
-    assert world == World(3, 4, 1, 2, "n2", "7-2-0", 2, 1, "10.0.0.1")
+    assert world == World(3, 4, 1, 2, "n2", "7-2-0", 2, 1, "10.0.0.1", "n[1-2]")
     assert world.spans_nodes
     assert not world.is_main
 

@@ -1,6 +1,7 @@
 """Every figure is a PNG of the expected size with something on it, and the same for the same values."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from tlbatch.report.figures import (
     draw_curves,
     draw_feature_map,
     draw_filters,
-    draw_mistakes,
     draw_strategy,
+    thumbnail,
 )
 
 Draw = Callable[[Path], None]
@@ -43,10 +44,6 @@ def filters(path: Path) -> None:
 
 def curves(path: Path) -> None:
     draw_curves(path, LINES, "accuracy")
-
-
-def mistakes(path: Path) -> None:
-    draw_mistakes(path, [PHOTO] * 13, [np.eye(3)] * 13, ["a taken for\nb", "$ and $"] * 7)
 
 
 def feature_map(path: Path) -> None:
@@ -78,7 +75,7 @@ def strategy(path: Path) -> None:
 
 
 FULL: list[tuple[Draw, tuple[int, int]]] = [
-    (activations, (1380, 980)), (filters, (640, 670)), (curves, (1100, 420)), (mistakes, (1320, 1040)),
+    (activations, (1380, 980)), (filters, (640, 670)), (curves, (1100, 420)),
     (feature_map, (900, 650)), (many_classes, (900, 650)), (matrix, (484, 384)), (strategy, (1100, 510)),
 ]  # fmt: skip
 
@@ -115,7 +112,6 @@ EMPTY: list[tuple[str, Draw, tuple[int, int]]] = [
     ("no maps", lambda path: draw_activations(path, PHOTO, {}), (460, 490)),
     ("no filters", lambda path: draw_filters(path, np.empty((0, 1, 1, 3))), NOTE),
     ("no epochs", lambda path: draw_curves(path, [], "accuracy"), NOTE),
-    ("no mistakes", lambda path: draw_mistakes(path, [], [], []), NOTE),
     ("no points", lambda path: draw_feature_map(path, np.empty((0, 2)), np.empty(0, int), ["a"]), (900, 650)),
     ("no class", lambda path: draw_feature_map(path, np.empty((0, 2)), np.empty(0, int), []), (900, 650)),
     ("no points, many classes",
@@ -151,19 +147,18 @@ def test_of_an_epoch_that_was_run_twice_the_last_line_counts(tmp_path: Path) -> 
     assert (tmp_path / "once.png").read_bytes() == (tmp_path / "twice.png").read_bytes()
 
 
-def test_the_heat_lies_over_the_hot_corner_in_the_second_picture(tmp_path: Path) -> None:
+def test_the_heat_of_a_thumbnail_lies_over_the_hot_corner() -> None:
     cam = np.zeros((4, 4), np.float32)
     cam[0, 3] = 1
     grey = np.full((200, 200, 3), 120, np.uint8)
-    draw_mistakes(tmp_path / "hot.png", [grey], [cam], ["x"])
-    drawn = pixels(tmp_path / "hot.png").astype(int)
-    warmth = drawn[..., 0] - drawn[..., 2]  # red less blue
-    hot = np.argwhere(warmth > 60)
-    assert hot[:, 0].max() < 130, "in the upper half"
-    assert hot[:, 1].min() > 330, "at the right of the overlay"
-    draw_mistakes(tmp_path / "plain.png", [grey], None, ["x"])
-    plain = pixels(tmp_path / "plain.png")
-    assert (plain.max(axis=2) == plain.min(axis=2)).all(), "without heat maps the picture stands alone"
+    drawn = np.asarray(Image.open(io.BytesIO(thumbnail(grey, cam)))).astype(int)
+    assert drawn.shape == (200, 200, 3)
+    hot = np.argwhere(drawn[..., 0] - drawn[..., 2] > 60)  # red less blue
+    assert hot[:, 0].max() < 100, "in the upper half"
+    assert hot[:, 1].min() > 100, "at the right"
+    plain = np.asarray(Image.open(io.BytesIO(thumbnail(np.full((900, 600, 3), 120, np.uint8)))))
+    assert plain.shape == (224, 149, 3)
+    assert (plain == 120).all(), "without a heat map the picture stands alone"
 
 
 def test_of_many_channels_those_that_vary_are_shown(tmp_path: Path) -> None:

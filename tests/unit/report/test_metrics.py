@@ -4,25 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlbatch.job.section import Metric
-from tlbatch.report.metrics import confusion, mean_log_loss, per_class, redrawn_scores, score
-
-# The public matrix of a 2015 solution on 35,126 images: quadratic kappa .88021, accuracy .84308.
-PUBLIC = [
-    [24502, 1116, 186, 5, 1], [1175, 829, 437, 2, 0], [490, 791, 3212, 771, 28], [8, 18, 140, 565, 142],
-    [3, 3, 50, 146, 506],
-]  # fmt: skip
-
-
-def spread(matrix: list[list[int]]) -> tuple[list[int], list[int]]:
-    pairs = [(t, p) for t, row in enumerate(matrix) for p, count in enumerate(row) for _ in range(count)]
-    return [t for t, _ in pairs], [p for _, p in pairs]
-
-
-def test_a_published_matrix_gives_its_published_scores() -> None:
-    truth, chosen = spread(PUBLIC)
-    assert round(score("quadratic_kappa", truth, chosen, num_classes=5) or 0, 5) == 0.88021
-    assert round(score("accuracy", truth, chosen, num_classes=5) or 0, 5) == 0.84308
-    assert confusion(truth, chosen, num_classes=5) == PUBLIC
+from tlbatch.report.metrics import mean_log_loss, redrawn_scores, score
 
 
 def test_an_absent_middle_grade_does_not_change_the_distances() -> None:
@@ -34,15 +16,13 @@ def test_what_is_undefined_is_none_and_never_nan() -> None:
     assert score("quadratic_kappa", [1, 1], [1, 1], num_classes=3) is None
     assert score("quadratic_kappa", [0, 1], [1, 1], num_classes=3) == 0
     assert mean_log_loss([], np.empty((0, 3))) is None
-    rows = per_class([0, 0, 1], [0, 0, 0], ["a", "b", "c"])
-    assert rows[1] == {"class": "b", "precision": None, "recall": 0.0, "f1": 0.0, "support": 1}
-    assert rows[2] == {"class": "c", "precision": None, "recall": None, "f1": None, "support": 0}
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
 def test_quadratic_kappa_is_its_definition(pairs: list[tuple[int, int]]) -> None:
     truth, chosen = [t for t, _ in pairs], [p for _, p in pairs]
-    observed = np.array(confusion(truth, chosen, num_classes=4), dtype=float)
+    observed = np.zeros((4, 4))
+    np.add.at(observed, (truth, chosen), 1)
     expected = np.outer(observed.sum(axis=1), observed.sum(axis=0)) / observed.sum()
     weights = np.subtract.outer(np.arange(4), np.arange(4)) ** 2
     found = score("quadratic_kappa", truth, chosen, num_classes=4)

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tlbatch.job.errors import UserError
+from tlbatch.report.parts import Part, clear_parts, merge_parts, write_part
+
+HEADER = {"run": "one", "weights": "w"}
+KEYS = np.array([f"eye{number}" for number in range(100)], np.bytes_)
+
+
+def part_of(rows: list[int], *, num_classes: int = 3) -> Part:
+    """Numbers that tell the row."""
+    at = np.array(rows, np.int64)
+    errors = {row: f"cannot be read {row}" for row in rows if row % 10 == 7}
+    return Part(at, (at[:, None] + np.arange(num_classes) / 10).astype(np.float32), at.astype(np.float32) / 2, errors)
+
+
+def merged(folder: Path, expected: list[int]) -> Part:
+    return merge_parts(folder, HEADER, np.array(expected, np.int64), keys=KEYS, num_classes=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(40)), st.lists(st.integers(0, 40), max_size=4), st.integers(0, 1), st.integers(1, 3))
+def test_any_number_of_parts_in_any_order_merge_to_the_same(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[int], cuts: list[int], first: int, step: int
+) -> None:
+    expected = [row for row in range(40) if row % step == 0 or row == first]
+    rows = [row for row in rows if row in expected]
+    folder = tmp_path_factory.mktemp("parts")
+    edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
+    for rank in range(len(edges) - 1):
+        write_part(folder, part_of(rows[edges[rank] : edges[rank + 1]]), HEADER, rank=rank, world_size=len(edges) - 1)
+    found, whole = merged(folder, expected), part_of(expected)
+    assert found.rows.tolist() == expected
+    assert np.array_equal(found.probabilities, whole.probabilities)
+    assert np.array_equal(found.grades, whole.grades)
+    assert list(found.errors.items()) == list(whole.errors.items())
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "says"),
+    [
+        ([[0, 1], [3]], [0, 1, 2, 3], "1 images not predicted, the first is eye2"),
+        ([[0, 1], [1, 2]], [0, 1, 2], "1 images predicted twice, the first is eye1"),
+        ([[0, 0], [1]], [0, 1], "1 images predicted twice, the first is eye0"),
+        ([[0, 5], [1]], [0, 1], "1 images predicted but not asked for, the first is eye5"),
+        ([[0, 1], [500]], [0, 1], "1 images predicted but not asked for, the first is row 500"),
+        ([[0], [-1]], [0], "1 images predicted but not asked for, the first is row -1"),
+    ],
+)
+def test_what_is_missing_doubled_or_unknown_is_named(
+    tmp_path: Path, rows: list[list[int]], expected: list[int], says: str
+) -> None:
+    for rank, some in enumerate(rows):
+        write_part(tmp_path, part_of(some), HEADER, rank=rank, world_size=len(rows))
+    with pytest.raises(UserError, match=says):
+        merged(tmp_path, expected)
+
+
+def test_parts_of_another_run_number_or_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no predictions; run predict first"):
+        merged(tmp_path, [0])
+    write_part(tmp_path, part_of([0]), HEADER, rank=0, world_size=2)
+    with pytest.raises(UserError, match="1 parts, their names say 00002"):
+        merged(tmp_path, [0])
+    clear_parts(tmp_path)
+    write_part(tmp_path, part_of([0]), HEADER | {"run": "two"}, rank=0, world_size=1)
+    with pytest.raises(UserError, match=r"of another run \(two, not one\)"):
+        merged(tmp_path, [0])
+    write_part(tmp_path, part_of([0], num_classes=4), HEADER, rank=0, world_size=1)
+    with pytest.raises(UserError, match=r"probabilities of shape \(1, 4\), not \(1, 3\)"):
+        merged(tmp_path, [0])
+    (file,) = tmp_path.glob("part-*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        merged(tmp_path, [0])

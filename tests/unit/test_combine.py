@@ -1,0 +1,173 @@
+"""Reports of several runs, and what a report is asked beside its scores, on runs of tiny networks."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tlbatch import cache, predict, reduce, shard, train
+from tlbatch.combine import average_runs, compare_runs
+from tlbatch.job.errors import UserError
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths, leaderboard
+from tlbatch.job.prepare import make_run, resolve
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> Callable[..., RunPaths]:
+    """A finished run of pictures with a labels file that knows a camera, two pictures to a patient."""
+
+    def made(*overrides: str) -> RunPaths:
+        images = tmp_path / "images"
+        if not images.exists():
+            make_folders(classes=("0", "1", "2"))
+        labels = tmp_path / "labels.csv"
+        with labels.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "level", "patient", "camera"])
+            for image in sorted(images.rglob("*.jpg")):
+                number = int(image.stem[1:])
+                camera = "=old" if number % 4 < 2 else "new <b>"
+                writer.writerow([image.stem, image.parent.name, f"p{image.parent.name}{number // 2}", camera])
+        where = [f"data.images={images}", f"data.labels={labels}", f"workspace={tmp_path / 'space'}"]
+        job = ["data.source=csv", "data.group_column=patient", *where, *overrides]
+        paths = make_run(resolve(load_job([tiny_job], job)))
+        for stage in (shard, cache, train, predict, reduce):
+            stage.run(paths.folder)
+        return paths
+
+    return made
+
+
+def report_of(paths: RunPaths) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(paths.report_json.read_text("utf-8"))
+    return found
+
+
+def test_a_report_answers_what_the_job_asks_of_it(make: Callable[..., RunPaths], tmp_path: Path) -> None:
+    board = tmp_path / "board.csv"
+    board.write_text("TeamId,TeamName,Score\n1,a,0.99999\n2,b,-1\n", encoding="utf-8")
+    paths = make(
+        "metric=quadratic_kappa", "objective=regression", "data.split.val=0.3", "report.questions.ill=['1','2']",
+        "report.sensitivity=[0.9]", "report.specificity=[0.8]", "report.subgroups=['camera']",
+        "report.deploy_prior={0=0.8,1=0.1,2=0.1}", f"report.public_leaderboard={board}",
+    )  # fmt: skip
+    report = report_of(paths)
+    (question,) = report["questions"]
+    aims = [point["aim"] for point in question["points"]]
+    assert aims == ["as the classes were decided", "sensitivity 0.9 on validation", "specificity 0.8 on validation"]
+    assert all(sum(point["counts"]) == report["n"] for point in question["points"])
+    assert question["num_positive"] == sum(row["support"] for row in report["classes"][1:])
+    cameras = {one["value"]: one["n"] for one in report["subgroups"]}
+    assert set(cameras) == {"=old", "new <b>"}
+    assert sum(cameras.values()) == report["n"]
+    assert report["num_groups"] == report["n"] / 2
+    assert report["deployed"]["prior"] == [0.8, 0.1, 0.1]
+    assert set(report["thresholds"]["rounding"]) == set(report["thresholds"]["tuned"]) == {"val", "test"}
+    assert report["thresholds"]["tuned"]["test"]["value"] == report["score"]
+    assert len(report["thresholds"]["fitted"]) == 2
+    (place,) = report["external"]
+    assert place["text"].endswith(" of 2")
+
+
+def test_what_a_report_is_asked_must_fit_the_classes_and_the_labels_file(make: Callable[..., RunPaths]) -> None:
+    for number, (wrong, says) in enumerate((
+        ("report.questions.ill=['9']", r"report\.questions\.ill: no class 9; the classes are 0, 1, 2"),
+        ("report.questions.ill=['0','1','2']", "must be some of the classes, not none or all"),
+        ("report.deploy_prior={0=0.5}", r"the shares add up to 0\.5, must be 1"),
+        ("report.subgroups=['site']", r"no column site \(it has .*\); set report\.subgroups=NAME"),
+        ("report.solution=/nowhere.csv", r"report\.solution: no such file"),
+        ("report.sensitivity=[0.9]", "sensitivity and specificity are of questions"),
+        ("report.sample_submission=/nowhere.csv", r"report\.sample_submission: no such file"),
+    )):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            make(wrong, f"run=asks{number}")
+
+
+def test_another_report_of_the_same_run_needs_no_new_predictions(make: Callable[..., RunPaths]) -> None:
+    """What a report is asked is no part of what predictions depend on."""
+    paths = make("run=one")
+    record = paths.load_submitted()
+    asked = record.job.report.model_copy(update={"questions": {"ill": ("1", "2")}})
+    record.model_copy(update={"job": record.job.model_copy(update={"report": asked})}).save(paths.record)
+    with pytest.raises(UserError, match="reduce has finished here from another report"):
+        reduce.run(paths.folder)
+    paths.marker("reduce").unlink()
+    reduce.run(paths.folder)
+    assert [one["name"] for one in report_of(paths)["questions"]] == ["ill"]
+
+
+def test_folds_together_are_one_run_on_all_images_and_one_row_of_the_leaderboard(make: Callable[..., RunPaths]) -> None:
+    folds = [
+        make("data.split.folds=3", "data.split.val=0", f"data.split.fold={fold}", f"run=fold{fold}")
+        for fold in range(3)
+    ]
+    average_runs([paths.folder for paths in folds], "mean", "all")
+    whole = RunPaths(folds[0].folder.parent / "all")
+    report = report_of(whole)
+    assert (report["n"], report["num_groups"]) == (36, 18)
+    assert report["members"] == ["fold0", "fold1", "fold2"]
+    parts = pd.concat([pd.read_csv(paths.report / "predictions.csv", dtype=str) for paths in folds]).sort_values("key")
+    together = pd.read_csv(whole.report / "predictions.csv", dtype=str)
+    assert together["prediction"].tolist() == parts["prediction"].tolist()
+    right = (parts["label"] == parts["prediction"]).mean()
+    assert report["score"] == pytest.approx(right)
+    board = pd.read_csv(leaderboard(folds[0].load().job)).set_index("run")
+    assert board.loc["all", "members"] == "fold0 fold1 fold2"
+    assert board.loc["all", "rank"] == 1
+    assert (whole.report / "submission.csv").read_text("utf-8").count("\n") == 37
+    assert whole.report_page.exists()
+    average_runs([paths.folder for paths in folds], "mean", "all")  # again is allowed: it is made of reports alone
+    assert report_of(whole) == report
+
+
+def test_an_ensemble_of_runs_is_ranked_against_its_members(make: Callable[..., RunPaths]) -> None:
+    runs = [make(f"seed={seed}", f"run=seed{seed}") for seed in range(2)]
+    average_runs([paths.folder for paths in runs], "log-mean", "both")
+    report = report_of(RunPaths(runs[0].folder.parent / "both"))
+    assert report["test_digest"] == report_of(runs[0])["test_digest"]
+    board = pd.read_csv(leaderboard(runs[0].load().job))
+    assert set(board["run"]) == {"seed0", "seed1", "both"}
+    with pytest.raises(UserError, match="an ensemble takes at least two different runs"):
+        average_runs([runs[0].folder, runs[0].folder], "mean", None)
+    with pytest.raises(UserError, match="there is a run of this name; choose another with --name"):
+        average_runs([paths.folder for paths in runs], "mean", "seed0")
+
+
+def test_runs_are_compared_on_a_page_and_strangers_refused(make: Callable[..., RunPaths], tmp_path: Path) -> None:
+    runs = [make(f"seed={seed}", f"run=seed{seed}") for seed in range(2)]
+    compare_runs([paths.folder for paths in runs], None)
+    page = (tmp_path / "space" / "runs" / "comparison.html").read_text("utf-8")
+    assert "seed0" in page
+    assert "seed1" in page
+    other = make("data.split.salt=x", "metric=quadratic_kappa", "run=other")
+    with pytest.raises(UserError, match="shares no test images, metric and classes with the others"):
+        compare_runs([runs[0].folder, other.folder], None)
+
+
+def test_the_command_takes_one_run_several_or_an_ensemble(
+    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make(f"seed={seed}", f"run=seed{seed}") for seed in range(2)]
+
+    def command(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["reduce", *words])
+        with pytest.raises(SystemExit) as ended:
+            reduce.main()
+        return int(ended.value.code or 0)
+
+    folders = [str(paths.folder) for paths in runs]
+    assert command(folders[0]) == 0
+    assert command(*folders) == 0
+    assert command(*folders, "--ensemble") == 0
+    assert command(*folders, "--ensemble", "rank", "--name", "ranks") == 0
+    assert command(folders[0], "--ensemble") == 2
+    assert "an ensemble takes at least two different runs" in capfd.readouterr().err
+    assert command(folders[0], "--name", "x") == 2
+    assert not list(runs[0].folder.glob("markers/*failed*"))
+    assert (runs[0].folder.parent / "ranks" / "report" / "report.json").exists()

@@ -1,0 +1,236 @@
+"""``report.json``: everything a report says of a run, from which its page and its row of the leaderboard are made."""
+
+from typing import Literal, get_args
+
+from tlbatch.job.records import Audit, Best, Ceiling, Record, Strategy
+from tlbatch.job.section import Metric, SplitName
+
+REPORT_VERSION: Literal[1] = 1
+ScoreName = Literal[
+    "quadratic_kappa", "linear_kappa", "kappa", "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc",
+    "grade_error",
+]  # fmt: skip
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+Ensemble = Literal["mean", "log-mean", "rank"]
+
+
+class Estimate(Record):
+    """A number with its 95 % interval."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    undefined: str = ""
+    """Why there is no value, or no interval."""
+
+
+class ClassScores(Record):
+    """One class against all others."""
+
+    name: str
+    support: int
+    predicted: int
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    auc: Estimate
+
+
+class Curve(Record):
+    """Points of a line."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class OperatingPoint(Record):
+    """A question answered at one threshold."""
+
+    aim: str
+    """How the threshold was chosen, e.g. "sensitivity 0.9 on validation"."""
+    threshold: float | None
+    """Smallest probability that counts as yes; none: as the classes were decided, or not to be found."""
+    counts: tuple[int, int, int, int]
+    """True and false positives, false and true negatives."""
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: Estimate
+    npv: Estimate
+
+
+class Question(Record):
+    """A yes-or-no question about some of the classes."""
+
+    name: str
+    positive: tuple[str, ...]
+    """Classes that mean yes."""
+    num_positive: int
+    auc: Estimate
+    average_precision: float | None
+    points: tuple[OperatingPoint, ...]
+    roc: Curve
+    """False positive rate, true positive rate."""
+    pr: Curve
+    """Recall, precision."""
+
+
+class Bin(Record):
+    """Predictions of about equal confidence."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    """Mean probability of the chosen class."""
+    accuracy: Estimate
+
+
+class Reliability(Record):
+    """Whether probabilities mean what they say."""
+
+    log_loss: Estimate
+    brier: Estimate
+    ece: Estimate
+    bins: tuple[Bin, ...]
+
+
+class Calibration(Record):
+    """Probabilities on test before and after temperature scaling, which is fitted on validation."""
+
+    temperature: float | None
+    """None: there was nothing to fit it on."""
+    kept: bool
+    """Whether it gained on validation images that it was not fitted on, and is in predictions.csv."""
+    why: str
+    before: Reliability
+    after: Reliability | None
+
+
+class Thresholds(Record):
+    """Cuts between grades: plain rounding, and fitted on images the model was not trained on."""
+
+    fitted: tuple[float, ...]
+    kept: bool
+    """Whether they differ from rounding: they are kept only where they gained."""
+    rounding: dict[SplitName, Estimate]
+    """The metric with plain rounding."""
+    tuned: dict[SplitName, Estimate]
+    """The metric with the fitted cuts."""
+
+
+class Deployed(Record):
+    """Scores for another mix of classes."""
+
+    prior: tuple[float, ...]
+    """Share of each class."""
+    scores: dict[ScoreName, Estimate]
+
+
+class Subgroup(Record):
+    """The test images with one value in a column."""
+
+    column: str
+    value: str
+    n: int
+    num_groups: int
+    scores: dict[ScoreName, Estimate]
+
+
+class Comparison(Record):
+    """Two runs on the same test images, paired."""
+
+    other: str
+    metric: Metric
+    n: int
+    difference: Estimate
+    """Of the first less the other."""
+    only_first: int
+    """Images that only the first has right."""
+    only_other: int
+    p_value: float
+    """McNemar's exact test on those."""
+    verdict: Literal["better", "worse", "not different"]
+    """By the interval of the difference."""
+
+
+class Placed(Record):
+    """Where the run would stand on somebody else's leaderboard."""
+
+    board: str
+    n: int
+    score: float | None
+    text: str
+    warnings: tuple[str, ...]
+
+
+class Cost(Record):
+    """What the run took."""
+
+    seconds: dict[str, float]
+    """Of each stage."""
+    gpu_hours: float
+    images_per_s: float | None
+    """In prediction, all ranks together."""
+    hosts: tuple[str, ...]
+
+
+class TagScores(Record):
+    """Images with several tags."""
+
+    n: int
+    exact_match: Estimate
+    edit_distance: Estimate
+    """Tags to insert, delete or replace, a mean over images."""
+    bleu: Estimate
+    f1: dict[str, Estimate]
+    """By tag."""
+
+
+class Scored(Record):
+    """What is said of predictions, wherever they come from."""
+
+    metric: Metric
+    score: float | None
+    n: int
+    num_groups: int
+    num_errors: int
+    scores: dict[ScoreName, Estimate]
+    classes: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """A row for each true class, a column for each predicted one."""
+    questions: tuple[Question, ...]
+    calibration: Calibration | None
+    thresholds: Thresholds | None
+    deployed: Deployed | None
+    subgroups: tuple[Subgroup, ...]
+    external: tuple[Placed, ...]
+
+
+class Report(Scored):
+    """``report.json`` of a run or an ensemble."""
+
+    version: Literal[1]
+    """Of this record."""
+    run: str
+    job: str
+    members: tuple[str, ...]
+    """Runs that were put together; empty: it is one run."""
+    ensemble: Ensemble | None
+    synthetic: bool
+    ceilings: tuple[Ceiling, ...]
+    strategy: Strategy | None
+    counts: dict[SplitName, tuple[int, ...]]
+    num_images: dict[SplitName, int]
+    num_rejected: int
+    audit: Audit
+    resize: int
+    steps: tuple[str, ...]
+    checkpoint: Best | None
+    backbone: str
+    weights: str
+    seeds: dict[str, int | str]
+    test_digest: str
+    digests: dict[str, str | None]
+    versions: dict[str, str]
+    commit: str | None
+    cost: Cost

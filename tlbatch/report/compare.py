@@ -1,0 +1,62 @@
+"""Two sets of decisions on the same images, paired."""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array, hstack
+from scipy.stats import binomtest
+
+from tlbatch.job.report import Comparison
+from tlbatch.job.section import Metric
+from tlbatch.report.draws import estimate, kinds_of_cells, redrawn
+from tlbatch.report.tables import Decided, effects, point_scores, table_scores
+
+Ints = npt.NDArray[np.int64]
+
+
+def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: int) -> Comparison:
+    """The difference of a score with its paired interval over groups, and McNemar's exact test (1947).
+
+    A draw of groups is the same for both, so what makes an image hard for both cancels out: the draw is over cells of
+    truth, first and other decision. The difference counts when its interval does not hold zero.
+
+    Parameters
+    ----------
+    other
+        On the same images in the same order.
+    """
+    assert np.array_equal(first.truth, other.truth)
+    right, also = first.chosen == first.truth, other.chosen == other.truth
+    only_first, only_other = int((right & ~also).sum()), int((also & ~right).sum())
+    discordant = only_first + only_other
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    found = estimate(*_difference(metric, first, other, seed=seed), undefined="one of the scores is undefined")
+    verdict: Literal["better", "worse", "not different"] = "not different"
+    if found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
+        verdict = "better" if found.low > 0 else "worse"
+    return Comparison(
+        other=name,
+        metric=metric,
+        n=len(first.truth),
+        difference=found,
+        only_first=only_first,
+        only_other=only_other,
+        p_value=p_value,
+        verdict=verdict,
+    )
+
+
+def _difference(
+    metric: Metric, first: Decided, other: Decided, *, seed: int
+) -> tuple[float | None, npt.NDArray[np.float64]]:
+    if not len(first.truth):
+        return None, np.empty(0)
+    num = first.num_classes
+    cells, used = kinds_of_cells((first.truth * num + first.chosen) * num + other.chosen, first.groups)
+    truth, one, two = used // num**2, used // num % num, used % num
+    both = csr_array(hstack([effects(truth, one, num), effects(truth, two, num)]))
+    drawn = np.concatenate(list(redrawn(cells.times(both), seed=seed)))
+    half = drawn.shape[1] // 2
+    draws = table_scores(drawn[:, :half])[metric] - table_scores(drawn[:, half:])[metric]
+    return point_scores(first)[metric] - point_scores(other)[metric], draws

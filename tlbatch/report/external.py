@@ -1,0 +1,168 @@
+"""Other people's leaderboards and the files they take."""
+
+import csv
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import chi2_contingency
+
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import to_csv
+from tlbatch.job.report import Placed
+from tlbatch.job.reporting import Reporting
+from tlbatch.job.section import Metric
+from tlbatch.report.tables import Decided, point_scores
+
+_UNLIKE = 0.01
+Table = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Decisions on test images with the images' names."""
+
+    names: Sequence[str]
+    decided: Decided
+    classes: Sequence[str]
+
+
+def read_table(file: Path) -> tuple[list[str], Table]:
+    """Header and rows of a CSV file.
+
+    Raises
+    ------
+    UserError
+        When it is none.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened, strict=True, restval="")
+            rows = [{key: value for key, value in row.items() if key is not None} for row in reader]
+            return list(reader.fieldnames or ()), rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: not a CSV file in UTF-8 ({error}); name another") from None
+
+
+def read_board(file: Path) -> list[float]:
+    """Scores of a leaderboard as Kaggle exports it (a column Score), the best first.
+
+    Raises
+    ------
+    UserError
+        When it has no such column, or something in it is no number.
+    """
+    header, rows = read_table(file)
+    if "Score" not in header or not rows:
+        raise UserError(f"{file}: no column Score (it has {', '.join(header)}); export it as Kaggle does")
+    try:
+        return sorted((float(row["Score"]) for row in rows), reverse=True)
+    except ValueError as error:
+        raise UserError(f"{file}: column Score: {error}; mend that line") from None
+
+
+def place(score: float, board: Sequence[float]) -> str:
+    """Between which ranks a score falls; ``board`` has the best first, and higher is better."""
+    rising = sorted(board)
+    above, level = len(board) - bisect_right(rising, score), bisect_right(rising, score) - bisect_left(rising, score)
+    total = f"of {len(board)}"
+    if level:
+        ranks = f"rank {above + 1}" if level == 1 else f"ranks {above + 1} to {above + level}"
+        return f"level with {ranks} {total}"
+    if above == 0:
+        return f"above rank 1 {total}"
+    if above == len(board):
+        return f"below rank {len(board)} {total}"
+    return f"between ranks {above} and {above + 1} {total}"
+
+
+def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed, ...]:
+    """Where the score would stand on each external leaderboard, and why it might not.
+
+    Raises
+    ------
+    UserError
+        When a file cannot be read.
+    """
+    boards = {"public": reporting.public_leaderboard, "private": reporting.private_leaderboard}
+    found = []
+    for name, file in boards.items():
+        if file is None:
+            continue
+        some = np.ones(len(tested.names), np.bool_)
+        warnings = [f"scored on {len(some)} test images of its own, and not on the leaderboard's: no rank was earned"]
+        if reporting.solution is not None:
+            some, warnings = _part(tested, reporting.solution, name)
+        decided = tested.decided.where(some)
+        score = point_scores(decided)[metric] if len(decided.truth) else np.nan
+        text = "undefined here" if np.isnan(score) else f"{score:.5f}: {place(score, read_board(file))}"
+        found.append(
+            Placed(
+                board=name,
+                n=len(decided.truth),
+                score=None if np.isnan(score) else float(score),
+                text=text,
+                warnings=tuple(warnings),
+            )
+        )
+    return tuple(found)
+
+
+def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Which test images a part of the solution holds, and how they differ from it."""
+    header, rows = read_table(solution)
+    if "Usage" not in header or len(header) < 3:
+        raise UserError(f"{solution}: no columns of image, label and Usage (it has {', '.join(header)}); name another")
+    key, label = (column for column in header if column != "Usage")
+    theirs = {row[key]: row[label] for row in rows if row["Usage"].strip().lower() == name}
+    mine = np.array([one in theirs for one in tested.names], np.bool_)
+    warnings = []
+    if int(mine.sum()) < len(theirs):
+        warnings.append(f"scored on {int(mine.sum())} of its {len(theirs)} images: no rank was earned")
+    counts = np.array([
+        [int((tested.decided.truth[mine] == number).sum()), list(theirs.values()).count(one)]
+        for number, one in enumerate(tested.classes)
+    ])  # fmt: skip
+    counts = counts[counts.sum(axis=1) > 0]
+    if len(counts) > 1 and (counts.sum(axis=0) > 0).all() and chi2_contingency(counts).pvalue < _UNLIKE:
+        warnings.append("the classes occur in other shares than there: the scores are of different populations")
+    return mine, warnings
+
+
+def submission(
+    answers: Mapping[str, str], sample: Path | None, columns: tuple[str, str], *, filling: str
+) -> tuple[str, int]:
+    """The text of submission.csv, and for how many images ``filling`` had to stand in.
+
+    Parameters
+    ----------
+    answers
+        Predicted class by the name of the image; empty where it could not be read.
+    sample
+        The competition's sample submission, whose header and order are taken; without it ``columns`` is the header,
+        and images that could not be read stay empty.
+
+    Raises
+    ------
+    UserError
+        When the sample asks for images that were not predicted, or is none.
+    """
+    if sample is None:
+        return to_csv(columns, list(answers.items()), exact=True), 0
+    header, rows = read_table(sample)
+    if len(header) != 2:
+        raise UserError(f"{sample}: must have two columns (it has {', '.join(header)}); name a sample submission")
+    names = [row[header[0]] for row in rows]
+    missing = [name for name in names if name not in answers]
+    if missing:
+        raise UserError(
+            f"{sample}: {len(missing)} of its {len(names)} images are no test images, the first is {missing[0]}; "
+            "name another report.sample_submission"
+        )
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{sample}: names no image, or one twice; name another report.sample_submission")
+    filled = [(name, answers[name] or filling) for name in names]
+    return to_csv(header, filled, exact=True), sum(not answers[name] for name in names)

@@ -1,0 +1,283 @@
+"""The report of a run, and a comparison of several, as one HTML file each that needs nothing else.
+
+The same reports give the same bytes. Whatever stands in them is text: templates escape it, and what could not be seen
+is written with backslashes.
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tlbatch.job.files import write_text
+from tlbatch.job.records import SPLITS
+from tlbatch.job.report import SCORES, Comparison, Question, Report, ScoreName
+from tlbatch.job.section import Metric
+from tlbatch.report import plots
+from tlbatch.report.checklist import checklist, limits, main_score
+from tlbatch.report.draws import REPLICATES
+
+MOST_REJECTED = 50
+SCORE_NAMES: Mapping[ScoreName, str] = {name: name.replace("_", " ") for name in SCORES} | {
+    "kappa": "unweighted kappa",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "mcc": "Matthews correlation",
+    "grade_error": "mean grade error",
+}
+_SPLIT_NAMES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test"}
+_FIGURES = {
+    "features": "Map of the test images as the network sees them",
+    "activations": "What channels of the network respond to in one test image",
+    "filters": "First filters of the network",
+    "strategy": "What the candidates scored",
+}
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
+_PNG = b"\x89PNG"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image that was taken for another class."""
+
+    key: str
+    truth: str
+    taken_for: str
+    probability: float
+    """Of the wrong class."""
+    image: bytes
+    """PNG or JPEG thumbnail."""
+    heat: bytes | None
+    """The same size with Grad-CAM over it; None: there is none."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Everything that the page of a run shows."""
+
+    report: Report
+    rival: Comparison | None
+    """With the best other run on the same test images."""
+    epochs: Sequence[Mapping[str, Any]]
+    """Lines of metrics.jsonl that stand for an epoch."""
+    mistakes: Sequence[Mistake]
+    """The worst first."""
+    rejected: Sequence[tuple[str, str]]
+    """Key and cause."""
+    figures: Mapping[str, bytes]
+    """Further PNG figures by name."""
+
+
+def write_page(path: Path, shown: Shown) -> None:
+    """Write the page of a run, atomically."""
+    sections = [(name, title) for name, title, is_there in _sections(shown) if is_there]
+    _write(path, "report.html.j2", {
+        "shown": shown,
+        "report": shown.report,
+        "main": main_score(shown.report),
+        "classes": [one.name for one in shown.report.classes],
+        "sections": sections,
+        "warnings": _warnings(shown.report),
+        "limits": limits(shown.report),
+        "items": checklist(shown.report, num_mistakes=len(shown.mistakes), rival=shown.rival),
+        "rejected": shown.rejected[:MOST_REJECTED],
+        "figures": [(_FIGURES.get(name, name), image) for name, image in sorted(shown.figures.items())],
+    })  # fmt: skip
+
+
+def write_comparison(path: Path, reports: Sequence[Report], comparisons: Sequence[tuple[str, Comparison]]) -> None:
+    """Write the page that compares runs, atomically.
+
+    Parameters
+    ----------
+    reports
+        At least two, the best first.
+    comparisons
+        The name of the first run and what it is against another, for all pairs that can be compared.
+    """
+    assert len(reports) >= 2
+    warned: dict[tuple[str, str], list[str]] = {}
+    for one in reports:
+        for warning in _warnings(one):
+            warned.setdefault(warning, []).append(one.run)
+    names = [[one.name for one in report.classes] for report in reports]
+    _write(path, "comparison.html.j2", {
+        "reports": reports,
+        "comparisons": comparisons,
+        "warnings": [(f"{title} ({', '.join(runs)})", text) for (title, text), runs in warned.items()],
+        "metrics": sorted({one.metric for one in reports}),
+        "num_pairs": len(reports) * (len(reports) - 1) // 2,
+        "same_test": len({one.test_digest for one in reports}) == 1,
+        "classes": names[0] if all(one == names[0] for one in names) else [],
+    })  # fmt: skip
+
+
+def _sections(shown: Shown) -> Iterable[tuple[str, str, bool]]:
+    """Template, title and whether there is anything to say."""
+    report = shown.report
+    yield "scores", "Scores", True
+    yield "confusion", "Confusion matrix", bool(report.classes)
+    yield "classes", "Classes", bool(report.classes)
+    yield "questions", "Yes-or-no questions", bool(report.questions)
+    yield "calibration", "Calibration", True
+    yield "thresholds", "Cuts between grades", report.thresholds is not None
+    yield "deployed", "Another class mix", report.deployed is not None
+    yield "subgroups", "Sub-groups", bool(report.subgroups)
+    yield "external", "External leaderboards", bool(report.external)
+    yield "training", "Training", True
+    yield "strategy", "How the strategy was chosen", report.strategy is not None
+    yield "mistakes", "Worst mistakes", bool(shown.mistakes)
+    yield "figures", "Further figures", bool(shown.figures)
+    yield "data", "Data", True
+    yield "provenance", "Provenance and cost", True
+    yield "card", "Model card", True
+    yield "checklist", "Reporting checklist", True
+
+
+def _warnings(report: Report) -> list[tuple[str, str]]:
+    """What a reader must know before the scores."""
+    found = []
+    leaks = _leaks(report)
+    if leaks:
+        found.append((
+            "The scores are not to be trusted",
+            f"The audit found a leak: an equal or nearly equal image, or one of the same group, is {'; '.join(leaks)}.",
+        ))  # fmt: skip
+    if report.synthetic:
+        found.append(("Synthetic images", "The images are computed: the scores say nothing about patients."))
+    if report.num_errors:
+        found.append((
+            "Unreadable test images",
+            f"{_things(report.num_errors, 'test image')} could not be read; the other {report.n:,} were scored.",
+        ))  # fmt: skip
+    if report.num_rejected:
+        found.append((
+            "Rejected images",
+            f"{_things(report.num_rejected, 'image')} of the source could not be used; no split has them.",
+        ))  # fmt: skip
+    return found
+
+
+def _leaks(report: Report) -> list[str]:
+    """Where the likes of images of one split are; a sum over two others only where both have some."""
+    across = {pair: number for pair, number in report.audit.across.items() if number}
+    found = []
+    for pair, number in sorted(across.items()):
+        split, _, others = pair.partition(" in ")
+        parts = others.split(" or ")
+        if len(parts) == 1 or all(f"{split} in {one}" in across for one in parts):
+            where = " or ".join(map(_split, parts))
+            found.append(f"in {where} for {_things(number, 'image')} of {_split(split)}")
+    return found
+
+
+def _split(name: str) -> str:
+    return _SPLIT_NAMES.get(name, name)
+
+
+def _write(path: Path, template: str, values: Mapping[str, object]) -> None:
+    text = _pages().get_template(template).render(values)
+    write_text(path, _UNSEEN.sub(_visible, text))
+
+
+def _visible(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+@cache
+def _pages() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("tlbatch.report", "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    pages.filters |= {"number": _number, "signed": _signed, "share": _share, "count": _count, "duration": _duration}
+    pages.filters |= {"data_uri": _data_uri, "split_name": _split, "score_name": SCORE_NAMES.__getitem__}
+    pages.filters |= {"titled": _titled, "things": _things}
+    pages.globals |= {"plots": plots, "score_names": SCORE_NAMES, "splits": SPLITS, "replicates": REPLICATES}
+    pages.globals |= {
+        "roc": _roc,
+        "pr": _pr,
+        "subgroup_rows": _subgroup_rows,
+        "run_rows": _run_rows,
+        "main_score": main_score,
+    }
+    return pages
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _signed(value: float | None) -> str:
+    return _number(value) if value is None or value < 0 else f"+{value:.4f}"
+
+
+def _share(part: float, whole: float = 1) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "none"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _things(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
+def _titled(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _data_uri(image: bytes) -> str:
+    kind = "png" if image.startswith(_PNG) else "jpeg"
+    return f"data:image/{kind};base64,{b64encode(image).decode()}"
+
+
+def _roc(questions: Sequence[Question]) -> Markup:
+    lines = [
+        plots.Line(f"{one.name}, AUC {_number(one.auc.value)}", one.roc.x, one.roc.y, kind)
+        for kind, one in enumerate(questions)
+        if one.roc.x
+    ]
+    words = "; ".join(line.name for line in lines)
+    labels = ("false positive rate (1 - specificity)", "sensitivity")
+    return plots.unit_curves("ROC curves", labels, lines, words=f"{words or 'No curve'}.", chance=True)
+
+
+def _pr(questions: Sequence[Question]) -> Markup:
+    lines = [
+        plots.Line(f"{one.name}, average precision {_number(one.average_precision)}", one.pr.x, one.pr.y, kind)
+        for kind, one in enumerate(questions)
+        if one.pr.x
+    ]
+    words = "; ".join(line.name for line in lines)
+    labels = ("recall (sensitivity)", "precision")
+    return plots.unit_curves("Precision and recall", labels, lines, words=f"{words or 'No curve'}.", chance=False)
+
+
+def _subgroup_rows(report: Report, column: str) -> list[plots.Row]:
+    own = [one for one in report.subgroups if one.column == column]
+    rows = [(one.value or "(empty)", one.scores[report.metric], False) for one in own if report.metric in one.scores]
+    return [("all test images", main_score(report), True), *rows]
+
+
+def _run_rows(reports: Sequence[Report], metric: Metric) -> list[plots.Row]:
+    own = [one for one in reports if one.metric == metric]
+    return [(one.run, main_score(one), at == 0) for at, one in enumerate(own)]

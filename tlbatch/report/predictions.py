@@ -1,0 +1,123 @@
+"""Predictions of a run: every validation and test image with its truth, as arrays and as predictions.csv."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import atomic_file, plain_text
+from tlbatch.job.records import SPLITS
+from tlbatch.job.section import SplitName
+from tlbatch.report.draws import numbered
+from tlbatch.report.tables import Decided
+
+_ROWS = 100_000
+_FIXED = ("key", "group", "split", "label", "prediction")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Images with their truth and what was predicted."""
+
+    classes: tuple[str, ...]
+    keys: npt.NDArray[np.bytes_]
+    """(n,), sorted within a split."""
+    groups: npt.NDArray[np.bytes_]
+    splits: npt.NDArray[np.int64]
+    """Numbers of `SPLITS`, (n,)."""
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    """(n, num_classes); NaN where an image could not be read."""
+    errors: npt.NDArray[np.object_]
+    """Why, (n,); empty where it could be."""
+
+    def where(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Predictions":
+        """Some of the images."""
+        return Predictions(
+            self.classes, self.keys[some], self.groups[some], self.splits[some], self.labels[some],
+            self.probabilities[some], self.errors[some],
+        )  # fmt: skip
+
+    def of(self, split: SplitName) -> "Predictions":
+        """The images of a split."""
+        return self.where(self.splits == SPLITS.index(split))
+
+    @property
+    def is_read(self) -> npt.NDArray[np.bool_]:
+        """Whether each image could be read, (n,)."""
+        return np.asarray(~np.isnan(self.probabilities).any(axis=1))
+
+    @property
+    def decided(self) -> Decided:
+        """The most probable class of each image; they must all be read."""
+        chosen = self.probabilities.argmax(axis=1).astype(np.int64)
+        return Decided(self.labels, chosen, numbered(self.groups), len(self.classes))
+
+
+def write_predictions(path: Path, found: Predictions) -> None:
+    """Write predictions.csv: no cell of text can begin a formula, and floats are written so that they come back."""
+    classes = np.array([plain_text(name) for name in found.classes])
+    with atomic_file(path) as file:
+        for start in range(0, max(1, len(found.keys)), _ROWS):
+            some = found.where(np.arange(start, min(start + _ROWS, len(found.keys))))
+            read = some.is_read
+            chosen = np.where(read, np.nan_to_num(some.probabilities).argmax(axis=1), 0)
+            columns = {
+                "key": _texts(some.keys),
+                "group": _texts(some.groups),
+                "split": pl.Series([SPLITS[number] for number in some.splits], dtype=pl.String),
+                "label": pl.Series(classes[some.labels].tolist(), dtype=pl.String),
+                "prediction": pl.Series(
+                    [name if ok else "" for name, ok in zip(classes[chosen].tolist(), read, strict=True)],
+                    dtype=pl.String,
+                ),
+            }
+            for number, name in enumerate(found.classes):
+                columns[f"p_{name}"] = pl.Series(some.probabilities[:, number]).fill_nan(None)
+            columns["error"] = pl.Series([plain_text(text) for text in some.errors], dtype=pl.String)
+            pl.DataFrame(columns).write_csv(file, include_header=start == 0)
+
+
+def _texts(column: npt.NDArray[np.bytes_]) -> pl.Series:
+    return pl.Series([plain_text(text.decode()) for text in column.tolist()], dtype=pl.String)
+
+
+def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
+    """Read predictions.csv back.
+
+    Raises
+    ------
+    UserError
+        When it is missing, damaged, or of other classes.
+    """
+    probabilities = [f"p_{name}" for name in classes]
+    kinds = dict.fromkeys([*_FIXED, "error"], pl.String) | dict.fromkeys(probabilities, pl.Float32)
+    try:
+        table = pl.read_csv(path, schema_overrides=kinds)
+        values = table.select(probabilities).to_numpy().astype(np.float32)
+        columns = {name: table[name].fill_null("").to_list() for name in (*_FIXED, "error")}
+    except (OSError, pl.exceptions.PolarsError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: missing or damaged ({first}); run reduce again: python -m tlbatch.reduce RUN"
+        ) from None
+    known = {plain_text(name): number for number, name in enumerate(classes)}
+    try:
+        labels = np.array([known[name] for name in columns["label"]], np.int64)
+        splits = np.array([SPLITS.index(name) for name in columns["split"]], np.int64)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: holds {error}, which the report does not know; run reduce again") from None
+    return Predictions(
+        tuple(classes), _exact(columns["key"]), _exact(columns["group"]), splits, labels, values,
+        np.array(columns["error"], np.object_),
+    )  # fmt: skip
+
+
+def _exact(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Keys and groups as they were before `plain_text`."""
+    shown = (text[1:] if text.startswith("'") and plain_text(text[1:]) == text else text for text in texts)
+    return np.array([text.encode() for text in shown], np.bytes_)

@@ -1,0 +1,163 @@
+"""From a run's merged predictions to its report, its predictions.csv and its submission."""
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from tlbatch.data.index import Index
+from tlbatch.data.listing import label_columns
+from tlbatch.data.sources import name_of
+from tlbatch.job.config import Job
+from tlbatch.job.files import write_text
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record, stages_of
+from tlbatch.job.report import REPORT_VERSION, Cost, Report, Scored, Thresholds
+from tlbatch.job.section import SplitName
+from tlbatch.model.thresholds import rounding
+from tlbatch.report.external import submission
+from tlbatch.report.parts import Part
+from tlbatch.report.predictions import Predictions, write_predictions
+from tlbatch.report.summary import Asked, judge_thresholds, summarise, temper
+
+log = logging.getLogger(__name__)
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
+_OF_GRADES = ("corn", "cumulative", "regression")
+_ON_GPUS = ("choose", "cache", "train", "predict")
+_JUDGED: tuple[SplitName, ...] = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What the scores of a run, or of several put together, are made from."""
+
+    record: RunRecord
+    manifest: Manifest
+    folder: Path
+    """The report folder."""
+
+    def write(self, raw: Predictions, thresholds: Thresholds | None) -> tuple[Predictions, Scored]:
+        """Write predictions.csv and submission.csv; the predictions at the temperature that is kept, and their scores.
+
+        Raises
+        ------
+        UserError
+            When a column, a leaderboard or a sample submission does not fit.
+        """
+        found, fitted = temper(raw)
+        write_predictions(self.folder / "predictions.csv", found)
+        test = found.of("test")
+        names = [name_of(key.decode()) for key in test.keys]
+        self._write_submission(test, names)
+        job = self.record.job
+        asked = Asked(job.metric, job.report, job.seed, self._columns(test), _ordered(job, self.manifest.classes))
+        return found, summarise(found, raw, fitted, asked, names=names, thresholds=thresholds)
+
+    def _columns(self, test: Predictions) -> Mapping[str, Sequence[str]]:
+        job = self.record.job
+        if not job.report.subgroups or job.data.labels is None:
+            return {}
+        values = label_columns(job.data, job.data.labels, job.report.subgroups)
+        none = ("",) * len(job.report.subgroups)
+        rows = [values.get(key.decode(), none) for key in test.keys]
+        return {name: [row[at] for row in rows] for at, name in enumerate(job.report.subgroups)}
+
+    def _write_submission(self, test: Predictions, names: Sequence[str]) -> None:
+        classes, read = self.manifest.classes, test.is_read
+        chosen = np.where(read, np.nan_to_num(test.probabilities).argmax(axis=1), 0).tolist()
+        answers = {name: classes[at] if ok else "" for name, at, ok in zip(names, chosen, read, strict=True)}
+        most = classes[int(np.argmax(self.manifest.counts["train"]))]
+        sample = self.record.job.report.sample_submission
+        text, num_filled = submission(answers, sample, self.manifest.columns, filling=most)
+        if num_filled:
+            log.warning("submission.csv: %d images could not be read and are answered with %s", num_filled, most)
+        write_text(self.folder / "submission.csv", text)
+
+
+def _ordered(job: Job, classes: Sequence[str]) -> bool:
+    """Whether the job takes its classes for grades, or they are numbers."""
+    grades = job.metric == "quadratic_kappa" or job.decision == "expected-grade"
+    return grades or job.objective in _OF_GRADES or all(name.isdecimal() for name in classes)
+
+
+def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Predictions:
+    """The merged predictions with what the index knows of their images."""
+    rows = index[merged.rows]
+    return Predictions(
+        classes=classes,
+        keys=rows["key"],
+        groups=rows["group"],
+        splits=rows["split"].astype(np.int64),
+        labels=rows["label"].astype(np.int64),
+        probabilities=merged.probabilities,
+        errors=np.array([merged.errors.get(row, "") for row in merged.rows.tolist()], np.object_),
+    )
+
+
+def thresholds_of(record: RunRecord, best: Best, found: Predictions, merged: Part) -> Thresholds | None:
+    """The metric with rounding and with the fitted cuts; None where none are cut, or in each of several views."""
+    if not best.thresholds or best.views != "none":
+        return None
+    cuts = rounding(len(found.classes)), np.array(best.thresholds)
+    grades = {split: merged.grades[found.splits == SPLITS.index(split)] for split in _JUDGED}
+    images = {split: found.of(split) for split in _JUDGED}
+    return judge_thresholds(record.job.metric, cuts, grades, images, seed=record.job.seed)
+
+
+def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, num_predicted: int) -> Report:
+    """All that the report of one run says."""
+    record, manifest = scoring.record, scoring.manifest
+    job = record.job
+    return Report(
+        **dict(scored),
+        version=REPORT_VERSION,
+        run=record.run,
+        job=job.name,
+        members=(),
+        ensemble=None,
+        synthetic=manifest.synthetic,
+        ceilings=manifest.ceilings,
+        strategy=paths.load_strategy(),
+        counts=manifest.counts,
+        num_images=manifest.num_images,
+        num_rejected=manifest.num_rejected,
+        audit=manifest.audit,
+        resize=manifest.resize,
+        steps=manifest.steps,
+        checkpoint=best,
+        backbone=job.model.backbone,
+        weights=Path(job.model.weights).name,
+        seeds={"job": job.seed, "split_salt": job.data.split.salt},
+        test_digest=manifest.test_digest,
+        digests={
+            "job": job_digest(record),
+            "set": manifest.index_digest,
+            "source": manifest.source_digest,
+            "pretrained": record.weights_digest,
+        },
+        versions={"tlbatch": record.tlbatch_version, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+        commit=record.commit,
+        cost=_cost(record, paths, num_predicted),
+    )
+
+
+def _cost(record: RunRecord, paths: RunPaths, num_predicted: int) -> Cost:
+    done = {
+        stage: load_record(Marker, paths.marker(stage), missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
+        for stage in stages_of(record.job)
+        if paths.marker(stage).exists() and stage != "reduce"
+    }
+    seconds: dict[str, float] = {stage: round(marker.seconds, 1) for stage, marker in done.items()}
+    on_gpus = sum(marker.seconds * marker.world_size for stage, marker in done.items() if stage in _ON_GPUS)
+    took = seconds.get("predict")
+    return Cost(
+        seconds=seconds,
+        gpu_hours=round(on_gpus / 3600, 4) if record.job.slurm.gpus_per_node else 0.0,
+        images_per_s=round(num_predicted / took, 1) if took else None,
+        hosts=tuple(sorted({host for marker in done.values() for host in marker.hosts})),
+    )
