@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from nltk.translate.bleu_score import corpus_bleu
+
+from tlbatch.report.tags import judge_tags
+
+TAGS = ["floral", "long", "red", "short", "dress", "shirt"]
+TRUTH = [["floral", "short", "dress"], ["red", "shirt"], ["long", "dress"], ["red", "long", "dress"]]
+PREDICTED = [["floral", "short", "dress"], ["red", "dress"], ["dress", "long"], ["long", "dress"]]
+
+
+def test_phrases_are_scored_by_match_edits_and_tags() -> None:
+    found = judge_tags(TRUTH, PREDICTED, np.arange(4), TAGS, seed=0)
+    assert found.exact_match.value == 0.25
+    assert found.edit_distance.value == (0 + 1 + 2 + 1) / 4
+    assert {tag: one.value for tag, one in found.f1.items()} == pytest.approx(
+        {"floral": 1, "long": 1, "red": 2 / 3, "short": 1, "dress": 6 / 7, "shirt": 0}
+    )
+    assert found.bleu.value == pytest.approx(corpus_bleu([[one] for one in TRUTH], PREDICTED, weights=(1 / 3,) * 3))
+
+
+def test_intervals_are_those_of_redrawn_groups() -> None:
+    rng = np.random.default_rng(0)
+    truth = [TRUTH[number] for number in rng.integers(0, 4, 120)]
+    predicted = [one if rng.random() < 0.5 else PREDICTED[rng.integers(0, 4)] for one in truth]
+    found = judge_tags(truth, predicted, np.arange(120) // 2, TAGS, seed=0)
+    drawn = []
+    for _ in range(1000):
+        images = (2 * rng.integers(0, 60, 60)[:, None] + np.arange(2)).ravel()
+        drawn.append([
+            corpus_bleu([[truth[at]] for at in images], [predicted[at] for at in images], weights=(1 / 3,) * 3),
+            np.mean([truth[at] == predicted[at] for at in images]),
+        ])  # fmt: skip
+    for estimate, draws in zip((found.bleu, found.exact_match), np.array(drawn).T, strict=True):
+        expected = np.quantile(draws, (0.025, 0.975)).tolist()
+        assert [estimate.low, estimate.high] == pytest.approx(expected, abs=0.025)
+
+
+def test_no_images_and_an_absent_tag_are_undefined_and_an_unknown_tag_is_refused() -> None:
+    nothing = judge_tags([], [], np.arange(0), TAGS, seed=0)
+    assert (nothing.n, nothing.bleu.undefined, nothing.f1["red"].value) == (0, "no images", None)
+    absent = judge_tags([["red"]], [["red"]], np.arange(1), ["red", "blue"], seed=0).f1["blue"]
+    assert (absent.value, absent.undefined) == (None, "neither there nor predicted")
+    with pytest.raises(ValueError, match="not among the tags: green"):
+        judge_tags([["red"]], [["green"]], np.arange(1), TAGS, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_empty_phrase_is_a_prediction_too() -> None:
+    found = judge_tags([["red", "shirt"], ["long"]], [[], ["long"]], np.arange(2), TAGS, seed=0)
+    assert (found.exact_match.value, found.edit_distance.value) == (0.5, 1)
