@@ -67,7 +67,7 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     first = RunPaths(entries[0].folder.parent)
     record = first.load()
     manifest = load_record(Manifest, first.set_paths(record.job).manifest, missing="submit the job again")
-    tempered, scored = Scoring(record, manifest, paths.report).write(found, None)
+    tempered, scored = Scoring(record, manifest, paths.report).write(found, found.of("val"), None)
     report = _joined([entry.report for entry in entries], how, own).model_copy(update=dict(scored))
     report.save(paths.report_json)
     rival = rival_of(own, load_entries(paths.folder.parent))

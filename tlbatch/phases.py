@@ -19,8 +19,8 @@ from tlbatch.epochs import Epoch, Feeds, Session, Validation, samples_of, train_
 from tlbatch.job.learning import Phase
 from tlbatch.job.records import Best
 from tlbatch.job.section import SplitName
-from tlbatch.model.checkpoint import Average, averaged, load_best, load_trained
-from tlbatch.model.fitted import FittedHead, Ints, Vectors, best_of, fit_head
+from tlbatch.model.checkpoint import Average, Unseen, averaged, load_best, load_trained
+from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.many import Epochs, train_heads
 from tlbatch.model.phase import start_phase
 from tlbatch.model.thresholds import rounding
@@ -81,7 +81,7 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     began = time.monotonic()
     model.to(session.accelerator.device)
     model.set_cut(phase.cut, freeze_batch_norm=True)
-    found: list[tuple[FittedHead, Ints] | None] = [None]
+    found: list[tuple[FittedHead, Unseen] | None] = [None]
     if world.is_main:
         vectors = _vectors(session, feeds)
         log.info("%s: %d vectors of %d numbers", phase.fit or "epochs", *vectors.features.shape)
@@ -91,17 +91,18 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
             head = _trained_heads(session, vectors, phase, first)
         best = best_of(head.scores)
         log.info("%s of %s is best: loss %.4f on unseen vectors", best, ", ".join(head.scores), head.scores[best])
-        found = [(head, vectors.labels[head.judged])]
+        judged = vectors.chosen(head.judged)
+        found = [(head, Unseen(head.outputs, judged.labels, np.asarray(judged.groups, np.bytes_)))]
     (given,) = broadcast_object_list(found)
     assert given is not None
-    fitted, labels = given
+    fitted, unseen = given
     new = fitted.head.to(session.accelerator.device)
     if len(new) == 1 and isinstance(new[0], nn.Linear):
         model.head[-1] = new[0]  # after the dropout of later phases
     else:
         model.head = new
     validation = validate(session, feeds.val, Views(model.spec.size))
-    keeper.offer(_candidate(session, first, validation), model, fitted.outputs, labels)
+    keeper.offer(_candidate(session, first, validation), model, unseen)
     tried = {one: loss if np.isfinite(loss) else None for one, loss in fitted.scores.items()}
     line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": tried}
     _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
@@ -186,7 +187,8 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         with averaged(model, moving):
             validation = validate(session, feeds.val, Views(model.spec.size))
             judging = time.monotonic() - began - seconds
-            better = keeper.offer(_candidate(session, epoch, validation), model, validation.outputs, labels)
+            unseen = Unseen(validation.outputs, labels, None)
+            better = keeper.offer(_candidate(session, epoch, validation), model, unseen)
         line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
         line |= {"val_seconds": judging}
         _tell(session, epoch, line, validation=validation, seconds=seconds)
@@ -198,9 +200,8 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         start.update(model)  # half of the begin, half of the end
         with averaged(model, start):
             validation = validate(session, feeds.val, Views(model.spec.size))
-            better = keeper.offer(
-                _candidate(session, epoch, validation, averaged=True), model, validation.outputs, labels
-            )
+            unseen = Unseen(validation.outputs, labels, None)
+            better = keeper.offer(_candidate(session, epoch, validation, averaged=True), model, unseen)
         log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
     keeper.write(model)
     running.release()

@@ -28,7 +28,7 @@ from tlbatch.report.external import read_table
 from tlbatch.report.leaderboard import load_entries, rebuild_leaderboard, rival_of
 from tlbatch.report.page import Mistake, Shown, write_page
 from tlbatch.report.parts import merge_parts
-from tlbatch.scoring import Scoring, predictions_of, report_of, thresholds_of
+from tlbatch.scoring import Scoring, predictions_of, report_of, thresholds_of, tuning_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def _reduce(record: RunRecord, paths: RunPaths, world: World) -> None:
     merged = merge_parts(paths.predictions, header, asked, keys=index["key"], num_classes=len(manifest.classes))
     raw = predictions_of(index, merged, manifest.classes)
     scoring = Scoring(record, manifest, paths.report)
-    found, scored = scoring.write(raw, thresholds_of(record, best, raw, merged))
+    tuning = tuning_of(paths, best, raw, merged)
+    found, scored = scoring.write(raw, tuning.images, thresholds_of(record, best, raw, merged, tuning))
     report = report_of(scoring, scored, paths, best, num_predicted=len(merged.rows))
     mistakes: list[Mistake] = []
     if record.job.figures:

@@ -8,12 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tlbatch.data.index import Index
 from tlbatch.data.listing import label_columns
 from tlbatch.data.sources import name_of
 from tlbatch.job.config import Job
-from tlbatch.job.files import write_text
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import digest_file, write_text
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record, stages_of
 from tlbatch.job.report import REPORT_VERSION, Cost, Report, Scored, Thresholds
@@ -22,13 +24,12 @@ from tlbatch.model.thresholds import rounding
 from tlbatch.report.external import submission
 from tlbatch.report.parts import Part
 from tlbatch.report.predictions import Predictions, write_predictions
-from tlbatch.report.summary import Asked, judge_thresholds, summarise, temper
+from tlbatch.report.summary import Asked, fit_temperature_on, judge_thresholds, summarise, temper
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
 _OF_GRADES = ("corn", "cumulative", "regression")
 _ON_GPUS = ("choose", "cache", "train", "predict")
-_JUDGED: tuple[SplitName, ...] = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,28 @@ class Scoring:
     folder: Path
     """The report folder."""
 
-    def write(self, raw: Predictions, thresholds: Thresholds | None) -> tuple[Predictions, Scored]:
+    def write(self, raw: Predictions, tuning: Predictions, thresholds: Thresholds | None) -> tuple[Predictions, Scored]:
         """Write predictions.csv and submission.csv; the predictions at the temperature that is kept, and their scores.
+
+        Parameters
+        ----------
+        tuning
+            Predictions of images that the model was not trained on, and that are no test images.
 
         Raises
         ------
         UserError
             When a column, a leaderboard or a sample submission does not fit.
         """
-        found, fitted = temper(raw)
+        fitted = fit_temperature_on(tuning)
+        found, tuning = temper(raw, fitted), temper(tuning, fitted)
         write_predictions(self.folder / "predictions.csv", found)
         test = found.of("test")
         names = [name_of(key.decode()) for key in test.keys]
         self._write_submission(test, names)
         job = self.record.job
         asked = Asked(job.metric, job.report, job.seed, self._columns(test), _ordered(job, self.manifest.classes))
-        return found, summarise(found, raw, fitted, asked, names=names, thresholds=thresholds)
+        return found, summarise(found, raw, tuning, fitted, asked, names=names, thresholds=thresholds)
 
     def _columns(self, test: Predictions) -> Mapping[str, Sequence[str]]:
         job = self.record.job
@@ -98,13 +105,45 @@ def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Pred
     )
 
 
-def thresholds_of(record: RunRecord, best: Best, found: Predictions, merged: Part) -> Thresholds | None:
+@dataclass(frozen=True)
+class Tuning:
+    """What a run predicted for images that it was not trained on and that are no test images."""
+
+    images: Predictions
+    grades: npt.NDArray[np.float32]
+    """What thresholds cut, (n,)."""
+
+
+def tuning_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> Tuning:
+    """The validation images; without any, training images as heads saw them that were fitted on the other folds.
+
+    Raises
+    ------
+    UserError
+        When their file is not as train wrote it.
+    """
+    val = found.splits == SPLITS.index("val")
+    if val.any() or best.unseen is None:
+        return Tuning(found.where(val), merged.grades[val])
+    if not paths.unseen.exists() or digest_file(paths.unseen) != best.unseen:
+        raise UserError(f"{paths.unseen}: missing or not as train wrote it; submit the job again")
+    with np.load(paths.unseen, allow_pickle=False) as data:
+        labels, groups = data["labels"], data["groups"]
+        none = np.full(len(labels), "", np.object_)
+        splits = np.full(len(labels), SPLITS.index("train"))
+        images = Predictions(found.classes, groups, groups, splits, labels, data["probabilities"], none)
+        return Tuning(images, data["grades"])
+
+
+def thresholds_of(record: RunRecord, best: Best, found: Predictions, merged: Part, tuning: Tuning) -> Thresholds | None:
     """The metric with rounding and with the fitted cuts; None where none are cut, or in each of several views."""
     if not best.thresholds or best.views != "none":
         return None
     cuts = rounding(len(found.classes)), np.array(best.thresholds)
-    grades = {split: merged.grades[found.splits == SPLITS.index(split)] for split in _JUDGED}
-    images = {split: found.of(split) for split in _JUDGED}
+    other: SplitName = "val" if (tuning.images.splits == SPLITS.index("val")).all() else "train"
+    test = found.splits == SPLITS.index("test")
+    grades: dict[SplitName, npt.NDArray[np.float32]] = {other: tuning.grades, "test": merged.grades[test]}
+    images: dict[SplitName, Predictions] = {other: tuning.images, "test": found.where(test)}
     return judge_thresholds(record.job.metric, cuts, grades, images, seed=record.job.seed)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -87,6 +88,28 @@ def test_what_a_report_is_asked_must_fit_the_classes_and_the_labels_file(make: C
     )):  # fmt: skip
         with pytest.raises(UserError, match=says):
             make(wrong, f"run=asks{number}")
+
+
+def test_without_validation_images_thresholds_are_those_of_training_images_out_of_fold(
+    make: Callable[..., RunPaths],
+) -> None:
+    paths = make(
+        "metric=quadratic_kappa", "decision=expected-grade", "phase=[{cut='pool', fit='logistic'}]", "data.split.val=0",
+        "report.questions.ill=['1','2']", "report.sensitivity=[0.8]",
+    )  # fmt: skip
+    report = report_of(paths)
+    assert report["questions"][0]["points"][1]["aim"] == "sensitivity 0.8 on training images out of fold"
+    assert report["questions"][0]["points"][1]["threshold"] is not None
+    assert set(report["thresholds"]["tuned"]) == {"train", "test"}
+    assert report["thresholds"]["tuned"]["train"]["value"] is not None
+    assert "groups of views of training images out of fold, fewer than the 50" in report["calibration"]["why"]
+    with np.load(paths.unseen) as unseen:
+        assert len(unseen["labels"]) == 2 * sum(report["counts"]["train"])  # in two views
+        assert unseen["probabilities"].sum(axis=1) == pytest.approx(1, abs=1e-5)
+    paths.unseen.write_bytes(b"")
+    paths.marker("reduce").unlink()
+    with pytest.raises(UserError, match=r"unseen\.npz: missing or not as train wrote it"):
+        reduce.run(paths.folder)
 
 
 def test_another_report_of_the_same_run_needs_no_new_predictions(make: Callable[..., RunPaths]) -> None:

@@ -48,6 +48,11 @@ class RunPaths:
         return self.checkpoints / "best.json"
 
     @property
+    def unseen(self) -> Path:
+        """Predictions of training images by heads that had not seen them."""
+        return self.checkpoints / "unseen.npz"
+
+    @property
     def predictions(self) -> Path:
         """One part a rank."""
         return self.folder / "predictions"

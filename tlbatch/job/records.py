@@ -227,6 +227,9 @@ class Best(Record):
     num_parameters: int
     thresholds: tuple[float, ...] = ()
     """Between grades, where they decide; fitted on images the model was not trained on."""
+    unseen: str | None = None
+    """SHA-256 of unseen.npz beside this record: predictions of training images by heads that had not seen them; none
+    where the head was not fitted on folds."""
 
 
 def job_digest(record: RunRecord) -> str:

@@ -95,12 +95,12 @@ class Reliability(Record):
 
 
 class Calibration(Record):
-    """Probabilities on test before and after temperature scaling, which is fitted on validation."""
+    """Probabilities on test before and after temperature scaling, which is fitted on images that are no test images."""
 
     temperature: float | None
     """None: there was nothing to fit it on."""
     kept: bool
-    """Whether it gained on validation images that it was not fitted on, and is in predictions.csv."""
+    """Whether it gained on images that it was not fitted on, and is in predictions.csv."""
     why: str
     before: Reliability
     after: Reliability | None

@@ -20,7 +20,8 @@ class Reporting(Section):
     questions: dict[str, tuple[str, ...]] = {}
     """Yes-or-no questions, each with the classes that mean yes, e.g. { referable = ["2", "3", "4"] }."""
     sensitivity: tuple[_Rate, ...] = ()
-    """Operating points of the questions: thresholds that reach these sensitivities on validation."""
+    """Operating points of the questions: thresholds that reach these sensitivities on validation, or,
+    without any, on training images as heads saw them that were fitted on the other folds."""
     specificity: tuple[_Rate, ...] = ()
     """The same for specificities."""
     deploy_prior: dict[str, _Weight] = {}

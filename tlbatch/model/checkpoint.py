@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_file
+from tlbatch.job.files import atomic_file, digest_file
 from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.records import Best, Manifest, RunRecord, load_record
 from tlbatch.job.world import World
@@ -66,6 +67,17 @@ def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> No
     model.head.load_state_dict(given)
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """What was predicted for images that the model, or one fitted alike, was not trained on."""
+
+    outputs: npt.NDArray[np.float32]
+    """Of the head, (n, num_outputs)."""
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.bytes_] | None
+    """Of training images, by heads fitted on the other folds; None: of the validation split."""
+
+
 class Keeper:
     """Keeps the checkpoint with the higher validation score, among equals the one with the lower log loss.
 
@@ -78,25 +90,14 @@ class Keeper:
         self._paths = paths
         self._world = world
         self._kept: dict[str, torch.Tensor] | None = None
-        self._outputs: npt.NDArray[np.float32] = np.empty((0, 1), np.float32)
-        self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._unseen: Unseen | None = None
 
-    def offer(
-        self, offered: Best, model: Classifier, outputs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-    ) -> bool:
-        """Keep it if it is better; whether it is.
-
-        Parameters
-        ----------
-        outputs
-            (n, num_outputs), on images that it was not trained on: thresholds are fitted on them.
-        labels
-            Of these images, (n,).
-        """
+    def offer(self, offered: Best, model: Classifier, unseen: Unseen) -> bool:
+        """Keep it if it is better; whether it is. Thresholds are fitted on what is unseen."""
         if self.best is not None and _rank(offered) < _rank(self.best):
             return False
         better = self.best is None or _rank(offered) > _rank(self.best)
-        self.best, self._outputs, self._labels = offered, outputs, labels
+        self.best, self._unseen = offered, unseen
         self._kept = {key: value.detach().cpu().clone() for key, value in _moving(model).items()}
         return better
 
@@ -105,15 +106,18 @@ class Keeper:
 
         Thresholds between grades are fitted on the images that the kept outputs are of, if there are any.
         """
-        if self._kept is None or self.best is None or not self._world.is_main:
+        if self._kept is None or self.best is None or self._unseen is None or not self._world.is_main:
             return
-        if model.rule.has_thresholds and len(self._labels):
-            grades = model.rule.grades(torch.from_numpy(self._outputs), model.num_classes)[:, 0].double().numpy()
-            thresholds = fit_thresholds(grades, self._labels, num_classes=model.num_classes)
+        outputs, labels = torch.from_numpy(self._unseen.outputs), self._unseen.labels
+        if model.rule.has_thresholds and len(labels):
+            grades = model.rule.grades(outputs, model.num_classes)[:, 0].double().numpy()
+            thresholds = fit_thresholds(grades, labels, num_classes=model.num_classes)
             self._kept["thresholds"] = torch.from_numpy(thresholds).float()
         tensors = model.state_dict() | self._kept
         path = self._paths.checkpoints / self.best.weights
-        found = {"digest": _save(tensors, model, path), "thresholds": ()}
+        found: dict[str, object] = {"digest": _save(tensors, model, path), "thresholds": (), "unseen": None}
+        if self._unseen.groups is not None:
+            found["unseen"] = _save_unseen(self._paths.unseen, self._unseen, model, tensors["thresholds"])
         if model.rule.has_thresholds:
             found["thresholds"] = tuple(tensors["thresholds"].tolist())
         self.best.model_copy(update=found).save(self._paths.best)
@@ -126,6 +130,20 @@ class Keeper:
 def _save(tensors: dict[str, torch.Tensor], model: Classifier, path: Path) -> str:
     """Write all weights and statistics, with size and normalisation; the file's SHA-256."""
     write_weights(path, tensors, Input(size=model.spec.size, mean=model.spec.mean, std=model.spec.std))
+    return digest_file(path)
+
+
+def _save_unseen(path: Path, unseen: Unseen, model: Classifier, thresholds: torch.Tensor) -> str:
+    """Write probabilities and grades of unseen images; the file's SHA-256."""
+    outputs = torch.from_numpy(unseen.outputs)
+    with atomic_file(path) as file:
+        np.savez(
+            file,
+            probabilities=model.rule.probabilities(outputs, model.num_classes, thresholds.cpu()).numpy(),
+            grades=model.rule.grades(outputs, model.num_classes)[:, 0].numpy(),
+            labels=unseen.labels,
+            groups=np.asarray(unseen.groups),
+        )
     return digest_file(path)
 
 

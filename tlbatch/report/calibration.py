@@ -83,17 +83,21 @@ def fit_temperature(probabilities: Floats, truth: Ints) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-_WIDEST, _WIDEST), method="bounded").x))
 
 
-def judge_temperature(probabilities: Floats, truth: Ints, groups: Ints) -> tuple[float | None, bool, str]:
-    """A temperature fitted on validation images, whether it gains on those it was not fitted on, and why so.
+def judge_temperature(
+    probabilities: Floats, truth: Ints, groups: Ints, *, images: str
+) -> tuple[float | None, bool, str]:
+    """A temperature, whether it gains on images it was not fitted on, and why so.
 
     Parameters
     ----------
     probabilities, truth, groups
-        Of the validation images.
+        Of images that the model was not trained on, and that are no test images.
+    images
+        What these are called.
     """
     num_groups = len(np.unique(groups))
     if num_groups < _LEAST_GROUPS:
-        return None, False, f"{num_groups} groups of validation images, fewer than the {_LEAST_GROUPS} that it takes"
+        return None, False, f"{num_groups} groups of {images}, fewer than the {_LEAST_GROUPS} that it takes"
     plain = fitted = 0.0
     every = np.arange(probabilities.shape[1])
     for fit, judged in GroupKFold(_FOLDS).split(probabilities, truth, groups):
@@ -103,7 +107,7 @@ def judge_temperature(probabilities: Floats, truth: Ints, groups: Ints) -> tuple
         fitted += float(log_loss(truth[judged], other, labels=every, normalize=False))
     number, kept = len(truth), fitted < plain
     why = (
-        f"on {number} validation images, each judged by a fit to the other folds, the log loss "
+        f"on {number} {images}, each judged by a fit to the other folds, the log loss "
         f"{'falls' if kept else 'does not fall'}: {plain / number:.4f} without, {fitted / number:.4f} with"
     )
     return fit_temperature(probabilities, truth), kept, why

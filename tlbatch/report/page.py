@@ -200,17 +200,15 @@ def _pages() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {"number": _number, "signed": _signed, "share": _share, "count": _count, "duration": _duration}
-    pages.filters |= {"data_uri": _data_uri, "split_name": _split, "score_name": SCORE_NAMES.__getitem__}
-    pages.filters |= {"titled": _titled, "things": _things}
-    pages.globals |= {"plots": plots, "score_names": SCORE_NAMES, "splits": SPLITS, "replicates": REPLICATES}
+    pages.filters |= {
+        "count": _count, "data_uri": _data_uri, "duration": _duration, "number": _number, "share": _share,
+        "signed": _signed, "score_name": SCORE_NAMES.__getitem__, "split_name": _split, "things": _things,
+        "titled": _titled,
+    }  # fmt: skip
     pages.globals |= {
-        "roc": _roc,
-        "pr": _pr,
-        "subgroup_rows": _subgroup_rows,
-        "run_rows": _run_rows,
-        "main_score": main_score,
-    }
+        "leaks": _leaks, "main_score": main_score, "plots": plots, "pr": _pr, "replicates": REPLICATES, "roc": _roc,
+        "run_rows": _run_rows, "score_names": SCORE_NAMES, "splits": SPLITS, "subgroup_rows": _subgroup_rows,
+    }  # fmt: skip
     return pages
 
 
@@ -223,7 +221,7 @@ def _signed(value: float | None) -> str:
 
 
 def _share(part: float, whole: float = 1) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "none"
+    return f"{100 * part / whole:.1f}\N{NO-BREAK SPACE}%" if whole else "none"
 
 
 def _count(value: int) -> str:

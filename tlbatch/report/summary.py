@@ -1,11 +1,12 @@
 """All that is said of predictions: scores, classes, questions, calibration, sub-groups, other class mixes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.job.records import SPLITS
 from tlbatch.job.report import (
     Calibration,
     Deployed,
@@ -27,6 +28,8 @@ from tlbatch.report.ranking import answer, area, at_threshold, threshold_for
 from tlbatch.report.tables import Decided, confusion, judge, judge_all, judge_deployed
 
 _MOST_VALUES = 30
+Fitted = tuple[float | None, bool, str]
+"""A temperature, whether it is kept, and why."""
 _OF_GRADES: tuple[ScoreName, ...] = ("quadratic_kappa", "linear_kappa", "grade_error")
 _NO_ORDER = Estimate(value=None, undefined="the classes have no order")
 Bools = npt.NDArray[np.bool_]
@@ -51,28 +54,35 @@ class Asked:
         )
 
 
-def temper(found: Predictions) -> tuple[Predictions, tuple[float | None, bool, str]]:
-    """Predictions at the temperature that their validation images ask for, and what is said of it."""
-    val = found.of("val")
-    val = val.where(val.is_read)
-    fitted = judge_temperature(val.probabilities, val.labels, numbered(val.groups))
+def fit_temperature_on(tuning: Predictions) -> Fitted:
+    """The temperature that images ask for which are no test images, and what is said of it."""
+    images = "validation images" if _is_val(tuning) else "views of training images out of fold"
+    tuning = tuning.where(tuning.is_read)
+    return judge_temperature(tuning.probabilities, tuning.labels, numbered(tuning.groups), images=images)
+
+
+def _is_val(tuning: Predictions) -> bool:
+    return bool((tuning.splits == SPLITS.index("val")).all())
+
+
+def temper(found: Predictions, fitted: Fitted) -> Predictions:
+    """Predictions at the temperature that was fitted, if it is kept."""
     temperature, kept, _ = fitted
     if temperature is None or not kept:
-        return found, fitted
+        return found
     probabilities = found.probabilities.copy()
     read = found.is_read
     probabilities[read] = tempered(probabilities[read], temperature)
     same = probabilities.argmax(axis=1) == found.probabilities.argmax(axis=1)  # but for what float32 cannot tell apart
     probabilities[read & ~same] = found.probabilities[read & ~same]
-    return Predictions(
-        found.classes, found.keys, found.groups, found.splits, found.labels, probabilities, found.errors
-    ), fitted
+    return replace(found, probabilities=probabilities)
 
 
 def summarise(
     found: Predictions,
     raw: Predictions,
-    fitted: tuple[float | None, bool, str],
+    tuning: Predictions,
+    fitted: Fitted,
     asked: Asked,
     *,
     names: Sequence[str],
@@ -86,8 +96,10 @@ def summarise(
         Predictions at the temperature that is kept.
     raw
         The same as they were predicted.
+    tuning
+        Images that are no test images, at the same temperature: thresholds of questions are theirs.
     fitted
-        What `temper` said.
+        What `fit_temperature_on` said.
     names
         Of the test images, readable or not.
     """
@@ -110,7 +122,9 @@ def summarise(
         scores=asked.meant(scores),
         classes=classes,
         confusion=confusion(decided),
-        questions=tuple(_question(name, positive, found, asked) for name, positive in reporting.questions.items()),
+        questions=tuple(
+            _question(name, positive, found.of("test"), tuning, asked) for name, positive in reporting.questions.items()
+        ),
         calibration=_calibration(raw, fitted, seed),
         thresholds=thresholds,
         deployed=_deployed(decided, found.classes, asked),
@@ -123,7 +137,7 @@ def summarise(
     )
 
 
-def _calibration(raw: Predictions, fitted: tuple[float | None, bool, str], seed: int) -> Calibration | None:
+def _calibration(raw: Predictions, fitted: Fitted, seed: int) -> Calibration | None:
     test = raw.of("test")
     test = test.where(test.is_read)
     return calibrate(test.probabilities, test.labels, numbered(test.groups), fitted, seed=seed)
@@ -138,25 +152,24 @@ def _deployed(decided: Decided, classes: Sequence[str], asked: Asked) -> Deploye
     return Deployed(prior=tuple(shares.tolist()), scores=asked.meant(judge_deployed(decided, shares, seed=asked.seed)))
 
 
-def _question(name: str, positive: Sequence[str], found: Predictions, asked: Asked) -> Question:
-    """Thresholds are those of validation, where there are some; what is answered is test."""
+def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Predictions, asked: Asked) -> Question:
+    """Of the test images; thresholds are those of the others."""
     yes = np.isin(np.arange(len(found.classes)), [found.classes.index(one) for one in positive])
-    splits: dict[SplitName, tuple[Bools, npt.NDArray[np.float64], Predictions]] = {}
-    for split in ("val", "test"):
-        images = found.of(split)
-        images = images.where(images.is_read)
-        splits[split] = yes[images.labels], images.probabilities[:, yes].astype(np.float64).sum(axis=1), images
-    truth, scores, images = splits["test"]
+    images, tuning = (some.where(some.is_read) for some in (found, tuning))
+    (truth, scores), others = (
+        (yes[some.labels], some.probabilities[:, yes].astype(np.float64).sum(axis=1)) for some in (images, tuning)
+    )
+    where = "validation" if _is_val(tuning) else "training images out of fold"
     groups = numbered(images.groups)
     decided = yes[images.decided.chosen]
     points = [at_threshold(truth, decided, groups, aim="as the classes were decided", threshold=None, seed=asked.seed)]
-    aims = [("sensitivity", value) for value in asked.reporting.sensitivity]
-    aims += [("specificity", value) for value in asked.reporting.specificity]
-    for kind, value in aims:
-        threshold = threshold_for(splits["val"][0], splits["val"][1], **{kind: value})
-        aim = f"{kind} {value:g} on validation"
+    aims = [(f"sensitivity {value:g}", value, 0.0) for value in asked.reporting.sensitivity]
+    aims += [(f"specificity {value:g}", 0.0, value) for value in asked.reporting.specificity]
+    for wanted, sensitivity, specificity in aims:
+        threshold = threshold_for(*others, sensitivity=sensitivity, specificity=specificity)
+        aim = f"{wanted} on {where}"
         if threshold is None:
-            points.append(_not_found(f"{aim}: no validation images of both answers"))
+            points.append(_not_found(f"{aim}: no images of both answers"))
         else:
             points.append(
                 at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed)
@@ -192,7 +205,7 @@ def judge_thresholds(
     *,
     seed: int,
 ) -> Thresholds:
-    """The metric with plain rounding and with the cuts that decide, on validation and on test.
+    """The metric with plain rounding and with the cuts that decide, on the images of each split.
 
     Parameters
     ----------

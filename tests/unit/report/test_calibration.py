@@ -17,7 +17,7 @@ def simulated(temperature: float, *, n: int = 3000, seed: int = 0) -> tuple[np.n
 def test_the_temperature_that_was_put_in_is_found_and_mends_the_probabilities() -> None:
     probabilities, truth = simulated(2.5)
     assert fit_temperature(probabilities, truth) == pytest.approx(2.5, rel=0.08)
-    fitted = judge_temperature(probabilities, truth, np.arange(len(truth)))
+    fitted = judge_temperature(probabilities, truth, np.arange(len(truth)), images="images")
     assert fitted[1]
     others, labels = simulated(2.5, seed=1)
     found = calibrate(others, labels, np.arange(len(labels)), fitted, seed=0)
@@ -30,9 +30,9 @@ def test_the_temperature_that_was_put_in_is_found_and_mends_the_probabilities() 
 
 
 def test_a_temperature_that_does_not_gain_on_unseen_images_is_not_kept() -> None:
-    kept = [judge_temperature(*simulated(1.0, n=80, seed=seed), np.arange(80))[1] for seed in range(20)]
+    kept = [judge_temperature(*simulated(1.0, n=80, seed=seed), np.arange(80), images="x")[1] for seed in range(20)]
     assert sum(kept) < 12
-    temperature, kept_one, why = judge_temperature(*simulated(1.0, n=40), np.arange(40))
+    temperature, kept_one, why = judge_temperature(*simulated(1.0, n=40), np.arange(40), images="validation images")
     assert (temperature, kept_one) == (None, False)
     assert "40 groups of validation images, fewer than the 50" in why
 

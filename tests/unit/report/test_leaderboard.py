@@ -24,7 +24,9 @@ def add(runs: Path, run: str, *, wrong: float, test: str = "t1", seed: int = 0, 
     none = np.array([""] * 200, np.object_)
     found = Predictions(("0", "1"), keys, keys, np.full(200, 2), truth, probabilities.astype(np.float32), none)
     asked = Asked("accuracy", Reporting(), 0, {}, ordered=True)
-    scored = summarise(found, found, (None, False, ""), asked, names=[key.decode() for key in keys], thresholds=None)
+    scored = summarise(
+        found, found, found.of("val"), (None, False, ""), asked, names=[key.decode() for key in keys], thresholds=None
+    )
     write_predictions(runs / run / "report" / "predictions.csv", found)
     Report(
         **dict(scored), version=REPORT_VERSION, run=run, job="j", members=(), ensemble=None, synthetic=False,
