@@ -11,6 +11,7 @@ from tlbatch.data.loader import open_set
 from tlbatch.gallery import Tested, mistakes
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
+from tlbatch.job.load import changed_keys
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.records import Manifest, RunRecord, load_record
 from tlbatch.job.report import Cost, Ensemble, Report
@@ -71,8 +72,9 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     report = _joined([entry.report for entry in entries], how, own).model_copy(update=dict(scored))
     report.save(paths.report_json)
     rival = rival_of(own, load_entries(paths.folder.parent))
+    settings = list(changed_keys(record.job))
     wrong = _mistakes(record, first, tempered) if record.job.figures else []
-    write_page(paths.report_page, Shown(report, rival, [], wrong, [], {}))
+    write_page(paths.report_page, Shown(report, rival, [], wrong, [], {}, settings))
     rebuild_leaderboard(leaderboard(record.job))
     log.info("%s: %s %s", own, report.metric, report.score)
     log.info("wrote %s", paths.report_page)

@@ -19,6 +19,7 @@ from tlbatch.data.loader import open_set
 from tlbatch.gallery import Tested, draw_report
 from tlbatch.job.cli import finished, guarded, once
 from tlbatch.job.files import digest_file, digest_of
+from tlbatch.job.load import changed_keys
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.records import SPLITS, Manifest, RunRecord, load_record
 from tlbatch.job.report import Ensemble, Report
@@ -72,10 +73,12 @@ def _reduce(record: RunRecord, paths: RunPaths, world: World) -> None:
         mistakes = draw_report(record, paths, open_set(folder), best, checkpoint, tested, world)
     report.save(paths.report_json)
     _, rejected = read_table(folder.rejected)
-    _write_page(report, paths, mistakes, [(row["key"], row["cause"]) for row in rejected])
+    _write_page(report, record, paths, mistakes, [(row["key"], row["cause"]) for row in rejected])
 
 
-def _write_page(report: Report, paths: RunPaths, mistakes: list[Mistake], rejected: list[tuple[str, str]]) -> None:
+def _write_page(
+    report: Report, record: RunRecord, paths: RunPaths, mistakes: list[Mistake], rejected: list[tuple[str, str]]
+) -> None:
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
     figures = {
         name: file.read_bytes()
@@ -83,8 +86,9 @@ def _write_page(report: Report, paths: RunPaths, mistakes: list[Mistake], reject
         if (file := paths.report / "figures" / f"{name}.png").exists()
     }
     rival = rival_of(report.run, load_entries(paths.folder.parent))
+    settings = list(changed_keys(record.job))
     epochs = [line for line in lines if "epoch" in line]
-    write_page(paths.report_page, Shown(report, rival, epochs, mistakes, rejected, figures))
+    write_page(paths.report_page, Shown(report, rival, epochs, mistakes, rejected, figures, settings))
 
 
 def main() -> None:

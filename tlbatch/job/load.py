@@ -14,6 +14,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 
 Tree = dict[str, Any]
+_UNTOLD = {"slurm.setup", "run"}
 
 
 def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
@@ -79,6 +80,19 @@ def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tupl
             continue
         default = "required" if field.is_required() else _shown(field.default)
         yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+
+
+def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key that is not as it is by default, with its value; without the shell lines of ``slurm.setup``."""
+    for name, field in type(section).model_fields.items():
+        value, dotted = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from changed_keys(value, f"{dotted}.")
+        elif isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value):
+            for number, one in enumerate(value):
+                yield from changed_keys(one, f"{dotted}.{number}.")
+        elif value != field.get_default() and dotted not in _UNTOLD:
+            yield dotted, str(value)
 
 
 def _section(annotation: object) -> type[BaseModel] | None:

@@ -24,7 +24,25 @@ class Estimate(Record):
     """Why there is no value, or no interval."""
 
 
-class ClassScores(Record):
+class Curve(Record):
+    """Points of a line."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class Ranked(Record):
+    """How well a probability ranks the images of yes above those of no."""
+
+    auc: Estimate
+    average_precision: float | None
+    roc: Curve
+    """False positive rate, true positive rate; no points where there are many classes."""
+    pr: Curve
+    """Recall, precision."""
+
+
+class ClassScores(Ranked):
     """One class against all others."""
 
     name: str
@@ -33,14 +51,6 @@ class ClassScores(Record):
     precision: Estimate
     recall: Estimate
     f1: Estimate
-    auc: Estimate
-
-
-class Curve(Record):
-    """Points of a line."""
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
 
 
 class OperatingPoint(Record):
@@ -58,20 +68,14 @@ class OperatingPoint(Record):
     npv: Estimate
 
 
-class Question(Record):
+class Question(Ranked):
     """A yes-or-no question about some of the classes."""
 
     name: str
     positive: tuple[str, ...]
     """Classes that mean yes."""
     num_positive: int
-    auc: Estimate
-    average_precision: float | None
     points: tuple[OperatingPoint, ...]
-    roc: Curve
-    """False positive rate, true positive rate."""
-    pr: Curve
-    """Recall, precision."""
 
 
 class Bin(Record):

@@ -5,7 +5,6 @@ is written with backslashes.
 """
 
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +16,9 @@ from markupsafe import Markup
 
 from tlbatch.job.files import write_text
 from tlbatch.job.records import SPLITS
-from tlbatch.job.report import SCORES, Comparison, Question, Report, ScoreName
+from tlbatch.job.report import SCORES, ClassScores, Comparison, Question, Report, ScoreName
 from tlbatch.job.section import Metric
-from tlbatch.report import plots
+from tlbatch.report import formats, plots
 from tlbatch.report.checklist import checklist, limits, main_score
 from tlbatch.report.draws import REPLICATES
 
@@ -39,7 +38,6 @@ _FIGURES = {
     "strategy": "What the candidates scored",
 }
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
-_PNG = b"\x89PNG"
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,8 @@ class Shown:
     """Key and cause."""
     figures: Mapping[str, bytes]
     """Further PNG figures by name."""
+    settings: Sequence[tuple[str, str]]
+    """Keys of the job that are not as they are by default."""
 
 
 def write_page(path: Path, shown: Shown) -> None:
@@ -154,12 +154,12 @@ def _warnings(report: Report) -> list[tuple[str, str]]:
     if report.num_errors:
         found.append((
             "Unreadable test images",
-            f"{_things(report.num_errors, 'test image')} could not be read; the other {report.n:,} were scored.",
+            f"{formats.things(report.num_errors, 'test image')} could not be read; the other {report.n:,} were scored.",
         ))  # fmt: skip
     if report.num_rejected:
         found.append((
             "Rejected images",
-            f"{_things(report.num_rejected, 'image')} of the source could not be used; no split has them.",
+            f"{formats.things(report.num_rejected, 'image')} of the source could not be used; no split has them.",
         ))  # fmt: skip
     return found
 
@@ -173,7 +173,7 @@ def _leaks(report: Report) -> list[str]:
         parts = others.split(" or ")
         if len(parts) == 1 or all(f"{split} in {one}" in across for one in parts):
             where = " or ".join(map(_split, parts))
-            found.append(f"in {where} for {_things(number, 'image')} of {_split(split)}")
+            found.append(f"in {where} for {formats.things(number, 'image')} of {_split(split)}")
     return found
 
 
@@ -201,9 +201,9 @@ def _pages() -> Environment:
         keep_trailing_newline=True,
     )
     pages.filters |= {
-        "count": _count, "data_uri": _data_uri, "duration": _duration, "number": _number, "share": _share,
-        "signed": _signed, "score_name": SCORE_NAMES.__getitem__, "split_name": _split, "things": _things,
-        "titled": _titled,
+        "count": formats.count, "data_uri": formats.data_uri, "duration": formats.duration, "number": formats.number,
+        "score_name": SCORE_NAMES.__getitem__, "share": formats.share, "signed": formats.signed, "split_name": _split,
+        "things": formats.things, "titled": formats.titled,
     }  # fmt: skip
     pages.globals |= {
         "leaks": _leaks, "main_score": main_score, "plots": plots, "pr": _pr, "replicates": REPLICATES, "roc": _roc,
@@ -212,45 +212,9 @@ def _pages() -> Environment:
     return pages
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _signed(value: float | None) -> str:
-    return _number(value) if value is None or value < 0 else f"+{value:.4f}"
-
-
-def _share(part: float, whole: float = 1) -> str:
-    return f"{100 * part / whole:.1f}\N{NO-BREAK SPACE}%" if whole else "none"
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _things(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
-
-
-def _titled(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _data_uri(image: bytes) -> str:
-    kind = "png" if image.startswith(_PNG) else "jpeg"
-    return f"data:image/{kind};base64,{b64encode(image).decode()}"
-
-
-def _roc(questions: Sequence[Question]) -> Markup:
+def _roc(questions: Sequence[ClassScores | Question]) -> Markup:
     lines = [
-        plots.Line(f"{one.name}, AUC {_number(one.auc.value)}", one.roc.x, one.roc.y, kind)
+        plots.Line(f"{one.name}, AUC {formats.number(one.auc.value)}", one.roc.x, one.roc.y, kind)
         for kind, one in enumerate(questions)
         if one.roc.x
     ]
@@ -259,9 +223,9 @@ def _roc(questions: Sequence[Question]) -> Markup:
     return plots.unit_curves("ROC curves", labels, lines, words=f"{words or 'No curve'}.", chance=True)
 
 
-def _pr(questions: Sequence[Question]) -> Markup:
+def _pr(questions: Sequence[ClassScores | Question]) -> Markup:
     lines = [
-        plots.Line(f"{one.name}, average precision {_number(one.average_precision)}", one.pr.x, one.pr.y, kind)
+        plots.Line(f"{one.name}, average precision {formats.number(one.average_precision)}", one.pr.x, one.pr.y, kind)
         for kind, one in enumerate(questions)
         if one.pr.x
     ]

@@ -1,17 +1,18 @@
 """Plots of a page: inline SVG in the page's own colours, with their numbers in words for those who do not see them.
 
-Lengths are in CSS pixels. Classes of the elements are those of the style sheet in pages/base.html.j2.
+Lengths are in CSS pixels. Classes of the elements are those of the style sheet in pages/style.css.j2.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isfinite, log10
+from math import isfinite
 from typing import Any
 
 from markupsafe import Markup
 
 from tlbatch.job.report import Estimate, Reliability
 from tlbatch.job.section import Metric
+from tlbatch.report import svg
 
 MOST_CLASSES = 60
 """Of a confusion matrix that is drawn."""
@@ -40,28 +41,6 @@ class Line:
     """Its colour."""
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Where values lie."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    width: float = 400
-    height: float = 330
-    left: float = 54
-    top: float = 22
-    right: float = 14
-    bottom: float = 48
-
-    def across(self, value: float) -> float:
-        share = (value - self.x[0]) / (self.x[1] - self.x[0])
-        return self.left + share * (self.width - self.left - self.right)
-
-    def down(self, value: float) -> float:
-        share = (value - self.y[0]) / (self.y[1] - self.y[0])
-        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
-
-
 def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
     """A row for each true class with counts and shares of the row; for more than 20 classes shares as colour alone."""
     number, shorts = len(names), [short(name) for name in names]
@@ -70,18 +49,18 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
     room = 5.8 * longest if turned else 12
     side = _side(counts, number)
     left, top = 40 + 7.6 * longest, 44 + room
-    parts = [_text(left, 14, "taken for", "label")]
-    parts.append(_turned(14, top + side * number / 2, "true class", "label middle", -90))
+    parts = [svg.text(left, 14, "taken for", "label")]
+    parts.append(svg.turned(14, top + side * number / 2, "true class", "label middle", -90))
     for at, (name, row) in enumerate(zip(shorts, counts, strict=True)):
         start = side * at
-        parts.append(_text(left - 8, top + start + side / 2 + 4, name, "tick end"))
+        parts.append(svg.text(left - 8, top + start + side / 2 + 4, name, "tick end"))
         corner = (left + start + side / 2 - 3 * turned, top - 8)
-        parts.append(_turned(*corner, name, "tick" if turned else "tick middle", -45 * turned))
+        parts.append(svg.turned(*corner, name, "tick" if turned else "tick middle", -45 * turned))
         for to, count in enumerate(row):
             parts.append(_cell((left + side * to, top + start), side, (names[at], names[to]), count, sum(row)))
-        parts.append(_box(left + start, top + start, side, side, "own"))
+        parts.append(svg.box(left + start, top + start, side, side, "own"))
     size = (left + side * number + room, top + side * number + 8)
-    return _svg(*size, "Confusion matrix", _confusion_words(counts, names), parts, kind="wide")
+    return svg.drawing(*size, "Confusion matrix", _confusion_words(counts, names), parts, kind="wide")
 
 
 def _side(counts: Sequence[Sequence[int]], number: int) -> float:
@@ -103,9 +82,9 @@ def _cell(corner: tuple[float, float], side: float, names: tuple[str, str], coun
     ]
     if side > _BLANK:
         (x, y), kind = (place + side / 2 for place in corner), "on-heat high" if share >= _HEAT_TURNS else "on-heat"
-        parts.append(_text(x, y if count else y + 5, str(count), f"{kind} {'count' if count else 'zero'} middle"))
+        parts.append(svg.text(x, y if count else y + 5, str(count), f"{kind} {'count' if count else 'zero'} middle"))
         if count:
-            parts.append(_text(x, y + 14, _percent(count, total), f"{kind} share middle"))
+            parts.append(svg.text(x, y + 14, _percent(count, total), f"{kind} share middle"))
     return Markup("").join(parts)
 
 
@@ -120,28 +99,28 @@ def _confusion_words(counts: Sequence[Sequence[int]], names: Sequence[str]) -> s
 
 def reliability(title: str, found: Reliability) -> Markup:
     """How often predictions are right that claim to be so with some probability, and how many there are of each."""
-    frame = _Frame((0, 1), (0, 1), height=400, bottom=124)
-    parts = [*_axes(frame, "probability of the chosen class", "share that is right", below=76)]
-    parts.append(_stroke(frame, (0, 1), (0, 1), "ideal"))
+    frame = svg.Frame((0, 1), (0, 1), height=400, bottom=124)
+    parts = [*svg.axes(frame, "probability of the chosen class", "share that is right", below=76)]
+    parts.append(svg.stroke(frame, (0, 1), (0, 1), "ideal"))
     most, floor_at, room = max((one.n for one in found.bins), default=1), frame.height - 46, 62
     for one in found.bins:
         told = f"{one.n} images between {one.low:.2f} and {one.high:.2f}: claimed {one.confidence:.4f}, right "
         told += f"{_words(one.accuracy)}"
         left, right, tall = frame.across(one.low), frame.across(one.high), room * one.n / most
-        parts.append(_box(left + 1, floor_at - tall, right - left - 2, tall, "bar", told))
+        parts.append(svg.box(left + 1, floor_at - tall, right - left - 2, tall, "bar", told))
         parts += _whisker(frame, one.confidence, one.accuracy, told)
-    parts.append(_text(frame.left - 6, floor_at - room + 8, f"{most:,}", "tick end"))
-    parts.append(_text(frame.left - 6, floor_at, "0", "tick end"))
-    parts.append(_turned(14, floor_at - room / 2, "images", "label middle", -90))
+    parts.append(svg.text(frame.left - 6, floor_at - room + 8, f"{most:,}", "tick end"))
+    parts.append(svg.text(frame.left - 6, floor_at, "0", "tick end"))
+    parts.append(svg.turned(14, floor_at - room / 2, "images", "label middle", -90))
     words = "; ".join(f"{one.n} images claim {one.confidence:.2f} and {_words(one.accuracy)} are right"
                       for one in found.bins)  # fmt: skip
-    return _svg(frame.width, frame.height, title, f"{words or 'No images'}.", parts)
+    return svg.drawing(frame.width, frame.height, title, f"{words or 'No images'}.", parts)
 
 
-def _whisker(frame: _Frame, x: float, found: Estimate, told: str) -> list[Markup]:
+def _whisker(frame: svg.Frame, x: float, found: Estimate, told: str) -> list[Markup]:
     parts = []
     if found.low is not None and found.high is not None:
-        parts.append(_stroke(frame, (x, x), (found.low, found.high), "k0 whisker"))
+        parts.append(svg.stroke(frame, (x, x), (found.low, found.high), "k0 whisker"))
     if found.value is not None:
         parts.append(Markup('<circle class="k0 dot" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>').format(
             frame.across(x), frame.down(found.value), told))  # fmt: skip
@@ -150,10 +129,10 @@ def _whisker(frame: _Frame, x: float, found: Estimate, told: str) -> list[Markup
 
 def unit_curves(title: str, labels: tuple[str, str], lines: Sequence[Line], *, words: str, chance: bool) -> Markup:
     """Lines from 0 to 1 on both axes; chance: with the diagonal that guessing would give."""
-    frame = _Frame((0, 1), (0, 1), height=360)
-    parts = [*_axes(frame, *labels)]
+    frame = svg.Frame((0, 1), (0, 1), height=360)
+    parts = [*svg.axes(frame, *labels)]
     if chance:
-        parts.append(_stroke(frame, (0, 1), (0, 1), "ideal"))
+        parts.append(svg.stroke(frame, (0, 1), (0, 1), "ideal"))
     parts += [_joined(frame, line) for line in lines]
     return _with_legend(frame, title, words, parts, lines)
 
@@ -176,13 +155,13 @@ def training(epochs: Sequence[Mapping[str, Any]], metric: Metric) -> list[Markup
 
 def _by_epoch(title: str, lines: Sequence[Line], phases: Sequence[Any]) -> Markup:
     known = [value for line in lines for value in line.y if value is not None]
-    frame = _Frame((0.5, len(phases) + 0.5), _widened(min(known), max(known)), left=64)
-    parts = [*_axes(frame, "epoch", title, whole=True)]
+    frame = svg.Frame((0.5, len(phases) + 0.5), svg.widened(min(known), max(known)), left=64)
+    parts = [*svg.axes(frame, "epoch", title, whole=True)]
     starts = [at for at in range(len(phases)) if at == 0 or phases[at] != phases[at - 1]]
     for at in starts if len(starts) > 1 else []:
         if at:
-            parts.append(_stroke(frame, (at + 0.5, at + 0.5), frame.y, "phase"))
-        parts.append(_text(frame.across(at + 0.5) + 4, frame.top - 7, f"phase {phases[at]}", "tick"))
+            parts.append(svg.stroke(frame, (at + 0.5, at + 0.5), frame.y, "phase"))
+        parts.append(svg.text(frame.across(at + 0.5) + 4, frame.top - 7, f"phase {phases[at]}", "tick"))
     parts += [_joined(frame, line, dots=len(phases) <= 60) for line in lines]
     told = []
     for line in lines:
@@ -198,20 +177,20 @@ def forest(title: str, rows: Sequence[Row], *, reference: float | None = None) -
     known = [value for _, one, _ in rows for value in (one.value, one.low, one.high) if value is not None]
     known += [] if reference is None else [reference]
     step, top = 34, 12
-    reach = _widened(min(known, default=0), max(known, default=1))
+    reach = svg.widened(min(known, default=0), max(known, default=1))
     left, tall = 34 + 7.4 * max((len(short(row[0], _LONGEST_ROW)) for row in rows), default=0), 70 + step * len(rows)
-    frame = _Frame(reach, (0, 1), width=left + 530, height=tall, left=left, top=top, right=196, bottom=46)
-    parts = [*_axes(frame, title, "", upright=False)]
+    frame = svg.Frame(reach, (0, 1), width=left + 530, height=tall, left=left, top=top, right=196, bottom=46)
+    parts = [*svg.axes(frame, title, "", upright=False)]
     if reference is not None:
-        parts.append(_stroke(frame, (reference, reference), frame.y, "ideal"))
+        parts.append(svg.stroke(frame, (reference, reference), frame.y, "ideal"))
     for number, (name, found, stands_out) in enumerate(rows):
         middle, kind = top + step * (number + 0.65), "k0" if stands_out else "k4"
         parts.append(
-            _text(
+            svg.text(
                 frame.left - 14, middle + 4, short(name, _LONGEST_ROW), "tick end strong" if stands_out else "tick end"
             )
         )
-        parts.append(_text(frame.width - frame.right + 14, middle + 4, _words(found), "tick figure"))
+        parts.append(svg.text(frame.width - frame.right + 14, middle + 4, _words(found), "tick figure"))
         if found.low is not None and found.high is not None:
             ends = (frame.across(found.low), frame.across(found.high))
             parts.append(Markup('<path class="{} whisker" d="M{:.1f} {:.1f}H{:.1f}"/>').format(
@@ -220,7 +199,7 @@ def forest(title: str, rows: Sequence[Row], *, reference: float | None = None) -
             parts.append(Markup('<circle class="{} dot" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(
                 kind, frame.across(found.value), middle))  # fmt: skip
     words = "; ".join(f"{name}: {_words(found)}" for name, found, _ in rows)
-    return _svg(frame.width, frame.height, title, f"{words}.", parts, kind="wide")
+    return svg.drawing(frame.width, frame.height, title, f"{words}.", parts, kind="wide")
 
 
 def short(name: str, longest: int = _LONGEST_NAME) -> str:
@@ -228,47 +207,17 @@ def short(name: str, longest: int = _LONGEST_NAME) -> str:
     return name if len(name) <= longest else f"{name[: longest - 3]}..."
 
 
-def _axes(
-    frame: _Frame, across: str, up: str, *, whole: bool = False, below: float = 0, upright: bool = True
-) -> Iterable[Markup]:
-    """Grid, ticks and names; below: room between the grid and the name of its x-axis."""
-    ground, middle = frame.height - frame.bottom, (frame.left + frame.width - frame.right) / 2
-    for tick in _ticks(*frame.x, whole=whole):
-        yield _stroke(frame, (tick, tick), frame.y, "grid")
-        yield _text(frame.across(tick), ground + 18 + below, f"{tick:g}", "tick middle")
-    yield _text(middle, ground + 38 + below, across, "label middle")
-    if upright:
-        for tick in _ticks(*frame.y):
-            yield _stroke(frame, frame.x, (tick, tick), "grid")
-            yield _text(frame.left - 6, frame.down(tick) + 4, f"{tick:g}", "tick end")
-        yield _turned(14, (frame.top + ground) / 2, up, "label middle", -90)
-
-
-def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """At most six round numbers between two."""
-    step = 10.0 ** floor(log10((high - low) / 5))
-    step = next(step * times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 5 + 1e-9)
-    step = max(1.0, step) if whole else step
-    return [count * step for count in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
-
-
-def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range with some air around it, also where it is a point."""
-    air = 0.05 * (high - low) if high - low > 1e-9 * max(abs(low), abs(high)) else 0.05 * abs(high) or 0.5
-    return low - air, high + air
-
-
-def _with_legend(frame: _Frame, title: str, words: str, parts: Iterable[Markup], lines: Sequence[Line]) -> Markup:
+def _with_legend(frame: svg.Frame, title: str, words: str, parts: Iterable[Markup], lines: Sequence[Line]) -> Markup:
     drawn, below = list(parts), frame.height + 12
     for at, line in enumerate(lines):
         y = below + 20 * at
         drawn.append(Markup('<path class="line k{}" stroke-dasharray="{}" d="M{:g} {:g}h28"/>').format(
             line.kind % _KINDS, _dash(line), frame.left, y))  # fmt: skip
-        drawn.append(_text(frame.left + 36, y + 4, short(line.name, _LONGEST_LINE), "tick"))
-    return _svg(frame.width, below + 20 * len(lines), title, words, drawn)
+        drawn.append(svg.text(frame.left + 36, y + 4, short(line.name, _LONGEST_LINE), "tick"))
+    return svg.drawing(frame.width, below + 20 * len(lines), title, words, drawn)
 
 
-def _joined(frame: _Frame, line: Line, *, dots: bool = False) -> Markup:
+def _joined(frame: svg.Frame, line: Line, *, dots: bool = False) -> Markup:
     steps, pen = [], "M"
     known = [(x, value) for x, value in zip(line.x, line.y, strict=True) if value is not None]
     for x, value in zip(line.x, line.y, strict=True):
@@ -303,34 +252,3 @@ def _words(found: Estimate) -> str:
 
 def _percent(count: int, total: int) -> str:
     return f"{100 * count / total:.0f} %" if total else "none"
-
-
-def _svg(
-    width: float, height: float, title: str, words: str, parts: Iterable[Markup], *, kind: str = "small"
-) -> Markup:
-    return Markup(
-        '<svg class="plot {}" role="img" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" '
-        'aria-label="{}. {}"><title>{}</title><desc>{}</desc>{}</svg>'
-    ).format(kind, width, height, width, height, title, words, title, words, Markup("").join(parts))
-
-
-def _text(x: float, y: float, text: str, kind: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, text)
-
-
-def _turned(x: float, y: float, text: str, kind: str, degrees: float) -> Markup:
-    return Markup('<text class="{}" transform="translate({:.1f} {:.1f}) rotate({:g})">{}</text>').format(
-        kind, x, y, degrees, text
-    )
-
-
-def _stroke(frame: _Frame, x: tuple[float, float], y: tuple[float, float], kind: str) -> Markup:
-    return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
-        kind, frame.across(x[0]), frame.down(y[0]), frame.across(x[1]), frame.down(y[1])
-    )
-
-
-def _box(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> Markup:
-    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>').format(
-        kind, x, y, width, height, Markup("<title>{}</title>").format(told) if told else ""
-    )

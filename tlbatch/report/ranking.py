@@ -1,6 +1,5 @@
 """How well probabilities rank: areas under the curve, curves, and thresholds of yes-or-no questions."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from tlbatch.job.report import Curve, Estimate, OperatingPoint, Question
+from tlbatch.job.report import Curve, Estimate, OperatingPoint, Ranked
 from tlbatch.report.draws import kinds_of_cells, proportion, redrawn
 
 _POINTS = 101
@@ -86,7 +85,7 @@ def at_threshold(
     return OperatingPoint(
         aim=aim,
         threshold=threshold,
-        counts=(int(table[yes_yes]), int(table[no_yes]), int(table[no_no]), int(table[yes_no])),
+        counts=(int(table[yes_yes]), int(table[no_yes]), int(table[yes_no]), int(table[no_no])),
         sensitivity=share(yes_yes, yes_no, "no image whose answer is yes"),
         specificity=share(no_no, no_yes, "no image whose answer is no"),
         ppv=share(yes_yes, no_yes, "never answered yes"),
@@ -94,40 +93,23 @@ def at_threshold(
     )
 
 
-def answer(
-    name: str,
-    positive: Sequence[str],
-    *,
-    truth: Bools,
-    scores: Floats,
-    groups: Ints,
-    points: tuple[OperatingPoint, ...],
-) -> Question:
-    """A question's area, curves and operating points."""
-    both = bool(truth.any() and not truth.all())
-    return Question(
-        name=name,
-        positive=tuple(positive),
-        num_positive=int(truth.sum()),
+def rank(truth: Bools, scores: Floats, groups: Ints, *, curves: bool = True) -> Ranked:
+    """Areas, and curves of at most 101 points, or without."""
+    both, none = bool(truth.any() and not truth.all()), Curve(x=(), y=())
+    return Ranked(
         auc=area(truth, scores, groups),
         average_precision=float(average_precision_score(truth, scores)) if both else None,
-        points=points,
-        roc=roc_points(truth, scores),
-        pr=_pr_points(truth, scores),
+        roc=_roc_points(truth, scores) if both and curves else none,
+        pr=_pr_points(truth, scores) if both and curves else none,
     )
 
 
-def roc_points(truth: Bools, scores: Floats) -> Curve:
-    """At most 101 points of the ROC curve: false positive rate, true positive rate."""
-    if truth.all() or not truth.any():
-        return Curve(x=(), y=())
+def _roc_points(truth: Bools, scores: Floats) -> Curve:
     x, y, _ = roc_curve(truth, scores)
     return _thinned(x, y)
 
 
 def _pr_points(truth: Bools, scores: Floats) -> Curve:
-    if truth.all() or not truth.any():
-        return Curve(x=(), y=())
     precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
     return _thinned(recall[::-1], precision[::-1])
 

@@ -24,10 +24,10 @@ from tlbatch.report.calibration import calibrate, judge_temperature, tempered
 from tlbatch.report.draws import numbered
 from tlbatch.report.external import Named, placed
 from tlbatch.report.predictions import Predictions
-from tlbatch.report.ranking import answer, area, at_threshold, threshold_for
+from tlbatch.report.ranking import at_threshold, rank, threshold_for
 from tlbatch.report.tables import Decided, confusion, judge, judge_all, judge_deployed
 
-_MOST_VALUES = 30
+_MOST_VALUES, _MOST_CURVES = 30, 20
 Fitted = tuple[float | None, bool, str]
 """A temperature, whether it is kept, and why."""
 _OF_GRADES: tuple[ScoreName, ...] = ("quadratic_kappa", "linear_kappa", "grade_error")
@@ -107,11 +107,12 @@ def summarise(
     read = every.is_read
     test, seed, reporting = every.where(read), asked.seed, asked.reporting
     decided = test.decided
-    areas = [
-        area(test.labels == number, test.probabilities[:, number], decided.groups)
+    few = len(found.classes) <= _MOST_CURVES
+    ranked = [
+        rank(test.labels == number, test.probabilities[:, number], decided.groups, curves=few)
         for number in range(len(found.classes))
     ]
-    scores, classes = judge_all(decided, found.classes, areas, seed=seed)
+    scores, classes = judge_all(decided, found.classes, ranked, seed=seed)
     columns = {name: np.array(values, np.object_)[read] for name, values in asked.columns.items()}
     return Scored(
         metric=asked.metric,
@@ -174,7 +175,10 @@ def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Pr
             points.append(
                 at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed)
             )
-    return answer(name, positive, truth=truth, scores=scores, groups=groups, points=tuple(points))
+    ranked = rank(truth, scores, groups)
+    return Question(
+        **dict(ranked), name=name, positive=tuple(positive), num_positive=int(truth.sum()), points=tuple(points)
+    )
 
 
 def _not_found(aim: str) -> OperatingPoint:

@@ -19,7 +19,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from tlbatch.job.report import SCORES, ClassScores, Estimate, ScoreName
+from tlbatch.job.report import SCORES, ClassScores, Estimate, Ranked, ScoreName
 from tlbatch.report.draws import Kinds, estimate, kinds_of_cells, numbered, proportion, redrawn
 
 Ints = npt.NDArray[np.int64]
@@ -169,18 +169,18 @@ def _judged(decided: Decided, tables: Tables) -> dict[ScoreName, Estimate]:
 
 
 def judge_all(
-    decided: Decided, classes: Sequence[str], auc: Sequence[Estimate], *, seed: int
+    decided: Decided, classes: Sequence[str], ranked: Sequence[Ranked], *, seed: int
 ) -> tuple[dict[ScoreName, Estimate], tuple[ClassScores, ...]]:
     """All scores, and those of each class, from the same draws."""
     if not len(decided.truth):
         none = Estimate(value=None, undefined="no images")
         empty = [
-            ClassScores(name=name, support=0, predicted=0, precision=none, recall=none, f1=none, auc=none)
-            for name in classes
+            ClassScores(**dict(one), name=name, support=0, predicted=0, precision=none, recall=none, f1=none)
+            for name, one in zip(classes, ranked, strict=True)
         ]
         return judge(decided, seed=seed), tuple(empty)
     tables = redraw(decided, seed=seed)
-    return _judged(decided, tables), _by_class(decided, tables, classes, auc)
+    return _judged(decided, tables), _by_class(decided, tables, classes, ranked)
 
 
 def judge_deployed(decided: Decided, prior: Floats, *, seed: int) -> dict[ScoreName, Estimate]:
@@ -246,7 +246,7 @@ def confusion(decided: Decided) -> tuple[tuple[int, ...], ...]:
 
 
 def _by_class(
-    decided: Decided, tables: Tables, classes: Sequence[str], auc: Sequence[Estimate]
+    decided: Decided, tables: Tables, classes: Sequence[str], ranked: Sequence[Ranked]
 ) -> tuple[ClassScores, ...]:
     codes, cell = np.unique(decided.truth * decided.num_classes + decided.chosen, return_inverse=True)
     found = precision_recall_fscore_support(
@@ -267,13 +267,13 @@ def _by_class(
             draws = (right / chosen, right / true, 2 * right / (true + chosen))
         rows.append(
             ClassScores(
+                **dict(ranked[number]),
                 name=name,
                 support=support,
                 predicted=total,
                 precision=proportion(hits, total, draws[0], num_groups=having[_CHOSEN], undefined="never predicted"),
                 recall=proportion(hits, support, draws[1], num_groups=having[_TRUE], undefined="no image of the class"),
                 f1=estimate(found[2][number], draws[2], undefined="neither there nor predicted"),
-                auc=auc[number],
             )
         )
     return tuple(rows)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.load import config_keys, load_job, load_jobs
+from tlbatch.job.load import changed_keys, config_keys, load_job, load_jobs
 
 SMALL = '[data]\nimages = "here"\n[[phase]]\ncut = "pool"\nepochs = 2\n[[phase]]\ncut = "none"\n'
 
@@ -130,3 +130,13 @@ def test_a_wrong_value_in_a_recipe_is_named_with_the_recipe(small: Path, tmp_pat
     with pytest.raises(UserError) as error:
         load_jobs([small, more], [])
     assert str(error.value) == line
+
+
+def test_the_keys_that_were_changed_are_told_with_their_values_and_shell_lines_never() -> None:
+    job = load_job([], [
+        "data.images=eyes", "phase=[{cut='pool'}, {cut='none', optimizer={lr=0.5}}]", "slurm.setup=['export TOKEN=x']",
+        "head.widths=[8]", "seed=0",
+    ])  # fmt: skip
+    assert list(changed_keys(job)) == [
+        ("data.images", "eyes"), ("head.widths", "(8,)"), ("phase.1.cut", "none"), ("phase.1.optimizer.lr", "0.5"),
+    ]  # fmt: skip

@@ -33,6 +33,7 @@ GRADES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
 COUNTS = ((26, 2, 6, 0, 0), (2, 1, 2, 0, 0), (4, 1, 24, 3, 0), (1, 0, 6, 10, 2), (0, 0, 3, 3, 7))
 NONE = Estimate(value=None, undefined="no images")
 STEPS = np.linspace(0, 1, 41)
+NOWHERE = Curve(x=(), y=())
 
 
 def near(value: float, half: float = 0.07, low: float = 0.0) -> Estimate:
@@ -50,7 +51,7 @@ def share(hits: int, total: int) -> Estimate:
 
 
 def class_scores(counts: Sequence[Sequence[int]], names: Sequence[str]) -> tuple[ClassScores, ...]:
-    table = np.array(counts)
+    table, few = np.array(counts), len(names) <= 20
     found = []
     for at, name in enumerate(names):
         hits, support, predicted = (int(n) for n in (table[at, at], table[at].sum(), table[:, at].sum()))
@@ -59,6 +60,9 @@ def class_scores(counts: Sequence[Sequence[int]], names: Sequence[str]) -> tuple
             ClassScores(
                 name=name, support=support, predicted=predicted, precision=share(hits, predicted),
                 recall=share(hits, support), f1=f1, auc=near(0.9 - 0.03 * (at % 5), 0.05),
+                average_precision=0.8 - 0.02 * (at % 5),
+                roc=Curve(x=tuple(STEPS), y=tuple(STEPS ** (0.1 + 0.04 * at))) if few else NOWHERE,
+                pr=Curve(x=tuple(STEPS), y=tuple(1 - 0.5 * STEPS**4)) if few else NOWHERE,
             )
         )  # fmt: skip
     return tuple(found)
@@ -249,5 +253,6 @@ def shown(of: Report | None = None, **changed: Any) -> Shown:
             for at in range(7)
         ],
         "rejected": [(f"images/broken_{at}.jpg", "truncated file") for at in range(53)],
+        "settings": [("metric", "quadratic_kappa"), ("phase.0.optimizer.lr", "0.002")],
     }  # fmt: skip
     return Shown(**(given | changed))

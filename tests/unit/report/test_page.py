@@ -104,7 +104,13 @@ def test_no_name_in_a_report_can_be_more_than_text(tmp_path: Path) -> None:
     mistake = Mistake(HOSTILE, HOSTILE, HOSTILE, 0.5, sample.picture(1), sample.picture(2))
     epochs = [{"phase": HOSTILE, "epoch": HOSTILE, "loss": 1.0}, {"phase": 1, "epoch": 0, "loss": "no number"}]
     shown = Shown(
-        report, poisoned(sample.comparison()), epochs, [mistake], [(HOSTILE, HOSTILE)], {HOSTILE: sample.picture(1)}
+        report,
+        poisoned(sample.comparison()),
+        epochs,
+        [mistake],
+        [(HOSTILE, HOSTILE)],
+        {HOSTILE: sample.picture(1)},
+        [(HOSTILE, HOSTILE)],
     )
     clean = Page(page(tmp_path, sample.shown(sample.report(audit=leaking()), mistakes=[mistake])))
     found = harmless(page(tmp_path, shown))

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from tlbatch.report.ranking import answer, area, at_threshold, roc_points, threshold_for
+from tlbatch.report.ranking import area, at_threshold, rank, threshold_for
 
 
 def simulated(*, n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ def test_an_operating_point_has_the_counts_and_rates_of_its_table() -> None:
     answers = scores > 0.5
     found = at_threshold(positive, answers, np.arange(600), aim="x", threshold=0.5, seed=0)
     (tn, fp), (fn, tp) = confusion_matrix(positive, answers).tolist()
-    assert found.counts == (tp, fp, tn, fn)
+    assert found.counts == (tp, fp, fn, tn)
     rates = [found.sensitivity.value, found.specificity.value, found.ppv.value, found.npv.value]
     assert rates == pytest.approx([tp / (tp + fn), tn / (tn + fp), tp / (tp + fp), tn / (tn + fn)])
     for rate in (found.sensitivity, found.specificity, found.ppv, found.npv):
@@ -94,9 +94,11 @@ def test_curves_have_few_points_and_the_area_of_all() -> None:
     rng = np.random.default_rng(0)
     positive = rng.random(20_000) < 0.2
     scores = rng.normal(size=20_000) + positive
-    curve = roc_points(positive, scores)
-    assert len(curve.x) <= 101
-    assert np.trapezoid(curve.y, curve.x) == pytest.approx(roc_auc_score(positive, scores), abs=1e-3)
-    found = answer("q", ["1"], truth=positive, scores=scores, groups=np.arange(20_000), points=())
+    found = rank(positive, scores, np.arange(20_000))
+    assert len(found.roc.x) <= 101
+    assert np.trapezoid(found.roc.y, found.roc.x) == pytest.approx(roc_auc_score(positive, scores), abs=1e-3)
     assert (found.pr.x[0], found.pr.x[-1]) == (0, 1)
-    assert roc_points(positive[:0], scores[:0]).x == ()
+    assert found.average_precision == average_precision_score(positive, scores)
+    nothing = rank(positive[:0], scores[:0], np.arange(0))
+    assert (nothing.roc.x, nothing.pr.x, nothing.average_precision) == ((), (), None)
+    assert rank(positive, scores, np.arange(20_000), curves=False).roc.x == ()

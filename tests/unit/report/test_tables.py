@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import classification_report
 
-from tlbatch.job.report import SCORES, Estimate
+from tlbatch.job.report import SCORES, Curve, Estimate, Ranked
 from tlbatch.report.tables import (
     Decided,
     confusion,
@@ -18,6 +18,7 @@ from tlbatch.report.tables import (
 )
 
 Matrix = list[list[int]]
+UNRANKED = Ranked(auc=Estimate(value=None), average_precision=None, roc=Curve(x=(), y=()), pr=Curve(x=(), y=()))
 
 # The five tables that the VGG-16 retinopathy project of 2016 printed, a row for each true grade, with the accuracy and
 # kappa that it printed, the rows of its reports (precision, recall, F1), and the quadratic kappa that each would have
@@ -71,7 +72,7 @@ def decided(matrix: Matrix, *, each: int = 1) -> Decided:
 @pytest.mark.parametrize("name", list(VGG16))
 def test_the_printed_tables_of_the_vgg16_project_give_all_its_printed_numbers(name: str) -> None:
     matrix, accuracy, kappa, rows, _ = VGG16[name]
-    scores, classes = judge_all(decided(matrix), list("01234"), [Estimate(value=None)] * 5, seed=0)
+    scores, classes = judge_all(decided(matrix), list("01234"), [UNRANKED] * 5, seed=0)
     assert f"{scores['accuracy'].value:.5f}" == f"{accuracy:.5f}"
     assert f"{scores['quadratic_kappa'].value:.5f}" == f"{kappa:.5f}"
     printed = [f"0.{value}" for value in rows.split()]
@@ -113,7 +114,7 @@ def test_a_table_with_the_counts_of_a_flowers17_report_gives_its_printed_numbers
     assert hits.sum() == right
     predicted = predictions_of_each(rows, hits, total=int(support.sum()))
     found = judge_all(decided(spread(hits, support, predicted)), [str(n) for n in range(17)],
-                      [Estimate(value=None)] * 17, seed=0)  # fmt: skip
+                      [UNRANKED] * 17, seed=0)  # fmt: skip
     for row, each in zip(rows, found[1], strict=True):
         printed = [f"{value / 100:.2f}" for value in row[:3]]
         assert [f"{one.value:.2f}" for one in (each.precision, each.recall, each.f1)] == printed
@@ -166,7 +167,7 @@ def test_scores_of_many_tables_at_once_are_those_of_scikit_learn(matrix: Matrix)
 def test_per_class_numbers_are_those_of_the_classification_report() -> None:
     images = decided(VGG16["DL#1"][0], each=2)
     report = classification_report(images.truth, images.chosen, output_dict=True)
-    _, classes = judge_all(images, list("01234"), [Estimate(value=None)] * 5, seed=0)
+    _, classes = judge_all(images, list("01234"), [UNRANKED] * 5, seed=0)
     for each in classes:
         expected = [report[each.name][key] for key in ("precision", "recall", "f1-score")]
         assert [each.precision.value, each.recall.value, each.f1.value] == pytest.approx(expected)
@@ -234,7 +235,7 @@ def test_an_absent_middle_grade_keeps_the_distances() -> None:
 
 def test_a_class_that_is_absent_or_never_predicted_has_no_number_but_a_reason() -> None:
     images = Decided(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0]), np.arange(4), 3)
-    _, (_, second, third) = judge_all(images, list("abc"), [Estimate(value=None)] * 3, seed=0)
+    _, (_, second, third) = judge_all(images, list("abc"), [UNRANKED] * 3, seed=0)
     assert (second.precision.value, second.precision.undefined) == (None, "never predicted")
     assert second.recall.value == 0
     assert (third.recall.undefined, third.f1.undefined) == ("no image of the class", "neither there nor predicted")

@@ -1,0 +1,100 @@
+"""What plots are drawn with: elements of inline SVG, in which every text is escaped.
+
+Lengths are in CSS pixels. Classes of the elements are those of the style sheet in pages/style.css.j2.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where values lie."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: float = 400
+    height: float = 330
+    left: float = 54
+    top: float = 22
+    right: float = 14
+    bottom: float = 48
+
+    def across(self, value: float) -> float:
+        """Place of a value on the x-axis."""
+        share = (value - self.x[0]) / (self.x[1] - self.x[0])
+        return self.left + share * (self.width - self.left - self.right)
+
+    def down(self, value: float) -> float:
+        """Place of a value on the y-axis."""
+        share = (value - self.y[0]) / (self.y[1] - self.y[0])
+        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
+
+
+def drawing(
+    width: float, height: float, title: str, words: str, parts: Iterable[Markup], *, kind: str = "small"
+) -> Markup:
+    """A whole plot, with its title and its numbers in words."""
+    return Markup(
+        '<svg class="plot {}" role="img" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" '
+        'aria-label="{}. {}"><title>{}</title><desc>{}</desc>{}</svg>'
+    ).format(kind, width, height, width, height, title, words, title, words, Markup("").join(parts))
+
+
+def axes(
+    frame: Frame, across: str, up: str, *, whole: bool = False, below: float = 0, upright: bool = True
+) -> Iterable[Markup]:
+    """Grid, ticks and names; below: room between the grid and the name of its x-axis."""
+    ground, middle = frame.height - frame.bottom, (frame.left + frame.width - frame.right) / 2
+    for tick in _ticks(*frame.x, whole=whole):
+        yield stroke(frame, (tick, tick), frame.y, "grid")
+        yield text(frame.across(tick), ground + 18 + below, f"{tick:g}", "tick middle")
+    yield text(middle, ground + 38 + below, across, "label middle")
+    if upright:
+        for tick in _ticks(*frame.y):
+            yield stroke(frame, frame.x, (tick, tick), "grid")
+            yield text(frame.left - 6, frame.down(tick) + 4, f"{tick:g}", "tick end")
+        yield turned(14, (frame.top + ground) / 2, up, "label middle", -90)
+
+
+def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """At most six round numbers between two."""
+    step = 10.0 ** floor(log10((high - low) / 5))
+    step = next(step * times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 5 + 1e-9)
+    step = max(1.0, step) if whole else step
+    return [count * step for count in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """A range with some air around it, also where it is a point."""
+    air = 0.05 * (high - low) if high - low > 1e-9 * max(abs(low), abs(high)) else 0.05 * abs(high) or 0.5
+    return low - air, high + air
+
+
+def text(x: float, y: float, text: str, kind: str) -> Markup:
+    """Text that begins at a place."""
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, text)
+
+
+def turned(x: float, y: float, text: str, kind: str, degrees: float) -> Markup:
+    """Text that is turned around a place."""
+    return Markup('<text class="{}" transform="translate({:.1f} {:.1f}) rotate({:g})">{}</text>').format(
+        kind, x, y, degrees, text
+    )
+
+
+def stroke(frame: Frame, x: tuple[float, float], y: tuple[float, float], kind: str) -> Markup:
+    """A straight line between two points, in values."""
+    return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
+        kind, frame.across(x[0]), frame.down(y[0]), frame.across(x[1]), frame.down(y[1])
+    )
+
+
+def box(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> Markup:
+    """A rectangle; told: what is said of it when it is pointed at."""
+    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>').format(
+        kind, x, y, width, height, Markup("<title>{}</title>").format(told) if told else ""
+    )
