@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import get_args
@@ -18,6 +19,7 @@ from tlbatch.data.index import read_index
 from tlbatch.data.loader import open_set
 from tlbatch.gallery import Tested, draw_report
 from tlbatch.job.cli import finished, guarded, once
+from tlbatch.job.config import RUN_NAME
 from tlbatch.job.files import digest_file, digest_of
 from tlbatch.job.load import changed_keys
 from tlbatch.job.paths import RunPaths, leaderboard
@@ -105,6 +107,8 @@ def main() -> None:
     )
     parser.add_argument("--name", help="of the ensemble's run folder, or of the page; empty: made from the runs' names")
     given = parser.parse_args()
+    if given.name and not re.fullmatch(RUN_NAME, given.name):
+        parser.error(f"--name must be letters, digits, '_', '-' or '.' (got {given.name!r})")
     if given.name and not given.ensemble and len(given.runs) == 1:
         parser.error("--name is of an ensemble or a comparison: name more runs")
     runs, several = given.runs, given.runs[0].absolute().parent  # a failure is none of one run

@@ -192,5 +192,7 @@ def test_the_command_takes_one_run_several_or_an_ensemble(
     assert command(folders[0], "--ensemble") == 2
     assert "an ensemble takes at least two different runs" in capfd.readouterr().err
     assert command(folders[0], "--name", "x") == 2
+    assert command(*folders, "--ensemble", "--name", "../x") == 2
+    assert command(str(runs[0].folder.parent / "none"), folders[0]) == 2
     assert not list(runs[0].folder.glob("markers/*failed*"))
     assert (runs[0].folder.parent / "ranks" / "report" / "report.json").exists()

@@ -11,6 +11,8 @@ from tlbatch.job.learning import Cache, Head, Model, Objective, Phase, StoredAs,
 from tlbatch.job.reporting import Reporting
 from tlbatch.job.section import Metric, Positive, Section
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
 
 class Slurm(Section):
     """What is asked of SLURM for every task of train and predict; shard and reduce take one task without GPU."""
@@ -60,9 +62,9 @@ class Slurm(Section):
 class Job(Section):
     """The whole job."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "job"
+    name: Annotated[str, Field(pattern=RUN_NAME)] = "job"
     """Name, the first part of the run folder's."""
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
+    run: Annotated[str, Field(pattern=RUN_NAME)] | None = None
     """Name of the run folder; empty: made from name and time."""
     workspace: Path = Path("workspace")
     """Folder that holds shards/ and runs/; shared by all nodes."""

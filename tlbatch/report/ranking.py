@@ -40,7 +40,9 @@ def area(positive: Bools, scores: Floats, groups: Ints) -> Estimate:
     beaten[positive] = (ranks[positive] - rankdata(scores[positive])) / num_no  # share of the others below
     beaten[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / num_yes  # and above
     yes, no = (np.bincount(groups[some], beaten[some] - value, groups.max() + 1) for some in (positive, ~positive))
-    of_yes, of_no, of_all = (len(np.unique(groups[some])) for some in (positive, ~positive, positive | True))
+    of_yes, of_no, of_all = (
+        np.count_nonzero(np.bincount(groups[some])) for some in (positive, ~positive, positive | True)
+    )
     if min(of_yes, of_no) < 2:
         return Estimate(value=value, undefined="no interval: one group alone has this answer")
     variance = (

@@ -93,7 +93,7 @@ def test_a_submission_has_the_samples_header_and_order(tmp_path: Path) -> None:
     sample.write_text("id_code,diagnosis\nb,0\n-a,0\n", encoding="utf-8")
     answers = {"-a": "3", "b": "", "c": "1"}
     assert submission(answers, sample, ("image", "level"), filling="0") == ("id_code,diagnosis\nb,0\n-a,3\n", 1)
-    assert submission(answers, None, ("image", "level"), filling="0") == ("image,level\n-a,3\nb,\nc,1\n", 0)
+    assert submission(answers, None, ("image", "level"), filling="0") == ("image,level\n'-a,3\nb,\nc,1\n", 0)
 
 
 @pytest.mark.parametrize(
