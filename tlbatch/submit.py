@@ -16,6 +16,7 @@ from tlbatch.job.cli import EXIT_USER_ERROR
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import place_named
 from tlbatch.job.load import config_keys, load_jobs
+from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve, run_paths
 from tlbatch.job.records import RunRecord, StageName, stages_of
 from tlbatch.watch import print_board, print_scores, wait_for_chain
@@ -97,7 +98,16 @@ def _submit(options: argparse.Namespace) -> int:
         print_scores(*ended[0])
     elif ended:
         print_board(ended)
+        _compare([paths for _, paths in ended])
     return max(codes)
+
+
+def _compare(runs: Sequence[RunPaths]) -> None:
+    """Have reduce write the page that compares the recipes; it needs what a login command does not load."""
+    command = [sys.executable, "-m", "tlbatch.reduce", *(str(paths.folder) for paths in runs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
+    print(f"comparison      {said if done.returncode else runs[0].folder.parent / 'comparison.html'}")
 
 
 def _show_scripts(record: RunRecord, *, check: bool) -> None:

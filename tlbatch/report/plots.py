@@ -48,7 +48,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
     turned = number > 8 or longest > _NARROW_NAME
     room = 5.8 * longest if turned else 12
     side = _side(counts, number)
-    left, top = 40 + 7.6 * longest, 44 + room
+    left, top = 34 + 7.6 * longest, 44 + room
     parts = [svg.text(left, 14, "taken for", "label")]
     parts.append(svg.turned(14, top + side * number / 2, "true class", "label middle", -90))
     for at, (name, row) in enumerate(zip(shorts, counts, strict=True)):
@@ -59,7 +59,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
         for to, count in enumerate(row):
             parts.append(_cell((left + side * to, top + start), side, (names[at], names[to]), count, sum(row)))
         parts.append(svg.box(left + start, top + start, side, side, "own"))
-    size = (left + side * number + room, top + side * number + 8)
+    size = (left + side * number + (room if turned else 2), top + side * number + 8)
     return svg.drawing(*size, "Confusion matrix", _confusion_words(counts, names), parts, kind="wide")
 
 
@@ -68,7 +68,7 @@ def _side(counts: Sequence[Sequence[int]], number: int) -> float:
     if number > _MOST_COUNTED:
         return _BLANK
     digits = max((len(str(count)) for row in counts for count in row), default=1)
-    return max(46 if number > 8 else 66, 10 + 9 * digits)
+    return max(46 if number > 8 else 60, 10 + 9 * digits)
 
 
 def _cell(corner: tuple[float, float], side: float, names: tuple[str, str], count: int, total: int) -> Markup:
