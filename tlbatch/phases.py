@@ -92,7 +92,7 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         best = best_of(head.scores)
         log.info("%s of %s is best: loss %.4f on unseen vectors", best, ", ".join(head.scores), head.scores[best])
         judged = vectors.chosen(head.judged)
-        found = [(head, Unseen(head.outputs, judged.labels, np.asarray(judged.groups, np.bytes_)))]
+        found = [(head, Unseen(head.outputs, judged.labels, np.asarray(judged.groups, np.bytes_), out_of_fold=True))]
     (given,) = broadcast_object_list(found)
     assert given is not None
     fitted, unseen = given
@@ -166,6 +166,7 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
     model, keeper = session.model, session.keeper
     labels = session.images.labels("val")
+    groups = session.images.index["group"][session.images.rows("val")]
     if not len(labels) and (phase.patience or phase.average):
         log.info("no validation images: phase %d takes all its epochs and keeps the last weights", first.phase)
         phase = phase.model_copy(update={"patience": 0, "average": False})
@@ -187,7 +188,7 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         with averaged(model, moving):
             validation = validate(session, feeds.val, Views(model.spec.size))
             judging = time.monotonic() - began - seconds
-            unseen = Unseen(validation.outputs, labels, None)
+            unseen = Unseen(validation.outputs, labels, groups)
             better = keeper.offer(_candidate(session, epoch, validation), model, unseen)
         line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
         line |= {"val_seconds": judging}
@@ -200,7 +201,7 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         start.update(model)  # half of the begin, half of the end
         with averaged(model, start):
             validation = validate(session, feeds.val, Views(model.spec.size))
-            unseen = Unseen(validation.outputs, labels, None)
+            unseen = Unseen(validation.outputs, labels, groups)
             better = keeper.offer(_candidate(session, epoch, validation, averaged=True), model, unseen)
         log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
     keeper.write(model)

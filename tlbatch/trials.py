@@ -202,8 +202,9 @@ class Study:
             grades = [rule.grades(some, number)[:, 0].double().numpy() for some in found]
             others = [at for at in range(len(folds)) if at != this]
             values = np.concatenate([grades[at] for at in others]) if others else np.empty(0)
-            truth = np.concatenate([self.labels[folds[at][1]] for at in others]) if others else np.empty(0, np.int64)
-            decided[out] = np.digitize(grades[this], fit_thresholds(values, truth, num_classes=number, search=False))
+            rows = np.concatenate([folds[at][1] for at in others]) if others else np.empty(0, np.int64)
+            fitted = fit_thresholds(values, self.labels[rows], self.groups[rows], num_classes=number, search=False)
+            decided[out] = np.digitize(grades[this], fitted)
         return decided[self.judged]
 
     def _mean_score(self, decisions: Ints) -> float | None:

@@ -74,8 +74,9 @@ class Unseen:
     outputs: npt.NDArray[np.float32]
     """Of the head, (n, num_outputs)."""
     labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.bytes_] | None
-    """Of training images, by heads fitted on the other folds; None: of the validation split."""
+    groups: npt.NDArray[np.bytes_]
+    out_of_fold: bool = False
+    """Training images, by heads fitted on the other folds, in place of the validation split."""
 
 
 class Keeper:
@@ -111,12 +112,12 @@ class Keeper:
         outputs, labels = torch.from_numpy(self._unseen.outputs), self._unseen.labels
         if model.rule.has_thresholds and len(labels):
             grades = model.rule.grades(outputs, model.num_classes)[:, 0].double().numpy()
-            thresholds = fit_thresholds(grades, labels, num_classes=model.num_classes)
+            thresholds = fit_thresholds(grades, labels, self._unseen.groups, num_classes=model.num_classes)
             self._kept["thresholds"] = torch.from_numpy(thresholds).float()
         tensors = model.state_dict() | self._kept
         path = self._paths.checkpoints / self.best.weights
         found: dict[str, object] = {"digest": _save(tensors, model, path), "thresholds": (), "unseen": None}
-        if self._unseen.groups is not None:
+        if self._unseen.out_of_fold:
             found["unseen"] = _save_unseen(self._paths.unseen, self._unseen, model, tensors["thresholds"])
         if model.rule.has_thresholds:
             found["thresholds"] = tuple(tensors["thresholds"].tolist())
@@ -142,7 +143,7 @@ def _save_unseen(path: Path, unseen: Unseen, model: Classifier, thresholds: torc
             probabilities=model.rule.probabilities(outputs, model.num_classes, thresholds.cpu()).numpy(),
             grades=model.rule.grades(outputs, model.num_classes)[:, 0].numpy(),
             labels=unseen.labels,
-            groups=np.asarray(unseen.groups),
+            groups=unseen.groups,
         )
     return digest_file(path)
 

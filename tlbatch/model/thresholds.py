@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from sklearn.metrics import cohen_kappa_score
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold
 
 _FOLDS = 5
 _LEAST = 20
@@ -16,8 +16,15 @@ def rounding(num_classes: int) -> Floats:
     return np.arange(num_classes - 1, dtype=np.float64) + 0.5
 
 
-def fit_thresholds(values: Floats, grades: npt.NDArray[np.int64], *, num_classes: int, search: bool = True) -> Floats:
-    """Thresholds for quadratic kappa: rounding, unless others gain on samples they were not fitted on.
+def fit_thresholds(
+    values: Floats,
+    grades: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.generic],
+    *,
+    num_classes: int,
+    search: bool = True,
+) -> Floats:
+    """Thresholds for quadratic kappa: rounding, unless others gain on groups they were not fitted on.
 
     The others are rounding after the values were given the mean and deviation of the grades, and free thresholds.
 
@@ -27,6 +34,8 @@ def fit_thresholds(values: Floats, grades: npt.NDArray[np.int64], *, num_classes
         Outputs, (n,).
     grades
         0 to num_classes - 1, (n,).
+    groups
+        What belongs together, (n,): the views of an image, the eyes of a patient.
     search
         Try free thresholds too, which takes a second.
 
@@ -35,10 +44,10 @@ def fit_thresholds(values: Floats, grades: npt.NDArray[np.int64], *, num_classes
     (num_classes - 1,), increasing.
     """
     plain = rounding(num_classes)
-    if len(values) < _LEAST:
+    if len(np.unique(groups)) < _LEAST:
         return plain
     gained = {}
-    folds = list(KFold(_FOLDS, shuffle=True, random_state=0).split(values))
+    folds = list(GroupKFold(_FOLDS, shuffle=True, random_state=0).split(values, groups=groups))
     for fit in (_rounded, _matched, _searched)[: 3 if search else 2]:
         apart = np.empty(len(values), np.int64)
         for fitted, judged in folds:
