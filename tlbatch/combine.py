@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
 from tlbatch.job.load import changed_keys
 from tlbatch.job.paths import RunPaths, leaderboard
-from tlbatch.job.records import Manifest, RunRecord, load_record
+from tlbatch.job.records import Audit, Manifest, RunRecord, load_record
 from tlbatch.job.report import Cost, Ensemble, Report
 from tlbatch.report.ensemble import together
 from tlbatch.report.leaderboard import Entry, compare_entries, load_entries, rebuild_leaderboard, rival_of
@@ -33,11 +34,11 @@ def compare_runs(runs: Sequence[Path], name: str | None) -> None:
     UserError
         When one of them has no report, or they have nothing to compare.
     """
-    entries = sorted((_entry(folder) for folder in runs), key=lambda entry: entry.order)
+    entries = sorted(_entries(runs), key=lambda entry: entry.order)
     pairs = [(one, other, compare_entries(one, other)) for one, other in combinations(entries, 2)]
     compared = [(one.report.run, found) for one, _, found in pairs if found is not None]
     if not compared:
-        raise UserError(f"{runs[0]}: shares no test images, metric and classes with the others; name runs of one task")
+        raise UserError(f"{runs[0]}: shares no labelled test images and classes with the others; name runs of one task")
     path = runs[0].absolute().parent / f"{name or 'comparison'}.html"
     write_comparison(path, [entry.report for entry in entries], compared)
     log.info("wrote %s", path)
@@ -53,14 +54,15 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     UserError
         When one of them has no report, they do not go together, or there is a run of this name.
     """
-    entries = sorted((_entry(folder) for folder in runs), key=lambda entry: entry.report.run)
+    entries = sorted(_entries(runs), key=lambda entry: entry.report.run)
     names = [entry.report.run for entry in entries]
-    if len(set(names)) < 2:
+    if len(names) < 2:
         raise UserError(f"{runs[0]}: an ensemble takes at least two different runs; name more")
+    _refuse_strangers(entries)
     own = name or f"{entries[0].report.job}-{how}-of-{len(names)}-{digest_of(names)[:6]}"
     paths = RunPaths(runs[0].absolute().parent / own)
-    if paths.record.exists():
-        raise UserError(f"{paths.folder}: there is a run of this name; choose another with --name")
+    if paths.record.exists() or (paths.report_json.exists() and _entry(paths.folder).report.members != tuple(names)):
+        raise UserError(f"{paths.folder}: there is another run of this name; choose another with --name")
     members = [read_predictions(entry.folder / "predictions.csv", entry.report_classes) for entry in entries]
     found = together(members, names, how)
     times = len(found.of("test").keys), sum(len(member.of("test").keys) for member in members)
@@ -72,12 +74,33 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     report = _joined([entry.report for entry in entries], how, own).model_copy(update=dict(scored))
     report.save(paths.report_json)
     rival = rival_of(own, load_entries(paths.folder.parent))
-    settings = list(changed_keys(record.job))
+    others = [changed_keys(RunPaths(entry.folder.parent).load().job) for entry in entries]
+    settings = [setting for setting in others[0] if all(setting in other for other in others)]
     wrong = _mistakes(record, first, tempered) if record.job.figures else []
     write_page(paths.report_page, Shown(report, rival, [], wrong, [], {}, settings))
     rebuild_leaderboard(leaderboard(record.job))
     log.info("%s: %s %s", own, report.metric, report.score)
     log.info("wrote %s", paths.report_page)
+
+
+def _entries(runs: Sequence[Path]) -> list[Entry]:
+    found = [_entry(folder) for folder in runs]
+    names = [entry.report.run for entry in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{runs[0].parent}: {', '.join(twice)} is named twice; name each run once")
+    return found
+
+
+def _refuse_strangers(entries: Sequence[Entry]) -> None:
+    """Refuse ensembles, which have no images of their own, and runs on other images than the first."""
+    for entry in entries:
+        report = entry.report
+        if report.members:
+            raise UserError(f"{report.run}: is an ensemble itself; name its members: {' '.join(report.members)}")
+        same = entries[0].report
+        if report.digests["source"] != same.digests["source"] and report.test_digest != same.test_digest:
+            raise UserError(f"{report.run}: of other images than {same.run}; name runs, or folds, of one set of images")
 
 
 def _entry(folder: Path) -> Entry:
@@ -98,23 +121,24 @@ def _mistakes(record: RunRecord, first: RunPaths, found: Predictions) -> list[Mi
 
 
 def _joined(reports: Sequence[Report], how: Ensemble, name: str) -> Report:
-    """What the ensemble's report says of its making: test images of all members, and their costs together."""
-    first = reports[0]
+    """What the ensemble's report says of its making: what its members share, and what they took together."""
     tests = sorted({report.test_digest for report in reports})
     stages = sorted({stage for report in reports for stage in report.cost.seconds})
     rates = [report.cost.images_per_s for report in reports]
     slower = sum(1 / rate for rate in rates if rate)
     same = len(tests) == 1
-    return first.model_copy(
+    return reports[0].model_copy(
         update={
+            **_shared(reports),
             "run": name,
             "members": tuple(report.run for report in reports),
             "ensemble": how,
             "strategy": None,
             "checkpoint": None,
+            "synthetic": any(report.synthetic for report in reports),
+            "audit": _worst([report.audit for report in reports]),
+            "num_rejected": max(report.num_rejected for report in reports),
             "test_digest": tests[0] if same else digest_of(tests),
-            "num_images": first.num_images if same else {},
-            "counts": first.counts if same else {},
             "cost": Cost(
                 seconds={stage: sum(report.cost.seconds.get(stage, 0.0) for report in reports) for stage in stages},
                 gpu_hours=sum(report.cost.gpu_hours for report in reports),
@@ -123,3 +147,32 @@ def _joined(reports: Sequence[Report], how: Ensemble, name: str) -> Report:
             ),
         }
     )
+
+
+def _shared(reports: Sequence[Report]) -> dict[str, Any]:
+    """Fields that say what the reports agree on: nothing where they do not, or all their texts."""
+    found: dict[str, Any] = {}
+    for key in ("ceilings", "steps", "resize", "counts", "num_images"):
+        values = [getattr(report, key) for report in reports]
+        found[key] = values[0] if all(value == values[0] for value in values) else type(values[0])()
+    for key in ("backbone", "weights", "commit"):
+        found[key] = _all_of([getattr(report, key) for report in reports])
+    for key in ("seeds", "digests", "versions"):
+        tables = [getattr(report, key) for report in reports]
+        found[key] = {name: _all_of([table.get(name) for table in tables]) for name in tables[0]}
+    return found
+
+
+def _all_of(values: Sequence[object]) -> object:
+    """The one value, or the different ones as a text."""
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else " + ".join(sorted(str(value) for value in different))
+
+
+def _worst(audits: Sequence[Audit]) -> Audit:
+    """The most that any of the audits found."""
+    tables = [audit.model_dump() for audit in audits]
+    across = {
+        pair: max(table["across"].get(pair, 0) for table in tables) for table in tables for pair in table["across"]
+    }
+    return Audit(across=across, **{key: max(table[key] for table in tables) for key in tables[0] if key != "across"})

@@ -17,6 +17,7 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.prepare import make_run, resolve
+from tlbatch.report import summary
 
 
 @pytest.fixture
@@ -48,6 +49,33 @@ def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> C
 def report_of(paths: RunPaths) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(paths.report_json.read_text("utf-8"))
     return found
+
+
+def test_small_sub_groups_are_put_together_and_none_left_out(
+    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "_MOST_VALUES", 2)
+    paths = make("report.subgroups=['patient']")
+    report = report_of(paths)
+    assert [one["value"] for one in report["subgroups"]][2:] == [f"({report['num_groups'] - 2} smaller values)"]
+    assert sum(one["n"] for one in report["subgroups"]) == report["n"]
+
+
+def test_a_file_that_was_changed_after_it_was_read_is_noticed(make: Callable[..., RunPaths], tmp_path: Path) -> None:
+    board = tmp_path / "board.csv"
+    board.write_text("TeamId,Score\n1,0.9\n", encoding="utf-8")
+    paths = make(f"report.public_leaderboard={board}")
+    (paths.report / "submission.csv").unlink()
+    reduce.run(paths.folder)
+    assert (paths.report / "submission.csv").exists()
+    board.write_text("TeamId,Score\n1,0.1\n", encoding="utf-8")
+    with pytest.raises(UserError, match="reduce has finished here from another report"):
+        reduce.run(paths.folder)
+    elsewhere = tmp_path / "elsewhere"
+    board.write_text("TeamId,Score\n1,0.9\n", encoding="utf-8")
+    paths.folder.rename(elsewhere)
+    with pytest.raises(UserError, match=r"elsewhere: is not .* in .*runs; move it back there"):
+        reduce.run(elsewhere)
 
 
 def test_a_report_answers_what_the_job_asks_of_it(make: Callable[..., RunPaths], tmp_path: Path) -> None:
@@ -82,7 +110,9 @@ def test_what_a_report_is_asked_must_fit_the_classes_and_the_labels_file(make: C
         ("report.questions.ill=['0','1','2']", "must be some of the classes, not none or all"),
         ("report.deploy_prior={0=0.5}", r"the shares add up to 0\.5, must be 1"),
         ("report.subgroups=['site']", r"no column site \(it has .*\); set report\.subgroups=NAME"),
-        ("report.solution=/nowhere.csv", r"report\.solution: no such file"),
+        ("report.solution=/nowhere.csv", "solution splits leaderboards: set report.public_leaderboard"),
+        ("report.subgroups=['']", r"report\.subgroups\.0: must not be empty"),
+        ("report.public_leaderboard=/nowhere.csv", r"report\.public_leaderboard: no such file"),
         ("report.sensitivity=[0.9]", "sensitivity and specificity are of questions"),
         ("report.sample_submission=/nowhere.csv", r"report\.sample_submission: no such file"),
     )):  # fmt: skip
@@ -156,10 +186,42 @@ def test_an_ensemble_of_runs_is_ranked_against_its_members(make: Callable[..., R
     assert report["test_digest"] == report_of(runs[0])["test_digest"]
     board = pd.read_csv(leaderboard(runs[0].load().job))
     assert set(board["run"]) == {"seed0", "seed1", "both"}
-    with pytest.raises(UserError, match="an ensemble takes at least two different runs"):
-        average_runs([runs[0].folder, runs[0].folder], "mean", None)
-    with pytest.raises(UserError, match="there is a run of this name; choose another with --name"):
-        average_runs([paths.folder for paths in runs], "mean", "seed0")
+    for wrong, says in (
+        ([runs[0]], "an ensemble takes at least two different runs"),
+        ([*runs, runs[0]], "seed0 is named twice"),
+        (
+            [runs[0], RunPaths(runs[0].folder.parent / "both")],
+            "both: is an ensemble itself; name its members: seed0 seed1",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            average_runs([paths.folder for paths in wrong], "mean", None)
+    other = make("seed=2", "run=seed2", "train.batch_size=4")
+    for name, runs_ in (("seed0", runs), ("both", [*runs, other])):
+        with pytest.raises(UserError, match="there is another run of this name; choose another with --name"):
+            average_runs([paths.folder for paths in runs_], "mean", name)
+
+
+def test_an_ensemble_tells_of_all_its_members(make: Callable[..., RunPaths]) -> None:
+    runs = [make(f"seed={seed}", f"run=seed{seed}", f"train.batch_size={4 + seed}") for seed in range(2)]
+    found = json.loads(runs[1].report_json.read_text("utf-8"))
+    found |= {"synthetic": True, "backbone": "timm:another", "num_rejected": 3}
+    found["audit"]["across"] = {"test in train": 2}
+    runs[1].report_json.write_text(json.dumps(found), "utf-8")
+    average_runs([paths.folder for paths in runs], "mean", "both")
+    whole = RunPaths(runs[0].folder.parent / "both")
+    report = report_of(whole)
+    assert (report["synthetic"], report["num_rejected"]) == (True, 3)
+    assert report["backbone"] == "timm:another + timm:test_efficientnet"
+    assert report["seeds"]["job"] == "0 + 1"
+    assert report["audit"]["across"]["test in train"] == 2
+    page = whole.report_page.read_text("utf-8")
+    assert "Synthetic images" in page
+    assert "train.batch_size" not in page  # the members do not agree on it
+    found["digests"]["source"], found["test_digest"] = "x", "y"
+    runs[1].report_json.write_text(json.dumps(found), "utf-8")
+    with pytest.raises(UserError, match="seed1: of other images than seed0"):
+        average_runs([paths.folder for paths in runs], "mean", "mixed")
 
 
 def test_runs_are_compared_on_a_page_and_strangers_refused(make: Callable[..., RunPaths], tmp_path: Path) -> None:
@@ -169,7 +231,7 @@ def test_runs_are_compared_on_a_page_and_strangers_refused(make: Callable[..., R
     assert "seed0" in page
     assert "seed1" in page
     other = make("data.split.salt=x", "metric=quadratic_kappa", "run=other")
-    with pytest.raises(UserError, match="shares no test images, metric and classes with the others"):
+    with pytest.raises(UserError, match="shares no labelled test images and classes with the others"):
         compare_runs([runs[0].folder, other.folder], None)
 
 

@@ -19,8 +19,9 @@ def together(members: Sequence[Predictions], names: Sequence[str], how: Ensemble
     """One prediction an image: the mean over all runs that predict it, which are folds where these differ.
 
     mean: of the probabilities; log-mean: of their logarithms (the geometric mean); rank: of the ranks of the images for
-    each class within their run and split. Validation images count where all runs have the same. An image that one
-    of its runs could not read has no prediction.
+    each class within their run and split, and the image of the k-th mean rank gets the probability at that place among
+    all that the runs gave. Validation images count where all runs have the same. An image that one of its runs could
+    not read has no prediction.
 
     Raises
     ------
@@ -58,10 +59,13 @@ def _mean(members: Sequence[Predictions], how: Ensemble, names: Sequence[str]) -
                 f"{keys[place[other[0]]].decode()}: has another {what} in one of {', '.join(names)}; name runs on the "
                 "same labels"
             )
-    values = np.concatenate([_comparable(member.probabilities.astype(np.float64), how) for member in members])
+    given = [member.probabilities.astype(np.float64) for member in members]
+    values = np.concatenate([_comparable(one, how) for one in given])
     sums = np.zeros((len(keys), values.shape[1]))
     np.add.at(sums, place, values)
     mean = sums / times[:, None]
+    if how == "rank":
+        mean = _at_ranks(mean, np.concatenate(given))
     mean = softmax(mean, axis=1) if how == "log-mean" else mean / mean.sum(axis=1, keepdims=True)
     why = errors[first].copy()
     for number in np.flatnonzero(errors != ""):
@@ -76,7 +80,21 @@ def _comparable(probabilities: Floats, how: Ensemble) -> Floats:
         return probabilities
     if how == "log-mean":
         return np.asarray(np.log(probabilities.clip(_TINY, 1)))
-    read = ~np.isnan(probabilities).any(axis=1)
-    ranks = np.full_like(probabilities, np.nan)
-    ranks[read] = rankdata(probabilities[read], axis=0) / max(1, int(read.sum()))
+    return _ranks(probabilities)
+
+
+def _ranks(values: Floats) -> Floats:
+    """Of each column, from 0 to 1 (Hazen 1914); NaN where a row is."""
+    read = ~np.isnan(values).any(axis=1)
+    ranks = np.full_like(values, np.nan)
+    ranks[read] = (rankdata(values[read], axis=0) - 0.5) / max(1, int(read.sum()))
     return ranks
+
+
+def _at_ranks(mean: Floats, pooled: Floats) -> Floats:
+    """What each column of ``pooled`` holds at the ranks of the mean ranks; classes stay as rare as they were."""
+    found, pooled = _ranks(mean), pooled[~np.isnan(pooled).any(axis=1)]
+    read = ~np.isnan(found).any(axis=1)
+    for number in range(mean.shape[1] if read.any() else 0):
+        found[read, number] = np.quantile(pooled[:, number], found[read, number], method="hazen")
+    return found

@@ -35,10 +35,26 @@ def test_the_mean_of_logarithms_is_the_geometric_mean_and_a_zero_does_not_end_it
 
 
 def test_ranks_do_not_depend_on_how_sure_a_run_is_of_itself() -> None:
-    surer = replace(ONE, probabilities=np.array([[0.99, 0.01], [0.7, 0.3]], np.float32))
-    found, same = (together([one, TWO], ["one", "two"], "rank").probabilities for one in (ONE, surer))
-    assert found == pytest.approx(same)
+    rng = np.random.default_rng(0)
+    keys = [f"{number:02}" for number in range(50)]
+    one, two = (member(keys, np.column_stack([yes, 1 - yes]).tolist()) for yes in rng.random((2, 50)))
+    odds = (one.probabilities / one.probabilities[:, ::-1]) ** 3
+    surer = replace(one, probabilities=odds / (1 + odds))
+    found, same = (together([first, two], ["one", "two"], "rank").probabilities for first in (one, surer))
+    assert found[:, 0].argsort(kind="stable").tolist() == same[:, 0].argsort(kind="stable").tolist()
     assert found.sum(axis=1) == pytest.approx(1)
+
+
+def test_ranks_leave_classes_as_rare_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    rare = rng.random(500) < 0.05
+    keys = [f"{number:03}" for number in range(500)]
+    runs = []
+    for _ in range(2):
+        yes = np.where(rare, rng.uniform(0.7, 0.95, 500), rng.uniform(0.02, 0.4, 500))
+        runs.append(member(keys, np.column_stack([1 - yes, yes]).tolist()))
+    found = together(runs, ["one", "two"], "rank").probabilities
+    assert (found.argmax(axis=1) == rare).all()
 
 
 def test_folds_are_put_side_by_side_and_folds_of_several_seeds_averaged() -> None:
