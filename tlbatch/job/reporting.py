@@ -26,7 +26,7 @@ class Reporting(Section):
     """The same for specificities."""
     deploy_prior: dict[str, _Weight] = {}
     """Share of each class where the model will be used, e.g. { "0" = 0.74, "1" = 0.26 }: scores for that mix too."""
-    subgroups: tuple[str, ...] = ()
+    subgroups: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Columns of the labels file; the report has a table of scores for the values of each."""
     public_leaderboard: Path | None = None
     """CSV file of an external leaderboard, as Kaggle exports it."""
@@ -41,6 +41,14 @@ class Reporting(Section):
     def _points_are_of_questions(self) -> "Reporting":
         if (self.sensitivity or self.specificity) and not self.questions:
             raise ValueError("sensitivity and specificity are of questions: set report.questions")
+        return self
+
+    @model_validator(mode="after")
+    def _solution_is_of_a_leaderboard(self) -> "Reporting":
+        if self.solution and not (self.public_leaderboard or self.private_leaderboard):
+            raise ValueError(
+                "solution splits leaderboards: set report.public_leaderboard or report.private_leaderboard"
+            )
         return self
 
     def check(self, classes: Sequence[str]) -> None:

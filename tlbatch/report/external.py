@@ -1,9 +1,11 @@
 """Other people's leaderboards and the files they take."""
 
 import csv
+import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import splitext
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,15 @@ import numpy.typing as npt
 from scipy.stats import chi2_contingency
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import to_csv
+from tlbatch.job.files import plain_text, to_csv
 from tlbatch.job.report import Placed
 from tlbatch.job.reporting import Reporting
 from tlbatch.job.section import Metric
 from tlbatch.report.tables import Decided, point_scores
 
+log = logging.getLogger(__name__)
 _UNLIKE = 0.01
+_DECIMALS = 5
 Table = list[dict[str, str]]
 
 
@@ -48,7 +52,7 @@ def read_table(file: Path) -> tuple[list[str], Table]:
 
 
 def read_board(file: Path) -> list[float]:
-    """Scores of a leaderboard as Kaggle exports it (a column Score), the best first.
+    """Scores of a leaderboard as Kaggle exports it (a column Score), rounded to five decimals as there, the best first.
 
     Raises
     ------
@@ -59,13 +63,17 @@ def read_board(file: Path) -> list[float]:
     if "Score" not in header or not rows:
         raise UserError(f"{file}: no column Score (it has {', '.join(header)}); export it as Kaggle does")
     try:
-        return sorted((float(row["Score"]) for row in rows), reverse=True)
+        scores = [round(float(row["Score"]), _DECIMALS) for row in rows]
     except ValueError as error:
         raise UserError(f"{file}: column Score: {error}; mend that line") from None
+    if not np.isfinite(scores).all():
+        raise UserError(f"{file}: column Score: holds what is no finite number; mend that line")
+    return sorted(scores, reverse=True)
 
 
 def place(score: float, board: Sequence[float]) -> str:
     """Between which ranks a score falls; ``board`` has the best first, and higher is better."""
+    score = round(score, _DECIMALS)
     rising = sorted(board)
     above, level = len(board) - bisect_right(rising, score), bisect_right(rising, score) - bisect_left(rising, score)
     total = f"of {len(board)}"
@@ -114,14 +122,28 @@ def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed,
 def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool_], list[str]]:
     """Which test images a part of the solution holds, and how they differ from it."""
     header, rows = read_table(solution)
-    if "Usage" not in header or len(header) < 3:
-        raise UserError(f"{solution}: no columns of image, label and Usage (it has {', '.join(header)}); name another")
+    if header.count("Usage") != 1 or len(set(header)) != 3:
+        raise UserError(
+            f"{solution}: must have three columns, image, label and Usage (it has {', '.join(header)}); name another"
+        )
     key, label = (column for column in header if column != "Usage")
-    theirs = {row[key]: row[label] for row in rows if row["Usage"].strip().lower() == name}
+    asked = [row for row in rows if row["Usage"].strip().lower() == name]
+    named = found_names([row[key] for row in asked], tested.names)
+    theirs = {one or row[key]: row[label].strip() for one, row in zip(named, asked, strict=True)}
     mine = np.array([one in theirs for one in tested.names], np.bool_)
     warnings = []
+    if not theirs:
+        warnings.append(f"no line of the solution has the Usage {name.capitalize()}")
     if int(mine.sum()) < len(theirs):
         warnings.append(f"scored on {int(mine.sum())} of its {len(theirs)} images: no rank was earned")
+    unknown = sorted({one for one in theirs.values() if one not in tested.classes})
+    if unknown:
+        warnings.append(f"labels of the solution that are no class: {', '.join(unknown[:5])}")
+    own = [tested.classes[number] for number in tested.decided.truth[mine]]
+    there = [theirs[one] for one, ok in zip(tested.names, mine, strict=True) if ok]
+    others = sum(one != other for one, other in zip(own, there, strict=True))
+    if others:
+        warnings.append(f"{others} images have another label there: the score is by the labels here")
     counts = np.array([
         [int((tested.decided.truth[mine] == number).sum()), list(theirs.values()).count(one)]
         for number, one in enumerate(tested.classes)
@@ -130,6 +152,13 @@ def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool
     if len(counts) > 1 and (counts.sum(axis=0) > 0).all() and chi2_contingency(counts).pvalue < _UNLIKE:
         warnings.append("the classes occur in other shares than there: the scores are of different populations")
     return mine, warnings
+
+
+def found_names(asked: Sequence[str], known: Iterable[str]) -> list[str | None]:
+    """The names of images that others write perhaps with an ending such as .jpeg; None for unknown ones."""
+    names = set(known)
+    stems = ((one, splitext(one)[0]) for one in asked)  # noqa: PTH122 (a name may hold slashes)
+    return [one if one in names else stem if stem in names else None for one, stem in stems]
 
 
 def submission(
@@ -156,7 +185,8 @@ def submission(
     if len(header) != 2:
         raise UserError(f"{sample}: must have two columns (it has {', '.join(header)}); name a sample submission")
     names = [row[header[0]] for row in rows]
-    missing = [name for name in names if name not in answers]
+    found = found_names(names, answers)
+    missing = [name for name, own in zip(names, found, strict=True) if own is None]
     if missing:
         raise UserError(
             f"{sample}: {len(missing)} of its {len(names)} images are no test images, the first is {missing[0]}; "
@@ -164,5 +194,10 @@ def submission(
         )
     if not names or len(set(names)) < len(names):
         raise UserError(f"{sample}: names no image, or one twice; name another report.sample_submission")
-    filled = [(name, answers[name] or filling) for name in names]
-    return to_csv(header, filled, exact=True), sum(not answers[name] for name in names)
+    if len(names) < len(answers):
+        log.warning("submission.csv: %s asks for %d of %d test images", sample, len(names), len(answers))
+    own = [answers[name] for name in found if name is not None]
+    filled = [(name, answer or filling) for name, answer in zip(names, own, strict=True)]
+    if any(plain_text(cell) != cell for row in (header, *filled) for cell in row):
+        log.warning("submission.csv: has cells that a spreadsheet would take for formulas, as the competition asks")
+    return to_csv(header, filled, exact=True), sum(not answer for answer in own)

@@ -46,6 +46,13 @@ def test_a_leaderboard_is_read_as_kaggle_exports_it(tmp_path: Path) -> None:
     wrong.write_text("TeamId,Score\n1,high\n", encoding="utf-8")
     with pytest.raises(UserError, match="column Score: could not convert"):
         read_board(wrong)
+    wrong.write_text("TeamId,Score\n1,0.5\n2,nan\n", encoding="utf-8")
+    with pytest.raises(UserError, match="holds what is no finite number"):
+        read_board(wrong)
+
+
+def test_scores_are_compared_with_the_decimals_of_the_leaderboard() -> None:
+    assert place(0.745581234, [0.9, 0.74558, 0.5]) == "level with rank 2 of 3"
 
 
 def named(num: int = 100) -> Named:
@@ -110,3 +117,36 @@ def test_a_sample_submission_that_does_not_fit_is_refused(tmp_path: Path, text: 
     sample.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=says):
         submission({"a": "1", "b": "2"}, sample, ("image", "level"), filling="0")
+
+
+def test_a_solution_is_checked_against_the_images_labels_and_parts(tmp_path: Path) -> None:
+    solution, leaderboards = tmp_path / "s.csv", board(tmp_path)
+
+    def warned(header: str, label: str, usage: str) -> str:
+        rows = [f"image{number}.jpeg,{label or number % 2},{usage}" for number in range(100)]
+        solution.write_text("\n".join([header, *rows]), encoding="utf-8")
+        (one,) = placed(named(), "accuracy", Reporting(public_leaderboard=leaderboards, solution=solution))
+        return " | ".join((one.text, *one.warnings))
+
+    assert warned("image,level,Usage", "", "Public") == "0.90000: above rank 1 of 4"
+    found = warned("image,level,Usage", "1", "Public")
+    assert "50 images have another label there" in found
+    assert "of different populations" in found
+    assert "labels of the solution that are no class: No DR" in warned("image,level,Usage", "No DR", "Public")
+    assert "no line of the solution has the Usage Public" in warned("image,level,Usage", "", "Private")
+    for header in ("image,level,Usage,Usage", "image,level,weight,Usage", "image,Usage"):
+        with pytest.raises(UserError, match="must have three columns, image, label and Usage"):
+            warned(header, "", "Public")
+
+
+def test_a_sample_may_name_files_by_their_ending_and_less_than_all_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample = tmp_path / "sample.csv"
+    sample.write_text("image,level\nb.x.jpeg,0\na.jpeg,0\n", encoding="utf-8")
+    text, _ = submission({"a": "=1", "b.x": "2", "c": "0"}, sample, ("image", "level"), filling="0")
+    assert text == "image,level\nb.x.jpeg,2\na.jpeg,=1\n"
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        f"{sample} asks for 2 of 3 test images",
+        "has cells that a spreadsheet would take for formulas, as the competition asks",
+    ]
