@@ -20,6 +20,7 @@ from tlbatch.data.loader import open_set
 from tlbatch.gallery import Tested, draw_report
 from tlbatch.job.cli import finished, guarded, once
 from tlbatch.job.config import RUN_NAME
+from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file, digest_of
 from tlbatch.job.load import changed_keys
 from tlbatch.job.paths import RunPaths, leaderboard
@@ -42,13 +43,23 @@ def run(run_dir: Path) -> None:
     record = paths.load()
     predicted = finished("predict", paths, record)
     inputs = predicted.inputs | {"predictions": _parts_digest(paths)}
-    inputs["report"] = digest_of(record.job.report.model_dump(mode="json"))
-    there = paths.report_json.exists() and paths.report_page.exists()
+    inputs["report"] = digest_of([record.job.report.model_dump(mode="json"), _read_by(record)])
+    tables = [paths.report / name for name in ("predictions.csv", "submission.csv")]
+    there = all(file.exists() for file in (paths.report_json, paths.report_page, *tables))
     once("reduce", paths, inputs, world, lambda: _reduce(record, paths, world), is_there=there)
     table = rebuild_leaderboard(leaderboard(record.job))
-    mine = table[table["run"] == record.run].iloc[0]
+    mine = next((row for _, row in table[table["run"] == record.run].iterrows()), None)
+    if mine is None:
+        raise UserError(f"{paths.folder}: is not {record.run} in {leaderboard(record.job).parent}; move it back there")
     rivals = table[(table["metric"] == mine["metric"]) & (table["test_digest"] == mine["test_digest"])]
     log.info("rank %s of %d on these test images", mine["rank"], len(rivals))
+
+
+def _read_by(record: RunRecord) -> dict[str, str]:
+    """Digests of the files that the report is asked to read."""
+    job = record.job
+    labels = {"labels": job.data.labels} if job.report.subgroups and job.data.labels else {}
+    return {key: digest_file(file) for key, file in (job.report.files | labels).items() if file.is_file()}
 
 
 def _parts_digest(paths: RunPaths) -> str:

@@ -228,6 +228,10 @@ def test_a_page_prints(browser: webdriver.Chrome, pages: Path, name: str) -> Non
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     page = "document.documentElement"
     assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") == 0
+    hidden = (
+        "return [...document.querySelectorAll('details > :not(summary)')].filter(one => !one.checkVisibility()).length"
+    )
+    assert browser.execute_script(hidden) == 0
     paper = {"paperWidth": 8.27, "paperHeight": 11.69}
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", paper)["data"])
     assert printed.startswith(b"%PDF-")

@@ -106,8 +106,11 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]], *, exact: bo
 
 
 def plain_text(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula: one that could be has an apostrophe before it (OWASP)."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """Text that a spreadsheet does not take for a formula: one that could be has an apostrophe before it (OWASP).
+
+    So has one that could be after apostrophes of its own, so that no two texts become the same.
+    """
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
 
 
 def to_json(value: object) -> str:

@@ -11,6 +11,7 @@ ScoreName = Literal[
     "grade_error",
 ]  # fmt: skip
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+Verdict = Literal["better", "worse", "not different", "undecided"]
 Ensemble = Literal["mean", "log-mean", "rank"]
 
 
@@ -153,8 +154,8 @@ class Comparison(Record):
     only_other: int
     p_value: float
     """McNemar's exact test on those."""
-    verdict: Literal["better", "worse", "not different"]
-    """By the interval of the difference."""
+    verdict: Verdict
+    """By the interval of the difference; where all draws agree, by the sign test over groups."""
 
 
 class Placed(Record):

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_array
 from scipy.special import softmax
-from sklearn.metrics import log_loss
+from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.model_selection import GroupKFold
 
 from tlbatch.job.report import Bin, Calibration, Reliability
@@ -42,12 +43,14 @@ def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) 
     distances = (exact**2).sum(axis=1) + 1 - 2 * exact[np.arange(len(truth)), truth]
     losses = -np.log(exact[np.arange(len(truth)), truth].clip(_TINY, 1))
     at = np.minimum((highest * _BINS).astype(np.int64), _BINS - 1)
-    gaps = np.zeros((len(truth), _BINS))
-    gaps[np.arange(len(truth)), at] = highest - right
-    kinds = kinds_of_values(np.column_stack([np.ones(len(truth)), losses, distances, gaps]), groups)
+    values = np.column_stack([np.ones(len(truth)), losses, distances, highest - right])
+    columns = np.column_stack([np.tile(np.arange(3, dtype=np.int32), (len(truth), 1)), 3 + at.astype(np.int32)])
+    begins = np.arange(0, values.size + 1, values.shape[1])
+    sparse = csr_array((values.ravel(), columns.ravel(), begins), shape=(len(truth), 3 + _BINS))
+    kinds = kinds_of_values(sparse, groups)
     sums = np.concatenate(list(redrawn(kinds, seed=seed)))
     total, every = sums[:, 0], np.arange(exact.shape[1])
-    error = float(np.abs(gaps.sum(axis=0)).sum() / len(truth))
+    error = float(np.abs(np.bincount(at, highest - right)).sum() / len(truth))
     errors = np.abs(sums[:, 3:]).sum(axis=1) / total
     errors = np.maximum(0, errors - errors.mean() + error)  # a draw adds noise to every bin, which adds up
     bins = []
@@ -60,7 +63,7 @@ def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) 
             bins.append(Bin(low=edges[0], high=edges[1], n=num, confidence=mean, accuracy=wilson(hits, num)))
     return Reliability(
         log_loss=estimate(float(log_loss(truth, exact, labels=every)), sums[:, 1] / total),
-        brier=estimate(float(distances.mean()), sums[:, 2] / total),
+        brier=estimate(float(brier_score_loss(truth, exact, labels=every, scale_by_half=False)), sums[:, 2] / total),
         ece=estimate(error, errors),
         bins=tuple(bins),
     )

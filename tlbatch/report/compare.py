@@ -1,17 +1,16 @@
 """Two sets of decisions on the same images, paired."""
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, hstack
 from scipy.stats import binomtest
 
-from tlbatch.job.report import Comparison
+from tlbatch.job.report import Comparison, Estimate, Verdict
 from tlbatch.job.section import Metric
 from tlbatch.report.draws import estimate, kinds_of_cells, redrawn
 from tlbatch.report.tables import Decided, effects, point_scores, table_scores
 
+_LEVEL = 0.05
 Ints = npt.NDArray[np.int64]
 
 
@@ -19,7 +18,8 @@ def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: 
     """The difference of a score with its paired interval over groups, and McNemar's exact test (1947).
 
     A draw of groups is the same for both, so what makes an image hard for both cancels out: the draw is over cells of
-    truth, first and other decision. The difference counts when its interval does not hold zero.
+    truth, first and other decision. The difference counts when its interval does not hold zero. Where all draws agree
+    on one that is not zero, it counts when the sign test over groups says so, and is undecided otherwise.
 
     Parameters
     ----------
@@ -32,9 +32,6 @@ def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: 
     discordant = only_first + only_other
     p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
     found = estimate(*_difference(metric, first, other, seed=seed), undefined="one of the scores is undefined")
-    verdict: Literal["better", "worse", "not different"] = "not different"
-    if found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
-        verdict = "better" if found.low > 0 else "worse"
     return Comparison(
         other=name,
         metric=metric,
@@ -43,8 +40,27 @@ def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: 
         only_first=only_first,
         only_other=only_other,
         p_value=p_value,
-        verdict=verdict,
+        verdict=_verdict(found, first.groups, right.astype(np.float64) - also),
     )
+
+
+def _verdict(found: Estimate, groups: Ints, gains: npt.NDArray[np.float64]) -> Verdict:
+    """What a difference says, with what the first gains on each image."""
+    if found.value is None:
+        return "undecided"
+    if found.low is not None and found.high is not None:
+        decided = found.low > 0 or found.high < 0
+    elif found.value == 0:
+        decided = False
+    else:
+        of_groups = np.bincount(groups, gains)
+        ahead, behind = int((of_groups > 0).sum()), int((of_groups < 0).sum())
+        if ahead + behind == 0 or binomtest(ahead, ahead + behind).pvalue >= _LEVEL:
+            return "undecided"
+        decided = True
+    if not decided:
+        return "not different"
+    return "better" if found.value > 0 else "worse"
 
 
 def _difference(

@@ -73,7 +73,7 @@ def kinds_of_cells(cells: Ints, groups: Ints) -> tuple[Kinds, Ints]:
     return Kinds(csr_array(table[first]), counts.astype(np.int64)), used.astype(np.int64)
 
 
-def kinds_of_values(values: Floats, groups: Ints) -> Kinds:
+def kinds_of_values(values: Floats | csr_array, groups: Ints) -> Kinds:
     """Each group for itself, with the sums of values (n, columns) over its images."""
     num_groups = int(groups.max()) + 1 if len(groups) else 0
     of = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape=(num_groups, len(groups)))
@@ -121,13 +121,16 @@ def estimate(value: float | None, draws: Floats, *, undefined: str = "") -> Esti
     if len(defined) < 0.95 * len(draws):
         return Estimate(value=value, undefined="no interval: undefined in more than one draw of twenty")
     low, high = np.quantile(defined, (0.025, 0.975))
-    if low == high:
+    if np.isclose(low, high, rtol=1e-9, atol=1e-12):
         return Estimate(value=value, undefined="no interval: the same in all draws")
     return Estimate(value=value, low=float(low), high=float(high))
 
 
 def proportion(successes: float, total: float, draws: Floats, *, num_groups: int, undefined: str) -> Estimate:
-    """A share with the interval of its draws; where all or none succeed, which no draw can change, with Wilson's."""
+    """A share with the interval of its draws; where these have none, with Wilson's of as many trials as groups.
+
+    They have none where all or none succeed, which no draw can change, and where many a draw holds no trial.
+    """
     if total == 0:
         return Estimate(value=None, undefined=undefined)
     found = estimate(successes / total, draws)

@@ -15,6 +15,11 @@ def signed(value: float | None) -> str:
     return number(value) if value is None or value < 0 else f"+{value:.4f}"
 
 
+def chance(p_value: float, equals: str = "=\N{NO-BREAK SPACE}") -> str:
+    """A p-value, which is never zero."""
+    return f"{equals}{p_value:.4f}" if p_value >= 0.0001 else "<\N{NO-BREAK SPACE}0.0001"
+
+
 def share(part: float, whole: float = 1) -> str:
     """A percentage."""
     return f"{100 * part / whole:.1f}\N{NO-BREAK SPACE}%" if whole else "none"

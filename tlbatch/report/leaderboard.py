@@ -58,24 +58,35 @@ class Entry:
 
 
 def load_entries(runs: Path) -> list[Entry]:
-    """All reports of the runs in a folder, in the order of the leaderboard; those of other versions are left out."""
+    """All reports of the runs in a folder, in the order of the leaderboard.
+
+    Those of other versions, and copies of a run under another name, are left out.
+    """
     found, left_out = [], []
     for file in sorted(runs.glob("*/report/report.json")):
         try:
-            found.append(Entry(file.parent, load_record(Report, file, missing="run reduce again")))
+            entry = Entry(file.parent, load_record(Report, file, missing="run reduce again"))
         except UserError:
+            left_out.append(file.parent.parent.name)
+            continue
+        if entry.report.run == file.parent.parent.name:
+            found.append(entry)
+        else:
             left_out.append(file.parent.parent.name)
     if left_out:
         log.warning(
-            "the leaderboard leaves out %d runs whose report is damaged or of another version, e.g. %s",
+            "the leaderboard leaves out %d runs whose report is damaged, of another version or a copy, e.g. %s",
             len(left_out), left_out[0],
         )  # fmt: skip
     return sorted(found, key=lambda entry: entry.order)
 
 
 def compare_entries(first: Entry, other: Entry, *, seed: int = 0) -> Comparison | None:
-    """Two runs on the images that both could read, paired; None where these are less than half, or a metric differs."""
-    if first.report.metric != other.report.metric or first.report_classes != other.report_classes:
+    """Two runs on the images that both could read, paired, in the metric of the first.
+
+    None where these are less than half, or their classes or labels differ.
+    """
+    if first.report_classes != other.report_classes:
         return None
     one, two = first.tested(), other.tested()
     _, mine, theirs = np.intersect1d(one.keys, two.keys, return_indices=True)
@@ -91,7 +102,16 @@ def rival_of(run: str, entries: Sequence[Entry]) -> Comparison | None:
     """The run against the best other one on the same test images, if there is one."""
     (mine,) = [entry for entry in entries if entry.report.run == run]
     others = [entry for entry in entries if entry.terms == mine.terms and entry is not mine]
-    return compare_entries(mine, others[0]) if others else None
+    return _compared(mine, others[0]) if others else None
+
+
+def _compared(first: Entry, other: Entry) -> Comparison | None:
+    """Two runs, or None where the predictions of one are gone: that is no reason to report nothing of the others."""
+    try:
+        return compare_entries(first, other)
+    except UserError as error:
+        log.warning("%s and %s are not compared: %s", first.report.run, other.report.run, error)
+        return None
 
 
 def rebuild_leaderboard(file: Path) -> pd.DataFrame:
@@ -120,7 +140,7 @@ def _ranked(group: Sequence[Entry]) -> pd.DataFrame:
     rows = [_row(entry) for entry in group]
     tied = []
     for entry, row in zip(group[1:], rows[1:], strict=True):
-        found = compare_entries(leader, entry) if entry.report.score is not None else None
+        found = _compared(leader, entry) if entry.report.score is not None else None
         if found is None:
             continue
         row |= {"behind": found.difference.value, "behind_low": found.difference.low}
@@ -139,7 +159,7 @@ def _row(entry: Entry) -> dict[str, object]:
     main, loss = report.scores[report.metric], report.calibration
     own = {name: getattr(report, name) for name in COLUMNS if name in Report.model_fields}
     row: dict[str, object] = own | {name: report.scores[name].value for name in SECOND}
-    row |= {"low": main.low, "high": main.high, "members": " ".join(report.members)}
+    row |= {"low": main.low, "high": main.high, "members": " ".join(report.members), "tied_with": ""}
     row |= {"log_loss": (loss.after if loss.kept and loss.after else loss.before).log_loss.value if loss else None}
     row |= {"images_per_s": report.cost.images_per_s, "gpu_hours": report.cost.gpu_hours}
     return {name: plain_text(value) if isinstance(value, str) else value for name, value in row.items()}

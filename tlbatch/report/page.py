@@ -110,7 +110,10 @@ def write_comparison(path: Path, reports: Sequence[Report], comparisons: Sequenc
     _write(path, "comparison.html.j2", {
         "reports": reports,
         "comparisons": comparisons,
-        "warnings": [(f"{title} ({', '.join(runs)})", text) for (title, text), runs in warned.items()],
+        "warnings": [
+            (title if len(runs) == len(reports) else f"{title} ({', '.join(runs)})", text)
+            for (title, text), runs in warned.items()
+        ],
         "metrics": sorted({one.metric for one in reports}),
         "num_pairs": len(reports) * (len(reports) - 1) // 2,
         "same_test": len({one.test_digest for one in reports}) == 1,
@@ -201,7 +204,8 @@ def _pages() -> Environment:
         keep_trailing_newline=True,
     )
     pages.filters |= {
-        "count": formats.count, "data_uri": formats.data_uri, "duration": formats.duration, "number": formats.number,
+        "chance": formats.chance, "count": formats.count, "data_uri": formats.data_uri, "duration": formats.duration,
+        "number": formats.number,
         "score_name": SCORE_NAMES.__getitem__, "share": formats.share, "signed": formats.signed, "split_name": _split,
         "things": formats.things, "titled": formats.titled,
     }  # fmt: skip

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file, to_json
 
+_OFF = 1e-3
 _AGAIN = "submit the job again for a new run folder"
 
 
@@ -128,16 +129,16 @@ def _read_part(file: Path, header: Mapping[str, str], num_classes: int) -> Part:
             found = json.loads(str(data["header"]))
             errors = dict(zip(data["error_rows"].tolist(), data["errors"].tolist(), strict=True))
             part = Part(data["rows"], data["probabilities"], data["grades"], errors)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: damaged ({error}); {_AGAIN}") from None
     for key, value in header.items():
         if found.get(key) != value:
             raise UserError(f"{file}: of another {key} ({found.get(key)}, not {value}); {_AGAIN}")
-    _check_shapes(file, part, num_classes)
+    _check_values(file, part, num_classes)
     return part
 
 
-def _check_shapes(file: Path, part: Part, num_classes: int) -> None:
+def _check_values(file: Path, part: Part, num_classes: int) -> None:
     shapes: dict[str, tuple[npt.NDArray[Any], tuple[int, ...]]] = {
         "probabilities": (part.probabilities, (len(part.rows), num_classes)),
         "grades": (part.grades, (len(part.rows),)),
@@ -145,3 +146,11 @@ def _check_shapes(file: Path, part: Part, num_classes: int) -> None:
     for name, (values, shape) in shapes.items():
         if values.shape != shape:
             raise UserError(f"{file}: {name} of shape {values.shape}, not {shape}; {_AGAIN}")
+    unread = np.isin(part.rows, list(part.errors))
+    sums = np.where(part.probabilities >= 0, part.probabilities, np.nan).sum(axis=1, dtype=np.float64)
+    wrong = np.flatnonzero(~unread & ~(np.abs(sums - 1) < _OFF))
+    if len(wrong):
+        raise UserError(
+            f"{file}: the probabilities of {len(wrong)} images do not add up to 1, the first is row "
+            f"{part.rows[wrong[0]]} of the index; {_AGAIN}"
+        )

@@ -1,5 +1,6 @@
 """Predictions of a run: every validation and test image with its truth, as arrays and as predictions.csv."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +96,16 @@ def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
         When it is missing, damaged, or of other classes.
     """
     probabilities = [f"p_{name}" for name in classes]
-    kinds = dict.fromkeys([*_FIXED, "error"], pl.String) | dict.fromkeys(probabilities, pl.Float32)
+    kinds = dict.fromkeys(_FIXED, pl.String) | dict.fromkeys(probabilities, pl.Float32) | {"error": pl.String}
     try:
-        table = pl.read_csv(path, schema_overrides=kinds)
+        with path.open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+        if header != list(kinds):
+            raise pl.exceptions.SchemaError(f"its columns are {', '.join(header)}")
+        table = pl.read_csv(path, has_header=False, skip_lines=1 + "".join(header).count("\n"), schema=kinds)
         values = table.select(probabilities).to_numpy().astype(np.float32)
         columns = {name: table[name].fill_null("").to_list() for name in (*_FIXED, "error")}
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, pl.exceptions.PolarsError) as error:
         first = str(error).splitlines()[0]
         raise UserError(
             f"{path}: missing or damaged ({first}); run reduce again: python -m tlbatch.reduce RUN"

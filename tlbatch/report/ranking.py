@@ -12,6 +12,9 @@ from tlbatch.job.report import Curve, Estimate, OperatingPoint, Ranked
 from tlbatch.report.draws import kinds_of_cells, proportion, redrawn
 
 _POINTS = 101
+_ROUNDING = 1e-12
+_NEVER = float(np.nextafter(1, 2))
+"""A threshold that no probability reaches."""
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -50,7 +53,9 @@ def area(positive: Bools, scores: Floats, groups: Ints) -> Estimate:
         + of_no / (of_no - 1) * (no**2).sum() / num_no**2
         + 2 * of_all / (of_all - 1) * (yes * no).sum() / (num_yes * num_no)
     )
-    reach = norm.ppf(0.975) * np.sqrt(max(0.0, variance)) / (value * (1 - value))
+    if variance <= _ROUNDING:
+        return Estimate(value=value, undefined="no interval: the groups do not differ")
+    reach = norm.ppf(0.975) * np.sqrt(variance) / (value * (1 - value))
     return Estimate(value=value, low=float(expit(logit(value) - reach)), high=float(expit(logit(value) + reach)))
 
 
@@ -62,8 +67,10 @@ def threshold_for(positive: Bools, scores: Floats, *, sensitivity: float = 0, sp
     if positive.all() or not positive.any():
         return None
     found, reached, thresholds = roc_curve(positive, scores, drop_intermediate=False)
-    good = np.flatnonzero(reached >= sensitivity) if sensitivity else np.flatnonzero(1 - found >= specificity)
-    return float(min(thresholds[good[0] if sensitivity else good[-1]], np.float64(1)))
+    good = (
+        np.flatnonzero(reached >= sensitivity) if sensitivity else np.flatnonzero(found <= 1 - specificity + _ROUNDING)
+    )
+    return float(min(thresholds[good[0] if sensitivity else good[-1]], _NEVER))
 
 
 def at_threshold(

@@ -150,7 +150,9 @@ def _deployed(decided: Decided, classes: Sequence[str], asked: Asked) -> Deploye
         return None
     shares = np.array([prior.get(name, 0.0) for name in classes])
     shares = shares / shares.sum()
-    return Deployed(prior=tuple(shares.tolist()), scores=asked.meant(judge_deployed(decided, shares, seed=asked.seed)))
+    return Deployed(
+        prior=tuple(shares.tolist()), scores=asked.meant(judge_deployed(decided, shares, classes, seed=asked.seed))
+    )
 
 
 def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Predictions, asked: Asked) -> Question:
@@ -189,12 +191,16 @@ def _not_found(aim: str) -> OperatingPoint:
 
 
 def _subgroups(decided: Decided, columns: Mapping[str, npt.NDArray[np.object_]], asked: Asked) -> list[Subgroup]:
-    """The largest 30 values of every column, in their order."""
+    """The largest 30 values of every column, in their order, and the others together."""
     found = []
     for column, values in columns.items():
         names, counts = np.unique(values.astype(str), return_counts=True)
-        for value in sorted(names[np.argsort(-counts, kind="stable")[:_MOST_VALUES]].tolist()):
-            own = decided.where(values == value)
+        largest = sorted(names[np.argsort(-counts, kind="stable")[:_MOST_VALUES]].tolist())
+        parts = {value: values == value for value in largest}
+        if len(names) > len(largest):
+            parts[f"({len(names) - len(largest)} smaller values)"] = ~np.isin(values.astype(str), largest)
+        for value, some in parts.items():
+            own = decided.where(some)
             scores = asked.meant(judge(own, seed=asked.seed))
             num_groups = len(np.unique(own.groups))
             found.append(Subgroup(column=column, value=value, n=len(own.truth), num_groups=num_groups, scores=scores))

@@ -26,7 +26,6 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _TRUE, _CHOSEN, _RIGHT, _APART, _GRADES, _SQUARES = range(6)
 _COLUMNS = 6
-_OF_PRIOR: tuple[ScoreName, ...] = ("quadratic_kappa", "accuracy", "balanced_accuracy", "grade_error")
 _SHARES: tuple[ScoreName, ...] = ("accuracy",)
 
 
@@ -72,19 +71,16 @@ def effects(truth: Ints, chosen: Ints, num_classes: int) -> csr_array:
     return csr_array((values, (np.tile(rows, _COLUMNS), at)), shape=(len(truth), _COLUMNS * num_classes))
 
 
-def table_scores(sums: Floats, prior: Floats | None = None) -> dict[ScoreName, Floats]:
+def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
     """All scores of many tables at once.
 
     Cohen's kappa (1960), weighted (1968) by the distance of classes or its square; Matthews' coefficient in the form of
-    Gorodkin (2004). With a prior the images of each true class are weighed so that the classes have these shares
-    (importance weights), for the scores that the sums suffice for.
+    Gorodkin (2004).
 
     Parameters
     ----------
     sums
         (draws, 6 x num_classes), see `effects`.
-    prior
-        Share of each class, (num_classes,).
 
     Returns
     -------
@@ -96,10 +92,6 @@ def table_scores(sums: Floats, prior: Floats | None = None) -> dict[ScoreName, F
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no classes is NaN
         recall = right / true
-        if prior is not None:
-            weights = np.where(prior > 0, prior / true, 0)
-            right, apart, grades, squares = (part * weights for part in (right, apart, grades, squares))
-            true = np.broadcast_to(prior, true.shape)
         total = true.sum(1)
         agreed = right.sum(1) / total
         observed = (true @ numbers**2 - 2 * grades @ numbers + squares.sum(1)) / total
@@ -107,11 +99,9 @@ def table_scores(sums: Floats, prior: Floats | None = None) -> dict[ScoreName, F
         found: dict[ScoreName, Floats] = {
             "quadratic_kappa": _kappa(observed, by_chance),
             "accuracy": agreed,
-            "balanced_accuracy": np.nanmean(recall if prior is None else recall[:, prior > 0], axis=1),
+            "balanced_accuracy": np.nanmean(recall, axis=1),
             "grade_error": apart.sum(1) / total,
         }
-        if prior is not None:
-            return found
         chance = (true * chosen).sum(1) / total**2
         below, under = true.cumsum(1)[:, :-1], chosen.cumsum(1)[:, :-1]
         crossings = (below * (total[:, None] - under) + under * (total[:, None] - below)).sum(1) / total**2
@@ -183,15 +173,33 @@ def judge_all(
     return _judged(decided, tables), _by_class(decided, tables, classes, ranked)
 
 
-def judge_deployed(decided: Decided, prior: Floats, *, seed: int) -> dict[ScoreName, Estimate]:
-    """Scores for classes in other shares than those of the test images."""
-    absent = [number for number in np.flatnonzero(prior) if not (decided.truth == number).any()]
+def judge_deployed(decided: Decided, prior: Floats, classes: Sequence[str], *, seed: int) -> dict[ScoreName, Estimate]:
+    """All scores for classes in other shares than those of the test images.
+
+    The images of each true class are weighed so that the classes have these shares (importance weights), in every draw.
+
+    Parameters
+    ----------
+    prior
+        Share of each class, (num_classes,).
+    """
+    absent = [name for number, name in enumerate(classes) if prior[number] and not (decided.truth == number).any()]
     if absent:
-        why = f"no test image of class number {absent[0]}"
-        return {name: Estimate(value=None, undefined=why) for name in _OF_PRIOR}
-    weights = (prior / np.maximum(1, np.bincount(decided.truth, minlength=decided.num_classes)))[decided.truth]
-    points, draws = point_scores(decided, weights), table_scores(redraw(decided, seed=seed).sums, prior)
-    return {name: estimate(points[name], draws[name], undefined=_why(decided)) for name in _OF_PRIOR}
+        return {name: Estimate(value=None, undefined=f"no test image of class {absent[0]}") for name in SCORES}
+    decided = decided.where(prior[decided.truth] > 0)
+    points = point_scores(
+        decided, (prior / np.maximum(1, np.bincount(decided.truth, minlength=len(prior))))[decided.truth]
+    )
+    cells, used = kinds_of_cells(decided.truth * decided.num_classes + decided.chosen, decided.groups)
+    of, chosen = used // decided.num_classes, used % decided.num_classes
+    true = csr_array((np.ones(len(used)), (range(len(used)), of)), shape=(len(used), len(prior)))
+    sums = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for drawn in redrawn(cells, seed=seed):
+            weights = np.where(prior > 0, prior / (drawn @ true), 0)
+            sums.append((drawn * weights[:, of]) @ effects(of, chosen, decided.num_classes))
+    draws = table_scores(np.concatenate(sums))
+    return {name: estimate(points[name], draws[name], undefined=_why(decided)) for name in SCORES}
 
 
 def point_scores(decided: Decided, weights: npt.NDArray[np.floating[Any]] | None = None) -> dict[ScoreName, float]:

@@ -74,4 +74,15 @@ def test_mcnemar_counts_images_that_one_alone_has_right() -> None:
 def test_without_images_nothing_is_claimed() -> None:
     nothing = Decided(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), 2)
     found = compare("accuracy", nothing, nothing, name="x", seed=0)
-    assert (found.difference.value, found.verdict, found.n) == (None, "not different", 0)
+    assert (found.difference.value, found.verdict, found.n) == (None, "undecided", 0)
+
+
+@pytest.mark.parametrize(("num_groups", "verdict"), [(5, "undecided"), (6, "better")])
+def test_a_difference_that_every_draw_shows_counts_where_groups_are_many_enough(num_groups: int, verdict: str) -> None:
+    """The sign test: all of five groups are not unlikely by chance, all of six are."""
+    groups, truth = np.arange(2 * num_groups) // 2, np.tile([0, 1], num_groups)
+    right, constant = Decided(truth, truth, groups, 2), Decided(truth, np.zeros_like(truth), groups, 2)
+    found = compare("quadratic_kappa", right, constant, name="x", seed=0)
+    assert (found.difference.value, found.difference.low, found.verdict) == (1, None, verdict)
+    other = compare("accuracy", constant, right, name="x", seed=0)
+    assert (other.difference.value, other.verdict) == (-0.5, verdict.replace("better", "worse"))

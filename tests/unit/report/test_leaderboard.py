@@ -1,4 +1,5 @@
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,13 @@ def test_the_distance_to_the_leader_has_a_paired_interval_and_what_cannot_be_tol
     table = rebuild_leaderboard(tmp_path / "leaderboard.csv").set_index("run")
     assert table.loc["far", "behind"] == pytest.approx(0.3)
     assert table.loc["far", "behind_low"] > 0.2
-    assert pd.isna(table.loc["far", "tied_with"])
+    assert table.loc["far", "tied_with"] == ""
     assert table.loc["near", "behind_low"] < 0 < table.loc["near", "behind_high"]
     assert table["tied_with"].tolist()[:2] == ["near", "leader"]
     page = (tmp_path / "leaderboard.md").read_text("utf-8")
     assert "| 1 | leader | 0.9000 | " in page
     assert "| 2 | near | 0.8800 | 0.8350 to 0.9250 | 0.0200 (not different) |" in page
+    assert "| 3 | far | 0.6000 | 0.5300 to 0.6650 | 0.3000 | " in page
 
 
 def test_the_rival_of_a_run_is_the_best_other_one_on_its_test_images(tmp_path: Path) -> None:
@@ -81,6 +83,7 @@ def test_reports_of_other_versions_are_left_out_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(tmp_path, "good", wrong=0.1)
+    shutil.copytree(tmp_path / "good", tmp_path / "good-backup")
     for run in ("old", "older"):
         (tmp_path / run / "report").mkdir(parents=True)
         (tmp_path / run / "report" / "report.json").write_text('{"score": 1}', "utf-8")
@@ -88,8 +91,19 @@ def test_reports_of_other_versions_are_left_out_with_one_warning(
         table = rebuild_leaderboard(tmp_path / "leaderboard.csv")
     assert table["run"].tolist() == ["good"]
     assert [record.getMessage() for record in caplog.records] == [
-        "the leaderboard leaves out 2 runs whose report is damaged or of another version, e.g. old"
+        "the leaderboard leaves out 3 runs whose report is damaged, of another version or a copy, e.g. good-backup"
     ]
+
+
+def test_a_run_whose_predictions_are_gone_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(tmp_path, "a", wrong=0.1)
+    add(tmp_path, "b", wrong=0.3)
+    (tmp_path / "b" / "report" / "predictions.csv").unlink()
+    assert rival_of("a", load_entries(tmp_path)) is None
+    table = rebuild_leaderboard(tmp_path / "leaderboard.csv").set_index("run")
+    assert table["rank"].tolist() == [1, 2]
+    assert pd.isna(table.loc["b", "behind"])
+    assert "a and b are not compared: " in caplog.records[-1].getMessage()
 
 
 def test_without_a_report_the_leaderboard_is_a_header(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ def part_of(rows: list[int], *, num_classes: int = 3) -> Part:
     """Numbers that tell the row."""
     at = np.array(rows, np.int64)
     errors = {row: f"cannot be read {row}" for row in rows if row % 10 == 7}
-    return Part(at, (at[:, None] + np.arange(num_classes) / 10).astype(np.float32), at.astype(np.float32) / 2, errors)
+    rising = np.abs(at[:, None]) + np.arange(1, num_classes + 1) ** 2
+    probabilities = (rising / rising.sum(axis=1, keepdims=True)).astype(np.float32)
+    return Part(at, probabilities, at.astype(np.float32) / 2, errors)
 
 
 def merged(folder: Path, expected: list[int]) -> Part:
@@ -76,5 +78,25 @@ def test_parts_of_another_run_number_or_shape_are_refused(tmp_path: Path) -> Non
         merged(tmp_path, [0])
     (file,) = tmp_path.glob("part-*.npz")
     file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        merged(tmp_path, [0])
+
+
+@pytest.mark.parametrize("wrong", [[np.nan] * 3, [np.inf, 0, 0], [-0.5, 1, 0.5], [0, 0, 0], [0.9, 0.9, 0]])
+def test_numbers_that_are_no_probabilities_are_refused(tmp_path: Path, wrong: list[float]) -> None:
+    part = part_of([0, 1, 2])
+    part.probabilities[1] = wrong
+    write_part(tmp_path, part, HEADER, rank=0, world_size=1)
+    with pytest.raises(UserError, match="the probabilities of 1 images do not add up to 1, the first is row 1"):
+        merged(tmp_path, [0, 1, 2])
+
+
+def test_a_part_of_another_kind_of_archive_is_damaged(tmp_path: Path) -> None:
+    write_part(tmp_path, part_of([0]), HEADER, rank=0, world_size=1)
+    (file,) = tmp_path.glob("part-*.npz")
+    whole = bytearray(file.read_bytes())
+    at = whole.rindex(b"PK\x01\x02")
+    whole[at + 10] = 99  # a way to compress that zip does not know
+    file.write_bytes(bytes(whole))
     with pytest.raises(UserError, match="damaged"):
         merged(tmp_path, [0])

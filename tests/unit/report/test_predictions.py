@@ -48,6 +48,9 @@ def test_no_cell_of_text_begins_a_formula_and_any_text_stays_in_its_cell(
     for name in ("key", "group", "label", "prediction"):
         assert not table[name].str.match(r"[=+\-@\t\r]").any()
     assert not any(column[0] in "=+-@\t\r" for column in table.columns)
+    found = read_predictions(path, classes)
+    for name in ("keys", "groups", "splits", "labels", "probabilities"):
+        assert np.array_equal(getattr(found, name), getattr(given, name)), name
 
 
 def test_a_file_of_other_classes_or_none_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -102,3 +102,22 @@ def test_curves_have_few_points_and_the_area_of_all() -> None:
     nothing = rank(positive[:0], scores[:0], np.arange(0))
     assert (nothing.roc.x, nothing.pr.x, nothing.average_precision) == ((), (), None)
     assert rank(positive, scores, np.arange(20_000), curves=False).roc.x == ()
+
+
+def test_an_area_whose_groups_do_not_differ_has_no_interval() -> None:
+    positive, groups = np.arange(100) % 2 == 0, np.arange(100)
+    found = area(positive, np.full(100, 0.3), groups)
+    assert (found.value, found.low, found.undefined) == (0.5, None, "no interval: the groups do not differ")
+    pairs = area(np.array([True, False, True, False]), np.array([0.9, 0.8, 0.3, 0.1]), np.array([0, 0, 1, 1]))
+    assert (pairs.value, pairs.low) == (0.75, None)
+
+
+def test_a_specificity_is_reached_in_spite_of_rounding_and_by_no_answer_at_all() -> None:
+    scores = np.concatenate([np.linspace(0.1, 0.9, 25), [0.95]])
+    positive = np.arange(26) == 25
+    threshold = threshold_for(positive, scores, specificity=0.68)
+    assert threshold is not None
+    assert (scores[:25] >= threshold).sum() == 8
+    never = threshold_for(np.array([True, False, False]), np.array([0.5, 1, 0.2]), specificity=0.99)
+    assert never is not None
+    assert never > 1

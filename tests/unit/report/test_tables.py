@@ -85,7 +85,7 @@ def test_the_printed_tables_of_the_vgg16_project_give_all_its_printed_numbers(na
 @pytest.mark.parametrize("name", list(VGG16))
 def test_in_the_class_mix_of_the_real_population_the_same_tables_are_worth_less(name: str) -> None:
     matrix, *_, kappa = VGG16[name]
-    found = judge_deployed(decided(matrix), TEST_MIX, seed=0)["quadratic_kappa"]
+    found = judge_deployed(decided(matrix), TEST_MIX, "01234", seed=0)["quadratic_kappa"]
     assert found.value == pytest.approx(kappa, abs=0.0006)
     assert found.low is not None
     assert found.high is not None
@@ -249,8 +249,23 @@ def test_labels_that_are_no_codes_of_the_classes_are_refused(labels: np.ndarray)
 
 
 def test_a_mix_with_a_class_that_no_test_image_has_is_undefined() -> None:
-    found = judge_deployed(Decided(np.array([0, 0]), np.array([0, 1]), np.arange(2), 2), np.array([0.5, 0.5]), seed=0)
-    assert {each.undefined for each in found.values()} == {"no test image of class number 1"}
+    images = Decided(np.array([0, 0]), np.array([0, 1]), np.arange(2), 2)
+    found = judge_deployed(images, np.array([0.5, 0.5]), ["eye", "hand"], seed=0)
+    assert {each.undefined for each in found.values()} == {"no test image of class hand"}
+
+
+def test_in_another_mix_every_score_is_that_of_images_drawn_in_it() -> None:
+    """Each image of a class taken as often as the mix has it more often than the test images."""
+    prior = np.array([0.1, 0.3, 0.6])
+    truth, chosen = np.repeat([0, 1, 2], 20), np.tile([0, 1, 2, 2, 1, 0, 0, 1, 2, 1], 6)
+    found = judge_deployed(Decided(truth, chosen, np.arange(60), 3), prior, "abc", seed=0)
+    times = np.array([1, 3, 6])[truth]
+    drawn = Decided(truth.repeat(times), chosen.repeat(times), np.arange(times.sum()), 3)
+    plain = judge(drawn, seed=0)
+    for name in SCORES:
+        assert found[name].value == pytest.approx(plain[name].value), name
+        low, high = found[name].low, found[name].high
+        assert low is not None and high is not None and low < found[name].value < high, name  # noqa: PT018
 
 
 def test_ten_thousand_draws_are_made_and_the_same_seed_gives_the_same() -> None:
