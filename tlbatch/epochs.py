@@ -3,64 +3,25 @@
 import itertools
 import logging
 import time
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 
+from tlbatch.course import Course, Epoch, Feeds, Session, StopAgreedError, save
 from tlbatch.data.feed import Feed
-from tlbatch.data.loader import Batch, ImageSet
+from tlbatch.data.loader import Batch
 from tlbatch.data.order import Positions, State, balanced, num_batches, prediction_batches, training_batches
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.job.config import Job
-from tlbatch.job.errors import StoppedError, UserError
+from tlbatch.job.errors import UserError
 from tlbatch.job.learning import Phase
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.stop import WAY_OUT, StopFlag
-from tlbatch.job.world import World
-from tlbatch.model.checkpoint import Average, Keeper
-from tlbatch.model.classifier import Classifier, predicted
-from tlbatch.model.phase import RunningPhase, class_weights
+from tlbatch.model.classifier import predicted
+from tlbatch.model.phase import class_weights
 from tlbatch.report.metrics import mean_log_loss, score
 
 log = logging.getLogger(__name__)
-_CHECK_STEPS = 8
-_TELL_S = 30
-
-
-@dataclass(frozen=True)
-class Session:
-    """What all phases of a training share."""
-
-    job: Job
-    images: ImageSet
-    paths: RunPaths
-    world: World
-    accelerator: Accelerator
-    stop: StopFlag
-    model: Classifier
-    keeper: Keeper
-
-
-@dataclass(frozen=True)
-class Feeds:
-    """Where a phase reads its samples."""
-
-    train: Feed
-    val: Feed
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A pass over the training split: its place in the run."""
-
-    phase: int
-    number: int
-    in_run: int
 
 
 class Validation(NamedTuple):
@@ -91,104 +52,136 @@ def weights_of(session: Session, phase: Phase, epoch: Epoch) -> torch.Tensor:
     return class_weights(counts, strength=phase.balance_decay**epoch.number if phase.balance == "loss" else 0.0)
 
 
-def train_epoch(session: Session, feeds: Feeds, running: RunningPhase, epoch: Epoch, moving: Average | None) -> float:
-    """One pass over the training split; the mean loss over all ranks."""
-    job, world = session.job, session.world
+def train_epoch(session: Session, feeds: Feeds, course: Course) -> float:
+    """What is left of a pass over the training split; the mean loss of the whole pass over all ranks.
+
+    Raises
+    ------
+    StopAgreedError
+        On all ranks at the same step.
+    """
+    job, world, running, epoch = session.job, session.world, course.running, course.epoch
     samples = samples_of(session, running.phase, epoch)
     weights = weights_of(session, running.phase, epoch)
-    state = State(job.seed, epoch.in_run, 0, session.images.manifest.index_digest)
+    state = State(job.seed, epoch.in_run, course.position, session.images.manifest.index_digest)
     sizes, shares = itertools.tee(
         training_batches(
             state, len(samples), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
         )
     )
     steps = num_batches(len(samples), job.train.batch_size)
-    watch = LossWatch(session, epoch)
+    lookout = Lookout(session, course)
     running.model.train()
     told = time.monotonic()
     loaded = feeds.train.batches(samples, (own for _, own in shares))
-    for step, ((size, _), own) in enumerate(zip(sizes, loaded, strict=True)):
-        watch.look(step)
+    for (size, _), own in zip(sizes, loaded, strict=True):
+        lookout.look()
         loss = running.step(own.inputs, own.labels, own.turns, global_size=size, class_weights=weights)
-        watch.add(step, own, loss)
-        if moving is not None:
-            moving.update(session.model)
-        if time.monotonic() - told > _TELL_S:
+        lookout.add(own, loss)
+        if course.moving is not None:
+            course.moving.update(session.model)
+        course.step += 1
+        course.position += size
+        if time.monotonic() - told > 30:
             told = time.monotonic()
-            log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, step + 1, steps)
-    watch.look(0)
-    return running.mean_over_ranks(watch.total) / steps
+            log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, course.step, steps)
+    lookout.look(at_once=True)
+    return running.mean_over_ranks(course.loss) / steps
 
 
-class LossWatch:
-    """Adds up the losses, and every few steps lets all ranks agree to leave.
+class Lookout:
+    """Lets all ranks agree about once a second whether to end, or to save, and whether the loss is finite."""
 
-    They do when one was asked to stop, or a loss is not finite.
-    """
+    def __init__(self, session: Session, course: Course) -> None:
+        self._session, self._course = session, course
+        self._recent: list[tuple[int, Positions, torch.Tensor]] = []
+        self._next, self._before, self._since = course.step, course.step, time.monotonic()
 
-    def __init__(self, session: Session, epoch: Epoch) -> None:
-        self.total = torch.zeros((), device=session.accelerator.device)
-        self._session = session
-        self._epoch = epoch
-        self._recent: list[tuple[int, Batch, torch.Tensor]] = []
-
-    def add(self, step: int, batch: Batch, loss: torch.Tensor) -> None:
+    def add(self, batch: Batch, loss: torch.Tensor) -> None:
         """Take in a step."""
-        self.total += loss
-        self._recent.append((step, batch, loss))
+        self._course.loss += loss
+        self._recent.append((self._course.step, batch.positions.numpy(), loss))
 
-    def look(self, step: int) -> None:
+    def look(self, *, at_once: bool = False) -> None:
         """Agree with the other ranks, at some of the steps.
 
         Raises
         ------
-        StoppedError, UserError
+        StopAgreedError, UserError
             On all ranks at the same step.
         """
-        if step % _CHECK_STEPS:
+        session, course = self._session, self._course
+        if course.step < self._next and not at_once:
             return
-        session = self._session
-        finite = bool(torch.isfinite(self.total))
-        flags = torch.tensor([float(bool(session.stop)), float(not finite)], device=session.accelerator.device)
-        stopped, broken = session.accelerator.reduce(flags, "sum").tolist()
-        place = f"phase {self._epoch.phase} epoch {self._epoch.number}"
+        finite, stop = bool(torch.isfinite(course.loss)), session.stop
+        due = session.world.is_main and session.saver is not None and session.saver.is_due()
+        each = (time.monotonic() - self._since) / max(1, course.step - self._before)
+        asked = torch.tensor([not finite, bool(stop), stop.wants_again, due, each], device=session.accelerator.device)
+        broken, stopped, again, save_now, seconds = session.accelerator.reduce(asked, "sum").tolist()
         if broken:
-            session.keeper.write(session.model)
-            kept = "" if session.keeper.best is None else "; the best checkpoint so far is kept"
-            raise UserError(
-                f"the loss is not finite in {place} {self._where()}; lower phase.{self._epoch.phase}.optimizer.lr, or "
-                f"set phase.{self._epoch.phase}.grad_clip{kept}"
-            )
+            self._refuse()
         if stopped:
-            name = session.stop.signal_name or "a signal on another rank"
-            raise StoppedError(f"stopped by {name} in {place} step {step} {WAY_OUT}")
+            raise StopAgreedError(stop.signal_name, again=bool(again))
+        if save_now:
+            save(session, course.place, course)
         self._recent.clear()
+        steps = int(session.world.world_size / max(seconds, 1e-3))
+        self._next, self._before, self._since = course.step + max(1, steps), course.step, time.monotonic()
+
+    def _refuse(self) -> NoReturn:
+        session, phase = self._session, self._course.epoch.phase
+        session.keeper.write(session.model)
+        kept = "" if session.keeper.best is None else "; the best checkpoint so far is kept"
+        raise UserError(
+            f"the loss is not finite in phase {phase} epoch {self._course.epoch.number} {self._where()}; lower "
+            f"phase.{phase}.optimizer.lr, or set phase.{phase}.grad_clip{kept}"
+        )
 
     def _where(self) -> str:
-        for step, batch, loss in self._recent:
+        for step, positions, loss in self._recent:
             if not torch.isfinite(loss):
-                rows = self._session.images.rows("train")[batch.positions.numpy()]
+                rows = self._session.images.rows("train")[positions]
                 keys = [key.decode() for key in self._session.images.index["key"][rows]]
                 return f"step {step} (images {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''})"
         return "on another rank"
+
+
+def share_statistics(session: Session) -> None:
+    """Give all ranks the running statistics of rank 0, as every step does before its forward pass."""
+    if session.world.world_size > 1:
+        for buffer in session.model.buffers():
+            broadcast(buffer)
 
 
 def validate(session: Session, feed: Feed, views: Views) -> Validation:
     """The job's metric and the log loss on the validation split, over all ranks, each image once.
 
     Of several views the probabilities are averaged, and so are the outputs that are returned.
+
+    Raises
+    ------
+    StopAgreedError
+        On all ranks, when one was asked to end.
     """
-    world, model = session.world, session.model
+    world, model, stop = session.world, session.model, session.stop
+    share_statistics(session)
     labels = session.images.labels("val")
     samples = Samples(len(labels), views, every_view=len(views.numbers) > 1)
     batches = prediction_batches(
         len(samples), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
     )
-    own = [
-        (batch.positions.numpy(), predicted(model, batch.inputs, batch.turns, session.accelerator).numpy())
-        for batch in feed.batches(samples, batches)
-    ]
-    everyone: list[tuple[Positions, npt.NDArray[np.float32]]] = gather_object(own)
+    own: list[tuple[Positions, npt.NDArray[np.float32]]] = []
+    for batch in feed.batches(samples, batches):
+        if stop:
+            break
+        own.append((
+            batch.positions.numpy(),
+            predicted(model, batch.inputs, batch.turns, session.accelerator).numpy(),
+        ))  # fmt: skip
+    said = gather_object([(bool(stop), stop.wants_again, own)])
+    if any(stopped for stopped, _, _ in said):
+        raise StopAgreedError(stop.signal_name, again=any(again for _, again, _ in said))
+    everyone = [found for _, _, of_rank in said for found in of_rank]
     if not everyone:
         return Validation(None, None, np.empty((0, 1), np.float32))
     order = np.argsort(np.concatenate([positions for positions, _ in everyone]), kind="stable")

@@ -20,7 +20,7 @@ from tlbatch.job.errors import StoppedError
 from tlbatch.job.files import digest_of
 from tlbatch.job.paths import cache_folder
 from tlbatch.job.records import RunRecord
-from tlbatch.job.stop import WAY_OUT, StopFlag
+from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.encoder import Encoder, Tap, cache_identity, tap_shape, taps_of
@@ -214,7 +214,7 @@ def _fill(
         for filler in fillers:
             filler.flush()
         if stop:
-            raise StoppedError(f"stopped by {stop.signal_name} after {done} activations, which are kept {WAY_OUT}")
+            raise StoppedError(f"stopped by {stop.signal_name} after {done} activations", again=stop.wants_again)
         accelerator.wait_for_everyone()
         if done:
             log.info("%s: %d views on rank 0, %.0f a second", name, done, done / (time.monotonic() - start))

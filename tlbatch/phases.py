@@ -10,43 +10,65 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from tlbatch.course import Course, Epoch, Feeds, Session, go_on, resume, save, saved_when_stopped
 from tlbatch.data.activations import open_stores
 from tlbatch.data.feed import Feed
 from tlbatch.data.loader import num_workers
 from tlbatch.data.order import Positions, State, num_batches, training_batches
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.epochs import Epoch, Feeds, Session, Validation, samples_of, train_epoch, validate, weights_of
+from tlbatch.epochs import Validation, samples_of, train_epoch, validate, weights_of
 from tlbatch.job.learning import Phase
-from tlbatch.job.records import Best
+from tlbatch.job.records import Best, Place
 from tlbatch.job.section import SplitName
-from tlbatch.model.checkpoint import Average, Unseen, averaged, load_best, load_trained
+from tlbatch.model.checkpoint import Average, Unseen, averaged, load_best, load_trained, moving
 from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.many import Epochs, train_heads
 from tlbatch.model.phase import start_phase
+from tlbatch.model.snapshot import Snapshot
 from tlbatch.model.thresholds import rounding
 from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
 
 
-def train_phases(session: Session, stores: Mapping[str, str]) -> Validation:
+def train_phases(session: Session, stores: Mapping[str, str]) -> Validation | None:
     """Run the phases one after another, keep the checkpoint that validates best, and return what the last one says.
+
+    A training that was saved goes on where it was; what the last phase said is not known where that had ended.
 
     Parameters
     ----------
     stores
         As `tlbatch.filling.fill_cache` returns them.
+
+    Raises
+    ------
+    StoppedError
+        On all ranks, when one was asked to end; a session with a saver has saved by then.
     """
-    if session.world.is_main:
-        session.paths.metrics.unlink(missing_ok=True)
-    in_run = 0
+    snapshot = go_on(session)
+    begin = snapshot.record.place.phase if snapshot else 0
+    last, in_run = None, 0
     for number, phase in enumerate(session.job.phase):
-        feeds = _feeds(session, stores, number)
-        work = _fit_phase if phase.fit or phase.rates else _run_phase
-        last = work(session, feeds, phase, Epoch(number, 0, in_run))
+        place, first = Place(phase=number), Epoch(number, 0, in_run)
         in_run += phase.epochs
+        if number < begin:
+            continue
+        if number > begin:
+            save(session, place, None)
+        feeds = _feeds(session, stores, number)
+        if phase.fit or phase.rates:
+            with saved_when_stopped(session, place):
+                last = _fit_phase(session, feeds, phase, first)
+        else:
+            last = _run_phase(session, feeds, phase, first, snapshot if number == begin else None)
+    end = Place(phase=len(session.job.phase))
     if session.job.train.test_views and not session.job.head.view_mean and len(session.images.rows("val")):
-        _try_views(session)
+        if begin < end.phase:
+            save(session, end, None)
+        with saved_when_stopped(session, end):
+            _try_views(session)
+    session.keeper.clean()
     return last
 
 
@@ -81,6 +103,7 @@ def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
     began = time.monotonic()
     model.to(session.accelerator.device)
     model.set_cut(phase.cut, freeze_batch_norm=True)
+    session.changed.update(moving(model))
     found: list[tuple[FittedHead, Unseen] | None] = [None]
     if world.is_main:
         vectors = _vectors(session, feeds)
@@ -162,14 +185,30 @@ def _vectors(session: Session, feeds: Feeds) -> Vectors:
     )
 
 
-def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Validation:
+def _run_phase(
+    session: Session, feeds: Feeds, phase: Phase, first: Epoch, snapshot: Snapshot | None
+) -> Validation | None:
     """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
-    model, keeper = session.model, session.keeper
-    labels = session.images.labels("val")
-    groups = session.images.index["group"][session.images.rows("val")]
-    if not len(labels) and (phase.patience or phase.average):
+    if not len(session.images.rows("val")) and (phase.patience or phase.average):
         log.info("no validation images: phase %d takes all its epochs and keeps the last weights", first.phase)
         phase = phase.model_copy(update={"patience": 0, "average": False})
+    course = _begin(session, phase, first, snapshot)
+    validation = None
+    with saved_when_stopped(session, course.place, course):
+        while course.epoch.number < phase.epochs and not 0 < phase.patience <= course.without_gain:
+            validation = _run_epoch(session, feeds, course)
+        if 0 < phase.patience <= course.without_gain:
+            log.info("phase %d ends: no better validation for %d epochs", first.phase, phase.patience)
+        if course.start is not None:
+            validation = _try_average(session, feeds, course, course.start)
+    session.keeper.write(session.model)
+    course.running.release()
+    return validation
+
+
+def _begin(session: Session, phase: Phase, first: Epoch, snapshot: Snapshot | None) -> Course:
+    """The course of a phase at its begin, or where it was saved."""
+    model = session.model
     running = start_phase(
         session.accelerator,
         model,
@@ -177,35 +216,52 @@ def _run_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Va
         steps_per_epoch=num_batches(len(samples_of(session, phase, first)), session.job.train.batch_size),
         seed=session.job.seed + first.phase,
     )
-    moving = Average(model, phase.ema) if phase.ema else None
-    start = Average(model, 0.5) if phase.average else None
-    without_gain = 0
-    for number in range(phase.epochs):
-        epoch = Epoch(first.phase, number, first.in_run + number)
-        began = time.monotonic()
-        loss = train_epoch(session, feeds, running, epoch, moving)
-        seconds = time.monotonic() - began
-        with averaged(model, moving):
-            validation = validate(session, feeds.val, Views(model.spec.size))
-            judging = time.monotonic() - began - seconds
-            unseen = Unseen(validation.outputs, labels, groups)
-            better = keeper.offer(_candidate(session, epoch, validation), model, unseen)
-        line = {"phase": epoch.phase, "epoch": number, "loss": loss, "lr": running.schedule.get_last_lr()[0]}
-        line |= {"val_seconds": judging}
-        _tell(session, epoch, line, validation=validation, seconds=seconds)
-        without_gain = 0 if better else without_gain + 1
-        if phase.patience and without_gain >= phase.patience:
-            log.info("phase %d ends: no better validation for %d epochs", epoch.phase, phase.patience)
-            break
-    if start is not None:
-        start.update(model)  # half of the begin, half of the end
-        with averaged(model, start):
-            validation = validate(session, feeds.val, Views(model.spec.size))
-            unseen = Unseen(validation.outputs, labels, groups)
-            better = keeper.offer(_candidate(session, epoch, validation, averaged=True), model, unseen)
-        log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
-    keeper.write(model)
-    running.release()
+    session.changed.update(moving(model))
+    course = Course(
+        running,
+        Average(model, phase.ema) if phase.ema else None,
+        Average(model, 0.5) if phase.average else None,
+        first,
+        loss=torch.zeros((), device=session.accelerator.device),
+    )
+    if snapshot is not None and snapshot.record.under_way:
+        resume(session, course, snapshot)
+    return course
+
+
+def _run_epoch(session: Session, feeds: Feeds, course: Course) -> Validation:
+    """What is left of an epoch, and its validation; the course then stands at the begin of the next one."""
+    model, epoch = session.model, course.epoch
+    loss = train_epoch(session, feeds, course)
+    seconds = course.spent_s
+    with averaged(model, course.moving):
+        judging = time.monotonic()
+        validation = validate(session, feeds.val, Views(model.spec.size))
+        judging = time.monotonic() - judging
+        better = session.keeper.offer(_candidate(session, epoch, validation), model, _unseen(session, validation))
+    line = {"phase": epoch.phase, "epoch": epoch.number, "loss": loss, "lr": course.running.schedule.get_last_lr()[0]}
+    _tell(session, epoch, line | {"val_seconds": judging}, validation=validation, seconds=seconds)
+    course.without_gain = 0 if better else course.without_gain + 1
+    course.next_epoch()
+    return validation
+
+
+def _unseen(session: Session, validation: Validation) -> Unseen:
+    groups = session.images.index["group"][session.images.rows("val")]
+    return Unseen(validation.outputs, session.images.labels("val"), groups)
+
+
+def _try_average(session: Session, feeds: Feeds, course: Course, start: Average) -> Validation:
+    """Offer the mean of the weights at the begin and the end of the phase."""
+    model, epoch = session.model, course.epoch
+    last = Epoch(epoch.phase, epoch.number - 1, epoch.in_run - 1)
+    mean = start.copy()
+    mean.update(model)  # half of the begin, half of the end
+    with averaged(model, mean):
+        validation = validate(session, feeds.val, Views(model.spec.size))
+        offered = _candidate(session, last, validation, averaged=True)
+        better = session.keeper.offer(offered, model, _unseen(session, validation))
+    log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
     return validation
 
 

@@ -125,9 +125,10 @@ def tuning_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> 
     val = found.splits == SPLITS.index("val")
     if val.any() or best.unseen is None:
         return Tuning(found.where(val), merged.grades[val])
-    if not paths.unseen.exists() or digest_file(paths.unseen) != best.unseen:
-        raise UserError(f"{paths.unseen}: missing or not as train wrote it; submit the job again")
-    with np.load(paths.unseen, allow_pickle=False) as data:
+    file = paths.unseen(best)
+    if not file.exists() or digest_file(file) != best.unseen:
+        raise UserError(f"{file}: missing or not as train wrote it; submit the job again")
+    with np.load(file, allow_pickle=False) as data:
         labels, groups = data["labels"], data["groups"]
         none = np.full(len(labels), "", np.object_)
         splits = np.full(len(labels), SPLITS.index("train"))

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from tlbatch.course import Session
 from tlbatch.data.loader import ImageSet, open_set
 from tlbatch.data.order import num_batches
-from tlbatch.epochs import Session
 from tlbatch.job.cli import finished, once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
@@ -15,6 +15,7 @@ from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import Keeper, pretrained_classifier
 from tlbatch.model.ranks import joined_ranks
+from tlbatch.model.snapshot import Saver
 from tlbatch.phases import train_phases
 
 
@@ -24,11 +25,13 @@ def run(run_dir: Path) -> None:
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
+    saver = Saver(paths.snapshots, inputs, world, every_min=record.job.slurm.save_min)
     there = paths.best.exists()
-    once("train", paths, inputs, world, lambda: _join_and_train(record, images, paths, world), is_there=there)
+    once("train", paths, inputs, world, lambda: _join_and_train(record, images, paths, world, saver), is_there=there)
+    saver.remove()
 
 
-def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
+def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World, saver: Saver) -> None:
     job = record.job
     _check_batches(job, images, world)
     cached = finished("cache", paths, record)
@@ -37,7 +40,7 @@ def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world:
     model = pretrained_classifier(record, images.manifest)
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="train", mixed_precision=precision) as accelerator:
-        session = Session(job, images, paths, world, accelerator, stop, model, Keeper(paths, world))
+        session = Session(job, images, paths, world, accelerator, stop, model, Keeper(paths, world), saver)
         train_phases(session, cached.outputs)
         accelerator.wait_for_everyone()
 

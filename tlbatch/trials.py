@@ -12,18 +12,17 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import broadcast_object_list
 
+from tlbatch.course import Session
 from tlbatch.data.activations import open_stores
 from tlbatch.data.feed import Feed
 from tlbatch.data.loader import ImageSet
 from tlbatch.data.order import Positions
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.epochs import Session
 from tlbatch.filling import Crew, fill_cache
 from tlbatch.job.config import Job
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, Trial
-from tlbatch.job.stop import WAY_OUT
 from tlbatch.model.checkpoint import Keeper, pretrained_classifier
 from tlbatch.model.fitted import Vectors, fit_head, folds_of
 from tlbatch.model.objectives import Rule
@@ -107,7 +106,7 @@ class Study:
             ]  # fmt: skip
         (classes,) = broadcast_object_list(found)
         if classes is None:
-            raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'} {WAY_OUT}")
+            raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'}", again=stop.wants_again)
         return Judged(candidate, classes, time.monotonic() - began)
 
     def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
@@ -134,7 +133,9 @@ class Study:
                 paths = RunPaths(Path(scratch))
                 keeper, crew = Keeper(paths, self.crew.world), self.crew
                 session = Session(record.job, images, paths, crew.world, crew.accelerator, crew.stop, model, keeper)
-                outputs.append(train_phases(session, stores).outputs)
+                last = train_phases(session, stores)
+                assert last is not None, "nothing was saved, so nothing is gone on from"
+                outputs.append(last.outputs)
             if number == 1 < len(self._folds) and self._takes_too_long(candidate, time.monotonic() - began):
                 return None
         self._seconds_left -= time.monotonic() - began

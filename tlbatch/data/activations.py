@@ -19,7 +19,7 @@ import xxhash
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file
+from tlbatch.job.files import atomic_file, checksum
 from tlbatch.job.learning import StoredAs
 from tlbatch.job.paths import cache_folder
 from tlbatch.job.section import SplitName
@@ -72,7 +72,7 @@ class Store:
             if of is not None and not np.isin(of, keys).any():
                 continue
             numbers = block.with_suffix(".npy")
-            if of is None or not numbers.exists() or _digest(numbers) != digest:
+            if of is None or not numbers.exists() or checksum(numbers) != digest:
                 log.warning("%s: its checksum is wrong; its activations are computed again", numbers)
                 block.unlink(missing_ok=True)
                 numbers.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ class Store:
         with atomic_file(path) as file:
             np.save(file, rows.view(torch.uint16).numpy() if self.stored_as == "bf16" else rows.numpy())
         with atomic_file(path.with_suffix(".npz")) as file:
-            np.savez(file, keys=keys, digest=np.array(_digest(path)))
+            np.savez(file, keys=keys, digest=np.array(checksum(path)))
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Where some rows are, (n,).
@@ -176,14 +176,6 @@ def _read_keys(block: Path) -> tuple[Keys | None, str]:
             return data["keys"], str(data["digest"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None, ""
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 class Filler:

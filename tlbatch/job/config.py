@@ -36,7 +36,13 @@ class Slurm(Section):
     mem_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory a node in GB."""
     timeout_min: Annotated[int, Field(ge=5)] = 240
-    """Time limit of a stage in minutes; SLURM warns the tasks 90 to 150 s before."""
+    """Time limit of a stage in minutes; one that needs more starts again and goes on."""
+    signal_delay_s: Annotated[int, Field(ge=10)] = 120
+    """Seconds before the time limit at which SLURM warns the tasks, which then save and start again."""
+    save_min: Positive = 10.0
+    """Minutes between two snapshots that a killed training goes on from; one that is told to end saves before."""
+    max_restarts: Annotated[int, Field(ge=0)] = 100
+    """Times that a stage starts again after its time has run out."""
     setup: tuple[str, ...] = ()
     """Shell lines before a stage starts, e.g. module load; a failing one stops the stage."""
     shard_tasks: Annotated[int, Field(ge=1, le=1000)] = 1

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
+
 from tlbatch.job.errors import UserError
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -41,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -56,12 +58,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         with space_named(path):
             yield draft
             draft.chmod(0o777 & ~_umask())
-            _sync_folder(draft)
+            sync_folder(draft)
         draft.rename(path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -129,7 +131,17 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(path: Path) -> None:
+def checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, as 32 hex digits: tells damage, not malice, several times faster than a SHA-256."""
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            found.update(data)
+    return found.hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names of the files in a folder reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

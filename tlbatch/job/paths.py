@@ -47,10 +47,14 @@ class RunPaths:
         """The record of the chosen checkpoint."""
         return self.checkpoints / "best.json"
 
-    @property
-    def unseen(self) -> Path:
+    def unseen(self, best: Best) -> Path:
         """Predictions of training images by heads that had not seen them."""
-        return self.checkpoints / "unseen.npz"
+        return self.checkpoints / Path(best.weights).with_suffix(".unseen.npz")
+
+    @property
+    def snapshots(self) -> Path:
+        """What a training goes on from; gone when it has finished."""
+        return self.folder / "snapshots"
 
     @property
     def predictions(self) -> Path:
@@ -75,6 +79,10 @@ class RunPaths:
     def marker(self, stage: StageName) -> Path:
         """There, if the stage has finished."""
         return self.folder / "markers" / f"{stage}.json"
+
+    def share(self, number: int) -> Path:
+        """There, if an array task has written its share of the shards."""
+        return self.folder / "markers" / f"shard.share.{number}"
 
     def failure(self, stage: StageName, rank: int) -> Path:
         """There, if the rank has failed."""

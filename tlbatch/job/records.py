@@ -228,8 +228,52 @@ class Best(Record):
     thresholds: tuple[float, ...] = ()
     """Between grades, where they decide; fitted on images the model was not trained on."""
     unseen: str | None = None
-    """SHA-256 of unseen.npz beside this record: predictions of training images by heads that had not seen them; none
+    """SHA-256 of predictions of training images by heads that had not seen them, which lie beside the weights; none
     where the head was not fitted on folds."""
+
+
+class Place(Record):
+    """How far a training has come, between two steps."""
+
+    phase: int
+    epoch: int = 0
+    """In the phase."""
+    step: int = 0
+    """In the epoch."""
+    position: int = 0
+    """Samples of the epoch that all ranks together have taken."""
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Later places are greater."""
+        return self.phase, self.epoch, self.position
+
+
+class SnapshotRecord(Record):
+    """``snapshot.json``, written last into a snapshot of a training: it is complete if this is there."""
+
+    inputs: dict[str, str]
+    """Digest of each input of the training by name."""
+    place: Place
+    under_way: bool
+    """Whether the phase has begun, and optimiser, schedule and averages are there."""
+    world_size: int
+    without_gain: int
+    """Epochs since validation was better."""
+    seconds: float
+    """Spent on the epoch so far."""
+    best: Best | None
+    """The checkpoint that validation has chosen so far."""
+    metrics: str
+    """metrics.jsonl as it was."""
+    checksums: dict[str, str]
+    """Of every file, by name."""
+    digest: str = ""
+    """Of all this."""
+
+    def signed(self) -> "SnapshotRecord":
+        """The same with its digest."""
+        return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json", exclude={"digest"}))})
 
 
 def job_digest(record: RunRecord) -> str:

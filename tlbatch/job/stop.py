@@ -1,30 +1,44 @@
-"""SLURM's signals: most stages stop at once; training sets a flag and asks for it at a step boundary."""
+"""The ends of a job's time: SLURM's signals, and a deadline in case they are lost.
 
+Most stages stop at once; what runs in steps sets a flag and asks for it between two of them.
+"""
+
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
 from tlbatch.job.errors import StoppedError
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGALRM)
+_AGAIN = ("SIGUSR2", "SIGALRM")
+DEADLINE = "TLBATCH_DEADLINE"
+"""Variable with the time, in seconds since 1970, at which SLURM's warning is due."""
 
 
-WAY_OUT = "(time limit, pre-emption or scancel); submit again, with a larger slurm.timeout_min if it was the time limit"
+def _catch(work: Callable[[int, FrameType | None], None], environment: Mapping[str, str]) -> None:
+    """Replace submitit's handlers, which would requeue on rank 0 alone, or ignore the signal; arm the deadline.
+
+    USR2 may be blocked since before Python began, so that none was lost on the way.
+    """
+    for number in SIGNALS:
+        signal.signal(number, work)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if environment.get(DEADLINE, "").isdecimal():
+        signal.setitimer(signal.ITIMER_REAL, max(1.0, int(environment[DEADLINE]) - time.time()))
 
 
 def stop_at_once() -> None:
-    """Let SLURM's warning before the time limit (USR2) and its request to end (TERM) raise a StoppedError.
-
-    submitit's own handlers, which would put the job into the queue again or ignore the signal, are replaced.
-    """
+    """Let the warning before the time limit (USR2) and the request to end (TERM) raise a StoppedError."""
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise StoppedError(f"stopped by {signal.Signals(number).name} {WAY_OUT}")
+        name = signal.Signals(number).name
+        raise StoppedError(f"stopped by {name}", again=name in _AGAIN)
 
-    for number in SIGNALS:
-        signal.signal(number, stop)
+    _catch(stop, os.environ)
 
 
 class StopFlag:
@@ -35,14 +49,18 @@ class StopFlag:
 
     def install(self) -> None:
         """Catch the signals."""
-        for number in SIGNALS:
-            signal.signal(number, self._remember)
+        _catch(self._remember, os.environ)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.signal_name = self.signal_name or signal.Signals(number).name
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
+
+    @property
+    def wants_again(self) -> bool:
+        """Whether time has run out; who cancels a job does not want it back, and who pre-empts it starts it again."""
+        return self.signal_name in _AGAIN
 
 
 def ignore_in_worker(worker: int) -> None:  # noqa: ARG001

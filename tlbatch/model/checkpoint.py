@@ -1,10 +1,12 @@
 """Checkpoints: whole or not there, with the record that says what they are."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +88,9 @@ class Keeper:
     memory until `write`.
     """
 
+    best: Best | None
+    """The one that is kept; written, it says all of its file."""
+
     def __init__(self, paths: RunPaths, world: World) -> None:
         self.best: Best | None = None
         self._paths = paths
@@ -99,11 +104,35 @@ class Keeper:
             return False
         better = self.best is None or _rank(offered) > _rank(self.best)
         self.best, self._unseen = offered, unseen
-        self._kept = {key: value.detach().cpu().clone() for key, value in _moving(model).items()}
+        self._kept = {key: value.detach().cpu().clone() for key, value in moving(model).items()}
         return better
 
+    def state(self) -> dict[str, Any]:
+        """What is kept in memory, as tensors; empty once it is written."""
+        if self._kept is None or self._unseen is None:
+            return {}
+        groups = self._unseen.groups
+        return {
+            "tensors": self._kept,
+            "outputs": torch.from_numpy(self._unseen.outputs),
+            "labels": torch.from_numpy(self._unseen.labels),
+            "groups": torch.from_numpy(groups.view(np.uint8).reshape(len(groups), groups.itemsize)),
+            "out_of_fold": self._unseen.out_of_fold,
+        }
+
+    def load(self, best: Best | None, state: dict[str, Any]) -> None:
+        """Go on from what was kept once; a checkpoint that was written since then is no longer the best."""
+        self.best = best
+        if state:
+            groups = state["groups"].numpy()
+            groups = groups.view(f"S{groups.shape[1]}").ravel()
+            self._unseen = Unseen(state["outputs"].numpy(), state["labels"].numpy(), groups, state["out_of_fold"])
+            self._kept = state["tensors"]
+        if best is not None and best.digest and self._world.is_main:
+            best.save(self._paths.best)
+
     def write(self, model: Classifier) -> None:
-        """Write what was kept since the last time: first the weights, then the record; the old ones go only then.
+        """Write what was kept since the last time: first the weights, then the record.
 
         Thresholds between grades are fitted on the images that the kept outputs are of, if there are any.
         """
@@ -118,14 +147,21 @@ class Keeper:
         path = self._paths.checkpoints / self.best.weights
         found: dict[str, object] = {"digest": _save(tensors, model, path), "thresholds": (), "unseen": None}
         if self._unseen.out_of_fold:
-            found["unseen"] = _save_unseen(self._paths.unseen, self._unseen, model, tensors["thresholds"])
+            file = self._paths.unseen(self.best)
+            found["unseen"] = _save_unseen(file, self._unseen, model, tensors["thresholds"])
         if model.rule.has_thresholds:
             found["thresholds"] = tuple(tensors["thresholds"].tolist())
-        self.best.model_copy(update=found).save(self._paths.best)
-        for old in self._paths.checkpoints.glob("*.safetensors"):
-            if old.name != self.best.weights:
-                old.unlink()
+        self.best = self.best.model_copy(update=found)
+        self.best.save(self._paths.best)
         self._kept = None
+
+    def clean(self) -> None:
+        """Remove checkpoints that are no longer the best, once no snapshot can lead back to them."""
+        if self.best is None or not self._world.is_main:
+            return
+        kept = {self._paths.best, self._paths.checkpoints / self.best.weights, self._paths.unseen(self.best)}
+        for old in set(self._paths.checkpoints.iterdir()) - kept:
+            old.unlink()
 
 
 def _save(tensors: dict[str, torch.Tensor], model: Classifier, path: Path) -> str:
@@ -189,23 +225,29 @@ class Average:
 
     def __init__(self, model: Classifier, decay: float) -> None:
         self._decay = decay
-        self._tensors = {key: value.detach().clone() for key, value in _moving(model).items()}
+        self.tensors = {key: value.detach().clone() for key, value in moving(model).items()}
+
+    def copy(self) -> "Average":
+        """Another one with the same weights."""
+        other = copy.copy(self)
+        other.tensors = {key: value.clone() for key, value in self.tensors.items()}
+        return other
 
     def update(self, model: Classifier) -> None:
         """Take in the weights after a step."""
-        for key, value in _moving(model).items():
+        for key, value in moving(model).items():
             if value.is_floating_point():
-                self._tensors[key].lerp_(value.detach(), 1 - self._decay)
+                self.tensors[key].lerp_(value.detach(), 1 - self._decay)
             else:  # a count of batches
-                self._tensors[key].copy_(value)
+                self.tensors[key].copy_(value)
 
     def swap(self, model: Classifier) -> None:
         """Exchange the weights of the model and the average."""
         with torch.no_grad():
-            for key, value in _moving(model).items():
+            for key, value in moving(model).items():
                 own = value.detach().clone()
-                value.copy_(self._tensors[key])
-                self._tensors[key].copy_(own)
+                value.copy_(self.tensors[key])
+                self.tensors[key].copy_(own)
 
 
 @contextmanager
@@ -220,7 +262,8 @@ def averaged(model: Classifier, average: Average | None) -> Iterator[None]:
             average.swap(model)
 
 
-def _moving(model: Classifier) -> dict[str, torch.Tensor]:
+def moving(model: Classifier) -> dict[str, torch.Tensor]:
+    """What a phase changes: the parameters that train, the statistics, and all of the head."""
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     statistics = {
         name: value for name, value in model.named_buffers() if "running_" in name or name.startswith("head.")

@@ -52,11 +52,11 @@ class Anchor:
     def __init__(self, model: Classifier, settings: Optimizer) -> None:
         self._strength = settings.weight_decay if settings.decay_to == "start" else 0.0
         self._weights = [weight for weight, _ in model.trained() if weight.ndim > 1] if self._strength else []
-        self._start = [weight.detach().clone() for weight in self._weights]
+        self.start = [weight.detach().clone() for weight in self._weights]
 
     def pull(self) -> None:
         """Add the gradient of strength / 2 * |w - start|^2; call it after clipping."""
-        for weight, start in zip(self._weights, self._start, strict=True):
+        for weight, start in zip(self._weights, self.start, strict=True):
             if weight.grad is not None:
                 weight.grad.add_(weight.detach() - start, alpha=self._strength)
 

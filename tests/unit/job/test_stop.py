@@ -1,18 +1,32 @@
 import os
 import signal
+import time
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.stop import SIGNALS, StopFlag, stop_at_once
+from tlbatch.job.stop import DEADLINE, SIGNALS, StopFlag, stop_at_once
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_stage_stops_at_once_and_training_only_remembers(number: signal.Signals) -> None:
-    before = {one: signal.getsignal(one) for one in SIGNALS}
-    try:
+    with handlers_restored():
         stop_at_once()
-        with pytest.raises(UserError, match=f"stopped by {number.name} "):
+        with pytest.raises(UserError, match=f"stopped by {number.name}; what was done is kept"):
             os.kill(os.getpid(), number)
         flag = StopFlag()
         flag.install()
@@ -20,6 +34,23 @@ def test_a_stage_stops_at_once_and_training_only_remembers(number: signal.Signal
         os.kill(os.getpid(), number)
         assert flag
         assert flag.signal_name == number.name
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        assert flag.wants_again == (number != signal.SIGTERM)
+
+
+def test_a_warning_that_is_lost_is_made_up_for_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEADLINE, str(int(time.time()) - 5))
+    with handlers_restored():
+        flag = StopFlag()
+        flag.install()
+        assert not flag
+        time.sleep(1.1)
+        assert flag.wants_again
+
+
+def test_a_signal_that_came_before_python_was_ready_is_not_lost() -> None:
+    with handlers_restored():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+        os.kill(os.getpid(), signal.SIGUSR2)
+        flag = StopFlag()
+        flag.install()
+        assert flag.signal_name == "SIGUSR2"
