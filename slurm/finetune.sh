@@ -29,12 +29,18 @@ find_root() {
 root=$(find_root)
 python=$(bash "$root/slurm/env.sh")
 
-where=--local
-# In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then where=--inside; fi
-
 case " $* " in
   *.toml\ *) ;;
   *) set -- "$root/jobs/quickstart.toml" "$@" ;;
 esac
-exec "$python" -m tlbatch.submit "$where" "$@"
+
+# In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
+if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${SLURM_STEP_ID:-}" ]; then exec "$python" -m tlbatch.submit --local "$@"; fi
+
+# shellcheck disable=SC1091 # found only at run time
+source "$root/tlbatch/job/host.sh"
+tlbatch_begin 120 # as in the line above
+code=0
+"$python" -m tlbatch.submit --inside "$@" || code=$?
+if [ "$code" = 75 ] && [ -n "${SLURM_JOB_NAME:-}" ]; then tlbatch_again "${TLBATCH_MAX_RESTARTS:-100}"; fi
+exit "$code"

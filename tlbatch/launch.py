@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from tlbatch.job.cli import AGAIN, EXIT_AGAIN
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, StageName, stages_of
@@ -20,6 +22,7 @@ from tlbatch.watch import Follower, report_failure
 
 WIDE: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
 """Stages with one task a GPU; the others take one task and no GPU."""
+HOST = Path(__file__).with_name("job").joinpath("host.sh").read_text(encoding="utf-8")
 _POLL_S = 0.5
 
 
@@ -41,8 +44,8 @@ def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = Non
     array = _submit_shares(record, paths, after)
     after = f"afterok:{array}" if array else after
     for stage in stages_of(record.job):
-        executor = submitit.SlurmExecutor(paths.logs)
-        executor.update_parameters(**slurm_parameters(record, stage, after=after))
+        executor = submitit.SlurmExecutor(paths.logs, python=_python())
+        executor.update_parameters(**slurm_parameters(record, paths, stage, after=after))
         try:
             jobs[stage] = executor.submit(run_stage, stage, str(paths.folder)).job_id
         except (FailedJobError, FailedSubmissionError, OSError) as error:
@@ -58,8 +61,8 @@ def _submit_shares(record: RunRecord, paths: RunPaths, after: str | None) -> str
     total = record.job.slurm.shard_tasks
     if total == 1:
         return None
-    executor = submitit.SlurmExecutor(paths.logs)
-    executor.update_parameters(**slurm_parameters(record, "shard", after=after), array_parallelism=total)
+    executor = submitit.SlurmExecutor(paths.logs, python=_python())
+    executor.update_parameters(**share_parameters(record, paths, after=after))
     folder = str(paths.folder)
     try:
         first, *_ = executor.map_array(run_share, [folder] * total, range(total), [total] * total)
@@ -77,11 +80,24 @@ def _refused(stage: StageName, error: Exception) -> UserError:
     )
 
 
-def slurm_parameters(record: RunRecord, stage: StageName, *, after: str | None) -> dict[str, Any]:
-    """What submitit's SlurmExecutor is told for a stage, in sbatch's own names."""
+def slurm_parameters(
+    record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None, done: str | None = None
+) -> dict[str, Any]:
+    """What submitit's SlurmExecutor is told for a stage, in sbatch's own names.
+
+    Parameters
+    ----------
+    done
+        What is there when the work is done, as the shell is told; the stage's marker where nothing else is named.
+    """
     slurm = record.job.slurm
     wide = stage in WIDE
-    setup = [f"{line} || exit 78" for line in slurm.setup]  # a failing line must not be passed over
+    folder, marker = shlex.quote(str(paths.folder)), shlex.quote(str(paths.marker(stage)))
+    setup = [
+        *HOST.splitlines(),
+        f"tlbatch_begin {slurm.signal_delay_s} {folder} {stage}",
+        *(f"{line} || exit 78" for line in slurm.setup),  # a failing line must not be passed over
+    ]
     if slurm.cpus_per_task:
         setup.append(f"export SRUN_CPUS_PER_TASK={slurm.cpus_per_task}")  # srun no longer inherits it since 22.05
     chosen = {
@@ -97,24 +113,39 @@ def slurm_parameters(record: RunRecord, stage: StageName, *, after: str | None) 
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "dependency": after,
-        "setup": setup or None,
     }
     return {key: value for key, value in chosen.items() if value is not None} | {
         "stderr_to_stdout": True,
         "wckey": None,
+        "signal_delay_s": slurm.signal_delay_s,
+        "setup": setup,
         "srun_args": ["--kill-on-bad-exit=1"],
-        "additional_parameters": {"kill-on-invalid-dep": "yes"},
+        "teardown": [f'tlbatch_end $? {done or marker} "$TLBATCH_AGAIN" {slurm.max_restarts}'],
+        "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True},
     }
 
 
-def render(
-    record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None, array_tasks: int | None = None
-) -> str:
-    """The sbatch script of a stage, or of a job array for it, as submitit will write it; needs no SLURM."""
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(paths.logs))}"
-    chosen = slurm_parameters(record, stage, after=after)
-    if array_tasks:
-        chosen |= {"map_count": array_tasks, "array_parallelism": array_tasks}
+def share_parameters(record: RunRecord, paths: RunPaths, *, after: str | None) -> dict[str, Any]:
+    """The same for the job array that writes shards side by side."""
+    done = f"{shlex.quote(str(paths.share(0).with_suffix('')))}.$SLURM_ARRAY_TASK_ID"
+    chosen = slurm_parameters(record, paths, "shard", after=after, done=done)
+    return chosen | {"array_parallelism": record.job.slurm.shard_tasks}
+
+
+def _python() -> str:
+    """What starts a task, in the shell: a log of its own for each life, and no signal lost while Python begins.
+
+    submitit puts it behind its own options of srun, of which the last one counts.
+    """
+    return f'--output="$TLBATCH_LOG" env --block-signal=USR2 {shlex.quote(sys.executable)}'
+
+
+def render(record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None, shares: bool = False) -> str:
+    """The sbatch script of a stage, or of the array that writes shards, as submitit will write it; needs no SLURM."""
+    command = f"{_python()} -u -m submitit.core._submit {shlex.quote(str(paths.logs))}"
+    chosen = slurm_parameters(record, paths, stage, after=after)
+    if shares:
+        chosen = share_parameters(record, paths, after=after) | {"map_count": record.job.slurm.shard_tasks}
     text: str = _make_sbatch_string(command=command, folder=paths.logs, **chosen)
     return text
 
@@ -190,13 +221,18 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
         )
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
     srun = ["srun", "--kill-on-bad-exit=1", *cpus]
-    task = [sys.executable, "-u", "-m", "tlbatch.task"]
+    task = ["env", "--block-signal=USR2", sys.executable, "-u", "-m", "tlbatch.task"]
     job = paths.load_submitted().job
-    if job.slurm.shard_tasks > 1 and tasks > 1:
+    if job.slurm.shard_tasks > 1 and tasks > 1 and not paths.marker("shard").exists():
         subprocess.run([*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)], check=False)
+    attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
     for stage in stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
-        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], check=False)
+        again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
+        own = {**environment, AGAIN: str(again)}
+        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], check=False, env=own)
+        if again.exists():
+            return EXIT_AGAIN
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, environment["SLURM_JOB_ID"])
     return 0

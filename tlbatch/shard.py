@@ -63,6 +63,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     if share is not None:
         chunks = _plan(job, source, read_store(folder, only=_indexed(folder)))
         _write_chunks(job, source, folder, chunks[share[0] :: share[1]], workers=world.num_threads)
+        write_text(paths.share(share[0]), "")
         return
     inputs = {"source": source.digest, "data": data_digest(job), "splits": _digest_files(job.data)}
 

@@ -117,7 +117,7 @@ def _show_scripts(record: RunRecord, *, check: bool) -> None:
     print(f"run folder  {paths.folder}")
     shares = record.job.slurm.shard_tasks
     if shares > 1:
-        print(f"\n##### shard, first\n{launch.render(record, paths, 'shard', after=None, array_tasks=shares)}")
+        print(f"\n##### shard, first\n{launch.render(record, paths, 'shard', after=None, shares=True)}")
     for stage, before in zip(stages, (None, *stages), strict=False):
         after = before and f"afterok:<id of {before}>"
         print(f"\n##### {stage}\n{launch.render(record, paths, stage, after=after)}")

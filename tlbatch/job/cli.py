@@ -13,13 +13,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tlbatch.job.errors import StoppedError, UserError
-from tlbatch.job.files import place_named
+from tlbatch.job.files import place_named, write_text
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Failure, FailureKind, Marker, RunRecord, StageName, job_digest, load_record
 from tlbatch.job.stop import stop_at_once
 from tlbatch.job.world import World, accelerate_environment, read_world
 
 EXIT_USER_ERROR = 2
+EXIT_AGAIN = 75
+"""Of a stage whose time ran out (EX_TEMPFAIL of sysexits.h)."""
+AGAIN = "TLBATCH_AGAIN"
+"""Variable with the file that tells the batch script to put the job into the queue again."""
 
 
 def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:
@@ -50,15 +54,35 @@ def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int
     try:
         with place_named():
             run(run_dir)
+    except StoppedError as error:
+        _record_failure(stage, world, run_dir, str(error), "stopped")
+        return _leave(error, world)
     except UserError as error:
-        kind: FailureKind = "stopped" if isinstance(error, StoppedError) else "user"
-        _record_failure(stage, world, run_dir, str(error), kind)
+        _record_failure(stage, world, run_dir, str(error), "user")
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
     except Exception as error:  # noqa: BLE001 (the outermost)
         _record_failure(stage, world, run_dir, f"{type(error).__name__}: {error}", "crash")
         traceback.print_exc()
         return 1
+    return 0
+
+
+def _leave(stopped: StoppedError, world: World) -> int:
+    """Tell the batch script around this stage that the job is to start again; without one, the exit code says so.
+
+    Under srun an exit code is no message: the first that is not 0 has the other ranks killed, and their codes win.
+    """
+    again = os.environ.get(AGAIN)
+    if not stopped.again:
+        sys.stderr.write(f"error: {stopped}\n")
+        return EXIT_USER_ERROR
+    if again is None:
+        sys.stderr.write(f"error: {stopped}\n")
+        return EXIT_AGAIN
+    logging.getLogger(__name__).info("%s", stopped)
+    if world.is_main:
+        write_text(Path(again), str(stopped))
     return 0
 
 
@@ -124,7 +148,7 @@ def once(
         log.info("done already, in %.0f s", done.seconds)
         return
     if world.is_main:
-        for old in marker.parent.glob(f"{stage}.failed.*.json"):
+        for old in [*marker.parent.glob(f"{stage}.failed.*.json"), *marker.parent.glob(f"{stage}.again.*")]:
             old.unlink()
     start = time.monotonic()
     with _alone(stage, paths, world):
