@@ -16,9 +16,9 @@ set -euo pipefail
 # SLURM runs a copy of this file from its spool folder, so the checkout is looked for where sbatch was called.
 find_root() {
   local folder
-  for folder in "${TLBATCH_HOME:-}" "$(dirname "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}" "${SLURM_SUBMIT_DIR:-}/.."; do
+  for folder in "${TLBATCH_HOME:-}" "$(dirname -- "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}" "${SLURM_SUBMIT_DIR:-}/.."; do
     if [ -n "$folder" ] && [ -f "$folder/slurm/env.sh" ]; then
-      (cd "$folder" && pwd)
+      (CDPATH='' cd -- "$folder" && pwd)
       return
     fi
   done
@@ -33,8 +33,17 @@ where=--local
 # In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then where=--inside; fi
 
-case " $* " in
-  *.toml\ *) ;;
-  *) set -- "$root/jobs/quickstart.toml" "$@" ;;
-esac
+has_job() {
+  local argument
+  for argument; do
+    case "$argument" in
+      /*.toml | .*.toml) return ;;
+      *=* | -*) ;;
+      *.toml) return ;;
+    esac
+  done
+  return 1
+}
+
+has_job "$@" || set -- "$root/jobs/quickstart.toml" "$@"
 exec "$python" -m tlbatch.submit "$where" "$@"
