@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 from submitit.slurm.slurm import _make_sbatch_string
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
+from tlbatch.job.private import claim_logs
 from tlbatch.job.records import RunRecord, StageName, stages_of
+from tlbatch.job.shell import ownership_line, setup_lines
 from tlbatch.task import run_chain, run_share, run_stage
 from tlbatch.watch import Follower, report_failure
 
@@ -36,13 +38,14 @@ def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = Non
     UserError
         When sbatch refuses a stage; those submitted before are cancelled.
     """
+    claim_logs(paths)
     jobs: dict[StageName, str] = {}
     after = f"afterany:{behind}" if behind else None
     array = _submit_shares(record, paths, after)
     after = f"afterok:{array}" if array else after
     for stage in stages_of(record.job):
         executor = submitit.SlurmExecutor(paths.logs)
-        executor.update_parameters(**slurm_parameters(record, stage, after=after))
+        executor.update_parameters(**slurm_parameters(record, paths, stage, after=after))
         try:
             jobs[stage] = executor.submit(run_stage, stage, str(paths.folder)).job_id
         except (FailedJobError, FailedSubmissionError, OSError) as error:
@@ -59,7 +62,7 @@ def _submit_shares(record: RunRecord, paths: RunPaths, after: str | None) -> str
     if total == 1:
         return None
     executor = submitit.SlurmExecutor(paths.logs)
-    executor.update_parameters(**slurm_parameters(record, "shard", after=after), array_parallelism=total)
+    executor.update_parameters(**slurm_parameters(record, paths, "shard", after=after), array_parallelism=total)
     folder = str(paths.folder)
     try:
         first, *_ = executor.map_array(run_share, [folder] * total, range(total), [total] * total)
@@ -77,27 +80,28 @@ def _refused(stage: StageName, error: Exception) -> UserError:
     )
 
 
-def slurm_parameters(record: RunRecord, stage: StageName, *, after: str | None) -> dict[str, Any]:
+def slurm_parameters(record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None) -> dict[str, Any]:
     """What submitit's SlurmExecutor is told for a stage, in sbatch's own names."""
     slurm = record.job.slurm
     wide = stage in WIDE
-    setup = [f"{line} || exit 78" for line in slurm.setup]  # a failing line must not be passed over
-    if slurm.cpus_per_task:
-        setup.append(f"export SRUN_CPUS_PER_TASK={slurm.cpus_per_task}")  # srun no longer inherits it since 22.05
+    cpus = slurm.num_cpus_per_task
+    setup = [ownership_line([paths.folder, paths.logs]), *setup_lines(slurm.setup, slurm.environment)]
+    if cpus:
+        setup.append(f"export SRUN_CPUS_PER_TASK={cpus}")  # srun no longer inherits it since 22.05
     chosen = {
         "job_name": f"{record.job.name}-{stage}",
         "time": slurm.timeout_min,
         "nodes": slurm.nodes if wide else 1,
         "ntasks_per_node": slurm.num_tasks_per_node if wide else 1,
         "gpus_per_node": slurm.gpus_per_node if wide and slurm.gpus_per_node else None,
-        "cpus_per_task": slurm.cpus_per_task,
+        "cpus_per_task": cpus,
         "mem": f"{round(slurm.mem_gb * 1024)}M" if slurm.mem_gb else None,
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "dependency": after,
-        "setup": setup or None,
+        "setup": setup,
     }
     return {key: value for key, value in chosen.items() if value is not None} | {
         "stderr_to_stdout": True,
@@ -112,7 +116,7 @@ def render(
 ) -> str:
     """The sbatch script of a stage, or of a job array for it, as submitit will write it; needs no SLURM."""
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(paths.logs))}"
-    chosen = slurm_parameters(record, stage, after=after)
+    chosen = slurm_parameters(record, paths, stage, after=after)
     if array_tasks:
         chosen |= {"map_count": array_tasks, "array_parallelism": array_tasks}
     text: str = _make_sbatch_string(command=command, folder=paths.logs, **chosen)
@@ -127,8 +131,8 @@ def run_here(record: RunRecord, paths: RunPaths) -> int:
     slurm, stages = record.job.slurm, stages_of(record.job)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
-    if slurm.cpus_per_task:
-        os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.cpus_per_task)
+    if slurm.num_cpus_per_task:
+        os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.num_cpus_per_task)
     if slurm.num_tasks_per_node == 1:
         job_id = _run_locally(record, paths, len(stages), run_chain, str(paths.folder))
         failed = [stage for stage in stages if not paths.marker(stage).exists()]
@@ -157,7 +161,9 @@ def _run_locally(
         gpus_per_node=slurm.gpus_per_node if wide else 0,
         stderr_to_stdout=True,
     )
-    job = executor.submit(work, *arguments)
+    claim_logs(paths)
+    with environment_variables(**slurm.environment):
+        job = executor.submit(work, *arguments)
     follower = Follower(paths.logs / f"{job.job_id}_0_log.out")
     try:
         while not job.done():
@@ -192,11 +198,13 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
     srun = ["srun", "--kill-on-bad-exit=1", *cpus]
     task = [sys.executable, "-u", "-m", "tlbatch.task"]
     job = paths.load_submitted().job
+    own = {**environment, **job.slurm.environment}
     if job.slurm.shard_tasks > 1 and tasks > 1:
-        subprocess.run([*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)], check=False)
+        share = [*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)]
+        subprocess.run(share, env=own, check=False)
     for stage in stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
-        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], check=False)
+        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], env=own, check=False)
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, environment["SLURM_JOB_ID"])
     return 0
