@@ -8,13 +8,16 @@
 set -euo pipefail
 
 UV_VERSION=0.13.9
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 extras=${1:-quickstart}
 env=${TLBATCH_ENV:-$root/.venv}
+case "$env" in /*) ;; *) env=$PWD/$env ;; esac
 
 find_python() {
   local name
-  for name in ${TLBATCH_PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  local names=(python3 python3.13 python3.12 python3.11)
+  [ -z "${TLBATCH_PYTHON:-}" ] || names=("$TLBATCH_PYTHON")
+  for name in "${names[@]}"; do
     if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$name"
       return
@@ -36,12 +39,15 @@ make_env() {
   echo "making the environment $env (once; needs about 6 GB and a package index)" >&2
   [ -x "$env/bin/python" ] || "$python" -m venv "$env" >&2
   "$env/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION" >&2
-  "$env/bin/uv" pip install --quiet --compile-bytecode --python "$env/bin/python" --constraint "$root/constraints.txt" \
-    --editable "$root[$extras]" >&2
+  (
+    CDPATH='' cd -- "$root" # no name of the checkout can be read as a URL or as extras
+    "$env/bin/uv" pip install --quiet --compile-bytecode --python "$env/bin/python" --constraint constraints.txt \
+      --editable ".[$extras]" >&2
+  )
   pins > "$stamp"
 }
 
-mkdir -p "$(dirname "$env")"
+mkdir -p -- "$(dirname -- "$env")"
 exec 9> "$env.lock"
 flock 9 # two jobs may start at once
 make_env

@@ -16,9 +16,9 @@ set -euo pipefail
 # SLURM runs a copy of this file from its spool folder, so the checkout is looked for where sbatch was called.
 find_root() {
   local folder
-  for folder in "${TLBATCH_HOME:-}" "$(dirname "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}" "${SLURM_SUBMIT_DIR:-}/.."; do
+  for folder in "${TLBATCH_HOME:-}" "$(dirname -- "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}" "${SLURM_SUBMIT_DIR:-}/.."; do
     if [ -n "$folder" ] && [ -f "$folder/slurm/env.sh" ]; then
-      (cd "$folder" && pwd)
+      (CDPATH='' cd -- "$folder" && pwd)
       return
     fi
   done
@@ -29,10 +29,19 @@ find_root() {
 root=$(find_root)
 python=$(bash "$root/slurm/env.sh")
 
-case " $* " in
-  *.toml\ *) ;;
-  *) set -- "$root/jobs/quickstart.toml" "$@" ;;
-esac
+has_job() {
+  local argument
+  for argument; do
+    case "$argument" in
+      /*.toml | .*.toml) return ;;
+      *=* | -*) if [ -f "$argument/job.json" ]; then return; fi ;;
+      *) return ;;
+    esac
+  done
+  return 1
+}
+
+has_job "$@" || set -- "$root/jobs/quickstart.toml" "$@"
 
 # In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
 if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${SLURM_STEP_ID:-}" ]; then exec "$python" -m tlbatch.submit --local "$@"; fi
@@ -42,5 +51,5 @@ source "$root/tlbatch/job/host.sh"
 tlbatch_begin 120 # as in the line above
 code=0
 "$python" -m tlbatch.submit --inside "$@" || code=$?
-if [ "$code" = 75 ] && [ -n "${SLURM_JOB_NAME:-}" ]; then tlbatch_again "${TLBATCH_MAX_RESTARTS:-100}"; fi
+if [ "$code" = 75 ]; then tlbatch_again "${TLBATCH_MAX_RESTARTS:-100}"; fi
 exit "$code"

@@ -14,6 +14,7 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
 from tlbatch.job.load import changed_keys
 from tlbatch.job.paths import RunPaths, leaderboard
+from tlbatch.job.private import common_mode
 from tlbatch.job.records import Audit, Manifest, RunRecord, load_record
 from tlbatch.job.report import Cost, Ensemble, Report
 from tlbatch.report.ensemble import together
@@ -70,6 +71,8 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     first = RunPaths(entries[0].folder.parent)
     record = first.load()
     manifest = load_record(Manifest, first.set_paths(record.job).manifest, missing="submit the job again")
+    if not paths.folder.exists():
+        paths.folder.mkdir(mode=common_mode(entry.folder.parent for entry in entries))
     tempered, scored = Scoring(record, manifest, paths.report).write(found, found.of("val"), None)
     report = _joined([entry.report for entry in entries], how, own).model_copy(update=dict(scored))
     report.save(paths.report_json)

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 from submitit.slurm.slurm import _make_sbatch_string
 
 from tlbatch.job.cli import AGAIN, EXIT_AGAIN
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
+from tlbatch.job.private import claim_logs
 from tlbatch.job.records import RunRecord, StageName, stages_of
+from tlbatch.job.shell import ownership_line, setup_lines
 from tlbatch.task import run_chain, run_share, run_stage
 from tlbatch.watch import Follower, report_failure
 
@@ -39,6 +41,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = Non
     UserError
         When sbatch refuses a stage; those submitted before are cancelled.
     """
+    claim_logs(paths)
     jobs: dict[StageName, str] = {}
     after = f"afterany:{behind}" if behind else None
     array = _submit_shares(record, paths, after)
@@ -93,20 +96,22 @@ def slurm_parameters(
     slurm = record.job.slurm
     wide = stage in WIDE
     folder, marker = shlex.quote(str(paths.folder)), shlex.quote(str(paths.marker(stage)))
+    cpus = slurm.num_cpus_per_task
     setup = [
+        ownership_line([paths.folder, paths.logs]),
         *HOST.splitlines(),
         f"tlbatch_begin {slurm.signal_delay_s} {folder} {stage}",
-        *(f"{line} || exit 78" for line in slurm.setup),  # a failing line must not be passed over
+        *setup_lines(slurm.setup, slurm.environment),
     ]
-    if slurm.cpus_per_task:
-        setup.append(f"export SRUN_CPUS_PER_TASK={slurm.cpus_per_task}")  # srun no longer inherits it since 22.05
+    if cpus:
+        setup.append(f"export SRUN_CPUS_PER_TASK={cpus}")  # srun no longer inherits it since 22.05
     chosen = {
         "job_name": f"{record.job.name}-{stage}",
         "time": slurm.timeout_min,
         "nodes": slurm.nodes if wide else 1,
         "ntasks_per_node": slurm.num_tasks_per_node if wide else 1,
         "gpus_per_node": slurm.gpus_per_node if wide and slurm.gpus_per_node else None,
-        "cpus_per_task": slurm.cpus_per_task,
+        "cpus_per_task": cpus,
         "mem": f"{round(slurm.mem_gb * 1024)}M" if slurm.mem_gb else None,
         "partition": slurm.partition,
         "account": slurm.account,
@@ -158,8 +163,8 @@ def run_here(record: RunRecord, paths: RunPaths) -> int:
     slurm, stages = record.job.slurm, stages_of(record.job)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
-    if slurm.cpus_per_task:
-        os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.cpus_per_task)
+    if slurm.num_cpus_per_task:
+        os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.num_cpus_per_task)
     if slurm.num_tasks_per_node == 1:
         job_id = _run_locally(record, paths, len(stages), run_chain, str(paths.folder))
         failed = [stage for stage in stages if not paths.marker(stage).exists()]
@@ -188,7 +193,9 @@ def _run_locally(
         gpus_per_node=slurm.gpus_per_node if wide else 0,
         stderr_to_stdout=True,
     )
-    job = executor.submit(work, *arguments)
+    claim_logs(paths)
+    with environment_variables(**slurm.environment):
+        job = executor.submit(work, *arguments)
     follower = Follower(paths.logs / f"{job.job_id}_0_log.out")
     try:
         while not job.done():
@@ -223,14 +230,15 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
     srun = ["srun", "--kill-on-bad-exit=1", *cpus]
     task = ["env", "--block-signal=USR2", sys.executable, "-u", "-m", "tlbatch.task"]
     job = paths.load_submitted().job
+    own = {**environment, **job.slurm.environment}
     if job.slurm.shard_tasks > 1 and tasks > 1 and not paths.marker("shard").exists():
-        subprocess.run([*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)], check=False)
+        share = [*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)]
+        subprocess.run(share, env=own, check=False)
     attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
     for stage in stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
         again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
-        own = {**environment, AGAIN: str(again)}
-        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], check=False, env=own)
+        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], env={**own, AGAIN: str(again)}, check=False)
         if again.exists():
             return EXIT_AGAIN
         if not paths.marker(stage).exists():

@@ -67,8 +67,9 @@ def key_table() -> str:
 def _submit(options: argparse.Namespace) -> int:
     from tlbatch import launch  # noqa: PLC0415 (submitit would double the time of --help)
 
-    files = [Path(text) for text in options.job if "=" not in text]
-    records = [resolve(job) for job in load_jobs(files, [text for text in options.job if "=" in text])]
+    overrides = [text for text in options.job if "=" in text and not text.startswith(("/", "."))]  # else a path with =
+    files = [Path(text) for text in options.job if text not in overrides]
+    records = [resolve(job) for job in load_jobs(files, overrides)]
     if options.dry_run or options.check:
         for record in records:
             _show_scripts(record, check=options.check)

@@ -1,6 +1,7 @@
 """Watching a run: its logs as they grow, its end, and what it scored or why it failed."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -89,7 +90,8 @@ def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
         sys.stderr.write(f"error: {stage}: ended without a result (killed, out of memory, or cancelled)\n")
     logs = sorted(paths.logs.glob(f"{job_id}_*log.out"))
     sys.stderr.write(
-        f"see the logs {paths.logs}/{job_id}_*; then go on with python -m tlbatch.{stage} {paths.folder}\n"
+        f"see the logs {paths.logs}/{job_id}_*; then go on with python -m tlbatch.{stage} "
+        f"{shlex.quote(str(paths.folder))}\n"
     )
     if logs and not failures:
         tail = logs[0].read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]

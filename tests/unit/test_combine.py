@@ -164,6 +164,7 @@ def test_folds_together_are_one_run_on_all_images_and_one_row_of_the_leaderboard
     average_runs([paths.folder for paths in folds], "mean", "all")
     whole = RunPaths(folds[0].folder.parent / "all")
     report = report_of(whole)
+    assert whole.folder.stat().st_mode & 0o777 == 0o700
     assert (report["n"], report["num_groups"]) == (36, 18)
     assert report["members"] == ["fold0", "fold1", "fold2"]
     parts = pd.concat([pd.read_csv(paths.report / "predictions.csv", dtype=str) for paths in folds]).sort_values("key")

@@ -27,7 +27,14 @@ GOLDEN = """\
 #SBATCH --time=60
 
 # setup
-module load cuda || exit 78
+foreign=$(find '{run}' '{logs}' -prune '(' -perm /022 -o '!' -user "$(id -u)" ')') && [ -z "$foreign" ] || {{ echo \
+"error: the run folder is not yours alone to write: $foreign; submit the job as a new run" >&2; exit 78; }}
+export SLURM_EXPORT_ENV=ALL
+export NCCL_DEBUG=WARN || exit 78
+trap '((${{#BASH_SOURCE[@]}} > 1)) || {{ echo "error: slurm.setup.$setup_line failed; mend this line of the job, or \
+let it fail with || true" >&2; exit 78; }}' ERR
+setup_line=0; eval 'module load cuda'
+trap - ERR
 export SRUN_CPUS_PER_TASK=4
 
 # command
@@ -41,10 +48,12 @@ def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path
     options = [
         "slurm.nodes=3", "slurm.gpus_per_node=2", "slurm.cpus_per_task=4", "slurm.mem_gb=16", "slurm.partition=gpu",
         "slurm.account=eyes", "slurm.timeout_min=60", "slurm.setup=['module load cuda']", "run=r", "model.weights=none",
+        "slurm.environment.NCCL_DEBUG=WARN",
     ]  # fmt: skip
     record = resolve(load_job([jobs / "flowers17.toml"], [*options, f"data.images={tmp_path}", f"workspace={space}"]))
+    run = space / "runs" / "r"
     text = render(record, run_paths(record), "train", after="afterok:17")
-    assert text == GOLDEN.format(logs=space / "runs" / "r" / "logs", python=sys.executable)
+    assert text == GOLDEN.format(run=run, logs=run / "logs", python=sys.executable)
     alone = render(record, run_paths(record), "shard", after=None)
     assert "#SBATCH --nodes=1" in alone
     assert "gpus" not in alone

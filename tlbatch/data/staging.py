@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file, digest_of
+from tlbatch.job.secrecy import hidden
 
 log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
@@ -37,22 +38,26 @@ def stage_urls(urls: Sequence[str], folder: Path) -> None:
             target = folder / name
             if target.exists():
                 continue
-            log.info("staging %s", address)
+            log.info("staging %s", hidden(address))
             try:
                 with atomic_file(target) as file, _open(address) as source:  # left first: it tells of a failure
                     shutil.copyfileobj(source, file, _BLOCK)
                     _refuse_empty(file)
             except (OSError, ValueError, ImportError) as error:
-                text = " ".join(str(error).split())
+                text = hidden(" ".join(str(error).split()))
                 raise UserError(
-                    f"data.urls: {address} could not be fetched ({text}); mend it and submit again"
+                    f"data.urls: {hidden(address)} could not be fetched ({text}); mend it and submit again"
                 ) from None
 
 
 def _open(address: str) -> AbstractContextManager[BinaryIO]:
-    if address.startswith(("http:", "https:", "pipe:")):
-        from webdataset.gopen import gopen  # noqa: PLC0415 (imports torch)
+    from webdataset.gopen import Pipe, gopen  # noqa: PLC0415 (imports torch)
 
+    if address.startswith(("http:", "https:")):  # as webdataset does it, and with the passwords of ~/.netrc
+        command = ["curl", "--netrc-optional", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2"]
+        pipe = Pipe([*command, "-f", "-s", "-L", address], mode="rb", ignore_status=[141, 23])
+        return cast("AbstractContextManager[BinaryIO]", pipe)
+    if address.startswith("pipe:"):
         return cast("AbstractContextManager[BinaryIO]", gopen(address, "rb"))
     import fsspec  # noqa: PLC0415 (seldom needed)
 

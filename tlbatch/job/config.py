@@ -4,26 +4,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tlbatch.job.images import Data
 from tlbatch.job.learning import Cache, Head, Model, Objective, Phase, StoredAs, Train
 from tlbatch.job.reporting import Reporting
+from tlbatch.job.secrecy import gives_secret, holds_secret, is_secret_name
 from tlbatch.job.section import Metric, Positive, Section
+from tlbatch.job.shell import is_shell_name, plain
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+_SbatchText = Annotated[str, Field(min_length=1), AfterValidator(plain)]
 
 
 class Slurm(Section):
     """What is asked of SLURM for every task of train and predict; shard and reduce take one task without GPU."""
 
-    partition: str | None = None
+    partition: _SbatchText | None = None
     """Partition."""
-    account: str | None = None
+    account: _SbatchText | None = None
     """Account."""
-    qos: str | None = None
+    qos: _SbatchText | None = None
     """Quality of service."""
-    constraint: str | None = None
+    constraint: _SbatchText | None = None
     """Node features."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Nodes."""
@@ -32,7 +35,9 @@ class Slurm(Section):
     tasks_per_node: Annotated[int, Field(ge=1)] | None = None
     """Tasks a node; empty: one a GPU, or one."""
     cpus_per_task: Annotated[int, Field(ge=1)] | None = None
-    """Cores a task; empty: SLURM's default, or on this machine all cores shared out."""
+    """Cores a task; empty: cpus_per_node shared out, else SLURM's default, or on this machine all cores shared out."""
+    cpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    """Cores of a node for its tasks together, where cpus_per_task is empty."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory a node in GB."""
     timeout_min: Annotated[int, Field(ge=5)] = 240
@@ -44,7 +49,13 @@ class Slurm(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 100
     """Times that a stage starts again after its time has run out."""
     setup: tuple[str, ...] = ()
-    """Shell lines before a stage starts, e.g. module load; a failing one stops the stage."""
+    """Shell lines in the batch script of every stage, e.g. module load; a failing command in them stops the stage.
+    Neither with --local nor with --inside."""
+    environment: Mapping[str, str] = {}
+    """Variables of every stage's tasks, e.g. { NCCL_DEBUG = "WARN" }; no secrets."""
+    interface: Annotated[str, Field(pattern=RUN_NAME)] | None = None
+    """Network interface between the nodes, e.g. ib0 (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME); empty: the libraries
+    choose."""
     shard_tasks: Annotated[int, Field(ge=1, le=1000)] = 1
     """Array tasks that write shards side by side, each on one task's cores; more for large sets."""
     local_folder: str = ""
@@ -53,16 +64,57 @@ class Slurm(Section):
     rendezvous_s: Annotated[int, Field(ge=5)] = 300
     """Seconds that the ranks wait for one another at the start."""
 
+    @field_validator("setup")
+    @classmethod
+    def _setup_holds_no_secret(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, line in enumerate(value):
+            if "\0" in line:
+                raise ValueError(f"number {number} must not hold the character NUL; leave it out")
+            if gives_secret(line):
+                raise ValueError(
+                    f"number {number} holds what looks like a password or key, and the job is kept; export it in the "
+                    "shell before you submit, or let the line read it, e.g. TOKEN=$(cat FILE)"
+                )
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _environment_is_no_secret(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name, text in value.items():
+            if not is_shell_name(name):
+                raise ValueError(f"{name!r} must be a variable's name: letters, digits and '_', no digit first")
+            if "\0" in text:
+                raise ValueError(f"{name} must not hold the character NUL; leave it out")
+            if is_secret_name(name) or holds_secret(text):
+                raise ValueError(
+                    f"{name} looks like a secret, and the job is kept; export it in the shell before you submit, "
+                    "SLURM passes it on"
+                )
+        return value
+
     @model_validator(mode="after")
     def _one_task_a_gpu(self) -> Self:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             raise ValueError(f"tasks_per_node must equal gpus_per_node ({self.gpus_per_node}): one task drives one GPU")
         return self
 
+    @model_validator(mode="after")
+    def _a_core_a_task(self) -> Self:
+        if self.cpus_per_node and self.cpus_per_node < self.num_tasks_per_node:
+            raise ValueError(
+                f"cpus_per_node must be at least {self.num_tasks_per_node}, a core for each task of a node"
+            )
+        return self
+
     @property
     def num_tasks_per_node(self) -> int:
         """Tasks of train and predict on one node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def num_cpus_per_task(self) -> int | None:
+        """Cores of each task, where the job says it."""
+        return self.cpus_per_task or (self.cpus_per_node and self.cpus_per_node // self.num_tasks_per_node)
 
 
 class Job(Section):
@@ -74,6 +126,8 @@ class Job(Section):
     """Name of the run folder; empty: made from name and time."""
     workspace: Path = Path("workspace")
     """Folder that holds shards/ and runs/; shared by all nodes."""
+    private: bool = True
+    """Keep the run folder to its owner (mode 0700); false: others may read it as far as the umask says."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the head, the order and the augmentation."""
     metric: Metric = "accuracy"

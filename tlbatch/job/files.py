@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,17 +48,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     """Fill a temporary folder beside ``path``; when the block ends well it is renamed to ``path``.
 
     The files in it are expected to come from `atomic_file`, so that they are synced already.
+
+    Parameters
+    ----------
+    mode
+        Who may do what in it; None: as the umask says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         with space_named(path):
             yield draft
-            draft.chmod(0o777 & ~_umask())
+            group_kept = draft.stat().st_mode & stat.S_ISGID  # inherited; quotas may go by it
+            draft.chmod(group_kept | (0o777 & ~_umask() if mode is None else mode))
             sync_folder(draft)
         draft.rename(path)
     except BaseException:

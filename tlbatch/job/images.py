@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tlbatch.job.secrecy import holds_secret
 from tlbatch.job.section import Fraction, Section, SplitName
 
 StepName = Literal["fundus_crop", "local_average", "clahe"]
@@ -81,7 +82,7 @@ class Data(Section):
     images: Path | None = None
     """Folder of the images, IDX files or tars."""
     urls: tuple[str, ...] = ()
-    """Addresses of tars (http, https, s3, pipe; {000..009} counts), staged once into the workspace."""
+    """Addresses of tars (http, https, s3, pipe; {000..009} counts), staged once into the workspace; no secrets."""
     labels: Path | None = None
     """CSV file of the labels (source csv)."""
     key_column: str = "image"
@@ -129,6 +130,19 @@ class Data(Section):
             raise ValueError(f"must be a regular expression ({error})") from None
         if value and groups < 1:
             raise ValueError("must hold a group in parentheses, e.g. '^(.*)_(left|right)$'")
+        return value
+
+    @field_validator("urls")
+    @classmethod
+    def _urls_hold_no_secret(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, url in enumerate(value):
+            if holds_secret(url):
+                raise ValueError(
+                    f"number {number} holds what looks like a password or key, and the job is kept; put it into "
+                    "~/.netrc, fsspec's own configuration, or a variable that a pipe reads"
+                )
+            if "\0" in url:
+                raise ValueError(f"number {number} must not hold the character NUL; leave it out")
         return value
 
     @field_validator("classes")

@@ -4,6 +4,7 @@ import copy
 import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 
 Tree = dict[str, Any]
-_UNTOLD = {"slurm.setup", "run"}
+_UNTOLD = {"slurm.setup", "slurm.environment", "data.urls", "run"}
 
 
 def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
@@ -83,7 +84,7 @@ def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tupl
 
 
 def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every key that is not as it is by default, with its value; without the shell lines of ``slurm.setup``."""
+    """Every key that is not as it is by default, with its value; without shell lines, variables and addresses."""
     for name, field in type(section).model_fields.items():
         value, dotted = getattr(section, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):
@@ -160,15 +161,17 @@ def _position(node: list[Any], part: str, *, where: str) -> int:
 def _value(text: str) -> object:
     """Read a TOML value; what is not one is a plain string, so that paths need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    value = read.pop("value")
+    return text if read or isinstance(value, date | time) else value  # names with line ends, or that are dates
 
 
 def _line(detail: ErrorDetails) -> str:
     where = ".".join(str(part) for part in detail["loc"]) or "job"
     context = detail.get("ctx", {})
-    got = f" (got {detail['input']!r})"
+    got = "" if where.startswith(tuple(_UNTOLD - {"run"})) else f" (got {detail['input']!r})"
     match detail["type"]:
         case "extra_forbidden":
             return f"{where}: unknown key{_suggestion(detail['loc'])}; see --help for the keys"

@@ -8,8 +8,9 @@ from pathlib import Path
 from tlbatch import __version__
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_folder, digest_file
+from tlbatch.job.files import atomic_folder, digest_file, to_json
 from tlbatch.job.paths import RunPaths, weights_file
+from tlbatch.job.private import claim_logs, folder_mode
 from tlbatch.job.records import Best, RunRecord, load_record
 
 
@@ -92,9 +93,10 @@ def run_paths(record: RunRecord) -> RunPaths:
     Raises
     ------
     UserError
-        When a run of that name is there already.
+        When a run of that name is there already, or a name in the job cannot be kept or given to SLURM.
     """
     paths = RunPaths(record.job.workspace / "runs" / record.run)
+    _check_names(record, paths)
     if paths.folder.exists():
         raise UserError(
             f"{paths.folder}: there is a run of this name; choose another with run=NAME, or go on with it: "
@@ -103,11 +105,25 @@ def run_paths(record: RunRecord) -> RunPaths:
     return paths
 
 
+def _check_names(record: RunRecord, paths: RunPaths) -> None:
+    if set("%\\") & set(str(paths.folder)) or not str(paths.folder).isprintable():
+        raise UserError(
+            f"workspace: {str(record.job.workspace)!r} holds %, a backslash or a control character, which SLURM reads "
+            "as signs of its own in the names of logs; name another with workspace=PATH"
+        )
+    try:
+        to_json(record.model_dump(mode="json")).encode()
+    except UnicodeEncodeError as error:
+        line = error.object[: error.end].splitlines()[-1].strip()
+        raise UserError(f"{line!r} is no text in UTF-8, which job.json is; rename it, or name another") from None
+
+
 def make_run(record: RunRecord) -> RunPaths:
     """Create the run folder with the resolved job in it."""
     paths = run_paths(record)
-    with atomic_folder(paths.folder) as draft:
+    with atomic_folder(paths.folder, mode=folder_mode(private=record.job.private)) as draft:
         record.save(RunPaths(draft).record)
+        claim_logs(RunPaths(draft))
     return paths
 
 

@@ -100,7 +100,7 @@ def _of_torchvision(name: str) -> tuple[dict[str, torch.Tensor], Input]:
     stated = Input(size=seen.crop_size[0], mean=tuple(seen.mean), std=tuple(seen.std))
     if (own.mean, own.std) == ((0.5,) * 3, (0.5,) * 3):
         stated = Input(size=stated.size, mean=own.mean, std=own.std)
-    return dict(weights.get_state_dict(progress=False, check_hash=True)), stated
+    return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True)), stated
 
 
 if __name__ == "__main__":

@@ -106,6 +106,8 @@ def _join(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
     limit = timedelta(seconds=slurm.rendezvous_s)
     store, address = _host_store(world, file, limit) if world.is_main else _find_store(world, file, limit)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(store.port))
+    if slurm.interface and world.spans_nodes:
+        _use_interface(slurm.interface, world)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address))
     try:
         dist.init_process_group(
@@ -206,7 +208,14 @@ def _interface(address: str) -> str:
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.address == own for entry in entries):
             return name
-    raise UserError(f"no network interface has the address {own}; set GLOO_SOCKET_IFNAME")
+    raise UserError(f"no network interface has the address {own}; set slurm.interface")
+
+
+def _use_interface(name: str, world: World) -> None:
+    known = psutil.net_if_addrs()
+    if name not in known:
+        raise UserError(f"slurm.interface: {world.node} has no {name}; name one of {', '.join(sorted(known))}")
+    os.environ.update(NCCL_SOCKET_IFNAME=name, GLOO_SOCKET_IFNAME=name)
 
 
 def _check(accelerator: Accelerator, world: World, *, on_gpu: bool) -> None:

@@ -134,7 +134,7 @@ def test_a_wrong_value_in_a_recipe_is_named_with_the_recipe(small: Path, tmp_pat
 
 def test_the_keys_that_were_changed_are_told_with_their_values_and_shell_lines_never() -> None:
     job = load_job([], [
-        "data.images=eyes", "phase=[{cut='pool'}, {cut='none', optimizer={lr=0.5}}]", "slurm.setup=['export TOKEN=x']",
+        "data.images=eyes", "phase=[{cut='pool'}, {cut='none', optimizer={lr=0.5}}]", "slurm.setup=['export PLACE=x']",
         "head.widths=[8]", "seed=0",
     ])  # fmt: skip
     assert list(changed_keys(job)) == [

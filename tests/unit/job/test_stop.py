@@ -1,7 +1,6 @@
 import os
 import signal
 import time
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

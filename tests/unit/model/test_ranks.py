@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -61,6 +62,16 @@ def test_gloo_is_given_the_interface_of_the_address() -> None:
     assert ranks._interface("127.0.0.1") == "lo"
 
 
+def test_the_interface_of_the_job_goes_to_gloo_and_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth9")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth9")
+    with pytest.raises(UserError, match=r"slurm\.interface: n2 has no ib0; name one of .*lo"):
+        ranks._use_interface("ib0", World(node="n2"))
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth9", "eth9")
+    ranks._use_interface("lo", World(node="n2"))
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "lo")
+
+
 def test_gpus_are_used_as_slurm_gave_them_or_as_the_job_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     visible = 0
@@ -75,8 +86,6 @@ def test_gpus_are_used_as_slurm_gave_them_or_as_the_job_asks(monkeypatch: pytest
     with pytest.raises(UserError, match="4 GPUs for 2 tasks; start one task a GPU"):
         ranks._wants_gpu(World(local_world_size=2, world_size=2, num_gpus=4), Slurm())
     visible = 1
-    import os
-
     assert os.environ["LOCAL_RANK"] == "1"
     assert ranks._wants_gpu(two, Slurm())
     assert os.environ["LOCAL_RANK"] == "0"

@@ -1,0 +1,149 @@
+"""A chain on a real SLURM whose folders, variables and setup lines hold what shells and SLURM stumble over."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import submitit
+from slurm_cluster import SlurmCluster
+
+from tlbatch import launch
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.records import RunRecord
+
+pytestmark = pytest.mark.slurm
+WORKSPACE = "a b'c\"d $(touch pwned) `touch pwned` #e;f&g|h*i?[j]{k}~!ü"
+IMAGES = f"{WORKSPACE} %j %% back\\slash\\ new\nline"
+VALUE = f"{IMAGES}\n#SBATCH --qos=high\n,x=y\t"
+Prepared = tuple[RunRecord, RunPaths]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, write_folders: Callable[..., Path]) -> Path:
+    return write_folders(tmp_path_factory.mktemp("nasty") / IMAGES)
+
+
+def options(images: Path, *more: str) -> list[str]:
+    return [f"data.images={images}", f"workspace={images.parent / WORKSPACE}", *more]
+
+
+@pytest.fixture
+def prepare(
+    images: Path, tiny_job: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Prepared]:
+    """Makes runs, and lets this process talk to the cluster."""
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
+
+    def prepared(*more: str, **values: object) -> Prepared:
+        job = load_job([tiny_job], options(images, *more))
+        section = type(job.slurm).model_validate(job.slurm.model_dump() | values)
+        record = resolve(job.model_copy(update={"slurm": section}))
+        return record, make_run(record)
+
+    return prepared
+
+
+def submit_work(prepared: Prepared, folder: Path) -> str:
+    """Submit what writes down the variable of each task, with the script of the stage train; the job's id."""
+    record, paths = prepared
+
+    def write(folder: str) -> None:  # pickled whole, since no task could import this file
+        Path(folder, os.environ["SLURM_PROCID"]).write_text(os.environ["VALUE"], encoding="utf-8")
+
+    folder.mkdir()
+    executor = submitit.SlurmExecutor(paths.logs)
+    executor.update_parameters(**launch.slurm_parameters(record, paths, "train", after=None))
+    job_id: str = executor.submit(write, str(folder)).job_id
+    return job_id
+
+
+def test_a_chain_runs_between_folders_of_any_name_and_tells_no_secret(
+    images: Path, tiny_job: Path, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    site = tmp_path / "a=b 'site.toml"
+    shutil.copy(tiny_job, tmp_path / "tiny.toml")
+    variable = json.dumps(VALUE + "whisper")
+    site.write_text(
+        "[slurm]\nnodes = 2\nshard_tasks = 2\ninterface = 'lo'\n"
+        f'setup = [\'true # whisper\', """\nPLACE=whisper\n"""]\nenvironment = {{ HUSH = {variable} }}\n',
+        encoding="utf-8",
+    )
+    done = slurm.run(
+        sys.executable, "-m", "tlbatch.submit", str(site), str(tmp_path / "tiny.toml"), *options(images, "run=chain"),
+        "data.shard_images=8", "--wait", timeout_s=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = images.parent / WORKSPACE / "runs" / "chain"
+    assert f"report          {folder}/report/report.html\n" in done.stdout
+    assert "train 2 ranks on CPU, 1 threads each" in done.stdout
+    for made in (folder, folder / "logs"):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    told = [(folder / "report" / name).read_text("utf-8") for name in ("report.html", "report.json")]
+    assert "whisper" in (folder / "job.json").read_text("utf-8")
+    assert [text for text in told if "whisper" in text or "HUSH" in text] == []
+    assert not [file for place in (images.parent, tmp_path, Path.cwd()) for file in place.glob("**/pwned")]
+
+
+@pytest.mark.parametrize("export", ["ALL", "NONE"])
+def test_every_task_on_every_node_has_the_variables_unchanged(
+    prepare: Callable[..., Prepared], slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: str
+) -> None:
+    monkeypatch.setenv("SBATCH_EXPORT", export)
+    prepared = prepare(f"run={export}", nodes=2, environment={"VALUE": VALUE}, setup=["cd /"])
+    job_id = submit_work(prepared, tmp_path / "seen")
+    assert slurm.wait([job_id], 60) == {job_id: "COMPLETED"}
+    assert {file.name: file.read_text("utf-8") for file in (tmp_path / "seen").iterdir()} == {"0": VALUE, "1": VALUE}
+
+
+@pytest.mark.parametrize(
+    "line", ["true; false", "false; true", "false && true", "false\ntrue", "it's open", "no-such # x"]
+)
+def test_a_failing_setup_line_stops_the_job_before_it_starts(
+    prepare: Callable[..., Prepared], slurm: SlurmCluster, tmp_path: Path, line: str
+) -> None:
+    prepared = prepare(f"run={line.encode().hex()}", environment={"VALUE": VALUE}, setup=["true", line])
+    job_id = submit_work(prepared, tmp_path / "seen")
+    assert slurm.wait([job_id], 60) == {job_id: "FAILED"}
+    assert slurm.job_field(job_id, "ExitCode") == "78:0"
+    assert list((tmp_path / "seen").iterdir()) == []
+    log = (prepared[1].logs / f"{job_id}_0_log.out").read_text("utf-8")
+    assert log.endswith("error: slurm.setup.1 failed; mend this line of the job, or let it fail with || true\n")
+
+
+def test_a_run_folder_that_was_opened_since_stops_the_job(
+    prepare: Callable[..., Prepared], slurm: SlurmCluster
+) -> None:
+    record, paths = prepare("run=opened")
+    blocker = slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 5").stdout.strip()
+    jobs = launch.submit_chain(record, paths, behind=blocker)
+    paths.folder.chmod(0o770)
+    assert slurm.wait([jobs["shard"]], 60) == {jobs["shard"]: "FAILED"}
+    assert slurm.job_field(jobs["shard"], "ExitCode") == "78:0"
+    log = (paths.logs / f"{jobs['shard']}_0_log.out").read_text("utf-8")
+    assert log == f"error: the run folder is not yours alone to write: {paths.folder}; submit the job as a new run\n"
+
+
+@pytest.mark.parametrize("key", ["account", "constraint"])
+def test_names_reach_slurm_as_they_are(prepare: Callable[..., Prepared], slurm: SlurmCluster, key: str) -> None:
+    name = 'it\'s "a" $(b) #c;d' if key == "account" else "a&b"
+    record, paths = prepare(f"run={key}", **{key: name})
+    script = launch.render(record, paths, "shard", after=None)
+    assert re.search(rf"^#SBATCH --{key}='", script, re.MULTILINE)
+    file = paths.folder / "script.sh"
+    file.write_text(script.replace("srun", "true srun"), encoding="utf-8")
+    done = slurm.run("sbatch", "--hold", "--parsable", str(file))
+    if key == "constraint":  # no node has them, which SLURM says at once
+        assert "Invalid feature" in done.stderr, done
+        return
+    shown = slurm.run("scontrol", "show", "job", done.stdout.strip()).stdout
+    slurm.run("scancel", done.stdout.strip())
+    assert f" Account={name} QOS=" in shown

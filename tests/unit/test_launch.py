@@ -1,0 +1,64 @@
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tlbatch import launch
+from tlbatch.job.errors import UserError
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.records import RunRecord
+
+NASTY = "a 'b' \"c\" $(d)\n%j \\"
+Make = Callable[[], tuple[RunRecord, RunPaths]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_job: Path) -> Make:
+    def made() -> tuple[RunRecord, RunPaths]:
+        options = [f"data.images={tmp_path}", f"workspace={tmp_path / 'w'}", "run=r", "slurm.tasks_per_node=2"]
+        job = load_job([tiny_job], options)
+        slurm = type(job.slurm).model_validate(job.slurm.model_dump() | {"environment": {"VALUE": NASTY}})
+        record = resolve(job.model_copy(update={"slurm": slurm}))
+        return record, make_run(record)
+
+    return made
+
+
+def test_on_this_machine_the_tasks_have_the_variables_of_the_job_and_nobody_else(make: Make, tmp_path: Path) -> None:
+    record, paths = make()
+
+    def write(folder: str) -> None:  # pickled whole, since no task could import this file
+        Path(folder, os.environ["SUBMITIT_LOCAL_GLOBALID"]).write_text(os.environ["VALUE"], encoding="utf-8")
+
+    (tmp_path / "seen").mkdir()
+    launch._run_locally(record, paths, 1, write, str(tmp_path / "seen"))
+    assert [file.read_text("utf-8") for file in sorted((tmp_path / "seen").iterdir())] == [NASTY, NASTY]
+    assert "VALUE" not in os.environ
+
+
+def test_in_an_allocation_the_steps_have_the_variables_of_the_job(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, paths = make()
+    srun = tmp_path / "srun"
+    srun.write_text(f"#!/bin/sh\nprintf %s \"$VALUE\" > '{tmp_path}/seen'\n", encoding="utf-8")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert launch.run_in_allocation(paths, {**os.environ, "SLURM_JOB_ID": "7"}) == 1
+    assert (tmp_path / "seen").read_text("utf-8") == NASTY
+
+
+def test_nothing_is_started_in_a_run_folder_that_others_can_write(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, paths = make()
+    monkeypatch.setattr(launch.submitit, "SlurmExecutor", None)  # none is asked
+    paths.logs.chmod(0o770)
+    with pytest.raises(UserError, match=f"^{re.escape(str(paths.logs))}: others can write to it"):
+        launch.submit_chain(record, paths)
+    with pytest.raises(UserError, match="others can write to it"):
+        launch._run_locally(record, paths, 1, sys.exit)
+    assert list(paths.logs.iterdir()) == []
