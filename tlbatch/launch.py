@@ -46,7 +46,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = Non
     after = f"afterany:{behind}" if behind else None
     array = _submit_shares(record, paths, after)
     after = f"afterok:{array}" if array else after
-    for stage in stages_of(record.job):
+    for stage in paths.stages_left(record.job):
         executor = submitit.SlurmExecutor(paths.logs, python=_python())
         executor.update_parameters(**slurm_parameters(record, paths, stage, after=after))
         try:
@@ -62,7 +62,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = Non
 def _submit_shares(record: RunRecord, paths: RunPaths, after: str | None) -> str | None:
     """The job array that writes the shards of a large set side by side; its id, None where one task is enough."""
     total = record.job.slurm.shard_tasks
-    if total == 1:
+    if total == 1 or paths.marker("shard").exists():
         return None
     executor = submitit.SlurmExecutor(paths.logs, python=_python())
     executor.update_parameters(**share_parameters(record, paths, after=after))

@@ -1,6 +1,7 @@
 """Submit a job: to SLURM as a chain of stages, or to this machine.
 
-The job files are merged left to right, then key=value overrides, and validated once.
+The job files are merged left to right, then key=value overrides, and validated once. A run that was stopped goes on
+where it was when its folder is named in place of them.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.files import place_named
 from tlbatch.job.load import config_keys, load_jobs
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve, run_paths
-from tlbatch.job.records import RunRecord, StageName, stages_of
+from tlbatch.job.prepare import begun_in, make_run, open_run, resolve, run_paths
+from tlbatch.job.records import RunRecord, StageName
 from tlbatch.watch import print_board, print_scores, wait_for_chain
 
 
@@ -43,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys of a job (default) and what they mean:\n" + key_table(),
     )
-    parser.add_argument("job", nargs="+", metavar="JOB.toml|key=value", help="job files and overrides")
+    parser.add_argument(
+        "job",
+        nargs="+",
+        metavar="JOB.toml|key=value|RUN",
+        help="job files and overrides, or folders of runs to go on with",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine and wait; needs no SLURM")
     where.add_argument(
@@ -67,16 +73,13 @@ def key_table() -> str:
 def _submit(options: argparse.Namespace) -> int:
     from tlbatch import launch  # noqa: PLC0415 (submitit would double the time of --help)
 
-    overrides = [text for text in options.job if "=" in text and not text.startswith(("/", "."))]  # else a path with =
-    files = [Path(text) for text in options.job if text not in overrides]
-    records = [resolve(job) for job in load_jobs(files, overrides)]
     if options.dry_run or options.check:
-        for record in records:
-            _show_scripts(record, check=options.check)
+        for record, paths in _runs(options, make=False):
+            _show_scripts(record, paths, check=options.check)
         return 0
     if not (options.local or options.inside) and shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
-    runs = [(record, make_run(record)) for record in records]
+    runs = _runs(options, make=True)
     codes = []
     if options.local or options.inside:
         for record, paths in runs:
@@ -87,7 +90,7 @@ def _submit(options: argparse.Namespace) -> int:
         chains: list[dict[StageName, str]] = []
         for record, paths in runs:
             print(f"run folder  {paths.folder}", flush=True)
-            behind = chains[-1]["cache"] if chains else None
+            behind = chains[-1].get("cache") if chains else None
             chains.append(launch.submit_chain(record, paths, behind=behind))
             for stage, job_id in chains[-1].items():
                 print(f"job {job_id:>8}  {stage}", flush=True)
@@ -103,6 +106,27 @@ def _submit(options: argparse.Namespace) -> int:
     return max(codes)
 
 
+def _runs(options: argparse.Namespace, *, make: bool) -> list[tuple[RunRecord, RunPaths]]:
+    """The runs that are meant: those whose folders are named, or new ones of the job."""
+    overrides = [text for text in options.job if "=" in text and not text.startswith(("/", "."))]  # else a path with =
+    overrides = [text for text in overrides if not (Path(text) / "job.json").is_file()]
+    files = [Path(text) for text in options.job if text not in overrides]
+    folders = [file for file in files if (file / "job.json").is_file()]
+    if folders and len(folders) < len(files):
+        other = next(file for file in files if file not in folders)
+        raise UserError(f"{other}: a run goes on with its own job; name run folders, or job files")
+    if folders:
+        return [open_run(folder, overrides) for folder in folders]
+    allocation = os.environ.get("SLURM_JOB_ID") if options.inside else None
+    restarted = bool(allocation) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    runs = []
+    for job in load_jobs(files, overrides):
+        record = resolve(job).model_copy(update={"allocation": allocation})
+        known = begun_in(str(allocation), record) if restarted else None
+        runs.append(known or (record, make_run(record) if make else run_paths(record)))
+    return runs
+
+
 def _compare(runs: Sequence[RunPaths]) -> None:
     """Have reduce write the page that compares the recipes; it needs what a login command does not load."""
     command = [sys.executable, "-m", "tlbatch.reduce", *(str(paths.folder) for paths in runs)]
@@ -111,13 +135,12 @@ def _compare(runs: Sequence[RunPaths]) -> None:
     print(f"comparison      {said if done.returncode else runs[0].folder.parent / 'comparison.html'}")
 
 
-def _show_scripts(record: RunRecord, *, check: bool) -> None:
+def _show_scripts(record: RunRecord, paths: RunPaths, *, check: bool) -> None:
     from tlbatch import launch  # noqa: PLC0415 (as above)
 
-    paths, stages = run_paths(record), stages_of(record.job)
+    stages = paths.stages_left(record.job)
     print(f"run folder  {paths.folder}")
-    shares = record.job.slurm.shard_tasks
-    if shares > 1:
+    if record.job.slurm.shard_tasks > 1 and "shard" in stages:
         print(f"\n##### shard, first\n{launch.render(record, paths, 'shard', after=None, shares=True)}")
     for stage, before in zip(stages, (None, *stages), strict=False):
         after = before and f"afterok:<id of {before}>"

@@ -57,6 +57,20 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
     return [_validated(_merged(tree, own), overrides, name) for name, own in recipes.items()]
 
 
+def with_slurm(job: Job, overrides: Sequence[str]) -> Job:
+    """A resolved job with other values in its section slurm, on which no result depends.
+
+    Raises
+    ------
+    UserError
+        When another key is named, or a value is wrong.
+    """
+    other = [one for one in overrides if not one.startswith("slurm.")]
+    if other:
+        raise UserError(f"{other[0]}: a run goes on with its own job, of which only slurm.* may change; leave it out")
+    return _validated(job.model_dump(mode="json"), overrides) if overrides else job
+
+
 def _validated(tree: Tree, overrides: Sequence[str], recipe: str = "") -> Job:
     tree = copy.deepcopy(tree)
     for override in overrides:

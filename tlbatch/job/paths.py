@@ -8,7 +8,7 @@ from pathlib import Path
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
-from tlbatch.job.records import Best, Marker, RunRecord, StageName, Strategy, load_record
+from tlbatch.job.records import Best, Marker, RunRecord, StageName, Strategy, load_record, stages_of
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ class RunPaths:
     def share(self, number: int) -> Path:
         """There, if an array task has written its share of the shards."""
         return self.folder / "markers" / f"shard.share.{number}"
+
+    def stages_left(self, job: Job) -> tuple[StageName, ...]:
+        """The stages that have not finished, in their order."""
+        return tuple(stage for stage in stages_of(job) if not self.marker(stage).exists())
 
     def failure(self, stage: StageName, rank: int) -> Path:
         """There, if the rank has failed."""

@@ -1,7 +1,9 @@
 """From a validated job to a run folder: what can be checked before anything runs is checked here."""
 
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from tlbatch import __version__
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file, to_json
+from tlbatch.job.load import with_slurm
 from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.private import claim_logs, folder_mode
 from tlbatch.job.records import Best, RunRecord, load_record
@@ -100,7 +103,7 @@ def run_paths(record: RunRecord) -> RunPaths:
     if paths.folder.exists():
         raise UserError(
             f"{paths.folder}: there is a run of this name; choose another with run=NAME, or go on with it: "
-            "python -m tlbatch.<stage> RUN"
+            f"python -m tlbatch.submit {shlex.quote(str(paths.folder))}"
         )
     return paths
 
@@ -116,6 +119,34 @@ def _check_names(record: RunRecord, paths: RunPaths) -> None:
     except UnicodeEncodeError as error:
         line = error.object[: error.end].splitlines()[-1].strip()
         raise UserError(f"{line!r} is no text in UTF-8, which job.json is; rename it, or name another") from None
+
+
+def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunRecord, RunPaths]:
+    """A run that is there, to go on with.
+
+    Raises
+    ------
+    UserError
+        When it is no run, or an override is not one of ``slurm``.
+    """
+    paths = RunPaths(folder.absolute())
+    record = paths.load_submitted()
+    if overrides:
+        record = record.model_copy(update={"job": with_slurm(record.job, overrides)})
+        record.save(paths.record)
+    return record, paths
+
+
+def begun_in(allocation: str, record: RunRecord) -> tuple[RunRecord, RunPaths] | None:
+    """The run that an earlier life of the SLURM job has made for this job, if it came that far."""
+    for file in sorted((record.job.workspace / "runs").glob("*/job.json"), reverse=True):
+        try:
+            found = load_record(RunRecord, file, missing="submit again")
+        except UserError:
+            continue
+        if found.allocation == allocation and found.job.name == record.job.name:
+            return found, RunPaths(file.parent)
+    return None
 
 
 def make_run(record: RunRecord) -> RunPaths:

@@ -63,6 +63,8 @@ class RunRecord(Record):
     commit: str | None
     """git commit of the tlbatch checkout, with ``+`` when it had changes."""
     created: str
+    allocation: str | None = None
+    """Id of the SLURM job that made the run and holds all of its stages; none where each stage is a job."""
 
 
 def stages_of(job: Job) -> tuple[StageName, ...]:
