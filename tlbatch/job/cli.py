@@ -80,9 +80,9 @@ def _leave(stopped: StoppedError, world: World) -> int:
     if again is None:
         sys.stderr.write(f"error: {stopped}\n")
         return EXIT_AGAIN
-    logging.getLogger(__name__).info("%s", stopped)
+    logging.getLogger(__name__).info("%s; what was done is kept", stopped.what)
     if world.is_main:
-        write_text(Path(again), str(stopped))
+        write_text(Path(again), stopped.what)
     return 0
 
 

@@ -19,4 +19,4 @@ class StoppedError(UserError):
 
     def __init__(self, what: str, *, again: bool = False) -> None:
         super().__init__(f"{what}; what was done is kept, go on from there with python -m tlbatch.submit RUN")
-        self.again = again
+        self.what, self.again = what, again
