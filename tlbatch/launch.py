@@ -13,10 +13,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from tlbatch.job.errors import UserError
+from tlbatch.job.ledger import note_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, StageName, stages_of
 from tlbatch.task import run_chain, run_share, run_stage
-from tlbatch.watch import Follower, report_failure
+from tlbatch.watch import Follower, report_failure, run_step
 
 WIDE: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
 """Stages with one task a GPU; the others take one task and no GPU."""
@@ -49,6 +50,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = Non
             if array or jobs:
                 subprocess.run(["scancel", *filter(None, [array]), *jobs.values()], check=False)
             raise _refused(stage, error) from None
+        note_job(paths, stage, jobs[stage])
         after = f"afterok:{jobs[stage]}"
     return jobs
 
@@ -66,6 +68,7 @@ def _submit_shares(record: RunRecord, paths: RunPaths, after: str | None) -> str
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise _refused("shard", error) from None
     array: str = first.job_id.split("_")[0]
+    note_job(paths, "shard", array)
     print(f"job {array:>8}  shard, {total} shares", flush=True)
     return array
 
@@ -158,15 +161,16 @@ def _run_locally(
         stderr_to_stdout=True,
     )
     job = executor.submit(work, *arguments)
-    follower = Follower(paths.logs / f"{job.job_id}_0_log.out")
+    follower = Follower(paths.logs / f"{job.job_id}_0_log.out", paths)
     try:
         while not job.done():
             follower.show()
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         job.cancel()
+        follower.end()
         raise
-    follower.show()
+    follower.end()
     return job.job_id
 
 
@@ -193,10 +197,10 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
     task = [sys.executable, "-u", "-m", "tlbatch.task"]
     job = paths.load_submitted().job
     if job.slurm.shard_tasks > 1 and tasks > 1:
-        subprocess.run([*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)], check=False)
+        run_step([*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)], paths)
     for stage in stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
-        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], check=False)
+        run_step([*srun, *shape, *task, stage, str(paths.folder)], paths)
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, environment["SLURM_JOB_ID"])
     return 0
