@@ -7,6 +7,7 @@ from tlbatch.data.loader import ImageSet, open_set
 from tlbatch.filling import Crew, fill_cache
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.paths import RunPaths
+from tlbatch.job.progress import Teller
 from tlbatch.job.records import RunRecord, job_digest
 from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
@@ -29,7 +30,7 @@ def _join_and_fill(record: RunRecord, images: ImageSet, paths: RunPaths, world: 
     model = pretrained_classifier(record, images.manifest)
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="cache", mixed_precision=precision) as accelerator:
-        return fill_cache(record, images, model, Crew(accelerator, world, stop))
+        return fill_cache(record, images, model, Crew(accelerator, world, stop, Teller(paths, world, "cache")))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.learning import Fit
 from tlbatch.job.paths import RunPaths, decided
+from tlbatch.job.progress import Teller
 from tlbatch.job.records import RunRecord, Strategy, Trial, job_digest
 from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
@@ -61,7 +62,8 @@ def _join_and_choose(record: RunRecord, images: ImageSet, paths: RunPaths, world
     stop.install()
     precision = job.train.mixed_precision
     with joined_ranks(world, job.slurm, paths.rendezvous, stage="choose", mixed_precision=precision) as accelerator:
-        study = Study(record, images, Crew(accelerator, world, stop), paths.folder)
+        crew = Crew(accelerator, world, stop, Teller(paths, world, "choose"))
+        study = Study(record, images, crew, paths.folder)
         found = choose(study)
         if world.is_main:
             found.save(paths.strategy)

@@ -19,6 +19,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import StoppedError
 from tlbatch.job.files import digest_of
 from tlbatch.job.paths import cache_folder
+from tlbatch.job.progress import Teller, on_rank_0
 from tlbatch.job.records import RunRecord
 from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World
@@ -27,7 +28,6 @@ from tlbatch.model.encoder import Encoder, Tap, cache_identity, tap_shape, taps_
 from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
-_TELL_S = 30
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ class Crew:
     accelerator: Accelerator
     world: World
     stop: StopFlag
+    teller: Teller | None = None
+    """None: nobody watches."""
+
+    def tell(self, done: int, total: int, split: str) -> None:
+        """Say how much of its own share rank 0 has done."""
+        if self.teller is not None and total:
+            self.teller.tell(done, total, unit="views", where=on_rank_0(split, self.world))
 
 
 def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, crew: Crew) -> dict[str, str]:
@@ -199,16 +206,15 @@ def _fill(
         part = Pass(one.rows[share], one.views, strict=one.strict)
         fillers = [Filler(store) for store in own]
         start, done = time.monotonic(), 0
-        told, total = start, len(share) * len(one.views.numbers)
+        total = len(share) * len(one.views.numbers)
+        crew.tell(0, total, name)
         for batch, keys, turns in _read(job, images, part, world, accelerator):
             readable = [place for place in range(len(keys)) if place not in batch.errors]
             squares = turned(batch.inputs.to(accelerator.device, non_blocking=True), turns)
             for filler, activations in zip(fillers, encoder.encode(squares), strict=True):
                 filler.add_missing(keys[readable], activations[readable])
             done += len(keys)
-            if time.monotonic() - told > _TELL_S:
-                told = time.monotonic()
-                log.info("%s: %d of %d views on rank 0", name, done, total)
+            crew.tell(done, total, name)
             if stop:
                 break
         for filler in fillers:

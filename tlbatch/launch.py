@@ -15,12 +15,13 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from tlbatch.job.cli import AGAIN, EXIT_AGAIN
 from tlbatch.job.errors import UserError
+from tlbatch.job.ledger import note_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.private import claim_logs
 from tlbatch.job.records import RunRecord, StageName, stages_of
 from tlbatch.job.shell import ownership_line, setup_lines
 from tlbatch.task import run_chain, run_share, run_stage
-from tlbatch.watch import Follower, report_failure
+from tlbatch.watch import Follower, report_failure, run_step
 
 WIDE: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
 """Stages with one task a GPU; the others take one task and no GPU."""
@@ -55,6 +56,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, *, behind: str | None = Non
             if array or jobs:
                 subprocess.run(["scancel", *filter(None, [array]), *jobs.values()], check=False)
             raise _refused(stage, error) from None
+        note_job(paths, stage, jobs[stage])
         after = f"afterok:{jobs[stage]}"
     return jobs
 
@@ -72,6 +74,7 @@ def _submit_shares(record: RunRecord, paths: RunPaths, after: str | None) -> str
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise _refused("shard", error) from None
     array: str = first.job_id.split("_")[0]
+    note_job(paths, "shard", array)
     print(f"job {array:>8}  shard, {total} shares", flush=True)
     return array
 
@@ -196,15 +199,16 @@ def _run_locally(
     claim_logs(paths)
     with environment_variables(**slurm.environment):
         job = executor.submit(work, *arguments)
-    follower = Follower(paths.logs / f"{job.job_id}_0_log.out")
+    follower = Follower(paths.logs / f"{job.job_id}_0_log.out", paths)
     try:
         while not job.done():
             follower.show()
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         job.cancel()
+        follower.end()
         raise
-    follower.show()
+    follower.end()
     return job.job_id
 
 
@@ -233,12 +237,12 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
     own = {**environment, **job.slurm.environment}
     if job.slurm.shard_tasks > 1 and tasks > 1 and not paths.marker("shard").exists():
         share = [*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)]
-        subprocess.run(share, env=own, check=False)
+        run_step(share, paths, own)
     attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
     for stage in stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
         again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
-        subprocess.run([*srun, *shape, *task, stage, str(paths.folder)], env={**own, AGAIN: str(again)}, check=False)
+        run_step([*srun, *shape, *task, stage, str(paths.folder)], paths, {**own, AGAIN: str(again)})
         if again.exists():
             return EXIT_AGAIN
         if not paths.marker(stage).exists():

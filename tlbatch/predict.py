@@ -17,6 +17,7 @@ from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.job.cli import finished, once, stage_main
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
+from tlbatch.job.progress import Teller, on_rank_0
 from tlbatch.job.records import Best, Marker, RunRecord, job_digest
 from tlbatch.job.section import SplitName
 from tlbatch.job.world import World, read_world
@@ -59,6 +60,7 @@ class Session:
     model: Classifier
     accelerator: Accelerator
     world: World
+    teller: Teller
 
 
 def _join_and_predict(
@@ -74,7 +76,8 @@ def _join_and_predict(
         accelerator.wait_for_everyone()
         model.to(accelerator.device)
         model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
-        session = Session(record, images, best, cached, model, accelerator, world)
+        teller = Teller(paths, world, "predict")
+        session = Session(record, images, best, cached, model, accelerator, world, teller)
         parts = [_predict_split(session, split) for split in PREDICTED]
         header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
         write_part(paths.predictions, Part.joined(parts), header, rank=world.rank, world_size=world.world_size)
@@ -89,7 +92,7 @@ def _predict_split(session: Session, split: SplitName) -> Part:
     """Predict the share of this rank in one split; the images are named by their row in the whole index."""
     parts = [Part.empty(len(session.images.manifest.classes))]
     for rows, store in _sources(session, split):
-        parts.extend(_predict_rows(session, rows, store))
+        parts.extend(_predict_rows(session, rows, store, where=on_rank_0(split, session.world)))
     return Part.joined(parts)
 
 
@@ -111,15 +114,16 @@ def _views(session: Session) -> Views:
     return training_views(job.train, size) if job.head.view_mean else Views(size, session.best.views)
 
 
-def _predict_rows(session: Session, rows: Positions, stored: Stored | None) -> Iterator[Part]:
+def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, where: str) -> Iterator[Part]:
     job, model, world = session.record.job, session.model, session.world
     workers = num_workers(job.train, world, session.accelerator.device.type)
     feed = Feed(session.images, rows, _views(session), stored, workers=workers, strict=False, head=job.head)
     samples = Samples(len(rows), Views(model.spec.size, session.best.views), every_view=True)
     each = len(samples.views.numbers)
-    batches = prediction_batches(
-        len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
+    batches = list(
+        prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
     )
+    done, total = 0, sum(map(len, batches))
     every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches)
     for batch in feed.batches(samples, every):
         outputs = predicted(model, batch.inputs, batch.turns, session.accelerator).to(session.accelerator.device)
@@ -132,6 +136,8 @@ def _predict_rows(session: Session, rows: Positions, stored: Stored | None) -> I
         seen = rows[batch.positions.numpy()[::each]]
         errors = {int(seen[place // each]): why for place, why in batch.errors.items() if place % each == 0}
         found[np.isin(seen, list(errors))] = np.nan
+        done += len(seen)
+        session.teller.tell(done, total, unit="images", where=where)
         yield Part(
             seen, found, grades[:, 0] if model.rule.has_thresholds else np.full_like(found[:, 0], np.nan), errors
         )

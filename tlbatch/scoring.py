@@ -16,8 +16,9 @@ from tlbatch.data.sources import name_of
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file, write_text
+from tlbatch.job.ledger import ON_GPUS, read_ledger
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, job_digest, load_record, stages_of
+from tlbatch.job.records import SPLITS, Best, Manifest, Marker, RunRecord, StageName, job_digest, load_record, stages_of
 from tlbatch.job.report import REPORT_VERSION, Cost, Report, Scored, Thresholds
 from tlbatch.job.section import SplitName
 from tlbatch.model.thresholds import rounding
@@ -29,7 +30,6 @@ from tlbatch.report.summary import Asked, fit_temperature_on, judge_thresholds, 
 log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
 _OF_GRADES = ("corn", "cumulative", "regression")
-_ON_GPUS = ("choose", "cache", "train", "predict")
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,25 @@ def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, 
 
 
 def _cost(record: RunRecord, paths: RunPaths, num_predicted: int) -> Cost:
-    done = {
+    done: dict[StageName, Marker] = {
         stage: load_record(Marker, paths.marker(stage), missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
         for stage in stages_of(record.job)
         if paths.marker(stage).exists() and stage != "reduce"
     }
     seconds: dict[str, float] = {stage: round(marker.seconds, 1) for stage, marker in done.items()}
-    on_gpus = sum(marker.seconds * marker.world_size for stage, marker in done.items() if stage in _ON_GPUS)
     took = seconds.get("predict")
     return Cost(
         seconds=seconds,
-        gpu_hours=round(on_gpus / 3600, 4) if record.job.slurm.gpus_per_node else 0.0,
+        gpu_hours=round(_gpu_hours(record, paths, done), 4),
         images_per_s=round(num_predicted / took, 1) if took else None,
         hosts=tuple(sorted({host for marker in done.values() for host in marker.hosts})),
     )
+
+
+def _gpu_hours(record: RunRecord, paths: RunPaths, done: Mapping[StageName, Marker]) -> float:
+    """Of all lives of the stages before this one; of one that is not in the ledger, of the life that ended it."""
+    attempts = [one for one in read_ledger(paths) if one.stage != "reduce"]
+    booked = {one.stage for one in attempts}
+    asked = [stage for stage in done if stage in ON_GPUS and stage not in booked and record.job.slurm.gpus_per_node]
+    others = sum(done[stage].seconds * done[stage].world_size / 3600 for stage in asked)
+    return others + sum(one.gpu_hours for one in attempts)

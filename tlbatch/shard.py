@@ -4,8 +4,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from tlbatch.job.paths import (
     set_folder,
     staged_folder,
 )  # fmt: skip
+from tlbatch.job.progress import Teller
 from tlbatch.job.records import SPLITS, Audit, Ceiling, Manifest, load_record
 from tlbatch.job.world import read_world
 
@@ -62,7 +64,9 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
         label_columns(job.data, job.data.labels, job.report.subgroups)
     if share is not None:
         chunks = _plan(job, source, read_store(folder, only=_indexed(folder)))
-        _write_chunks(job, source, folder, chunks[share[0] :: share[1]], workers=world.num_threads)
+        teller = Teller(paths, world, "shard", saves=share[0] == 0)
+        tell = partial(teller.tell, unit="images", where=f"share {share[0] + 1} of {share[1]}")
+        _write_chunks(job, source, folder, chunks[share[0] :: share[1]], tell, workers=world.num_threads)
         write_text(paths.share(share[0]), "")
         return
     inputs = {"source": source.digest, "data": data_digest(job), "splits": _digest_files(job.data)}
@@ -70,7 +74,8 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     def work() -> dict[str, str]:
         _remove_old_drafts(folder)
         chunks = _plan(job, source, read_store(folder))
-        unusable = _write_chunks(job, source, folder, chunks, workers=world.num_threads)
+        tell = partial(Teller(paths, world, "shard").tell, unit="images", where="new images")
+        unusable = _write_chunks(job, source, folder, chunks, tell, workers=world.num_threads)
         index = SetPaths(folder, digest_of([inputs, [one.image.key for one in unusable if one.passing]])[:12])
         if index.manifest.is_file():
             log.info("using the index %s", index.index_folder)
@@ -136,16 +141,19 @@ def _indexed(folder: Path) -> set[str]:
     return {shard.name for manifest in manifests for shard in manifest.shards}
 
 
-def _write_chunks(job: Job, source: Source, folder: Path, chunks: Sequence[Chunk], *, workers: int) -> list[Unusable]:
+def _write_chunks(
+    job: Job, source: Source, folder: Path, chunks: Sequence[Chunk], tell: Callable[[int, int], None], *, workers: int
+) -> list[Unusable]:
     """Write those shards that are not there yet; the images that were left out of them."""
     unusable: list[Unusable] = []
-    total, done = sum(len(chunk.images) for chunk in chunks), 0
+    new = [chunk for chunk in chunks if not (folder / chunk.sidecar).exists()]
+    total = sum(len(chunk.images) for chunk in chunks)
+    done = total - sum(len(chunk.images) for chunk in new)
     with ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
-        for chunk in chunks:
+        for chunk in new:
+            images = _prepared(job.data, source, chunk.images, pool, ahead=8 * workers)
+            prepared = _told(images, tell, done, total)
             done += len(chunk.images)
-            if (folder / chunk.sidecar).exists():
-                continue
-            prepared = _prepared(job.data, source, chunk.images, pool, ahead=8 * workers)
             labels = None if job.data.source == "tars" else _label_members(job.data, source, chunk.images)
             left_out = write_chunk(folder, chunk, prepared, labels)
             log.info("%d of %d new images", done, total)
@@ -154,6 +162,16 @@ def _write_chunks(job: Job, source: Source, folder: Path, chunks: Sequence[Chunk
             unusable.extend(left_out)
             check_rejected([*source.rejected, *(one.rejected for one in unusable)], job.data)
     return unusable
+
+
+def _told(
+    images: Iterator[Prepared | Unusable], tell: Callable[[int, int], None], done: int, total: int
+) -> Iterator[Prepared | Unusable]:
+    """Hand images on, and say how many there have been."""
+    tell(done, total)
+    for number, image in enumerate(images, start=done + 1):
+        yield image
+        tell(number, total)
 
 
 def _label_members(data: Data, source: Source, images: Sequence[Labelled]) -> Iterator[tuple[str, bytes]]:

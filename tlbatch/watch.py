@@ -1,30 +1,70 @@
 """Watching a run: its logs as they grow, its end, and what it scored or why it failed."""
 
 import json
+import os
+import select
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tlbatch.job.cli import EXIT_USER_ERROR
 from tlbatch.job.paths import RunPaths, leaderboard
+from tlbatch.job.progress import load_progress
 from tlbatch.job.records import Failure, FailureKind, RunRecord, StageName, load_record
 
 _POLL_S = 2.0
 _SETTLE_S = 30.0
 _TAIL_LINES = 20
+_TAIL_BYTES = 64 * 1024
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 _SYNTHETIC = "synthetic images: the scores say that the software works, nothing about patients"
 
 
-class Follower:
-    """Shows what has been added to a log since it was last asked."""
+class Bar:
+    """A line at the bottom of a terminal that says how far a run is; nothing where the output goes elsewhere."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, paths: RunPaths) -> None:
+        self._paths = paths
+        self._began = time.time()
+        self._bar: Any = None
+
+    def print(self, line: str) -> None:
+        """Print a line above it."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, flush=True)
+
+    def draw(self) -> None:
+        """Show what the run told last, if it has told anything since this began."""
+        told = load_progress(self._paths) if sys.stdout.isatty() else None
+        if told is None or told.time < self._began:
+            return
+        if self._bar is None:
+            from tqdm import tqdm  # noqa: PLC0415 (of no use in a log file)
+
+            self._bar = tqdm(total=told.total, bar_format=_BAR, file=sys.stdout, leave=False, dynamic_ncols=True)
+        self._bar.total, self._bar.n = told.total, min(told.done, told.total)
+        self._bar.set_description_str(" ".join(filter(None, [told.stage, told.where])), refresh=False)
+        self._bar.set_postfix_str(", ".join(filter(None, [*told.pace, told.metric])), refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Follower:
+    """Shows what has been added to a log since it was last asked, and how far the run is."""
+
+    def __init__(self, log: Path, paths: RunPaths) -> None:
         self._log = log
         self._shown = 0
+        self._bar = Bar(paths)
 
     def show(self) -> None:
         """Print the new whole lines, but not submitit's own, nor errors, which are reported at the end."""
@@ -38,7 +78,37 @@ class Follower:
         self._shown += len(whole)
         for line in whole.decode(errors="replace").splitlines():
             if not line.startswith(("submitit ", "error: ")):
-                print(line, flush=True)
+                self._bar.print(line)
+        self._bar.draw()
+
+    def end(self) -> None:
+        """Show the rest."""
+        self.show()
+        self._bar.close()
+
+
+def run_step(command: Sequence[str], paths: RunPaths, environment: Mapping[str, str]) -> None:
+    """Run a command to its end; on a terminal its lines go above a bar that says how far the run is."""
+    if not sys.stdout.isatty():
+        subprocess.run(command, env=environment, check=False)
+        return
+    bar, rest = Bar(paths), b""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as step:
+        assert step.stdout is not None
+        while (new := _read_within(step.stdout.fileno(), _POLL_S)) != b"":
+            *lines, rest = (rest + (new or b"")).split(b"\n")
+            for line in lines:
+                bar.print(line.decode(errors="replace"))
+            bar.draw()
+    bar.close()
+    if rest:
+        print(rest.decode(errors="replace"), flush=True)
+
+
+def _read_within(descriptor: int, seconds: float) -> bytes | None:
+    """What can be read, None where nothing came in time, and nothing at the end."""
+    ready, _, _ = select.select([descriptor], [], [], seconds)
+    return os.read(descriptor, 65536) if ready else None
 
 
 def wait_for_chain(jobs: Mapping[StageName, str], paths: RunPaths) -> int:
@@ -47,12 +117,12 @@ def wait_for_chain(jobs: Mapping[StageName, str], paths: RunPaths) -> int:
     Asks squeue only, so it works without accounting.
     """
     for stage, job_id in jobs.items():
-        follower = Follower(paths.logs / f"{job_id}_0_log.out")
+        follower = Follower(paths.logs / f"{job_id}_0_log.out", paths)
         while _in_queue(job_id):
             follower.show()
             time.sleep(_POLL_S)
         _settle(paths.marker(stage))
-        follower.show()
+        follower.end()
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, job_id)
     return 0
@@ -78,11 +148,8 @@ def _settle(marker: Path) -> None:
 
 def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
     """Say in one line why a stage ended without its marker; the exit code."""
-    files = sorted(paths.marker(stage).parent.glob(f"{stage}.failed.*.json"))
-    failures = [load_record(Failure, file, missing="run the stage again") for file in files]
-    if failures:
-        kinds = get_args(FailureKind)  # ranks that were stopped seldom are the cause
-        first = min(failures, key=lambda failure: (kinds.index(failure.kind), failure.rank))
+    first = cause_of(stage, paths)
+    if first is not None:
         sys.stderr.write(f"error: {stage}: {first.message}\n")
         if first.kind != "crash":
             return EXIT_USER_ERROR
@@ -93,10 +160,31 @@ def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
         f"see the logs {paths.logs}/{job_id}_*; then go on with python -m tlbatch.{stage} "
         f"{shlex.quote(str(paths.folder))}\n"
     )
-    if logs and not failures:
-        tail = logs[0].read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    if logs and first is None:
+        tail = last_lines(logs[0], _TAIL_LINES)
         sys.stderr.write("\n".join(tail) + "\n")
     return 1
+
+
+def cause_of(stage: StageName, paths: RunPaths) -> Failure | None:
+    """What a stage left that has failed; of several ranks the one that most likely was the first.
+
+    Raises
+    ------
+    UserError
+        When it cannot be read.
+    """
+    files = sorted(paths.marker(stage).parent.glob(f"{stage}.failed.*.json"))
+    failures = [load_record(Failure, file, missing="run the stage again") for file in files]
+    kinds = get_args(FailureKind)  # ranks that were stopped seldom are the cause
+    return min(failures, key=lambda failure: (kinds.index(failure.kind), failure.rank), default=None)
+
+
+def last_lines(log: Path, number: int) -> list[str]:
+    """The end of a log."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-number:]
 
 
 def print_board(runs: Sequence[tuple[RunRecord, RunPaths]]) -> None:

@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+from tlbatch import status
 from tlbatch.submit import _parser, key_table
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -11,8 +12,8 @@ def test_the_readme_lists_every_key_as_help_does() -> None:
     assert block == key_table()
 
 
-def test_the_readme_names_every_option_of_submit() -> None:
-    options = re.findall(r"--[a-z-]+", _parser().format_usage())
+def test_the_readme_names_every_option_of_submit_and_status() -> None:
+    options = re.findall(r"--[a-z-]+", _parser().format_usage() + status._parser().format_usage())
     assert options
     assert [option for option in options if f"`{option}`" not in README] == []
 

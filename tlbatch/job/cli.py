@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.files import place_named, write_text
+from tlbatch.job.ledger import BEGAN, booked
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Failure, FailureKind, Marker, RunRecord, StageName, job_digest, load_record
 from tlbatch.job.stop import stop_at_once
@@ -40,7 +41,7 @@ def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
-    os.environ.update(accelerate_environment(world))
+    os.environ.update(accelerate_environment(world) | {BEGAN: str(time.time())})
     logging.basicConfig(
         level=logging.INFO if world.is_main else logging.WARNING,
         format=f"%(asctime)s {stage} %(message)s"
@@ -151,7 +152,7 @@ def once(
         for old in [*marker.parent.glob(f"{stage}.failed.*.json"), *marker.parent.glob(f"{stage}.again.*")]:
             old.unlink()
     start = time.monotonic()
-    with _alone(stage, paths, world):
+    with _alone(stage, paths, world), booked(stage, paths, world):
         outputs = work() or {}
     if world.is_main:
         seconds = time.monotonic() - start

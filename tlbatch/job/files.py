@@ -24,8 +24,13 @@ _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``; when the block ends well it is synced and renamed to ``path``.
+
+    Parameters
+    ----------
+    lasting
+        Whether to wait until it would outlive a loss of power.
 
     Raises
     ------
@@ -39,12 +44,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             os.fchmod(descriptor, 0o666 & ~_umask())
             yield file
             file.flush()
-            os.fsync(descriptor)
+            if lasting:
+                os.fsync(descriptor)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if lasting:
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -99,9 +106,9 @@ def place_named() -> Iterator[None]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
     """Write a whole text file in UTF-8, atomically; a file name that is no text is written with backslashes."""
-    with atomic_file(path) as file:
+    with atomic_file(path, lasting=lasting) as file:
         file.write(text.encode(errors="backslashreplace"))
 
 

@@ -38,6 +38,21 @@ class RunPaths:
         return self.folder / "metrics.jsonl"
 
     @property
+    def progress(self) -> Path:
+        """How far the stage that is at work is."""
+        return self.folder / "progress.json"
+
+    @property
+    def ledger(self) -> Path:
+        """One JSON object a line: begin and end of every attempt of a stage."""
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def jobs(self) -> Path:
+        """One JSON object a line: the SLURM jobs that were submitted."""
+        return self.folder / "jobs.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Weights."""
         return self.folder / "checkpoints"

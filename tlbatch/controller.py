@@ -1,0 +1,127 @@
+"""What SLURM's controller knows of jobs: one squeue for all of them, scontrol for one that has ended; no accounting."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+_TIMEOUT_S = 60
+_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+_ENDED = frozenset({
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "PREEMPTED",
+    "REVOKED",
+})  # fmt: skip
+_FORMAT = "%i|%T|%S|%e|%j|%r"
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A line of squeue."""
+
+    id: str
+    """One of an array as A_a."""
+    state: str
+    reason: str
+    name: str
+    start: float | None
+    """Unix seconds."""
+    end: float | None
+    """When it ended; of one that has not, when it will at the latest."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is to start, for the first time or again."""
+        return self.state in _WAITING
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it holds nodes."""
+        return not self.is_waiting and not self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is over; SLURM forgets it some minutes later."""
+        return self.state in _ENDED
+
+
+class Controller:
+    """Asks SLURM, as seldom as can be."""
+
+    def __init__(self) -> None:
+        self.complaint: str | None = None
+        """Why squeue gave no answer when it was asked last."""
+        self._ends: dict[str, str] = {}
+
+    def ask(self, jobs: Iterable[str]) -> Mapping[str, tuple[QueuedJob, ...]] | None:
+        """Everything that squeue knows of some jobs, by the id that was asked for; None where it gives no answer."""
+        self.complaint, wanted = None, sorted(set(jobs))
+        if not wanted:
+            return {}
+        if shutil.which("squeue") is None:
+            self.complaint = "squeue: not found on PATH"
+            return None
+        command = [
+            "squeue",
+            "--noheader",
+            "--array",
+            "--states=all",
+            f"--format={_FORMAT}",
+            f"--jobs={','.join(wanted)}",
+        ]
+        done = _answer(command)
+        if done is None or (done.returncode and "Invalid job id" not in done.stderr):  # one that it has forgotten
+            said = ["no answer"] if done is None else done.stderr.strip().splitlines() or ["no answer"]
+            self.complaint = f"squeue: {said[-1]}"
+            return None
+        found = list(chain.from_iterable(map(_parsed, done.stdout.splitlines())))
+        of_array: dict[str, list[QueuedJob]] = {}
+        for job in found:
+            for name in {job.id, job.id.partition("_")[0]}:
+                of_array.setdefault(name, []).append(job)
+        return {job: tuple(of_array.get(job, ())) for job in wanted}
+
+    def end_of(self, job: str) -> str:
+        """How a job has ended, as far as SLURM remembers, e.g. "OUT_OF_MEMORY, exit code 0:125"; asked once a job."""
+        if job not in self._ends:
+            done = _answer(["scontrol", "--oneliner", "show", "job", job]) if shutil.which("scontrol") else None
+            self._ends[job] = "" if done is None or done.returncode else _end_in(done.stdout)
+        return self._ends[job]
+
+
+def _answer(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    try:
+        return subprocess.run(
+            command, env=environment | {"SLURM_TIME_FORMAT": "%s"}, capture_output=True, text=True, check=False,
+            timeout=_TIMEOUT_S,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _parsed(line: str) -> list[QueuedJob]:
+    fields = line.strip().split("|", 5)
+    if len(fields) < 6:
+        return []
+    job, state, start, end, name, reason = fields
+    return [QueuedJob(job, state, "" if reason == "None" else reason, name, _seconds(start), _seconds(end))]
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isdecimal() else None
+
+
+def _end_in(shown: str) -> str:
+    """The worst of the tasks of an array, or the end of a job."""
+    ends = []
+    for line in shown.splitlines():
+        fields = dict(re.findall(r"(?:^|\s)(JobState|Reason|ExitCode)=(\S*)", line))
+        if fields.get("JobState") in _ENDED - {"COMPLETED"}:
+            why = [fields["JobState"]]
+            why += [fields["Reason"]] if fields.get("Reason", "None") not in ("None", fields["JobState"]) else []
+            why += [f"exit code {fields['ExitCode']}"] if fields.get("ExitCode", "0:0") != "0:0" else []
+            ends.append(", ".join(why))
+    return ends[-1] if ends else ""
