@@ -4,12 +4,10 @@ import os
 from pathlib import Path
 
 from tlbatch.data.loader import ImageSet, open_set
-from tlbatch.filling import Crew, fill_cache
+from tlbatch.filling import fill_cache
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.progress import Teller
 from tlbatch.job.records import RunRecord, job_digest
-from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.model.ranks import joined_ranks
@@ -25,12 +23,9 @@ def run(run_dir: Path) -> None:
 
 
 def _join_and_fill(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> dict[str, str]:
-    job, stop = record.job, StopFlag()
-    stop.install()
     model = pretrained_classifier(record, images.manifest)
-    precision = job.train.mixed_precision
-    with joined_ranks(world, job.slurm, paths.rendezvous, stage="cache", mixed_precision=precision) as accelerator:
-        return fill_cache(record, images, model, Crew(accelerator, world, stop, Teller(paths, world, "cache")))
+    with joined_ranks("cache", paths, world, record.job) as crew:
+        return fill_cache(record, images, model, crew)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Validation and test images are not looked at.
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.loader import ImageSet, open_set
-from tlbatch.filling import Crew
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.learning import Fit
 from tlbatch.job.paths import RunPaths, decided
-from tlbatch.job.progress import Teller
 from tlbatch.job.records import RunRecord, Strategy, Trial, job_digest
-from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.chain import stages
 from tlbatch.model.classifier import Classifier, build_classifier
@@ -55,19 +53,16 @@ def run(run_dir: Path) -> None:
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
     once("choose", paths, inputs, world, lambda: _join_and_choose(record, images, paths, world))
+    if world.is_main:
+        shutil.rmtree(paths.trials, ignore_errors=True)
 
 
 def _join_and_choose(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
-    job, stop = record.job, StopFlag()
-    stop.install()
-    precision = job.train.mixed_precision
-    with joined_ranks(world, job.slurm, paths.rendezvous, stage="choose", mixed_precision=precision) as accelerator:
-        crew = Crew(accelerator, world, stop, Teller(paths, world, "choose"))
-        study = Study(record, images, crew, paths.folder)
-        found = choose(study)
+    with joined_ranks("choose", paths, world, record.job) as crew:
+        found = choose(Study(record, images, crew, paths.trials))
         if world.is_main:
             found.save(paths.strategy)
-        accelerator.wait_for_everyone()
+        crew.accelerator.wait_for_everyone()
 
 
 def choose(study: Study) -> Strategy:

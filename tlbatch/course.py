@@ -16,12 +16,12 @@ from tlbatch.job.errors import StoppedError
 from tlbatch.job.files import write_text
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Place, SnapshotRecord
-from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World
 from tlbatch.model.checkpoint import Average, Keeper
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.heads import head_like
 from tlbatch.model.phase import RunningPhase
+from tlbatch.model.ranks import Crew
 from tlbatch.model.snapshot import Saver, Snapshot, State, told
 
 log = logging.getLogger(__name__)
@@ -34,15 +34,23 @@ class Session:
     job: Job
     images: ImageSet
     paths: RunPaths
-    world: World
-    accelerator: Accelerator
-    stop: StopFlag
+    crew: Crew
     model: Classifier
     keeper: Keeper
     saver: Saver | None = None
     """None: nothing is saved, as in the trainings by which a strategy is chosen."""
     changed: set[str] = field(default_factory=set)
     """Names of the tensors that the phases up to now have changed."""
+
+    @property
+    def world(self) -> World:
+        """Which of how many ranks this is."""
+        return self.crew.world
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What spans the ranks."""
+        return self.crew.accelerator
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,8 @@ def save(session: Session, place: Place, course: Course | None) -> None:
     own = _random_state(session.accelerator)
     if course is not None:
         own |= {"loss": course.loss, "mean_loss": session.accelerator.reduce(course.loss, "mean")}
-    session.saver.save(record, lambda: _shared(session, course), own, session.accelerator)
+    with session.crew.pulse.expected("saving"):
+        session.saver.save(record, lambda: _shared(session, course), own, session.accelerator)
 
 
 class StopAgreedError(Exception):

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -72,20 +73,21 @@ def train_epoch(session: Session, feeds: Feeds, course: Course) -> float:
     steps = num_batches(len(samples), job.train.batch_size)
     lookout = Lookout(session, course)
     running.model.train()
-    told = time.monotonic()
+    tell = partial(session.crew.teller.tell, unit="steps", where=f"phase {epoch.phase} epoch {epoch.number}")
+    tell(course.step, steps, images=course.position)
     loaded = feeds.train.batches(samples, (own for _, own in shares))
-    for (size, _), own in zip(sizes, loaded, strict=True):
-        lookout.look()
-        loss = running.step(own.inputs, own.labels, own.turns, global_size=size, class_weights=weights)
-        lookout.add(own, loss)
-        if course.moving is not None:
-            course.moving.update(session.model)
-        course.step += 1
-        course.position += size
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            log.info("phase %d epoch %d: step %d of %d", epoch.phase, epoch.number, course.step, steps)
-    lookout.look(at_once=True)
+    with session.crew.pulse.expected(f"phase {epoch.phase} epoch {epoch.number}"):
+        for (size, _), own in zip(sizes, loaded, strict=True):
+            lookout.look()
+            loss = running.step(own.inputs, own.labels, own.turns, global_size=size, class_weights=weights)
+            lookout.add(own, loss)
+            if course.moving is not None:
+                course.moving.update(session.model)
+            course.step += 1
+            course.position += size
+            session.crew.pulse.beat()
+            tell(course.step, steps, images=course.position)
+        lookout.look(at_once=True)
     return running.mean_over_ranks(course.loss) / steps
 
 
@@ -113,11 +115,12 @@ class Lookout:
         session, course = self._session, self._course
         if course.step < self._next and not at_once:
             return
-        finite, stop = bool(torch.isfinite(course.loss)), session.stop
+        finite, stop = bool(torch.isfinite(course.loss)), session.crew.stop
         due = session.world.is_main and session.saver is not None and session.saver.is_due()
         each = (time.monotonic() - self._since) / max(1, course.step - self._before)
         asked = torch.tensor([not finite, bool(stop), stop.wants_again, due, each], device=session.accelerator.device)
-        broken, stopped, again, save_now, seconds = session.accelerator.reduce(asked, "sum").tolist()
+        with session.crew.pulse.waiting():
+            broken, stopped, again, save_now, seconds = session.accelerator.reduce(asked, "sum").tolist()
         if broken:
             self._refuse()
         if stopped:
@@ -163,7 +166,7 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
     StopAgreedError
         On all ranks, when one was asked to end.
     """
-    world, model, stop = session.world, session.model, session.stop
+    world, model, crew, began = session.world, session.model, session.crew, time.monotonic()
     share_statistics(session)
     labels = session.images.labels("val")
     samples = Samples(len(labels), views, every_view=len(views.numbers) > 1)
@@ -171,16 +174,17 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
         len(samples), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
     )
     own: list[tuple[Positions, npt.NDArray[np.float32]]] = []
-    for batch in feed.batches(samples, batches):
-        if stop:
-            break
-        own.append((
-            batch.positions.numpy(),
-            predicted(model, batch.inputs, batch.turns, session.accelerator).numpy(),
-        ))  # fmt: skip
-    said = gather_object([(bool(stop), stop.wants_again, own)])
+    with crew.pulse.expected("validation"):
+        for batch in feed.batches(samples, batches):
+            if crew.stop:
+                break
+            found = predicted(model, batch.inputs, batch.turns, session.accelerator).numpy()
+            own.append((batch.positions.numpy(), found))
+            crew.pulse.beat()
+    with crew.shares_of_others(time.monotonic() - began):
+        said = gather_object([(bool(crew.stop), crew.stop.wants_again, own)])
     if any(stopped for stopped, _, _ in said):
-        raise StopAgreedError(stop.signal_name, again=any(again for _, again, _ in said))
+        raise StopAgreedError(crew.stop.signal_name, again=any(again for _, again, _ in said))
     everyone = [found for _, _, of_rank in said for found in of_rank]
     if not everyone:
         return Validation(None, None, np.empty((0, 1), np.float32))

@@ -16,15 +16,14 @@ from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, num_workers
 from tlbatch.data.order import Positions
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.job.config import Job
-from tlbatch.job.errors import StoppedError
 from tlbatch.job.files import digest_of
 from tlbatch.job.paths import cache_folder
-from tlbatch.job.progress import Teller, on_rank_0
+from tlbatch.job.progress import on_rank_0
 from tlbatch.job.records import RunRecord
-from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.encoder import Encoder, Tap, cache_identity, tap_shape, taps_of
+from tlbatch.model.ranks import Crew
 from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
@@ -39,22 +38,6 @@ class Pass:
     views: Views
     strict: bool
     """Whether an image that cannot be read stops the stage."""
-
-
-@dataclass(frozen=True)
-class Crew:
-    """The ranks that fill a cache together."""
-
-    accelerator: Accelerator
-    world: World
-    stop: StopFlag
-    teller: Teller | None = None
-    """None: nobody watches."""
-
-    def tell(self, done: int, total: int, split: str) -> None:
-        """Say how much of its own share rank 0 has done."""
-        if self.teller is not None and total:
-            self.teller.tell(done, total, unit="views", where=on_rank_0(split, self.world))
 
 
 def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, crew: Crew) -> dict[str, str]:
@@ -194,36 +177,45 @@ def _fill(
     crew: Crew,
 ) -> None:
     """Compute what is missing, each rank its share."""
-    accelerator, world, stop = crew.accelerator, crew.world, crew.stop
+    world = crew.world
     if not stores:
         return
-    encoder = Encoder(model, list(stores), accelerator)
+    encoder = Encoder(model, list(stores), crew.accelerator)
     for name, one in passes.items():
         own = [of_tap[name].reopened() for of_tap in stores.values()]
         found = [_missing(images, one, own) if world.is_main else None]
         (missing,) = broadcast_object_list(found)  # another run may be filling the same folder
         share = np.array_split(missing, world.world_size)[world.rank]
         part = Pass(one.rows[share], one.views, strict=one.strict)
-        fillers = [Filler(store) for store in own]
-        start, done = time.monotonic(), 0
-        total = len(share) * len(one.views.numbers)
-        crew.tell(0, total, name)
-        for batch, keys, turns in _read(job, images, part, world, accelerator):
-            readable = [place for place in range(len(keys)) if place not in batch.errors]
-            squares = turned(batch.inputs.to(accelerator.device, non_blocking=True), turns)
-            for filler, activations in zip(fillers, encoder.encode(squares), strict=True):
-                filler.add_missing(keys[readable], activations[readable])
-            done += len(keys)
-            crew.tell(done, total, name)
-            if stop:
-                break
-        for filler in fillers:
-            filler.flush()
-        if stop:
-            raise StoppedError(f"stopped by {stop.signal_name} after {done} activations", again=stop.wants_again)
-        accelerator.wait_for_everyone()
+        start = time.monotonic()
+        with crew.pulse.expected(f"cache {name}"):
+            done = _fill_share(job, images, part, encoder, own, crew, where=on_rank_0(name, world))
+        seconds = time.monotonic() - start
+        crew.end_if_stopped(f"after {done} activations", own_s=seconds)
         if done:
-            log.info("%s: %d views on rank 0, %.0f a second", name, done, done / (time.monotonic() - start))
+            log.info("%s: %d views on rank 0, %.0f a second", name, done, done / seconds)
+
+
+def _fill_share(
+    job: Job, images: ImageSet, part: Pass, encoder: Encoder, stores: list[Store], crew: Crew, *, where: str
+) -> int:
+    """Compute the views of some images, until asked to stop; how many."""
+    done, total = 0, len(part.rows) * len(part.views.numbers)
+    fillers = [Filler(store) for store in stores]
+    crew.teller.tell(0, total, unit="views", where=where)
+    for batch, keys, turns in _read(job, images, part, crew.world, crew.accelerator):
+        readable = [place for place in range(len(keys)) if place not in batch.errors]
+        squares = turned(batch.inputs.to(crew.device, non_blocking=True), turns)
+        for filler, activations in zip(fillers, encoder.encode(squares), strict=True):
+            filler.add_missing(keys[readable], activations[readable])
+        done += len(keys)
+        crew.teller.tell(done, total, unit="views", where=where)
+        crew.pulse.beat()
+        if crew.stop:
+            break
+    for filler in fillers:
+        filler.flush()
+    return done
 
 
 def _missing(images: ImageSet, one: Pass, stores: list[Store]) -> Positions:

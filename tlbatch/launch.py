@@ -105,6 +105,7 @@ def slurm_parameters(
         *HOST.splitlines(),
         f"tlbatch_begin {slurm.signal_delay_s} {folder} {stage}",
         *setup_lines(slurm.setup, slurm.environment),
+        "set +eu",  # as a line may have set: the end must be reached
     ]
     if cpus:
         setup.append(f"export SRUN_CPUS_PER_TASK={cpus}")  # srun no longer inherits it since 22.05
@@ -199,7 +200,7 @@ def _run_locally(
     claim_logs(paths)
     with environment_variables(**slurm.environment):
         job = executor.submit(work, *arguments)
-    follower = Follower(paths.logs / f"{job.job_id}_0_log.out", paths)
+    follower = Follower(paths, f"{job.job_id}_0_log.out")
     try:
         while not job.done():
             follower.show()

@@ -1,13 +1,14 @@
-"""Predict: the chosen checkpoint over validation and test, every image exactly once, one part a rank."""
+"""Predict: the chosen checkpoint over validation and test, every image exactly once, in parts of one rank each."""
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from tlbatch.data.activations import Stored, open_stores, view_keys
 from tlbatch.data.feed import Feed
@@ -17,14 +18,14 @@ from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.job.cli import finished, once, stage_main
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.progress import Teller, on_rank_0
+from tlbatch.job.progress import on_rank_0
 from tlbatch.job.records import Best, Marker, RunRecord, job_digest
 from tlbatch.job.section import SplitName
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import load_best, trained_classifier
 from tlbatch.model.classifier import Classifier, predicted
-from tlbatch.model.ranks import joined_ranks
-from tlbatch.report.parts import Part, clear_parts, write_part
+from tlbatch.model.ranks import Crew, joined_ranks
+from tlbatch.report.parts import Part, read_rows, write_part
 
 log = logging.getLogger(__name__)
 PREDICTED: tuple[SplitName, ...] = ("val", "test")
@@ -58,42 +59,60 @@ class Session:
     best: Best
     cached: Marker
     model: Classifier
-    accelerator: Accelerator
-    world: World
-    teller: Teller
+    crew: Crew
+    known: Positions
+    """Rows that an earlier life of the stage has predicted."""
 
 
 def _join_and_predict(
     record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
 ) -> None:
-    job = record.job
     cached = finished("cache", paths, record)
     model = trained_classifier(record, len(best.classes), weights)
-    precision = job.train.mixed_precision
-    with joined_ranks(world, job.slurm, paths.rendezvous, stage="predict", mixed_precision=precision) as accelerator:
-        if world.is_main:
-            clear_parts(paths.predictions)
-        accelerator.wait_for_everyone()
-        model.to(accelerator.device)
-        model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
-        teller = Teller(paths, world, "predict")
-        session = Session(record, images, best, cached, model, accelerator, world, teller)
-        parts = [_predict_split(session, split) for split in PREDICTED]
-        header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
-        write_part(paths.predictions, Part.joined(parts), header, rank=world.rank, world_size=world.world_size)
-        accelerator.wait_for_everyone()
-    log.info("%d images on rank 0", sum(len(part.rows) for part in parts))
-    for part in parts:
-        for row, error in part.errors.items():
-            log.warning("%s: not predicted: %s", images.index["key"][row].decode(), error)
+    header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
+    with joined_ranks("predict", paths, world, record.job) as crew:
+        found = [read_rows(paths.predictions, header, len(best.classes)) if world.is_main else None]
+        (known,) = broadcast_object_list(found)
+        assert known is not None
+        if len(known):
+            log.info("%d images are predicted already", len(known))
+        model.to(crew.device)
+        model.set_cut(record.job.phase[best.phase].cut, freeze_batch_norm=False)
+        session = Session(record, images, best, cached, model, crew, known)
+        began = time.monotonic()
+        num = _write_parts(session, paths.predictions, header)
+        crew.end_if_stopped(f"after {num} images on rank {world.rank}", own_s=time.monotonic() - began)
+        log.info("%d images on rank 0", num)
 
 
-def _predict_split(session: Session, split: SplitName) -> Part:
-    """Predict the share of this rank in one split; the images are named by their row in the whole index."""
-    parts = [Part.empty(len(session.images.manifest.classes))]
-    for rows, store in _sources(session, split):
-        parts.extend(_predict_rows(session, rows, store, where=on_rank_0(split, session.world)))
-    return Part.joined(parts)
+def _write_parts(session: Session, folder: Path, header: Mapping[str, str]) -> int:
+    """Predict the share of this rank and write it now and then, until asked to stop; how many images."""
+    crew, every_s = session.crew, 60 * session.record.job.slurm.save_min
+    parts, num, written = [Part.empty(len(session.best.classes))], 0, time.monotonic()
+    for part in _share(session):
+        parts.append(part)
+        num += len(part.rows)
+        if crew.stop:
+            break
+        if time.monotonic() - written > every_s:
+            _write(session, folder, Part.joined(parts), header)
+            parts, written = parts[:1], time.monotonic()
+    if len(parts) > 1 or (crew.world.is_main and not len(session.known)):
+        _write(session, folder, Part.joined(parts), header)
+    return num
+
+
+def _share(session: Session) -> Iterator[Part]:
+    for split in PREDICTED:
+        with session.crew.pulse.expected(f"predict {split}"):
+            for rows, store in _sources(session, split):
+                yield from _predict_rows(session, rows, store, where=on_rank_0(split, session.crew.world))
+
+
+def _write(session: Session, folder: Path, part: Part, header: Mapping[str, str]) -> None:
+    write_part(folder, part, header)
+    for row, error in part.errors.items():
+        log.warning("%s: not predicted: %s", session.images.index["key"][row].decode(), error)
 
 
 def _sources(session: Session, split: SplitName) -> list[tuple[Positions, Stored | None]]:
@@ -115,18 +134,19 @@ def _views(session: Session) -> Views:
 
 
 def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, where: str) -> Iterator[Part]:
-    job, model, world = session.record.job, session.model, session.world
-    workers = num_workers(job.train, world, session.accelerator.device.type)
+    job, model, crew, world = session.record.job, session.model, session.crew, session.crew.world
+    workers = num_workers(job.train, world, crew.device.type)
     feed = Feed(session.images, rows, _views(session), stored, workers=workers, strict=False, head=job.head)
     samples = Samples(len(rows), Views(model.spec.size, session.best.views), every_view=True)
     each = len(samples.views.numbers)
-    batches = list(
-        prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
-    )
+    cut = prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
+    is_new = ~np.isin(rows, session.known)
+    batches = [batch[is_new[batch]] for batch in cut]  # cut before, so that an image meets the same neighbours
     done, total = 0, sum(map(len, batches))
-    every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches)
+    crew.teller.tell(0, total, unit="images", where=where)
+    every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches if len(batch))
     for batch in feed.batches(samples, every):
-        outputs = predicted(model, batch.inputs, batch.turns, session.accelerator).to(session.accelerator.device)
+        outputs = predicted(model, batch.inputs, batch.turns, crew.accelerator).to(crew.device)
         found, grades = (
             values.cpu().numpy().reshape(-1, each, values.shape[1]).mean(axis=1)
             for values in (model.probabilities(outputs), model.grades(outputs))
@@ -137,7 +157,8 @@ def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, w
         errors = {int(seen[place // each]): why for place, why in batch.errors.items() if place % each == 0}
         found[np.isin(seen, list(errors))] = np.nan
         done += len(seen)
-        session.teller.tell(done, total, unit="images", where=where)
+        crew.teller.tell(done, total, unit="images", where=where)
+        crew.pulse.beat()
         yield Part(
             seen, found, grades[:, 0] if model.rule.has_thresholds else np.full_like(found[:, 0], np.nan), errors
         )

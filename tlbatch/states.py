@@ -1,6 +1,7 @@
 """What state a run is in: from its own files, and from what SLURM knows of its jobs."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,8 +11,8 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.progress import Progress, span
 from tlbatch.job.records import Failure, Record, StageName
-from tlbatch.seen import Seen, modified
-from tlbatch.watch import cause_of, last_lines
+from tlbatch.seen import Seen
+from tlbatch.watch import cause_of, last_lines, newest_logs
 
 State = Literal[
     "finished", "running", "starting", "queued", "restarting", "stopped", "failed", "dead", "unknown", "unreadable",
@@ -145,7 +146,7 @@ def describe(seen: Seen, queue: Queue | None, controller: Controller, now: float
         one.gpu_hours_until(now) if is_open and one is seen.attempts[-1] else one.gpu_hours for one in seen.attempts
     ]
     has_failed = state in ("stopped", "failed", "dead")
-    log = _newest_log(seen.paths) if has_failed else None
+    log = next(iter(newest_logs(seen.paths)), None) if has_failed else None
     return Status(
         run=seen.record.run,
         folder=str(seen.paths.folder),
@@ -189,7 +190,7 @@ def _cause(seen: Seen, state: State, controller: Controller, now: float) -> str:
     end = ""
     if seen.jobs and now - seen.sign_of_life < _REMEMBERED_S:
         end = controller.end_of(seen.jobs[-1] if not seen.submitted else seen.submitted[-1].job)
-    way_out = f"go on with python -m tlbatch.{seen.stage} {seen.paths.folder}"
+    way_out = f"go on with python -m tlbatch.submit {shlex.quote(str(seen.paths.folder))}"
     begun = "ended without a result" if seen.last else "did not begin"
     return f"{begun} ({end or 'killed, out of memory, or cancelled'}); {way_out}"
 
@@ -219,12 +220,6 @@ def _parsed(text: str) -> dict[str, float | None]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _newest_log(paths: RunPaths) -> Path | None:
-    """The last that was written to; ranks that had nothing to say are passed over."""
-    logs = [log for log in paths.logs.glob("*log.out") if log.stat().st_size]
-    return max(logs, key=modified, default=None)
 
 
 def _end_of(file: Path, num_lines: int) -> Sequence[str]:

@@ -11,7 +11,6 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, job_digest
-from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import Keeper, pretrained_classifier
 from tlbatch.model.ranks import joined_ranks
@@ -35,14 +34,10 @@ def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world:
     job = record.job
     _check_batches(job, images, world)
     cached = finished("cache", paths, record)
-    stop = StopFlag()
-    stop.install()
     model = pretrained_classifier(record, images.manifest)
-    precision = job.train.mixed_precision
-    with joined_ranks(world, job.slurm, paths.rendezvous, stage="train", mixed_precision=precision) as accelerator:
-        session = Session(job, images, paths, world, accelerator, stop, model, Keeper(paths, world), saver)
-        train_phases(session, cached.outputs)
-        accelerator.wait_for_everyone()
+    with joined_ranks("train", paths, world, job) as crew:
+        train_phases(Session(job, images, paths, crew, model, Keeper(paths, world), saver), cached.outputs)
+        crew.accelerator.wait_for_everyone()
 
 
 def _check_batches(job: Job, images: ImageSet, world: World) -> None:

@@ -18,14 +18,16 @@ from tlbatch.data.feed import Feed
 from tlbatch.data.loader import ImageSet
 from tlbatch.data.order import Positions
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.filling import Crew, fill_cache
+from tlbatch.filling import fill_cache
 from tlbatch.job.config import Job
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import RunRecord, Trial
+from tlbatch.job.records import RunRecord, Trial, job_digest
 from tlbatch.model.checkpoint import Keeper, pretrained_classifier
 from tlbatch.model.fitted import Vectors, fit_head, folds_of
+from tlbatch.model.memory import Memory
 from tlbatch.model.objectives import Rule
+from tlbatch.model.ranks import Crew
 from tlbatch.model.thresholds import fit_thresholds, rounding
 from tlbatch.phases import train_phases
 from tlbatch.report.metrics import redrawn_scores, score
@@ -71,8 +73,16 @@ class Study:
     """
 
     def __init__(self, record: RunRecord, images: ImageSet, crew: Crew, folder: Path) -> None:
+        """Cut the folds.
+
+        Parameters
+        ----------
+        folder
+            Where to remember what is found, for later lives of the stage.
+        """
         self.record, self.images, self.crew = record, images, crew
         self._folder = folder
+        self._memory = Memory(folder, crew.world)
         self._seconds_left = 60 * record.job.strategy_minutes
         self.left_out: list[str] = []
         """Names of candidates, and why."""
@@ -95,19 +105,28 @@ class Study:
 
     def probe(self, candidate: Candidate, features: npt.NDArray[np.float64]) -> Judged:
         """Fit the head of a candidate's only phase on vectors of all training images, (n, d), on rank 0."""
-        began, stop = time.monotonic(), self.crew.stop
-        found: list[Ints | None] = [None]
-        if self.crew.world.is_main and not stop:
-            found = [
-                np.stack([
-                    self._decide(candidate.job, folds, [self._fitted(candidate.job, features, *fold) for fold in folds])
-                    for folds in self._divisions
-                ])
-            ]  # fmt: skip
-        (classes,) = broadcast_object_list(found)
-        if classes is None:
-            raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'}", again=stop.wants_again)
-        return Judged(candidate, classes, time.monotonic() - began)
+
+        def work() -> Ints:
+            job = candidate.job
+            return np.stack([
+                self._decide(job, folds, [self._fitted(job, features, *fold) for fold in folds])
+                for folds in self._divisions
+            ])  # fmt: skip
+
+        key = self._key(candidate, "probe")
+        found = self._memory.recall(key)
+        if found is None:
+            stop, began = self.crew.stop, time.monotonic()
+            fitted = [work() if self.crew.world.is_main and not stop else None]
+            (classes,) = broadcast_object_list(fitted)
+            if classes is None:
+                raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'}", again=stop.wants_again)
+            found = self._memory.keep(key, classes, time.monotonic() - began)
+        return Judged(candidate, *found)
+
+    def _key(self, candidate: Candidate, part: str) -> list[str]:
+        """Names what is found of a candidate."""
+        return [job_digest(self._of(candidate.job)), self.images.manifest.index_digest, part]
 
     def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
         fit = job.phase[0].fit
@@ -123,23 +142,36 @@ class Study:
         """Run the phases of a candidate in every fold, without a look at its held-out images before the end; None where
         that would take longer than what is left of the job's minutes.
         """
-        record, (whole, stores) = self._of(candidate.job), self._stored(candidate.job)
-        began, outputs = time.monotonic(), []
-        for number, (into, out) in enumerate(self._folds, start=1):
-            log.info("%s: fold %d of %d", candidate.name, number, len(self._folds))
-            model = pretrained_classifier(record, whole.manifest)
-            images = whole.only(train=self._rows[into], val=self._rows[out])
-            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-                paths = RunPaths(Path(scratch))
-                keeper, crew = Keeper(paths, self.crew.world), self.crew
-                session = Session(record.job, images, paths, crew.world, crew.accelerator, crew.stop, model, keeper)
-                last = train_phases(session, stores)
-                assert last is not None, "nothing was saved, so nothing is gone on from"
-                outputs.append(last.outputs)
-            if number == 1 < len(self._folds) and self._takes_too_long(candidate, time.monotonic() - began):
+        record, outputs, spent = self._of(candidate.job), [], 0.0
+        whole, stores = self._stored(candidate.job)
+        for number, fold in enumerate(self._folds, start=1):
+            key = self._key(candidate, f"fold {number}")
+            found = self._memory.recall(key)
+            log.info("%s: fold %d of %d%s", candidate.name, number, len(self._folds), ", known" if found else "")
+            if found is None:
+                began = time.monotonic()
+                seen = self._train_fold(record, whole, stores, *fold)
+                found = self._memory.keep(key, seen, time.monotonic() - began)
+            outputs.append(found[0])
+            spent += found[1]
+            if number == 1 < len(self._folds) and self._takes_too_long(candidate, spent):
                 return None
-        self._seconds_left -= time.monotonic() - began
-        return Judged(candidate, self._decide(candidate.job, self._folds, outputs)[None], time.monotonic() - began)
+        self._seconds_left -= spent
+        return Judged(candidate, self._decide(candidate.job, self._folds, outputs)[None], spent)
+
+    def _train_fold(
+        self, record: RunRecord, whole: ImageSet, stores: Mapping[str, str], into: Positions, out: Positions
+    ) -> Outputs:
+        """Outputs of the last checkpoint for the images that were held out."""
+        model = pretrained_classifier(record, whole.manifest)
+        images = whole.only(train=self._rows[into], val=self._rows[out])
+        self._folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            paths = RunPaths(Path(scratch))
+            session = Session(record.job, images, paths, self.crew, model, Keeper(paths, self.crew.world))
+            last = train_phases(session, stores)
+        assert last is not None, "nothing was saved, so nothing is gone on from"
+        return last.outputs
 
     def _takes_too_long(self, candidate: Candidate, fold_s: float) -> bool:
         whole = fold_s * len(self._folds)

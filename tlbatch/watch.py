@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shlex
 import subprocess
@@ -61,25 +62,40 @@ class Bar:
 class Follower:
     """Shows what has been added to a log since it was last asked, and how far the run is."""
 
-    def __init__(self, log: Path, paths: RunPaths) -> None:
-        self._log = log
+    def __init__(self, paths: RunPaths, pattern: str) -> None:
+        """Begin to follow.
+
+        Parameters
+        ----------
+        pattern
+            Of the names of the logs, one for each life; the newest is followed.
+        """
+        self._paths, self._pattern = paths, pattern
+        self._log: Path | None = None
         self._shown = 0
         self._bar = Bar(paths)
 
     def show(self) -> None:
         """Print the new whole lines, but not submitit's own, nor errors, which are reported at the end."""
-        try:
-            with self._log.open("rb") as file:
-                file.seek(self._shown)
-                new = file.read()
-        except FileNotFoundError:
+        logs = sorted(self._paths.logs.glob(self._pattern), key=lambda log: log.stat().st_mtime_ns)
+        if not logs:
             return
+        if self._log is not None and logs[-1] != self._log:
+            self._print_rest(self._log)
+            self._shown = 0
+        self._log = logs[-1]
+        self._print_rest(self._log)
+        self._bar.draw()
+
+    def _print_rest(self, log: Path) -> None:
+        with log.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._shown += len(whole)
         for line in whole.decode(errors="replace").splitlines():
             if not line.startswith(("submitit ", "error: ")):
                 self._bar.print(line)
-        self._bar.draw()
 
     def end(self) -> None:
         """Show the rest."""
@@ -117,7 +133,7 @@ def wait_for_chain(jobs: Mapping[StageName, str], paths: RunPaths) -> int:
     Asks squeue only, so it works without accounting.
     """
     for stage, job_id in jobs.items():
-        follower = Follower(paths.logs / f"{job_id}_0_log.out", paths)
+        follower = Follower(paths, f"{stage}-{job_id}.*-rank0.log")
         while _in_queue(job_id):
             follower.show()
             time.sleep(_POLL_S)
@@ -148,22 +164,40 @@ def _settle(marker: Path) -> None:
 
 def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
     """Say in one line why a stage ended without its marker; the exit code."""
-    first = cause_of(stage, paths)
+    first, words = cause_of(stage, paths), _last_words(paths, job_id)
     if first is not None:
-        sys.stderr.write(f"error: {stage}: {first.message}\n")
-        if first.kind != "crash":
+        beside = f" ({words})" if words and first.kind == "lost" else ""
+        sys.stderr.write(f"error: {stage}: {first.message}{beside}\n")
+        if first.kind in ("user", "stopped"):
             return EXIT_USER_ERROR
     else:
-        sys.stderr.write(f"error: {stage}: ended without a result (killed, out of memory, or cancelled)\n")
-    logs = sorted(paths.logs.glob(f"{job_id}_*log.out"))
+        sys.stderr.write(
+            f"error: {stage}: ended without a result ({words or 'killed, out of memory, or cancelled'}); its logs may "
+            "say why\n"
+        )
     sys.stderr.write(
-        f"see the logs {paths.logs}/{job_id}_*; then go on with python -m tlbatch.{stage} "
-        f"{shlex.quote(str(paths.folder))}\n"
+        f"see the logs in {paths.logs}; then go on with python -m tlbatch.submit {shlex.quote(str(paths.folder))}\n"
     )
-    if logs and first is None:
-        tail = last_lines(logs[0], _TAIL_LINES)
-        sys.stderr.write("\n".join(tail) + "\n")
+    if first is None:
+        sys.stderr.write(
+            "".join(f"{line}\n" for log in newest_logs(paths)[:1] for line in last_lines(log, _TAIL_LINES))
+        )
     return 1
+
+
+def _last_words(paths: RunPaths, job_id: str) -> str:
+    """What srun said of tasks that ended badly, e.g. "n2: task 1: Killed"; empty where it said nothing."""
+    log = paths.logs / f"{job_id}_0_log.out"
+    if not log.exists():
+        return ""
+    found = re.findall(r"^srun: error: (\S+: tasks? .*)$", "\n".join(last_lines(log, 100)), re.MULTILINE)
+    return "; ".join(dict.fromkeys(found[:3]))
+
+
+def newest_logs(paths: RunPaths) -> list[Path]:
+    """The logs that hold anything, the newest first."""
+    logs = [log for kind in ("*.log", "*_log.out") for log in paths.logs.glob(kind) if log.stat().st_size]
+    return sorted(logs, key=lambda log: log.stat().st_mtime_ns, reverse=True)
 
 
 def cause_of(stage: StageName, paths: RunPaths) -> Failure | None:

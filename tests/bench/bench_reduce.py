@@ -42,7 +42,7 @@ def merge(folder: Path, num: int) -> None:
     for rank in range(PARTS):
         rows = order[rank::PARTS]
         part = Part(rows, probabilities[rows], np.full(len(rows), np.nan, np.float32), {})
-        write_part(folder, part, header, rank=rank, world_size=PARTS)
+        write_part(folder, part, header)
     del order, probabilities
     start = time.perf_counter()
     merged = merge_parts(folder, header, np.arange(num), keys=keys, num_classes=CLASSES)

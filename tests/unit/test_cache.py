@@ -10,22 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from tlbatch import cache, predict, shard, train
 from tlbatch.data.activations import Store, view_keys
 from tlbatch.data.loader import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
-from tlbatch.filling import Crew, fill_cache
+from tlbatch.filling import fill_cache
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.stop import StopFlag
-from tlbatch.job.world import World
 from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.model.classifier import build_classifier
 from tlbatch.model.phase import RunningPhase
+from tlbatch.model.ranks import Crew
 
 Make = Callable[..., RunPaths]
 
@@ -143,7 +141,7 @@ def test_views_that_splits_share_are_computed_once(make: Make, tmp_path: Path) -
     record = paths.load()
     images = open_set(paths.set_paths(record.job))
     rows = images.rows("train")
-    crew = Crew(Accelerator(cpu=True), World(), StopFlag())
+    crew = Crew.alone("cache", paths)
     fill_cache(record, images.only(train=rows, val=rows), pretrained_classifier(record, images.manifest), crew)
     assert num_rows(tmp_path) == 2 * len(rows)
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from accelerate import Accelerator
 
 from tlbatch import cache, choose, filling, predict, reduce, shard, train, trials
 from tlbatch.data.activations import Store, view_keys
@@ -20,8 +19,7 @@ from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.records import Trial
-from tlbatch.job.stop import StopFlag
-from tlbatch.job.world import World
+from tlbatch.model.ranks import Crew
 from tlbatch.trials import Candidate, Study
 
 AUTO = ["strategy=auto", "phase=[]", "data.audit=warn"]
@@ -225,7 +223,7 @@ def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(
     shard.run(paths.folder)
     record = paths.load_submitted()
     images = open_set(paths.set_paths(record.job))
-    crew = filling.Crew(Accelerator(cpu=True), World(), StopFlag())
+    crew = Crew.alone("choose", paths)
     monkeypatch.setattr(Study, "_stored", lambda *_: (images, {}))
     monkeypatch.setattr(
         trials, "train_phases", lambda session, _: SimpleNamespace(outputs=np.eye(3)[session.images.labels("val")])
@@ -259,7 +257,7 @@ def test_heads_of_a_small_set_are_judged_on_three_divisions_into_folds_and_their
     shard.run(paths.folder)
     record = paths.load_submitted()
     images = open_set(paths.set_paths(record.job))
-    study = Study(record, images, filling.Crew(Accelerator(cpu=True), World(), StopFlag()), paths.folder)
+    study = Study(record, images, Crew.alone("choose", paths), paths.folder)
     generator = np.random.default_rng(0)
     features = np.eye(study.num_classes)[study.labels] + generator.normal(
         0, 0.8, (len(study.labels), study.num_classes)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from tlbatch import cache, epochs, phases, shard, train
+from tlbatch import cache, choose, epochs, phases, predict, reduce, shard, train
 from tlbatch.data.loader import Batch
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import SnapshotRecord, load_record
+from tlbatch.job.records import RunRecord, SnapshotRecord, Strategy, load_record
 from tlbatch.job.stop import StopFlag
-from tlbatch.model import snapshot
+from tlbatch.model import ranks, snapshot
+from tlbatch.report.parts import Part
+from tlbatch.trials import Study
 
 JOBS = {
     "plain": [],
@@ -43,11 +46,12 @@ def make(
     folder = tmp_path_factory.mktemp("resume")
     write_folders(folder / "images")
 
-    def made(*overrides: str) -> RunPaths:
+    def made(*overrides: str, cached: bool = True) -> RunPaths:
         fixed = [f"data.images={folder / 'images'}", f"workspace={folder / 'space'}"]
         paths = make_run(resolve(load_job([tiny_job], [*fixed, *overrides])))
         shard.run(paths.folder)
-        cache.run(paths.folder)
+        if cached:
+            cache.run(paths.folder)
         return paths
 
     return made
@@ -60,7 +64,7 @@ class Interrupter:
         self.at: Iterator[int] = iter(())
         self._left = -1
         self._flags: list[StopFlag] = []
-        monkeypatch.setattr(train, "StopFlag", self._flag)
+        monkeypatch.setattr(ranks, "StopFlag", self._flag)
         step, judge = epochs.Lookout.look, phases.validate
 
         def look(lookout: epochs.Lookout, **_: bool) -> None:
@@ -267,3 +271,74 @@ def test_with_another_number_of_ranks_the_rest_of_the_epoch_is_seen_once(
     assert "saved by 3 ranks, gone on with by 1: every remaining sample of the epoch is seen once" in caplog.text
     assert 0 < record.place.position < 21
     assert len(seen) == len(set(seen)) == 21 - record.place.position
+
+
+def test_a_prediction_that_is_interrupted_goes_on_and_every_image_is_predicted_once(
+    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = [
+        "train.augment='rot4'",
+        "train.test_views=true",
+        "train.batch_size=2",
+        "phase.0.epochs=1",
+        "phase.1.epochs=1",
+    ]
+    whole, cut = (make(f"run=predict-{name}", *one, "data.split.val=0.4") for name in ("whole", "cut"))
+    for paths in (whole, cut):
+        train.run(paths.folder)
+    predict.run(whole.folder)
+    flags: list[StopFlag] = []
+    work = predict._predict_rows
+
+    def flag() -> StopFlag:
+        flags.append(StopFlag())
+        return flags[-1]
+
+    def interrupted(*args: Any, **options: Any) -> Iterator[Part]:
+        for number, part in enumerate(work(*args, **options)):
+            if number == 2:
+                flags[-1].signal_name = "SIGUSR2"
+            yield part
+
+    monkeypatch.setattr(ranks, "StopFlag", flag)
+    monkeypatch.setattr(predict, "_predict_rows", interrupted)
+    lives = 0
+    while not cut.marker("predict").exists():
+        try:
+            predict.run(cut.folder)
+        except StoppedError:
+            lives += 1
+    assert lives > 2
+    assert len(list(cut.predictions.iterdir())) == lives + 1
+    for paths in (whole, cut):
+        reduce.run(paths.folder)
+    assert (whole.report / "predictions.csv").read_bytes() == (cut.report / "predictions.csv").read_bytes()
+
+
+def test_a_choice_that_is_interrupted_goes_on_with_what_it_has_found(
+    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {}
+    trained: dict[str, list[str]] = {}
+    work = Study._train_fold
+    for name in ("whole", "cut"):
+        paths = make(f"run=choice-{name}", "strategy='auto'", "phase=[]", "data.split.val=0", cached=False)
+        trained[name] = []
+
+        def counted(study: Study, record: RunRecord, *args: Any, at: list[str] = trained[name]) -> Any:
+            at.append(record.job.phase[-1].cut)
+            if at is trained.get("cut") and len(at) in (3, 4):
+                raise KeyboardInterrupt
+            return work(study, record, *args)
+
+        monkeypatch.setattr(Study, "_train_fold", counted)
+        while not paths.marker("choose").exists():
+            with suppress(KeyboardInterrupt):
+                choose.run(paths.folder)
+        found = load_record(Strategy, paths.strategy, missing="").model_dump()
+        for trial in (*found["profile"], *found["short_list"]):
+            trial["seconds"] = 0
+        chosen[name] = found
+        assert not paths.trials.exists()
+    assert chosen["cut"] == chosen["whole"]
+    assert len(trained["cut"]) == len(trained["whole"]) + 2

@@ -228,8 +228,8 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
 
     def expect(says: str, *parts: Part, head: dict[str, str] = header) -> None:
         shutil.rmtree(paths.predictions)
-        for rank, one in enumerate(parts):
-            write_part(paths.predictions, one, head, rank=rank, world_size=len(parts))
+        for one in parts:
+            write_part(paths.predictions, one, head)
         with pytest.raises(UserError, match=says):
             reduce.run(paths.folder)
 
@@ -238,24 +238,24 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         return Part(whole.rows[some], whole.probabilities[some], whole.grades[some], {})
 
     expect("1 images not predicted, the first is", share(1))
-    expect("15 images predicted twice", whole, whole)
+    expect("15 images predicted twice", whole, share(0, 8), share(8))
     expect("of another weights", whole, head=header | {"weights": "0"})
     expect(r"shape \(15, 2\), not \(15, 3\)", Part(whole.rows, whole.probabilities[:, :2], whole.grades, {}))
     expect(r"grades of shape \(14,\), not \(15,\)", Part(whole.rows, whole.probabilities, whole.grades[1:], {}))
     expect("no predictions; run predict first")
     assert not paths.report_json.exists()
     half = [share(8), share(0, 8), Part.empty(3)]
-    for rank, one in enumerate(half):
-        write_part(paths.predictions, one, header, rank=rank, world_size=3)
+    for one in half:
+        write_part(paths.predictions, one, header)
     reduce.run(paths.folder)
-    write_part(paths.predictions, share(0, 0), header | {"more": "x"}, rank=2, world_size=3)
+    write_part(paths.predictions, share(0, 0), header | {"more": "x"})
     with pytest.raises(UserError, match="reduce has finished here from another predictions"):
         reduce.run(paths.folder)
     in_three = {file.name: file.read_bytes() for file in paths.report.glob("*.*")}
     assert set(in_three) == {"predictions.csv", "submission.csv", "report.json", "report.html"}
     shutil.rmtree(paths.predictions)
     paths.marker("reduce").unlink()
-    write_part(paths.predictions, whole, header, rank=0, world_size=1)
+    write_part(paths.predictions, whole, header)
     reduce.run(paths.folder)
     assert {file.name: file.read_bytes() for file in paths.report.glob("*.*")} == in_three
 

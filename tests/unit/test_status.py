@@ -308,9 +308,9 @@ def test_a_failed_run_shows_its_cause_and_the_last_ten_lines_of_the_newest_log(
     paths = submit(make("bad"), "shard", "2")
     fail(paths, "shard", "stopped", "stopped by SIGTERM", rank=0)
     fail(paths, "shard", "crash", "ValueError: bang", rank=1)
-    os.utime(log(paths, "1_0_log.out", 50), (time.time() - 50, time.time() - 50))
-    newest = log(paths, "2_0_log.out", 100)
-    log(paths, "2_1_log.out", 0)
+    os.utime(log(paths, "shard-1.0-rank0.log", 50), (time.time() - 50, time.time() - 50))
+    newest = log(paths, "shard-2.0-rank0.log", 100)
+    log(paths, "2_0_log.out", 0)
     code, out, _ = text(paths.folder, capsys=capsys)
     assert code == 1
     assert out.splitlines()[2:] == [
@@ -320,7 +320,7 @@ def test_a_failed_run_shows_its_cause_and_the_last_ten_lines_of_the_newest_log(
     dead = submit(make("gone"), "shard", "3")
     out = text(dead.folder, capsys=capsys)[1]
     why = "did not begin (killed, out of memory, or cancelled)"
-    assert f"gone: shard dead: {why}; go on with python -m tlbatch.shard {dead.folder}\n" in out
+    assert f"gone: shard dead: {why}; go on with python -m tlbatch.submit {dead.folder}\n" in out
 
 
 def test_a_finished_run_shows_its_score_and_is_left_out_after_a_day(
@@ -458,21 +458,22 @@ def test_on_a_terminal_the_table_is_drawn_in_place(make: Callable[[str], RunPath
 
 
 BAR = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.progress import Teller
 from tlbatch.job.world import World
 from tlbatch.watch import Follower, run_step
 paths = RunPaths(Path(sys.argv[1]))
-log = paths.folder / "log"
-follower = Follower(log, paths)
-log.write_text("a line\\n")
+first, second = (paths.logs / f"train-7.{life}-rank0.log" for life in (0, 1))
+follower = Follower(paths, "train-7.*-rank0.log")
+first.write_text("a line\\n")
 Teller(paths, World(), "train").tell(3, 4, unit="steps", where="phase 1 epoch 3", metric="validation accuracy 0.9312")
 follower.show()
-log.write_text("a line\\nanother line\\n")
+first.write_text("a line\\nanother line\\n")
+second.write_text("of a second life\\n")
 follower.end()
-run_step(["sh", "-c", "echo from a step; printf 'no newline'"], paths)
+run_step(["sh", "-c", "echo from a step; printf 'no newline'"], paths, os.environ)
 """
 
 
@@ -480,9 +481,9 @@ def test_logs_have_a_bar_below_them_on_a_terminal_and_none_elsewhere(make: Calla
     paths = make("one")
     shown = on_a_terminal(BAR, paths.folder)
     assert re.search(r"train phase 1 epoch 3 +75%\|.*\| 3/4, validation accuracy 0\.9312", shown)
-    assert all(f"{line}\r\n" in shown for line in ("a line", "another line", "from a step", "no newline"))
+    assert all(f"{line}\r\n" in shown for line in ("a line", "another line", "of a second life", "from a step"))
     piped = subprocess.run([sys.executable, "-c", BAR, paths.folder], capture_output=True, text=True, check=True)
-    assert piped.stdout == "a line\nanother line\nfrom a step\nno newline"
+    assert piped.stdout == "a line\nanother line\nof a second life\nfrom a step\nno newline"
     assert piped.stderr == ""
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -23,6 +24,8 @@ from tlbatch.job.world import World, accelerate_environment, read_world
 EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75
 """Of a stage whose time ran out (EX_TEMPFAIL of sysexits.h)."""
+_LOST = re.compile(r"^Dist\w*Error|by peer|Timed out|timed out waiting|NCCL|gloo")
+"""What torch's collectives say of a rank that has gone."""
 AGAIN = "TLBATCH_AGAIN"
 """Variable with the file that tells the batch script to put the job into the queue again."""
 
@@ -56,14 +59,19 @@ def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int
         with place_named():
             run(run_dir)
     except StoppedError as error:
-        _record_failure(stage, world, run_dir, str(error), "stopped")
+        record_failure(stage, world, run_dir, str(error), "stopped")
         return _leave(error, world)
     except UserError as error:
-        _record_failure(stage, world, run_dir, str(error), "user")
+        record_failure(stage, world, run_dir, str(error), "user")
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
     except Exception as error:  # noqa: BLE001 (the outermost)
-        _record_failure(stage, world, run_dir, f"{type(error).__name__}: {error}", "crash")
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        if world.world_size > 1 and _LOST.search(f"{type(error).__name__} {error}"):
+            message = f"{world.node} rank {world.rank}: another rank is gone ({first}); its log, or its node, says why"
+            record_failure(stage, world, run_dir, message, "lost")
+        else:
+            record_failure(stage, world, run_dir, first, "crash")
         traceback.print_exc()
         return 1
     return 0
@@ -87,7 +95,8 @@ def _leave(stopped: StoppedError, world: World) -> int:
     return 0
 
 
-def _record_failure(stage: StageName, world: World, run_dir: Path, message: str, kind: FailureKind) -> None:
+def record_failure(stage: StageName, world: World, run_dir: Path, message: str, kind: FailureKind) -> None:
+    """Keep why a rank of a stage stopped, for those who ask why the run did."""
     paths = RunPaths(run_dir)
     if not paths.record.exists():
         return

@@ -44,6 +44,8 @@ class Slurm(Section):
     """Time limit of a stage in minutes; one that needs more starts again and goes on."""
     signal_delay_s: Annotated[int, Field(ge=10)] = 120
     """Seconds before the time limit at which SLURM warns the tasks, which then save and start again."""
+    hang_s: Positive = 50.0
+    """Seconds that a rank may stand still in a step, or ten times its longest step so far, before it ends the job."""
     save_min: Positive = 10.0
     """Minutes between two snapshots that a killed training goes on from; one that is told to end saves before."""
     max_restarts: Annotated[int, Field(ge=0)] = 100

@@ -67,6 +67,11 @@ class RunPaths:
         return self.checkpoints / Path(best.weights).with_suffix(".unseen.npz")
 
     @property
+    def trials(self) -> Path:
+        """What has been tried for a choice; gone when it is made."""
+        return self.folder / "trials"
+
+    @property
     def snapshots(self) -> Path:
         """What a training goes on from; gone when it has finished."""
         return self.folder / "snapshots"

@@ -13,7 +13,8 @@ from tlbatch.job.learning import Symmetries
 from tlbatch.job.section import Metric, SplitName
 
 StageName = Literal["shard", "choose", "cache", "train", "predict", "reduce"]
-FailureKind = Literal["user", "crash", "stopped"]
+FailureKind = Literal["user", "crash", "hung", "lost", "stopped"]
+"""The likeliest cause first: what other ranks saw of it, and how they were ended, comes after it."""
 STAGES: tuple[StageName, ...] = ("shard", "choose", "cache", "train", "predict", "reduce")
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 

@@ -3,12 +3,14 @@
 import ctypes
 import json
 import logging
+import math
 import os
 import socket
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,11 +19,18 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # where gloo is built
 
-from tlbatch.job.config import Slurm
-from tlbatch.job.errors import UserError
+from tlbatch.job.cli import record_failure
+from tlbatch.job.config import Job, Slurm
+from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.files import to_json, write_text
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.progress import Teller
+from tlbatch.job.pulse import Pulse, Stillness
+from tlbatch.job.records import StageName
+from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World
 
 if hasattr(dist, "set_timeout"):
@@ -34,29 +43,80 @@ _TRY_S = 2.0
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 
 
+@dataclass(frozen=True)
+class Crew:
+    """The ranks of a stage that work together, as one of them sees them."""
+
+    accelerator: Accelerator
+    world: World
+    stop: StopFlag
+    teller: Teller
+    pulse: Pulse
+
+    @staticmethod
+    def alone(stage: StageName, paths: RunPaths) -> "Crew":
+        """A single rank on the CPU that nobody watches or stops."""
+        world = World()
+        pulse = Pulse(math.inf, lambda *_: None, alone=True)
+        return Crew(Accelerator(cpu=True), world, StopFlag(), Teller(paths, world, stage, saves=False), pulse)
+
+    @property
+    def device(self) -> torch.device:
+        """What this rank computes on."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @contextmanager
+    def shares_of_others(self, own_s: float) -> Iterator[None]:
+        """Wait in the block for the other ranks, which have about as much to do as this one had in so many seconds."""
+        with self.pulse.expected("the shares of the other ranks", grace_s=own_s), self.pulse.waiting():
+            yield
+
+    def end_if_stopped(self, what: str, *, own_s: float) -> None:
+        """Wait for the other ranks, and end here, all together, where one was asked to.
+
+        Raises
+        ------
+        StoppedError
+            On all ranks.
+        """
+        with self.shares_of_others(own_s):
+            said = gather_object([(self.stop.signal_name, self.stop.wants_again)])
+        names = [name for name, _ in said if name]
+        if names:
+            raise StoppedError(f"stopped by {names[0]} {what}", again=any(again for _, again in said))
+
+
 @contextmanager
-def joined_ranks(
-    world: World, slurm: Slurm, folder: Path, *, stage: str, mixed_precision: str
-) -> Iterator[Accelerator]:
-    """Join the ranks of a stage and hand out an Accelerator that spans exactly them.
+def joined_ranks(stage: StageName, paths: RunPaths, world: World, job: Job) -> Iterator[Crew]:
+    """Join the ranks of a stage, which remember from here on that they were asked to end, and watch that they get on.
 
     Raises
     ------
     UserError
         When the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
     """
-    on_gpu = _wants_gpu(world, slurm)
-    if mixed_precision == "fp16" and not on_gpu:
+    stop = StopFlag()
+    stop.install()
+    on_gpu = _wants_gpu(world, job.slurm)
+    precision = job.train.mixed_precision
+    if precision == "fp16" and not on_gpu:
         raise UserError("train.mixed_precision: fp16 needs a GPU; set it to bf16 or no")
     torch.set_num_threads(world.num_threads)
     if not on_gpu:
         keep_freed_memory()
     if world.world_size > 1:
-        _join(world, slurm, folder / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
+        _join(world, job.slurm, paths.rendezvous / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
+
+    def tell(kind: Stillness, what: str) -> None:
+        message = f"{world.node} rank {world.rank}: {what}; its log has the stack"
+        record_failure(stage, world, paths.folder, message, kind)
+
     try:
-        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=mixed_precision)
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
         _check(accelerator, world, on_gpu=on_gpu)
-        yield accelerator
+        with Pulse(job.slurm.hang_s, tell, alone=world.world_size == 1) as pulse:
+            yield Crew(accelerator, world, stop, Teller(paths, world, stage), pulse)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,6 +1,7 @@
-"""Parts of predictions: written by one rank each, merged by reduce, every image exactly once."""
+"""Parts of predictions: each of some images, written by one rank, and merged by reduce, every image exactly once."""
 
 import json
+import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file, to_json
 
+log = logging.getLogger(__name__)
 _OFF = 1e-3
 _AGAIN = "submit the job again for a new run folder"
 
@@ -46,15 +49,9 @@ class Part:
         )
 
 
-def clear_parts(folder: Path) -> None:
-    """Remove what an earlier, unfinished attempt left."""
-    for old in folder.glob("part-*.npz"):
-        old.unlink()
-
-
-def write_part(folder: Path, part: Part, header: Mapping[str, str], *, rank: int, world_size: int) -> None:
-    """Write the part of one rank; the header says which run, weights and index it belongs to."""
-    with atomic_file(folder / f"part-{rank:05d}-of-{world_size:05d}.npz") as file:
+def write_part(folder: Path, part: Part, header: Mapping[str, str]) -> None:
+    """Write a part under a name made from its rows; the header says which run, weights and index it belongs to."""
+    with atomic_file(folder / f"part-{xxhash.xxh3_64_hexdigest(part.rows.tobytes())}.npz") as file:
         np.savez(
             file,
             rows=part.rows,
@@ -64,6 +61,18 @@ def write_part(folder: Path, part: Part, header: Mapping[str, str], *, rank: int
             errors=np.array(list(part.errors.values()), np.str_),
             header=np.array(to_json(header)),
         )
+
+
+def read_rows(folder: Path, header: Mapping[str, str], num_classes: int) -> npt.NDArray[np.int64]:
+    """The rows that earlier lives of the stage have predicted; parts that are of no use are removed."""
+    rows = [np.empty(0, np.int64)]
+    for file in sorted(folder.glob("part-*.npz")):
+        try:
+            rows.append(_read_part(file, header, num_classes).rows)
+        except UserError as error:
+            log.warning("predicted again: %s", str(error).partition(";")[0])
+            file.unlink()
+    return np.concatenate(rows)
 
 
 def merge_parts(
@@ -95,9 +104,6 @@ def merge_parts(
     files = sorted(folder.glob("part-*.npz"))
     if not files:
         raise UserError(f"{folder}: no predictions; run predict first: python -m tlbatch.predict RUN")
-    of = {file.stem.rpartition("-")[2] for file in files}
-    if of != {f"{len(files):05d}"}:
-        raise UserError(f"{folder}: {len(files)} parts, their names say {', '.join(sorted(of))}; {_AGAIN}")
     probabilities = np.empty((len(expected), num_classes), np.float32)
     grades = np.empty(len(expected), np.float32)
     seen = np.zeros(len(expected), np.int64)

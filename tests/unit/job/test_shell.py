@@ -15,12 +15,17 @@ NASTY = [
     "; touch pwned #", "a && b | c > d", "*", "~", "!x", "é ü", "", "-n", "\ttab ", "$HOME", "'\"'\"'",
 ]  # fmt: skip
 BASE = ["data.images=eyes", "phase=[{cut='pool'}]"]
-FAKE_SRUN = "#!/bin/bash\nprintf '%s\\0' \"$@\" > args\nenv -0 > environment\necho started\n"
+FAKE_SRUN = """#!/bin/bash
+printf '%s\\0' "$@" > args
+env -0 > environment
+mkdir -p "$(dirname "$TLBATCH_AGAIN")" && touch "${TLBATCH_AGAIN%.again.7.0}.json"
+echo started
+"""
 
 
 @pytest.fixture
 def bin_folder(tmp_path: Path) -> Path:
-    """Holds a srun that writes down what it was given."""
+    """Holds a srun that writes down what it was given, and leaves the marker of a stage that has finished."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "srun").write_text(FAKE_SRUN, encoding="utf-8")
@@ -33,7 +38,7 @@ def run_script(script: str, bin_folder: Path) -> subprocess.CompletedProcess[str
     file = bin_folder.parent / "script.sh"
     file.write_text(script, encoding="utf-8")
     subprocess.run(["bash", "-n", file], check=True)
-    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     return subprocess.run(["bash", file], cwd=file.parent, env=environment, capture_output=True, text=True, check=False)
 
 

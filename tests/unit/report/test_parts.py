@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlbatch.job.errors import UserError
-from tlbatch.report.parts import Part, clear_parts, merge_parts, write_part
+from tlbatch.report.parts import Part, merge_parts, read_rows, write_part
 
 HEADER = {"run": "one", "weights": "w"}
 KEYS = np.array([f"eye{number}" for number in range(100)], np.bytes_)
@@ -35,7 +35,7 @@ def test_any_number_of_parts_in_any_order_merge_to_the_same(
     folder = tmp_path_factory.mktemp("parts")
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
     for rank in range(len(edges) - 1):
-        write_part(folder, part_of(rows[edges[rank] : edges[rank + 1]]), HEADER, rank=rank, world_size=len(edges) - 1)
+        write_part(folder, part_of(rows[edges[rank] : edges[rank + 1]]), HEADER)
     found, whole = merged(folder, expected), part_of(expected)
     assert found.rows.tolist() == expected
     assert np.array_equal(found.probabilities, whole.probabilities)
@@ -57,23 +57,19 @@ def test_any_number_of_parts_in_any_order_merge_to_the_same(
 def test_what_is_missing_doubled_or_unknown_is_named(
     tmp_path: Path, rows: list[list[int]], expected: list[int], says: str
 ) -> None:
-    for rank, some in enumerate(rows):
-        write_part(tmp_path, part_of(some), HEADER, rank=rank, world_size=len(rows))
+    for some in rows:
+        write_part(tmp_path, part_of(some), HEADER)
     with pytest.raises(UserError, match=says):
         merged(tmp_path, expected)
 
 
-def test_parts_of_another_run_number_or_shape_are_refused(tmp_path: Path) -> None:
+def test_parts_of_another_run_or_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no predictions; run predict first"):
         merged(tmp_path, [0])
-    write_part(tmp_path, part_of([0]), HEADER, rank=0, world_size=2)
-    with pytest.raises(UserError, match="1 parts, their names say 00002"):
-        merged(tmp_path, [0])
-    clear_parts(tmp_path)
-    write_part(tmp_path, part_of([0]), HEADER | {"run": "two"}, rank=0, world_size=1)
+    write_part(tmp_path, part_of([0]), HEADER | {"run": "two"})
     with pytest.raises(UserError, match=r"of another run \(two, not one\)"):
         merged(tmp_path, [0])
-    write_part(tmp_path, part_of([0], num_classes=4), HEADER, rank=0, world_size=1)
+    write_part(tmp_path, part_of([0], num_classes=4), HEADER)
     with pytest.raises(UserError, match=r"probabilities of shape \(1, 4\), not \(1, 3\)"):
         merged(tmp_path, [0])
     (file,) = tmp_path.glob("part-*.npz")
@@ -86,13 +82,13 @@ def test_parts_of_another_run_number_or_shape_are_refused(tmp_path: Path) -> Non
 def test_numbers_that_are_no_probabilities_are_refused(tmp_path: Path, wrong: list[float]) -> None:
     part = part_of([0, 1, 2])
     part.probabilities[1] = wrong
-    write_part(tmp_path, part, HEADER, rank=0, world_size=1)
+    write_part(tmp_path, part, HEADER)
     with pytest.raises(UserError, match="the probabilities of 1 images do not add up to 1, the first is row 1"):
         merged(tmp_path, [0, 1, 2])
 
 
 def test_a_part_of_another_kind_of_archive_is_damaged(tmp_path: Path) -> None:
-    write_part(tmp_path, part_of([0]), HEADER, rank=0, world_size=1)
+    write_part(tmp_path, part_of([0]), HEADER)
     (file,) = tmp_path.glob("part-*.npz")
     whole = bytearray(file.read_bytes())
     at = whole.rindex(b"PK\x01\x02")
@@ -100,3 +96,17 @@ def test_a_part_of_another_kind_of_archive_is_damaged(tmp_path: Path) -> None:
     file.write_bytes(bytes(whole))
     with pytest.raises(UserError, match="damaged"):
         merged(tmp_path, [0])
+
+
+def test_what_was_predicted_is_known_again_and_what_is_of_no_use_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rows in ([3, 1], [7, 0], [5]):
+        write_part(tmp_path, part_of(rows), HEADER)
+    write_part(tmp_path, part_of([9]), HEADER | {"run": "two"})
+    assert sorted(read_rows(tmp_path, HEADER, 3).tolist()) == [0, 1, 3, 5, 7]
+    assert "of another run (two, not one)" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 3
+    next(tmp_path.glob("*.npz")).write_bytes(b"")
+    assert len(read_rows(tmp_path, HEADER, 3)) < 5
+    assert len(list(tmp_path.iterdir())) == 2
