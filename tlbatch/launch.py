@@ -103,6 +103,7 @@ def slurm_parameters(
     setup = [
         ownership_line([paths.folder, paths.logs]),
         *HOST.splitlines(),
+        f"TLBATCH_NOTIFY={shlex.quote(str(slurm.notify or ''))}",
         f"tlbatch_begin {slurm.signal_delay_s} {folder} {stage}",
         *setup_lines(slurm.setup, slurm.environment),
         "set +eu",  # as a line may have set: the end must be reached
@@ -121,6 +122,8 @@ def slurm_parameters(
         "account": slurm.account,
         "qos": slurm.qos,
         "constraint": slurm.constraint,
+        "mail_type": slurm.mail_type,
+        "mail_user": slurm.mail_user,
         "dependency": after,
     }
     return {key: value for key, value in chosen.items() if value is not None} | {

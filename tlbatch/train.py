@@ -1,13 +1,14 @@
 """Train: the phases of the job over the training split; validation chooses the checkpoint."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from tlbatch.course import Session
 from tlbatch.data.loader import ImageSet, open_set
 from tlbatch.data.order import num_batches
 from tlbatch.job.cli import finished, once, stage_main
-from tlbatch.job.config import Job
+from tlbatch.job.config import Job, Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, job_digest
@@ -17,6 +18,11 @@ from tlbatch.model.ranks import joined_ranks
 from tlbatch.model.snapshot import Saver
 from tlbatch.phases import train_phases
 
+KILL_WAIT = "TLBATCH_KILL_WAIT"
+"""Variable with the seconds that SLURM waits between asking a task to end and killing it."""
+_LEAVE_S = 5
+"""Seconds to leave in."""
+
 
 def run(run_dir: Path) -> None:
     """Train the run's model, unless that is done."""
@@ -24,10 +30,20 @@ def run(run_dir: Path) -> None:
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
-    saver = Saver(paths.snapshots, inputs, world, every_min=record.job.slurm.save_min)
+    slurm = record.job.slurm
+    saver = Saver(paths.snapshots, inputs, world, every_min=slurm.save_min, limits=_limits(slurm, os.environ))
     there = paths.best.exists()
     once("train", paths, inputs, world, lambda: _join_and_train(record, images, paths, world, saver), is_there=there)
     saver.remove()
+
+
+def _limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float]:
+    """Seconds that SLURM leaves a job to save in, by what follows where they are too few."""
+    found = {"raise slurm.signal_delay_s, or work is lost at the time limit": slurm.signal_delay_s - _LEAVE_S}
+    if environment.get(KILL_WAIT, "").isdecimal():
+        lost = f"a job that is pre-empted or requeued at once loses up to slurm.save_min = {slurm.save_min:g} minutes"
+        found[f"{lost}; KillWait in slurm.conf is too short"] = int(environment[KILL_WAIT]) - 1
+    return {follows: float(limit_s) for follows, limit_s in found.items()}
 
 
 def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World, saver: Saver) -> None:

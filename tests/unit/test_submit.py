@@ -30,7 +30,8 @@ GOLDEN = """\
 # setup
 foreign=$(find '{run}' '{logs}' -prune '(' -perm /022 -o '!' -user "$(id -u)" ')') && [ -z "$foreign" ] || {{ echo \
 "error: the run folder is not yours alone to write: $foreign; submit the job as a new run" >&2; exit 78; }}
-{host}tlbatch_begin 120 '{run}' train
+{host}TLBATCH_NOTIFY=''
+tlbatch_begin 120 '{run}' train
 export SLURM_EXPORT_ENV=ALL
 export NCCL_DEBUG=WARN || exit 78
 trap '((${{#BASH_SOURCE[@]}} > 1)) || {{ echo "error: slurm.setup.$setup_line failed; mend this line of the job, or \

@@ -14,6 +14,9 @@ from tlbatch.job.section import Metric, Positive, Section
 from tlbatch.job.shell import is_shell_name, plain
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+_EARLY_S = 60
+"""SLURM checks time limits once a minute (sbatch --signal)."""
+_BEGIN_S = 120
 _SbatchText = Annotated[str, Field(min_length=1), AfterValidator(plain)]
 
 
@@ -50,6 +53,13 @@ class Slurm(Section):
     """Minutes between two snapshots that a killed training goes on from; one that is told to end saves before."""
     max_restarts: Annotated[int, Field(ge=0)] = 100
     """Times that a stage starts again after its time has run out."""
+    mail_type: _SbatchText | None = None
+    """When SLURM writes a mail, as sbatch --mail-type says, e.g. END,FAIL,REQUEUE."""
+    mail_user: _SbatchText | None = None
+    """Whom to; empty: the owner of the job."""
+    notify: Path | None = None
+    """Program that is called on the host at the end of every life of a stage, with the stage, the run folder, and
+    finished, again or failed; whatever secrets it needs stay in it."""
     setup: tuple[str, ...] = ()
     """Shell lines in the batch script of every stage, e.g. module load; a failing command in them stops the stage.
     Neither with --local nor with --inside."""
@@ -98,6 +108,17 @@ class Slurm(Section):
     def _one_task_a_gpu(self) -> Self:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             raise ValueError(f"tasks_per_node must equal gpus_per_node ({self.gpus_per_node}): one task drives one GPU")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_time_to_work(self) -> Self:
+        needed = self.signal_delay_s + _EARLY_S + _BEGIN_S
+        if 60 * self.timeout_min < needed:
+            raise ValueError(
+                f"timeout_min = {self.timeout_min} gives {60 * self.timeout_min} s, but SLURM warns "
+                f"{self.signal_delay_s} s before the end and up to {_EARLY_S} s earlier, and a stage takes up to "
+                f"{_BEGIN_S} s to begin: set timeout_min to at least {-(-needed // 60)}, or signal_delay_s lower"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@
 tlbatch_begin() { # SIGNAL_DELAY_S [RUN STAGE]
   local end
   end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e 2> /dev/null || true)
-  if end=$(date --date="$end" +%s 2> /dev/null); then export TLBATCH_DEADLINE=$((end - $1)); fi
+  if [ -n "$end" ] && end=$(date --date="$end" +%s 2> /dev/null); then export TLBATCH_DEADLINE=$((end - $1)); fi
   TLBATCH_KILL_WAIT=$(scontrol show config 2> /dev/null | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p' || true)
   export TLBATCH_KILL_WAIT
   # The bare id of the last element of an array is that of the whole array.
@@ -13,6 +13,7 @@ tlbatch_begin() { # SIGNAL_DELAY_S [RUN STAGE]
   TLBATCH_ID=${TLBATCH_ID:-$SLURM_JOB_ID}
   if [ $# -gt 1 ]; then
     export TLBATCH_AGAIN="$2/markers/$3.again.$TLBATCH_ID.${SLURM_RESTART_COUNT:-0}"
+    TLBATCH_RUN=$2 TLBATCH_STAGE=$3
     export TLBATCH_LOG="${2//%/%%}/logs/$3-$TLBATCH_ID.${SLURM_RESTART_COUNT:-0}-rank%t.log"
   fi
 }
@@ -21,20 +22,29 @@ tlbatch_begin() { # SIGNAL_DELAY_S [RUN STAGE]
 tlbatch_end() { # EXIT_CODE DONE_FILE AGAIN_FILE MOST_RESTARTS
   local tries
   for tries in 1 2 3 4 5; do # a file that another node wrote can appear a little later
-    if [ -e "$2" ]; then exit 0; fi
+    if [ -e "$2" ]; then tlbatch_tell finished && exit 0; fi
     if [ -e "$3" ]; then tlbatch_again "$4"; fi
-    if [ "$1" != 0 ]; then exit "$1"; fi
+    if [ "$1" != 0 ]; then tlbatch_tell failed && exit "$1"; fi
     sleep "$tries"
   done
-  exit 1
+  tlbatch_tell failed && exit 1
+}
+
+# Call the user's program, if there is one; it changes nothing here.
+tlbatch_tell() { # finished|again|failed
+  if [ -n "${TLBATCH_NOTIFY:-}" ]; then
+    timeout 30 "$TLBATCH_NOTIFY" "$TLBATCH_STAGE" "$TLBATCH_RUN" "$1" || echo "slurm.notify failed, the job goes on" >&2
+  fi
 }
 
 # Put the job into the queue again, up to some number of times.
 tlbatch_again() { # MOST_RESTARTS
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$1" ]; then
     echo "error: started again $1 times already (slurm.max_restarts); raise it, and go on with tlbatch.submit RUN" >&2
+    tlbatch_tell failed
     exit 77
   fi
+  tlbatch_tell again
   echo "its time has run out: job $TLBATCH_ID goes into the queue again"
   if scontrol requeue "$TLBATCH_ID"; then sleep 600; fi # SLURM ends this script
   echo "error: job $TLBATCH_ID cannot be put into the queue again; go on with tlbatch.submit RUN" >&2

@@ -1,5 +1,6 @@
 """From a validated job to a run folder: what can be checked before anything runs is checked here."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -60,10 +61,15 @@ def resolve(job: Job) -> RunRecord:
         head = head.model_copy(update={"weights": str(other)})
     now = datetime.now(UTC)
     run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
+    notify = job.slurm.notify.expanduser().absolute() if job.slurm.notify else None
+    if notify and not (notify.is_file() and os.access(notify, os.X_OK)):
+        raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
+    slurm = job.slurm.model_copy(update={"notify": notify})
     return RunRecord(
         run=run,
         job=job.model_copy(
-            update={"data": data, "model": model, "head": head, "workspace": workspace, "run": run, "report": report}
+            update={"slurm": slurm}
+            | {"data": data, "model": model, "head": head, "workspace": workspace, "run": run, "report": report}
         ),
         weights_digest=digest_file(weights) if weights else None,
         tlbatch_version=__version__,

@@ -44,12 +44,26 @@ class Saver:
     by each, then the record with the checksums; it gets its name when all is on the disk, and only then older ones go.
     """
 
-    def __init__(self, folder: Path, inputs: Mapping[str, str], world: World, *, every_min: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        inputs: Mapping[str, str],
+        world: World,
+        *,
+        every_min: float,
+        limits: Mapping[str, float],
+    ) -> None:
+        """Begin to save.
+
+        Parameters
+        ----------
+        limits
+            Seconds that a snapshot must not take, by what follows when it does.
+        """
         self._folder, self._inputs, self._world = folder, dict(inputs), world
         self._every_s = 60 * every_min
         self._last = time.monotonic()
-        self.longest_s = 0.0
-        """The longest that one took to write."""
+        self._limits = dict(limits)
 
     def is_due(self) -> bool:
         """Whether the job asks for one by now."""
@@ -90,8 +104,12 @@ class Saver:
             record.model_copy(update=whole).signed().save(draft / _RECORD)
             self._keep(draft, path)
         self._last = time.monotonic()
-        self.longest_s = max(self.longest_s, self._last - began)
-        log.info("saved at %s in %.1f s", told(place), self._last - began)
+        took = self._last - began
+        log.info("saved at %s in %.1f s", told(place), took)
+        for follows, limit_s in list(self._limits.items()):
+            if took > limit_s:
+                log.warning("to save took %.0f s, and there are %.0f s: %s", took, limit_s, follows)
+                del self._limits[follows]
 
     def _keep(self, draft: Path, path: Path) -> None:
         sync_folder(draft)

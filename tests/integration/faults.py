@@ -1,0 +1,315 @@
+"""A campaign of faults on a real SLURM: chains that are interrupted in every way, and whether anything was lost.
+
+    python tests/integration/faults.py [--number 36] [--seed 0] [--each 4]
+
+Starts a SLURM of two nodes on this machine (root; slurm-wlm and munge), lets one chain of two ranks on two nodes run
+undisturbed, then interrupts others at random moments of all their stages until so many faults have happened, and
+compares weights, metrics, predictions and report with those of the first, bit for bit. Prints a table.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from slurm_cluster import FINAL, SlurmCluster, slurm_cluster
+
+TINY = Path(__file__).parents[1] / "tiny.toml"
+OPTIONS = (
+    "slurm.nodes=2", "slurm.save_min=0.02", "slurm.hang_s=6", "phase.1.epochs=120", "phase.1.optimizer.lr=1e-3",
+    "head.dropout=0.2", "data.shard_images=5", "train.augment=rot4",
+)  # fmt: skip
+AGAIN_S = 90.0
+Injection = Callable[["Campaign", str], bool]
+"""Does something bad to a job; whether the chain goes on by itself afterwards."""
+
+
+@dataclass
+class Campaign:
+    """Faults on one cluster."""
+
+    slurm: SlurmCluster
+    folder: Path
+    rng: random.Random
+    happened: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By kind and stage."""
+    wrong: list[str] = field(default_factory=list)
+    released: set[tuple[str, str]] = field(default_factory=set)
+    """Jobs and restarts that wait no longer."""
+
+    def submit(self, *arguments: str) -> dict[str, str]:
+        """Submit a chain, or what is left of one; the jobs by stage."""
+        done = self.slurm.run(sys.executable, "-m", "tlbatch.submit", *arguments, timeout_s=120)
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+        return {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE)}
+
+    def new_run(self, name: str) -> tuple[Path, dict[str, str]]:
+        """A run of the common job."""
+        fixed = [str(TINY), f"data.images={self.folder / 'images'}", f"workspace={self.folder / name}", f"run={name}"]
+        return self.folder / name / "runs" / name, self.submit(*fixed, *OPTIONS)
+
+    def active(self, jobs: dict[str, str]) -> tuple[str, str] | None:
+        """Stage and job that is running, if one is."""
+        listed = self.slurm.run("squeue", "--noheader", f"--jobs={','.join(jobs.values())}", "--format=%i %T").stdout
+        running = {job for job, state in (line.split() for line in listed.splitlines()) if state == "RUNNING"}
+        return next(((stage, job) for stage, job in jobs.items() if job in running), None)
+
+    def release(self, jobs: Sequence[str]) -> None:
+        """Take off the two minutes that SLURM lets a requeued job wait."""
+        for job in jobs:
+            life = job, self.slurm.job_field(job, "Restarts") or "0"
+            waits = life[1] != "0" and life not in self.released and self.slurm.job_field(job, "JobState") == "PENDING"
+            if waits and self.slurm.run("scontrol", "update", f"jobid={job}", "starttime=now+2").returncode == 0:
+                self.released.add(life)
+
+    def settle(self, job: str, *, ends: bool) -> None:
+        """Wait until a job has ended, or begun its next life."""
+        restarts, deadline = self.slurm.job_field(job, "Restarts"), time.monotonic() + AGAIN_S
+        while time.monotonic() < deadline:
+            state = self.slurm.job_field(job, "JobState")
+            if state in FINAL:
+                return
+            if not ends and (state == "PENDING" or self.slurm.job_field(job, "Restarts") != restarts):
+                self.release([job])
+                return
+            time.sleep(0.3)
+        raise TimeoutError(f"job {job} is {state} after {AGAIN_S} s")
+
+    def ranks(self, job: str) -> list[int]:
+        """Process ids of the tasks of a job."""
+        mark, found = f"SLURM_JOB_ID={job}".encode(), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                environment = (process / "environ").read_bytes().split(b"\0")
+                is_task = b"submitit.core._submit" in (process / "cmdline").read_bytes().split(b"\0")
+                if is_task and mark in environment and b"srun" not in (process / "comm").read_bytes():
+                    found.append(int(process.name))
+        return sorted(found)
+
+
+def warned(campaign: Campaign, job: str) -> bool:
+    """SLURM's warning, as `scancel --signal` sends it."""
+    campaign.slurm.run("scancel", "--signal=USR2", job)
+    campaign.settle(job, ends=False)
+    return True
+
+
+def out_of_time(campaign: Campaign, job: str) -> bool:
+    """A time limit that is near: SLURM warns by itself."""
+    campaign.slurm.run("scontrol", "update", f"jobid={job}", "timelimit=2")
+    campaign.settle(job, ends=False)
+    campaign.slurm.run("scontrol", "update", f"jobid={job}", "timelimit=240")
+    return True
+
+
+def requeued(campaign: Campaign, job: str) -> bool:
+    """An administrator's requeue."""
+    campaign.slurm.run("scontrol", "requeue", job)
+    campaign.settle(job, ends=False)
+    return True
+
+
+def preempted(campaign: Campaign, job: str) -> bool:
+    """A job of a partition of higher priority that takes all nodes."""
+    wanted = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    urgent = campaign.slurm.run("sbatch", "--parsable", *wanted).stdout.strip()
+    campaign.settle(job, ends=False)
+    campaign.slurm.wait([urgent], 60)
+    return True
+
+
+def node_down(campaign: Campaign, job: str) -> bool:
+    """The loss of a node, as the controller sees it."""
+    node = campaign.slurm.job_field(job, "BatchHost") or "n1"
+    campaign.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
+    campaign.settle(job, ends=False)
+    campaign.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    return True
+
+
+def cancelled(campaign: Campaign, job: str) -> bool:
+    """scancel: saves, stays cancelled, and is submitted again by hand."""
+    campaign.slurm.run("scancel", job)
+    campaign.settle(job, ends=True)
+    return False
+
+
+def rank_killed(campaign: Campaign, job: str) -> bool:
+    """SIGKILL to one rank, as for want of memory."""
+    return _killed(campaign, job, lambda ranks: [campaign.rng.choice(ranks)], signal.SIGKILL)
+
+
+def ranks_killed(campaign: Campaign, job: str) -> bool:
+    """SIGKILL to all ranks."""
+    return _killed(campaign, job, lambda ranks: ranks, signal.SIGKILL)
+
+
+def rank_stopped(campaign: Campaign, job: str) -> bool:
+    """A rank that stands still: SIGSTOP."""
+    return _killed(campaign, job, lambda ranks: [campaign.rng.choice(ranks)], signal.SIGSTOP)
+
+
+def _killed(campaign: Campaign, job: str, chosen: Callable[[list[int]], list[int]], number: signal.Signals) -> bool:
+    ranks = campaign.ranks(job)
+    if not ranks:
+        return True
+    if number == signal.SIGSTOP and len(ranks) == 1:  # nobody is there to notice but the time limit
+        number = signal.SIGKILL
+    for process in chosen(ranks):
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+    campaign.settle(job, ends=True)
+    return False
+
+
+KINDS: dict[str, Injection] = {
+    "USR2": warned, "time limit": out_of_time, "admin requeue": requeued, "pre-emption": preempted,
+    "node down": node_down, "scancel": cancelled, "kill -9 of a rank": rank_killed,
+    "kill -9 of all ranks": ranks_killed, "a rank stands still": rank_stopped,
+}  # fmt: skip
+
+
+def results(run: Path) -> dict[str, Any]:
+    """All that must be the same to the last bit."""
+    timed = {"seconds", "val_seconds", "images_per_s"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    report = json.loads((run / "report" / "report.json").read_text("utf-8")) | {"run": "", "cost": {}}
+    report["digests"] |= {"job": ""}
+    return {
+        "weights": {file.name: file.read_bytes() for file in sorted((run / "checkpoints").iterdir())},
+        "metrics": [{key: value for key, value in line.items() if key not in timed} for line in lines],
+        "predictions": (run / "report" / "predictions.csv").read_bytes(),
+        "submission": (run / "report" / "submission.csv").read_bytes(),
+        "report": report,
+    }
+
+
+def repeated_epochs(run: Path) -> int:
+    """Epochs that more than one life has done whole."""
+    done = Counter[str]()
+    for log in (run / "logs").glob("train-*-rank0.log"):
+        done.update(re.findall(r"train (phase \d+ epoch \d+): loss", log.read_text("utf-8")))
+    return sum(count - 1 for count in done.values())
+
+
+def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
+    """Run a chain and let the faults happen to it, one after another; its folder."""
+    run, jobs = campaign.new_run(name)
+    for kind in kinds:
+        time.sleep(campaign.rng.uniform(1, 9))
+        deadline = time.monotonic() + 60
+        while (found := campaign.active(jobs)) is None:
+            if (run / "markers" / "reduce.json").exists():
+                return run
+            campaign.release(list(jobs.values()))
+            if time.monotonic() > deadline:
+                queue = campaign.slurm.run("squeue").stdout + campaign.slurm.run("sinfo", "--Node").stdout
+                raise TimeoutError(f"{name}: nothing runs\n{queue}")
+            time.sleep(0.2)
+        stage, job = found
+        goes_on = KINDS[kind](campaign, job)
+        campaign.happened[kind, stage] += 1
+        print(f"{name}: {kind} in {stage}", flush=True)
+        if not goes_on and not (run / "markers" / "reduce.json").exists():
+            campaign.slurm.run("scancel", *jobs.values())
+            campaign.slurm.wait(list(jobs.values()), 60)
+            jobs = campaign.submit(str(run)) or jobs
+    finish(campaign, run, jobs)
+    return run
+
+
+def finish(campaign: Campaign, run: Path, jobs: dict[str, str]) -> None:
+    """Wait for the end of a chain."""
+    deadline = time.monotonic() + 240
+    while not (run / "markers" / "reduce.json").exists():
+        campaign.release(list(jobs.values()))
+        states = {job: campaign.slurm.job_field(job, "JobState") for job in jobs.values()}
+        if set(states.values()) <= FINAL or time.monotonic() > deadline:
+            time.sleep(1)
+            if not (run / "markers" / "reduce.json").exists():
+                logs = "\n".join(
+                    f"== {log.name}\n{log.read_text('utf-8')[-1500:]}" for log in (run / "logs").glob("*.*g")
+                )
+                raise RuntimeError(f"{run.name} did not finish: {states}\n{logs}")
+        time.sleep(0.5)
+
+
+def hold(campaign: Campaign, *, kinds: Sequence[str], each: int) -> None:
+    """Let faults of these kinds happen, so many to a chain, and note what is not as it was undisturbed."""
+    whole, jobs = campaign.new_run("whole")
+    finish(campaign, whole, jobs)
+    wanted = results(whole)
+    for number, start in enumerate(range(0, len(kinds), each)):
+        run = interrupt(campaign, f"chain-{number}", kinds[start : start + each])
+        found = results(run)
+        campaign.wrong += [f"{run.name}: other {name}" for name in wanted if found[name] != wanted[name]]
+        campaign.happened["(epochs done twice)", "train"] += repeated_epochs(run)
+
+
+def table(campaign: Campaign) -> str:
+    """Kinds and where they hit."""
+    stages = ("shard", "cache", "train", "predict", "reduce")
+    rows = ["| fault | " + " | ".join(stages) + " |", "|---|" + "---:|" * len(stages)]
+    rows += [
+        f"| {kind} | " + " | ".join(str(campaign.happened[kind, stage] or "") for stage in stages) + " |"
+        for kind in KINDS
+        if any(campaign.happened[kind, stage] for stage in stages)
+    ]
+    total = sum(count for (kind, _), count in campaign.happened.items() if kind in KINDS)
+    twice = campaign.happened["(epochs done twice)", "train"]
+    ends = f"{total} faults; epochs done twice: {twice}; not as undisturbed: {', '.join(campaign.wrong) or 'nothing'}"
+    return "\n".join([*rows, "", ends])
+
+
+def write_images(folder: Path) -> None:
+    """Small class folders of coloured noise."""
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import conftest\n"
+        "conftest.write_folders.__wrapped__()(Path(sys.argv[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), str(Path(__file__).parents[1])], check=True)
+
+
+def main() -> None:
+    """``python tests/integration/faults.py``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=36, help="faults (36)")
+    parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (0)")
+    parser.add_argument("--each", type=int, default=4, help="faults to a chain (4)")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    kinds = [kind for _ in range(-(-options.number // len(KINDS))) for kind in KINDS][: options.number]
+    rng.shuffle(kinds)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tlbatch-faults-", dir="/tmp") as folder:
+        work = Path(folder) / "work"
+        (Path(folder) / "slurm").mkdir()
+        write_images(work / "images")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with slurm_cluster(Path(folder) / "slurm") as slurm:
+            campaign = Campaign(slurm, work, rng)
+            try:
+                hold(campaign, kinds=kinds, each=options.each)
+            finally:
+                print(table(campaign))
+    print(f"{time.monotonic() - began:.0f} s")
+    sys.exit(bool(campaign.wrong))
+
+
+if __name__ == "__main__":
+    main()
