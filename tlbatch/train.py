@@ -41,7 +41,7 @@ def _limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float]:
     """Seconds that SLURM leaves a job to save in, by what follows where they are too few."""
     found = {"raise slurm.signal_delay_s, or work is lost at the time limit": slurm.signal_delay_s - _LEAVE_S}
     if environment.get(KILL_WAIT, "").isdecimal():
-        lost = f"a job that is pre-empted or requeued at once loses up to slurm.save_min = {slurm.save_min:g} minutes"
+        lost = f"a job that is preempted or requeued at once loses up to slurm.save_min = {slurm.save_min:g} minutes"
         found[f"{lost}; KillWait in slurm.conf is too short"] = int(environment[KILL_WAIT]) - 1
     return {follows: float(limit_s) for follows, limit_s in found.items()}
 

@@ -138,6 +138,10 @@ def node_down(campaign: Campaign, job: str) -> bool:
     node = campaign.slurm.job_field(job, "BatchHost") or "n1"
     campaign.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
     campaign.settle(job, ends=False)
+    deadline = time.monotonic() + 30  # a node that comes back while it still kills the old tasks refuses new ones
+    while campaign.ranks(job) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    time.sleep(1)
     campaign.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
     return True
 
