@@ -33,6 +33,9 @@ OPTIONS = (
     "slurm.nodes=2", "slurm.save_min=0.02", "slurm.hang_s=6", "phase.1.epochs=120", "phase.1.optimizer.lr=1e-3",
     "head.dropout=0.2", "data.shard_images=5", "train.augment=rot4",
 )  # fmt: skip
+STAGES = ("shard", "cache", "train", "predict", "reduce")
+WEIGHTS = (1, 2, 6, 2, 1)
+"""How often each is aimed at."""
 AGAIN_S = 90.0
 Injection = Callable[["Campaign", str], bool]
 """Does something bad to a job; whether the chain goes on by itself afterwards."""
@@ -214,17 +217,11 @@ def repeated_epochs(run: Path) -> int:
 def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
     """Run a chain and let the faults happen to it, one after another; its folder."""
     run, jobs = campaign.new_run(name)
-    for kind in kinds:
-        time.sleep(campaign.rng.uniform(1, 9))
-        deadline = time.monotonic() + 60
-        while (found := campaign.active(jobs)) is None:
-            if (run / "markers" / "reduce.json").exists():
-                return run
-            campaign.release(list(jobs.values()))
-            if time.monotonic() > deadline:
-                queue = campaign.slurm.run("squeue").stdout + campaign.slurm.run("sinfo", "--Node").stdout
-                raise TimeoutError(f"{name}: nothing runs\n{queue}")
-            time.sleep(0.2)
+    wanted = sorted(campaign.rng.choices(STAGES, WEIGHTS, k=len(kinds)), key=STAGES.index)
+    for kind, aim in zip(kinds, wanted, strict=True):
+        found = await_stage(campaign, run, jobs, aim)
+        if found is None:
+            break
         stage, job = found
         goes_on = KINDS[kind](campaign, job)
         campaign.happened[kind, stage] += 1
@@ -235,6 +232,23 @@ def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
             jobs = campaign.submit(str(run)) or jobs
     finish(campaign, run, jobs)
     return run
+
+
+def await_stage(campaign: Campaign, run: Path, jobs: dict[str, str], aim: str) -> tuple[str, str] | None:
+    """Wait for a stage, or a later one, to be at work, and then for a random moment; what is at work then."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        campaign.release(list(jobs.values()))
+        found = campaign.active(jobs)
+        if (run / "markers" / "reduce.json").exists():
+            return None
+        if found and STAGES.index(found[0]) >= STAGES.index(aim):
+            time.sleep(campaign.rng.uniform(0, 2 if found[0] in ("shard", "reduce") else 8))
+            if campaign.active(jobs) is not None:
+                return campaign.active(jobs)
+        time.sleep(0.2)
+    queue = campaign.slurm.run("squeue").stdout + campaign.slurm.run("sinfo", "--Node").stdout
+    raise TimeoutError(f"{run.name}: {aim} is not at work\n{queue}")
 
 
 def finish(campaign: Campaign, run: Path, jobs: dict[str, str]) -> None:
@@ -267,12 +281,11 @@ def hold(campaign: Campaign, *, kinds: Sequence[str], each: int) -> None:
 
 def table(campaign: Campaign) -> str:
     """Kinds and where they hit."""
-    stages = ("shard", "cache", "train", "predict", "reduce")
-    rows = ["| fault | " + " | ".join(stages) + " |", "|---|" + "---:|" * len(stages)]
+    rows = ["| fault | " + " | ".join(STAGES) + " |", "|---|" + "---:|" * len(STAGES)]
     rows += [
-        f"| {kind} | " + " | ".join(str(campaign.happened[kind, stage] or "") for stage in stages) + " |"
+        f"| {kind} | " + " | ".join(str(campaign.happened[kind, stage] or "") for stage in STAGES) + " |"
         for kind in KINDS
-        if any(campaign.happened[kind, stage] for stage in stages)
+        if any(campaign.happened[kind, stage] for stage in STAGES)
     ]
     total = sum(count for (kind, _), count in campaign.happened.items() if kind in KINDS)
     twice = campaign.happened["(epochs done twice)", "train"]
