@@ -342,3 +342,20 @@ def test_a_choice_that_is_interrupted_goes_on_with_what_it_has_found(
         assert not paths.trials.exists()
     assert chosen["cut"] == chosen["whole"]
     assert len(trained["cut"]) == len(trained["whole"]) + 2
+
+
+def test_saving_that_takes_longer_than_slurm_leaves_is_warned_of_once(
+    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(train.KILL_WAIT, "1")  # a second to leave in: nothing remains to save in
+    paths = make("run=slow-disk", "slurm.save_min=1e-9", "slurm.signal_delay_s=100")
+    look = epochs.Lookout.look
+    monkeypatch.setattr(epochs.Lookout, "look", lambda lookout, **_: look(lookout, at_once=True))
+    train.run(paths.folder)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        (
+            "to save took 0 s, and there are 0 s: a job that is preempted or requeued at once loses up to slurm.save_min "
+            "= 1e-09 minutes; KillWait in slurm.conf is too short"
+        ),
+    ]

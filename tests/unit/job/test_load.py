@@ -140,3 +140,14 @@ def test_the_keys_that_were_changed_are_told_with_their_values_and_shell_lines_n
     assert list(changed_keys(job)) == [
         ("data.images", "eyes"), ("head.widths", "(8,)"), ("phase.1.cut", "none"), ("phase.1.optimizer.lr", "0.5"),
     ]  # fmt: skip
+
+
+def test_a_time_limit_that_leaves_no_time_to_work_is_refused_with_the_sum() -> None:
+    given = ["data.images=eyes", "phase=[{cut='pool'}]", "slurm.timeout_min=6"]
+    assert load_job([], [*given, "slurm.signal_delay_s=180"]).slurm.timeout_min == 6
+    with pytest.raises(UserError) as error:
+        load_job([], [*given, "slurm.signal_delay_s=200"])
+    assert str(error.value) == (
+        "slurm: timeout_min = 6 gives 360 s, but SLURM warns 200 s before the end and up to 60 s earlier, and a stage "
+        "takes up to 120 s to begin: set timeout_min to at least 7, or signal_delay_s lower"
+    )

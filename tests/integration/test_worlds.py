@@ -1,0 +1,87 @@
+"""Trainings that go on with another number of ranks than they began with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tlbatch import cache, predict, reduce, shard, train
+from tlbatch.job.cli import EXIT_AGAIN
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+
+CLASSES = ["p_blue", "p_green", "p_red"]
+
+
+@pytest.fixture(scope="module")
+def make(
+    tmp_path_factory: pytest.TempPathFactory, tiny_job: Path, write_folders: Callable[..., Path]
+) -> Callable[[str], RunPaths]:
+    folder = tmp_path_factory.mktemp("worlds")
+    images = write_folders(folder / "images")
+
+    def made(run: str) -> RunPaths:
+        options = [f"data.images={images}", f"workspace={folder / 'space'}", f"run={run}", "phase.1.epochs=40"]
+        paths = make_run(resolve(load_job([tiny_job], [*options, "phase.1.optimizer={name='sgd', lr=1e-3}"])))
+        shard.run(paths.folder)
+        cache.run(paths.folder)
+        return paths
+
+    return made
+
+
+def start(paths: RunPaths, num_ranks: int) -> list[subprocess.Popen[str]]:
+    """So many processes that train together."""
+    world = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": str(num_ranks), "SUBMITIT_LOCAL_JOB_ID": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tlbatch.train", str(paths.folder)],
+            env={**os.environ, **world, "SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+        for rank in range(num_ranks)
+    ]
+
+
+def stop_after(paths: RunPaths, ranks: list[subprocess.Popen[str]], num_epochs: int) -> None:
+    """Warn one of them, as SLURM warns all."""
+    deadline = time.monotonic() + 120
+    while not paths.metrics.exists() or len(paths.metrics.read_text("utf-8").splitlines()) < num_epochs:
+        assert time.monotonic() < deadline
+        assert all(rank.poll() is None for rank in ranks), [rank.communicate()[0] for rank in ranks]
+        time.sleep(0.02)
+    ranks[-1].send_signal(signal.SIGUSR2)
+    said = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert EXIT_AGAIN in [rank.returncode for rank in ranks], said
+    assert all("stopped by" in text for text in said)
+
+
+def predictions(paths: RunPaths) -> pd.DataFrame:
+    predict.run(paths.folder)
+    reduce.run(paths.folder)
+    return pd.read_csv(paths.report / "predictions.csv")
+
+
+def test_a_training_of_two_ranks_goes_on_with_one_and_with_two_again(make: Callable[[str], RunPaths]) -> None:
+    whole, changed = make("whole"), make("changed")
+    train.run(whole.folder)
+    stop_after(changed, start(changed, 2), 5)
+    stop_after(changed, start(changed, 1), 12)
+    ranks = start(changed, 2)
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "saved by 1 ranks, gone on with by 2: every remaining sample of the epoch is seen once" in said[0]
+    assert not changed.snapshots.exists()
+    one, two = predictions(whole), predictions(changed)
+    assert one["key"].tolist() == two["key"].tolist()
+    assert np.allclose(one[CLASSES], two[CLASSES], atol=1e-3)
