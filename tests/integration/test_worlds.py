@@ -48,7 +48,7 @@ def start(paths: RunPaths, num_ranks: int) -> list[subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )  # fmt: skip
+        )
         for rank in range(num_ranks)
     ]
 

@@ -355,7 +355,7 @@ def test_saving_that_takes_longer_than_slurm_leaves_is_warned_of_once(
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [
         (
-            "to save took 0 s, and there are 0 s: a job that is preempted or requeued at once loses up to slurm.save_min "
-            "= 1e-09 minutes; KillWait in slurm.conf is too short"
+            "to save took 0 s, and there are 0 s: a job that is preempted or requeued at once loses up to "
+            "slurm.save_min = 1e-09 minutes; KillWait in slurm.conf is too short"
         ),
     ]
