@@ -53,6 +53,9 @@ def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, crew: Cre
     passes = _passes(job, images, model.spec.size)
     of_cut = {cut: taps_of(model, cut) for cut in sorted(set(cuts.values()))}
     stores = {tap: _stores(record, model, tap) for taps in of_cut.values() for tap in taps}
+    if crew.world.is_main:
+        for store in {store for of_tap in stores.values() for store in of_tap.values()}:
+            store.remove_unfinished()
     _check(images, passes, stores, crew.world)
     crew.accelerator.wait_for_everyone()
     decided = [_within_budget(job, images, passes, model, of_cut, stores)]

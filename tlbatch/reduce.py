@@ -46,7 +46,12 @@ def run(run_dir: Path) -> None:
     inputs["report"] = digest_of([record.job.report.model_dump(mode="json"), _read_by(record)])
     tables = [paths.report / name for name in ("predictions.csv", "submission.csv")]
     there = all(file.exists() for file in (paths.report_json, paths.report_page, *tables))
-    once("reduce", paths, inputs, world, lambda: _reduce(record, paths, world), is_there=there)
+    if not once("reduce", paths, inputs, world, lambda: _reduce(record, paths, world), is_there=there):
+        _rank(record, paths)
+
+
+def _rank(record: RunRecord, paths: RunPaths) -> None:
+    """Make the leaderboard anew, and say where the run stands on it."""
     table = rebuild_leaderboard(leaderboard(record.job))
     mine = next((row for _, row in table[table["run"] == record.run].iterrows()), None)
     if mine is None:
@@ -87,6 +92,7 @@ def _reduce(record: RunRecord, paths: RunPaths, world: World) -> None:
     report.save(paths.report_json)
     _, rejected = read_table(folder.rejected)
     _write_page(report, record, paths, mistakes, [(row["key"], row["cause"]) for row in rejected])
+    _rank(record, paths)
 
 
 def _write_page(

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +24,7 @@ from tlbatch.data.store import Chunk, Prepared, Store, Unusable, plan_chunks, pr
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_folder, digest_file, digest_of, to_csv, write_text
+from tlbatch.job.files import DRAFT_LASTS_S, atomic_folder, digest_file, digest_of, remove_drafts, to_csv, write_text
 from tlbatch.job.images import Data
 from tlbatch.job.paths import (
     RunPaths,
@@ -41,7 +40,6 @@ from tlbatch.job.records import SPLITS, Audit, Ceiling, Manifest, load_record
 from tlbatch.job.world import read_world
 
 log = logging.getLogger(__name__)
-_OLD_S = 24 * 3600
 
 
 def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
@@ -72,7 +70,8 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     inputs = {"source": source.digest, "data": data_digest(job), "splits": _digest_files(job.data)}
 
     def work() -> dict[str, str]:
-        _remove_old_drafts(folder)
+        for place in (folder, folder.parent):  # a younger draft may be another task's
+            remove_drafts(place, older_s=DRAFT_LASTS_S)
         chunks = _plan(job, source, read_store(folder))
         tell = partial(Teller(paths, world, "shard").tell, unit="images", where="new images")
         unusable = _write_chunks(job, source, folder, chunks, tell, workers=world.num_threads)
@@ -93,13 +92,6 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
 def _digest_files(data: Data) -> str:
     """Of the lists of a given split."""
     return digest_of({name: digest_file(file) for name, file in data.split.files.items()})
-
-
-def _remove_old_drafts(folder: Path) -> None:
-    """What a kill left; a younger draft may be another task's."""
-    for draft in folder.glob(".?*.*"):
-        if time.time() - draft.lstat().st_mtime > _OLD_S:
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
 
 def _refuse_other_classes(data: Data, folder: Path, source: Source) -> None:

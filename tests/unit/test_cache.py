@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,6 +175,21 @@ def test_a_damaged_block_is_computed_again_and_said(
     run(make("run=two"))
     assert f"{victim}: its checksum is wrong; its activations are computed again" in caplog.text
     assert {file.name: file.read_bytes() for file in blocks(tmp_path)} == whole
+
+
+def test_what_a_kill_has_left_of_a_block_goes_when_it_is_old(make: Make, tmp_path: Path) -> None:
+    run(make("run=one"))
+    whole = set((tmp_path / "space" / "cache").rglob("*.*"))
+    folder = next(iter(blocks(tmp_path))).parent
+    left = [folder / name for name in ("0123456789abcdef.npy", ".0123456789abcdef.npz.abcdefgh")]
+    for file in left:
+        file.touch()
+    run(make("run=two"))
+    assert set(folder.parent.rglob("*.*")) == whole | set(left), "another run may be writing them"
+    for file in left:
+        os.utime(file, (0, 0))
+    run(make("run=three"))
+    assert set(folder.parent.rglob("*.*")) == whole
 
 
 def test_activations_that_went_after_caching_are_named_by_train(make: Make, tmp_path: Path) -> None:

@@ -116,6 +116,54 @@ def test_the_leaderboard_can_be_deleted_and_comes_back_byte_for_byte(make: Calla
     assert board.read_bytes() == before
 
 
+def test_the_leaderboard_is_written_before_the_marker_without_which_a_run_goes_on(
+    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = make("run=killed")
+    for stage in (shard, cache, train, predict):
+        stage.run(paths.folder)
+    board = leaderboard(paths.load().job)
+    with monkeypatch.context() as patched:
+        patched.setattr(Marker, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reduce.run(paths.folder)
+    assert pd.read_csv(board)["run"].tolist() == ["killed"]
+    assert paths.stages_left(paths.load().job) == ("reduce",)
+
+
+def test_a_training_that_was_killed_before_it_removed_its_snapshots_goes_on_to_do_so(
+    make: Callable[..., RunPaths],
+) -> None:
+    paths = make()
+    for stage in (shard, cache, train):
+        stage.run(paths.folder)
+    job = paths.load().job
+    assert paths.stages_left(job) == ("predict", "reduce")
+    before = paths.best.stat().st_mtime_ns
+    (paths.snapshots / "step-1.1.3").mkdir(parents=True)
+    assert paths.stages_left(job) == ("train", "predict", "reduce")
+    train.run(paths.folder)
+    assert paths.best.stat().st_mtime_ns == before
+    assert paths.stages_left(job) == ("predict", "reduce")
+
+
+def test_a_stage_removes_what_kills_have_left_in_its_run_folder(make: Callable[..., RunPaths]) -> None:
+    paths = make()
+    for stage in (shard, cache, train):
+        stage.run(paths.folder)
+    paths.predictions.mkdir()
+    files = [
+        paths.predictions / ".part-00000-of-00001.npz.abcdefg_",
+        paths.marker("predict").parent / ".a.json.01234567",
+    ]
+    for file in files:
+        file.touch()
+    folder = paths.folder / ".figures.abcdefgh"
+    (folder / "deep").mkdir(parents=True)
+    predict.run(paths.folder)
+    assert [path for path in (*files, folder) if path.exists()] == []
+
+
 def test_what_lies_before_the_cut_is_byte_identical_after_training(make: Callable[..., RunPaths]) -> None:
     paths = run_all(make("phase.0.epochs=1", "train.augment=none", "data.split.val=0"))
     record = paths.load()

@@ -6,6 +6,7 @@ A folder holds blocks that are written once: the numbers in ``<name>.npy``, mapp
 
 import logging
 import shutil
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import xxhash
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, checksum
+from tlbatch.job.files import DRAFT_LASTS_S, atomic_file, checksum, remove_drafts
 from tlbatch.job.learning import StoredAs
 from tlbatch.job.paths import cache_folder
 from tlbatch.job.section import SplitName
@@ -78,6 +79,14 @@ class Store:
                 numbers.unlink(missing_ok=True)
                 removed += 1
         return removed
+
+    def remove_unfinished(self) -> None:
+        """Remove what kills have left, when it is so old that no run can be at work on it."""
+        remove_drafts(self.folder, older_s=DRAFT_LASTS_S)
+        for numbers in self.folder.glob("*.npy"):
+            if numbers.with_suffix(".npz").exists() or time.time() - numbers.stat().st_mtime < DRAFT_LASTS_S:
+                continue
+            numbers.unlink(missing_ok=True)
 
     def add(self, keys: Keys, activations: torch.Tensor) -> None:
         """Write a block: first the numbers, then what they are of.

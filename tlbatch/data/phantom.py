@@ -22,7 +22,7 @@ from PIL import Image
 
 from tlbatch.data.phantom_fundus import MIN_SIDE, EyeSide, draw, stream
 from tlbatch.data.phantom_lesions import BURDENS
-from tlbatch.job.files import atomic_file, atomic_folder, write_text
+from tlbatch.job.files import DRAFT_LASTS_S, atomic_file, atomic_folder, remove_drafts, write_text
 from tlbatch.job.images import Phantom
 
 __all__ = ["Photograph", "draw", "make", "make_once", "photographs"]
@@ -120,6 +120,7 @@ def make_once(folder: Path, phantom: Phantom, *, workers: int) -> None:
     with FileLock(folder.with_suffix(".lock")):
         if folder.exists():
             return
+        remove_drafts(folder.parent, older_s=DRAFT_LASTS_S)
         log.info("drawing %d synthetic fundus photographs in %s", _NUM_GRADES * phantom.images_per_grade, folder)
         make(
             folder,

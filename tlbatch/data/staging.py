@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from filelock import FileLock
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, digest_of
+from tlbatch.job.files import atomic_file, digest_of, remove_drafts
 from tlbatch.job.secrecy import hidden
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ def stage_urls(urls: Sequence[str], folder: Path) -> None:
     names = _names(addresses)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
+        remove_drafts(folder)
         for address, name in zip(addresses, names, strict=True):
             target = folder / name
             if target.exists():
@@ -96,6 +97,7 @@ def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
+            remove_drafts(root)
             missing = [pair for pair in zip(shards, copies, strict=True) if not _is_copy(*pair)]
             needed, free = sum(path.stat().st_size for path, _ in missing), shutil.disk_usage(root).free
             if needed > free:

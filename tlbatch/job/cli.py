@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tlbatch.job.errors import StoppedError, UserError
-from tlbatch.job.files import place_named, write_text
+from tlbatch.job.files import place_named, remove_drafts, write_text
 from tlbatch.job.ledger import BEGAN, booked
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Failure, FailureKind, Marker, RunRecord, StageName, job_digest, load_record
@@ -130,13 +130,17 @@ def once(
     work: Callable[[], dict[str, str] | None],
     *,
     is_there: bool = True,
-) -> None:
+) -> bool:
     """Do the work of a stage unless its marker says that it is done; write the marker, with what it returns, last.
 
     Parameters
     ----------
     is_there
         Whether the result of a stage that is done is still there; if not it is made again.
+
+    Returns
+    -------
+    Whether it was done just now.
 
     Raises
     ------
@@ -156,7 +160,7 @@ def once(
                 "submit the job again for a new run folder"
             )
         log.info("done already, in %.0f s", done.seconds)
-        return
+        return False
     if world.is_main:
         for old in [*marker.parent.glob(f"{stage}.failed.*.json"), *marker.parent.glob(f"{stage}.again.*")]:
             old.unlink()
@@ -174,11 +178,12 @@ def once(
             hosts=(world.nodes,),
         ).save(marker)
         log.info("finished in %.0f s", seconds)
+    return True
 
 
 @contextmanager
 def _alone(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
-    """Let rank 0 keep others from running the stage in the same folder at the same time."""
+    """Let rank 0 keep others from running the stage in the same folder at the same time, and clear what kills left."""
     lock = FileLock(paths.marker(stage).with_suffix(".lock"))
     if not world.is_main:
         yield
@@ -189,6 +194,8 @@ def _alone(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
     except Timeout:
         raise UserError(f"{paths.folder}: {stage} is at work here already; wait for it, or cancel it") from None
     try:
+        for folder in paths.own_folders:
+            remove_drafts(folder)
         yield
     finally:
         lock.release()

@@ -6,9 +6,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,10 @@ from tlbatch.job.errors import UserError
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+DRAFT_LASTS_S = 24 * 3600
+"""Seconds after which nobody can be writing a file any more."""
+_DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names that tempfile makes of the prefixes below."""
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG}
 
 
@@ -78,6 +84,27 @@ def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_drafts(folder: Path, *, older_s: float | None = None) -> None:
+    """Remove the temporary files and folders that kills have left in a folder.
+
+    Parameters
+    ----------
+    older_s
+        Only those that nobody has changed for so long: others may be at work there. None: nobody else can be.
+    """
+    for path in folder.glob(".*.*"):
+        try:
+            age_s = time.time() - path.lstat().st_mtime
+        except FileNotFoundError:  # another has just removed it
+            continue
+        if not _DRAFT.fullmatch(path.name) or (older_s is not None and age_s < older_s):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -96,6 +96,12 @@ class RunPaths:
         """The same as a page."""
         return self.report / "report.html"
 
+    @property
+    def own_folders(self) -> tuple[Path, ...]:
+        """Folders into which nobody but the stage that is at work writes."""
+        figures = self.report / "figures"
+        return self.folder, self.folder / "markers", self.checkpoints, self.predictions, self.report, figures
+
     def marker(self, stage: StageName) -> Path:
         """There, if the stage has finished."""
         return self.folder / "markers" / f"{stage}.json"
@@ -106,7 +112,9 @@ class RunPaths:
 
     def stages_left(self, job: Job) -> tuple[StageName, ...]:
         """The stages that have not finished, in their order."""
-        return tuple(stage for stage in stages_of(job) if not self.marker(stage).exists())
+        scratch = {"choose": self.trials, "train": self.snapshots}  # removed last, after the marker is written
+        left = {stage for stage, folder in scratch.items() if folder.exists()}
+        return tuple(stage for stage in stages_of(job) if stage in left or not self.marker(stage).exists())
 
     def failure(self, stage: StageName, rank: int) -> Path:
         """There, if the rank has failed."""

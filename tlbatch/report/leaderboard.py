@@ -11,7 +11,7 @@ import pandas as pd
 from filelock import FileLock
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import plain_text, write_text
+from tlbatch.job.files import DRAFT_LASTS_S, plain_text, remove_drafts, write_text
 from tlbatch.job.records import load_record
 from tlbatch.job.report import SCORES, Comparison, Report
 from tlbatch.report.compare import compare
@@ -126,6 +126,7 @@ def rebuild_leaderboard(file: Path) -> pd.DataFrame:
     the leader where this holds zero, and for the leader all such runs.
     """
     with FileLock(file.with_suffix(".lock")):
+        remove_drafts(file.parent, older_s=DRAFT_LASTS_S)
         entries = load_entries(file.parent)
         groups = [list(group) for _, group in groupby(entries, key=lambda entry: entry.terms)]
         tables = [_ranked(group) for group in groups]

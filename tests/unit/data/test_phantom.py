@@ -1,4 +1,5 @@
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from tlbatch.data import phantom
-from tlbatch.data.phantom import draw, make, photographs
+from tlbatch.data.phantom import draw, make, make_once, photographs
+from tlbatch.job.images import Phantom
 
 
 def _make(folder: Path, **changes: Any) -> Path:
@@ -150,6 +152,14 @@ def test_nothing_is_left_when_drawing_fails_midway(tmp_path: Path, monkeypatch: 
     with pytest.raises(MemoryError):
         _make(tmp_path / "made")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_has_left_of_a_drawing_goes_when_it_is_old(tmp_path: Path) -> None:
+    left = tmp_path / ".0123456789ab.abcdefgh"
+    (left / "train").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    make_once(tmp_path / "drawn", Phantom(images_per_grade=2, side=64), workers=1)
+    assert not left.exists()
 
 
 def test_the_command_writes_the_folder_and_refuses_it_the_second_time(

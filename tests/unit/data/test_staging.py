@@ -49,6 +49,13 @@ def test_the_password_of_a_server_comes_from_netrc(server: str, tmp_path: Path) 
     assert (tmp_path / "staged" / "a.tar").read_bytes() == BODY
 
 
+def test_what_a_kill_has_left_of_a_transfer_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".a.tar.abcdefgh"
+    left.write_bytes(b"half")
+    stage_urls(["pipe:echo tar"], tmp_path)
+    assert not left.exists()
+
+
 def test_an_address_with_signs_of_the_shell_reaches_none(server: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be fetched"):
         stage_urls([f"http://{server}/a.tar?'$(touch {tmp_path}/pwned)'`touch {tmp_path}/pwned`"], tmp_path / "staged")

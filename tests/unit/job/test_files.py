@@ -1,10 +1,14 @@
 import errno
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, atomic_folder, digest_of, to_json, write_text
+from tlbatch.job.files import DRAFT_LASTS_S, atomic_file, atomic_folder, digest_of, remove_drafts, to_json, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -25,6 +29,35 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "set") as draft:
         write_text(draft / "one", "1")
     assert (tmp_path / "set" / "one").read_text(encoding="utf-8") == "1"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tlbatch.job.files import atomic_file, atomic_folder
+with atomic_file(Path(sys.argv[1], "file.txt")), atomic_folder(Path(sys.argv[1], "set")) as draft:
+    (draft / "one").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    drafts = set(tmp_path.iterdir())
+    assert len(drafts) == 2
+    kept = {tmp_path / name for name in (".lock", "a.b", ".hidden", ".hidden.text", "plain.12345678")}
+    for path in kept:
+        path.touch()
+    remove_drafts(tmp_path, older_s=DRAFT_LASTS_S)
+    assert set(tmp_path.iterdir()) == kept | drafts
+    old = drafts.pop()
+    os.utime(old, (0, 0))
+    remove_drafts(tmp_path, older_s=DRAFT_LASTS_S)
+    assert set(tmp_path.iterdir()) == kept | drafts
+    remove_drafts(tmp_path)
+    assert set(tmp_path.iterdir()) == kept
+    remove_drafts(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -1,4 +1,5 @@
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def test_a_run_whose_predictions_are_gone_stops_no_other(tmp_path: Path, caplog:
     assert table["rank"].tolist() == [1, 2]
     assert pd.isna(table.loc["b", "behind"])
     assert "a and b are not compared: " in caplog.records[-1].getMessage()
+
+
+def test_what_kills_have_left_beside_the_leaderboard_goes_when_it_is_old(tmp_path: Path) -> None:
+    young, old = tmp_path / ".leaderboard.csv.abcdefgh", tmp_path / ".run.abcdefgh"
+    young.touch()
+    (old / "logs").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    rebuild_leaderboard(tmp_path / "leaderboard.csv")
+    assert (young.exists(), old.exists()) == (True, False)
 
 
 def test_without_a_report_the_leaderboard_is_a_header(tmp_path: Path) -> None:

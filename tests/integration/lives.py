@@ -1,0 +1,140 @@
+"""Lives of a stage: each a process of its own, forked from one that has imported everything, that may be killed."""
+
+import importlib
+import mmap
+import os
+import random
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal
+
+from tlbatch import trials
+from tlbatch.data import activations
+from tlbatch.epochs import Lookout
+from tlbatch.job.cli import guarded
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import STAGES, StageName
+
+STEPS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir", "fdopen")
+"""Calls of ``os`` by which a stage changes the disk; what is written to an open file is seen by nobody before them."""
+Moment = Literal["before", "inside", "after"]
+_LONGEST_S = 300
+
+
+@dataclass(frozen=True)
+class Death:
+    """When a life ends: at a time, or at a step."""
+
+    after_s: float | None = None
+    step: int = 0
+    """Counted from 1."""
+    is_done: bool = False
+    """Whether the step is done first."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """How a life went."""
+
+    code: int
+    """Exit code, or the negative of the signal that ended it."""
+    steps: int
+    seconds: float
+    killed: Moment | None
+    """Before the first step of the stage, before its marker was written, or after."""
+
+
+def prepare() -> None:
+    """Import all stages, and let those that are forked write often: many small blocks, a snapshot at every step.
+
+    Trials are judged once, which writes as much in a third of the time.
+    """
+    for stage in STAGES:
+        importlib.import_module(f"tlbatch.{stage}")
+    activations.BLOCK_BYTES = 1 << 12
+    trials._REPEATS = 1
+    look = Lookout.look
+
+    @wraps(look)
+    def look_at_once(self: Lookout, **_: bool) -> None:
+        look(self, at_once=True)
+
+    Lookout.look = look_at_once  # type: ignore[method-assign]
+
+
+def draw_death(way: Literal["time", "step"], whole: Life, generator: random.Random) -> Death:
+    """A moment of a stage that took as long, or as many steps, as ``whole``."""
+    if way == "time":
+        return Death(after_s=generator.uniform(0, whole.seconds))
+    return Death(step=generator.randint(1, whole.steps), is_done=generator.random() < 0.5)
+
+
+def live(stage: StageName, folder: Path, log: Path, death: Death | None = None) -> Life:
+    """Run a stage until its end or its death, which comes to its whole process group."""
+    death = death or Death()
+    counter = mmap.mmap(-1, 8)
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _run(stage, folder, log, death, counter)
+    with suppress(OSError):  # the child does the same; whoever comes first
+        os.setpgid(child, child)
+    descriptor = os.pidfd_open(child)
+    limit = _LONGEST_S if death.after_s is None else death.after_s
+    ended, _, _ = select.select([descriptor], [], [], limit)
+    os.close(descriptor)
+    if not ended:
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):  # workers that outlived it
+        os.killpg(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(status)
+    (steps,) = struct.unpack("q", counter[:])
+    seconds = time.monotonic() - began
+    if not ended and death.after_s is None:
+        raise TimeoutError(f"{stage} did not end in {_LONGEST_S} s; see {log}")
+    return Life(code, steps, seconds, _moment(stage, folder, steps) if code == -signal.SIGKILL else None)
+
+
+def _moment(stage: StageName, folder: Path, steps: int) -> Moment:
+    if RunPaths(folder).marker(stage).exists():
+        return "after"
+    return "inside" if steps else "before"
+
+
+def _run(stage: StageName, folder: Path, log: Path, death: Death, counter: mmap.mmap) -> None:
+    """The child: never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        for name in STEPS:
+            setattr(os, name, _counted(getattr(os, name), death, counter))
+        code = guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, folder)
+    finally:
+        os._exit(code)
+
+
+def _counted(call: Callable[..., Any], death: Death, counter: mmap.mmap) -> Callable[..., Any]:
+    @wraps(call)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        number = struct.unpack("q", counter[:])[0] + 1
+        counter[:] = struct.pack("q", number)
+        if number == death.step and not death.is_done:
+            os.killpg(0, signal.SIGKILL)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            if number == death.step:
+                os.killpg(0, signal.SIGKILL)
+
+    return counted
