@@ -59,7 +59,7 @@ class StopFlag:
 
     @property
     def wants_again(self) -> bool:
-        """Whether time has run out; who cancels a job does not want it back, and who pre-empts it starts it again."""
+        """Whether time has run out; who cancels a job does not want it back, and who preempts it starts it again."""
         return self.signal_name in _AGAIN
 
 
