@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tlbatch.job.load import load_job
 from tlbatch.job.prepare import resolve, run_paths
-from tlbatch.launch import render
+from tlbatch.script import HOST, one_run, render
 
 GOLDEN = """\
 #!/bin/bash
@@ -23,12 +23,14 @@ GOLDEN = """\
 #SBATCH --open-mode=append
 #SBATCH --output='{logs}/%j_0_log.out'
 #SBATCH --partition=gpu
-#SBATCH --signal=USR2@90
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
 #SBATCH --time=60
 
 # setup
 foreign=$(find '{run}' '{logs}' -prune '(' -perm /022 -o '!' -user "$(id -u)" ')') && [ -z "$foreign" ] || {{ echo \
 "error: the run folder is not yours alone to write: $foreign; submit the job as a new run" >&2; exit 78; }}
+{host}tlbatch_begin 120 '{run}' train
 export SLURM_EXPORT_ENV=ALL
 export NCCL_DEBUG=WARN || exit 78
 trap '((${{#BASH_SOURCE[@]}} > 1)) || {{ echo "error: slurm.setup.$setup_line failed; mend this line of the job, or \
@@ -39,7 +41,12 @@ export SRUN_CPUS_PER_TASK=4
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '{logs}/%j_%t_log.out' --kill-on-bad-exit=1 {python} -u -m submitit.core._submit '{logs}'
+srun --unbuffered --output '{logs}/%j_%t_log.out' --kill-on-bad-exit=1 --output="$TLBATCH_LOG" env \
+--block-signal=USR2 {python} -u -m submitit.core._submit '{logs}'
+
+
+# teardown
+tlbatch_end $? "$TLBATCH_AGAIN" 100 '{run}/markers/train.json'
 """
 
 
@@ -52,9 +59,10 @@ def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path
     ]  # fmt: skip
     record = resolve(load_job([jobs / "flowers17.toml"], [*options, f"data.images={tmp_path}", f"workspace={space}"]))
     run = space / "runs" / "r"
-    text = render(record, run_paths(record), "train", after="afterok:17")
-    assert text == GOLDEN.format(run=run, logs=run / "logs", python=sys.executable)
-    alone = render(record, run_paths(record), "shard", after=None)
+    slurm, paths = record.job.slurm, run_paths(record)
+    text = render(slurm, one_run(record, paths, "train"), "train", after="afterok:17")
+    assert text == GOLDEN.format(run=run, logs=run / "logs", python=sys.executable, host=HOST).rstrip()
+    alone = render(slurm, one_run(record, paths, "shard"), "shard", after=None)
     assert "#SBATCH --nodes=1" in alone
     assert "gpus" not in alone
     assert "dependency" not in alone
