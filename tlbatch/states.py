@@ -88,12 +88,28 @@ def judge(seen: Seen, queue: Queue | None, now: float) -> tuple[State, str]:
     return _without_slurm(seen, now, is_answered=queue is not None)
 
 
+def job_at_work(seen: Seen, queue: Queue) -> str | None:
+    """The job that will do, or does, the next stage of a run; none where the stage has failed and only others go on."""
+    waiting = [job.id for job in _own_jobs(seen, queue) if job.is_waiting]
+    running = [job.id for job in _own_jobs(seen, queue) if job.is_running and seen.failed is None]
+    return next(iter(waiting + running), None)
+
+
 def _own_jobs(seen: Seen, queue: Queue) -> list[QueuedJob]:
-    """Those that SLURM knows; a job of another name has only got the number of one of long ago."""
+    """Those that SLURM knows; a job of another name has only got the number of one of long ago.
+
+    A job of several runs has for its name what theirs begin with, if anything.
+    """
     found = [job for name in dict.fromkeys(seen.jobs) for job in queue.get(name, ())]
     submitted = {one.job for one in seen.submitted}
     name = seen.record.job.name
-    return [job for job in found if job.id.partition("_")[0] not in submitted or job.name.startswith(name)]
+    return [
+        job
+        for job in found
+        if job.id.partition("_")[0] not in submitted
+        or job.name.startswith((name, "tlbatch-"))
+        or name.startswith(job.name.removesuffix(f"-{seen.stage}"))
+    ]
 
 
 def _running(seen: Seen, now: float, *, since: float) -> tuple[State, str]:

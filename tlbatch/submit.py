@@ -1,26 +1,29 @@
 """Submit a job: to SLURM as a chain of stages, or to this machine.
 
 The job files are merged left to right, then key=value overrides, and validated once. A run that was stopped goes on
-where it was when its folder is named in place of them.
+where it was when its folder is named in place of them. Several runs, of recipes or a sweep, become job arrays.
 """
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tlbatch.job.cli import EXIT_USER_ERROR
+from tlbatch.job.cli import EXIT_AGAIN, EXIT_USER_ERROR
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import place_named
+from tlbatch.job.files import digest_of, place_named
 from tlbatch.job.load import config_keys, load_jobs
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import begun_in, make_run, open_run, resolve, run_paths
+from tlbatch.job.prepare import Run, begun_in, make_run, open_run, resolve, run_paths, taken_up
 from tlbatch.job.records import RunRecord, StageName
 from tlbatch.watch import print_board, print_scores, wait_for_chain
+
+_MOST_COMPARED = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,43 +74,107 @@ def key_table() -> str:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from tlbatch import launch  # noqa: PLC0415 (submitit would double the time of --help)
+    from tlbatch import arrays, launch  # noqa: PLC0415 (submitit would double the time of --help)
 
     if options.dry_run or options.check:
-        for record, paths in _runs(options, make=False):
-            _show_scripts(record, paths, check=options.check)
+        _show_scripts(_runs(options, make=False), check=options.check)
         return 0
     if not (options.local or options.inside) and shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
     runs = _runs(options, make=True)
-    codes = []
+    if len(runs) == 1:
+        return _submit_one(*runs[0], options)
+    left = _left(runs)
     if options.local or options.inside:
-        for record, paths in runs:
+        for record, paths in left:
             print(f"run folder  {paths.folder}", flush=True)
-            work = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
-            codes.append(work)
+            code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
+            if code == EXIT_AGAIN:
+                return code
+        return _end_of_several(runs)
+    at_work = arrays.at_work(left)
+    for _, paths in left:
+        print(f"run folder  {paths.folder}{f'  at work, job {at_work[paths]}' if paths in at_work else ''}", flush=True)
+    missing = [run for run in left if run[1] not in at_work]
+    if len(missing) == 1:
+        _print_jobs(launch.submit_chain(*missing[0]))
+    elif missing:
+        arrays.submit_runs(missing)
+    if not options.wait:
+        _print_folds(runs)
+        return 0
+    if left:
+        arrays.wait_for_runs(left)
+    return _end_of_several(runs)
+
+
+def _submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) -> int:
+    from tlbatch import launch  # noqa: PLC0415 (as above)
+
+    print(f"run folder  {paths.folder}", flush=True)
+    if options.local or options.inside:
+        code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
     else:
-        chains: list[dict[StageName, str]] = []
-        for record, paths in runs:
-            print(f"run folder  {paths.folder}", flush=True)
-            behind = chains[-1].get("cache") if chains else None
-            chains.append(launch.submit_chain(record, paths, behind=behind))
-            for stage, job_id in chains[-1].items():
-                print(f"job {job_id:>8}  {stage}", flush=True)
+        jobs = launch.submit_chain(record, paths)
+        _print_jobs(jobs)
         if not options.wait:
             return 0
-        codes = [wait_for_chain(jobs, paths) for jobs, (_, paths) in zip(chains, runs, strict=True)]
-    ended = [run for run, code in zip(runs, codes, strict=True) if code == 0]
-    if len(runs) == 1 and ended:
-        print_scores(*ended[0])
-    elif ended:
+        code = wait_for_chain(jobs, paths)
+    if code == 0:
+        print_scores(record, paths)
+    return code
+
+
+def _print_jobs(jobs: Mapping[StageName, str]) -> None:
+    for stage, job_id in jobs.items():
+        print(f"job {job_id:>8}  {stage}", flush=True)
+
+
+def _left(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have not finished; of the others that is said."""
+    for record, paths in runs:
+        if not paths.stages_left(record.job):
+            print(f"run folder  {paths.folder}  finished already", flush=True)
+    return [(record, paths) for record, paths in runs if paths.stages_left(record.job)]
+
+
+def _end_of_several(runs: Sequence[Run]) -> int:
+    """Print what the runs that ended well scored; the exit code."""
+    failed = _unfinished(runs)
+    ended = [run for run in runs if run not in failed]
+    if ended:
         print_board(ended)
-        _compare([paths for _, paths in ended])
-    return max(codes)
+        _compare(ended)
+        _print_folds(ended)
+    if failed:
+        names = " ".join(shlex.quote(str(paths.folder)) for _, paths in failed)
+        sys.stderr.write(
+            f"error: {len(failed)} of {len(runs)} runs failed; go on with python -m tlbatch.submit {names}\n"
+        )
+    return int(bool(failed))
 
 
-def _runs(options: argparse.Namespace, *, make: bool) -> list[tuple[RunRecord, RunPaths]]:
-    """The runs that are meant: those whose folders are named, or new ones of the job."""
+def _unfinished(runs: Sequence[Run]) -> list[Run]:
+    return [(record, paths) for record, paths in runs if paths.stages_left(record.job)]
+
+
+def _print_folds(runs: Sequence[Run]) -> None:
+    """Name the command that puts the folds of a job together, for every job of which all are there."""
+    of_job: dict[str, list[Run]] = {}
+    for record, paths in runs:
+        tree = record.job.model_dump(mode="json", exclude={"name", "run", "slurm"})
+        del tree["data"]["split"]["fold"]
+        of_job.setdefault(digest_of(tree), []).append((record, paths))
+    for folds in of_job.values():
+        if len(folds) == folds[0][0].job.data.split.folds:
+            names = shlex.join(str(paths.folder) for _, paths in folds)
+            print(f"folds together  python -m tlbatch.reduce {names} --ensemble")
+
+
+def _runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
+    """The runs that are meant: those whose folders are named, or those of the job, which may be there from before."""
+    from tlbatch import arrays  # noqa: PLC0415 (as above)
+
     overrides = [text for text in options.job if "=" in text and not text.startswith(("/", "."))]  # else a path with =
     overrides = [text for text in overrides if not (Path(text) / "job.json").is_file()]
     files = [Path(text) for text in options.job if text not in overrides]
@@ -116,52 +183,74 @@ def _runs(options: argparse.Namespace, *, make: bool) -> list[tuple[RunRecord, R
         other = next(file for file in files if file not in folders)
         raise UserError(f"{other}: a run goes on with its own job; name run folders, or job files")
     if folders:
-        return [open_run(folder, overrides) for folder in folders]
+        return [open_run(folder, overrides) for folder in dict.fromkeys(folders)]
     allocation = os.environ.get("SLURM_JOB_ID") if options.inside else None
     restarted = bool(allocation) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    runs = []
-    for job in load_jobs(files, overrides):
-        record = resolve(job).model_copy(update={"allocation": allocation})
-        known = begun_in(str(allocation), record) if restarted else None
-        runs.append(known or (record, make_run(record) if make else run_paths(record)))
-    return runs
+    records = [resolve(job).model_copy(update={"allocation": allocation}) for job in load_jobs(files, overrides)]
+    known = [begun_in(str(allocation), record) if restarted else None for record in records]
+    if len(records) > 1:
+        known = [one or taken_up(record, save=make) for one, record in zip(known, records, strict=True)]
+    placed = [one or (record, run_paths(record)) for one, record in zip(known, records, strict=True)]
+    if len(placed) > 1 and not (options.local or options.inside):
+        arrays.check_alike(placed)
+    if make:
+        for record, paths in placed:
+            if not paths.record.exists():
+                make_run(record)
+    return placed
 
 
-def _compare(runs: Sequence[RunPaths]) -> None:
-    """Have reduce write the page that compares the recipes; it needs what a login command does not load."""
-    command = [sys.executable, "-m", "tlbatch.reduce", *(str(paths.folder) for paths in runs)]
+def _compare(runs: Sequence[Run]) -> None:
+    """Have reduce write the page that compares the runs; it needs what a login command does not load."""
+    folds = [record.job.data.split.fold for record, _ in runs if record.job.data.split.folds]
+    if len(set(folds)) == len(runs) or len(runs) > _MOST_COMPARED:  # nothing in common, or too many pairs to read
+        return
+    command = [sys.executable, "-m", "tlbatch.reduce", *(str(paths.folder) for _, paths in runs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
-    print(f"comparison      {said if done.returncode else runs[0].folder.parent / 'comparison.html'}")
+    print(f"comparison      {said if done.returncode else runs[0][1].folder.parent / 'comparison.html'}")
 
 
-def _show_scripts(record: RunRecord, paths: RunPaths, *, check: bool) -> None:
-    from tlbatch import launch  # noqa: PLC0415 (as above)
+def _show_scripts(runs: Sequence[Run], *, check: bool) -> None:
+    from tlbatch import arrays  # noqa: PLC0415 (as above)
 
-    stages = paths.stages_left(record.job)
-    print(f"run folder  {paths.folder}")
-    if record.job.slurm.shard_tasks > 1 and "shard" in stages:
-        print(f"\n##### shard, first\n{launch.render(record, paths, 'shard', after=None, shares=True)}")
+    left = _left(runs) if len(runs) > 1 else runs
+    for _, paths in left:
+        print(f"run folder  {paths.folder}")
+    shown = list(arrays.scripts(left)) if len(left) > 1 else [one for run in left for one in _scripts(*run)]
+    for title, script, _ in shown:
+        print(f"\n##### {title}\n{script}")
+    if check:
+        _test_only([(title, alone) for title, _, alone in shown])
+
+
+def _scripts(record: RunRecord, paths: RunPaths) -> Iterator[tuple[str, str, str]]:
+    """Title and script of each job of a run, as it will be submitted and as it would be with nothing before."""
+    from tlbatch.script import one_run, one_share, render  # noqa: PLC0415 (as above)
+
+    slurm, stages = record.job.slurm, paths.stages_left(record.job)
+    if slurm.shard_tasks > 1 and "shard" in stages:
+        shares = render(slurm, one_share(record, paths), "shard", after=None, elements=slurm.shard_tasks)
+        yield "shard, first", shares, shares
     for stage, before in zip(stages, (None, *stages), strict=False):
         after = before and f"afterok:<id of {before}>"
-        print(f"\n##### {stage}\n{launch.render(record, paths, stage, after=after)}")
-    if check:
-        _test_only({stage: launch.render(record, paths, stage, after=None) for stage in stages})
+        script, alone = (render(slurm, one_run(record, paths, stage), stage, after=one) for one in (after, None))
+        yield stage, script, alone
 
 
-def _test_only(scripts: dict[StageName, str]) -> None:
+def _test_only(scripts: Sequence[tuple[str, str]]) -> None:
     """Ask SLURM whether it would take each script."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; --check needs SLURM, --dry-run does not")
     refused = []
-    for stage, text in scripts.items():
+    for title, text in scripts:
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
             script.write(text)
             script.flush()
             done = subprocess.run(["sbatch", "--test-only", script.name], capture_output=True, text=True, check=False)
-        print(f"{stage}: {' '.join((done.stderr or done.stdout).split())}")
+        print(f"{title}: {' '.join((done.stderr or done.stdout).split())}")
         if done.returncode:
-            refused.append(stage)
+            refused.append(title)
     if refused:
         raise UserError(f"SLURM would refuse {', '.join(refused)} (see above); change the slurm section of the job")
 

@@ -154,22 +154,24 @@ def test_one_rank_and_two_give_the_same_predictions_to_rounding(
     assert np.allclose(one[columns], two[columns], atol=1e-3)
 
 
-def test_recipes_end_with_a_table_and_a_page_that_compares_them(tiny: Path) -> None:
+def test_recipes_and_sweeps_end_with_a_table_and_a_page_that_compares_them(tiny: Path) -> None:
     recipes = tiny / "recipes.toml"
-    recipes.write_text("[recipes.usual]\n[recipes.dropped]\nhead.dropout = 0.5\n", encoding="utf-8")
+    recipes.write_text("[recipes.usual]\n[sweep]\nhead.dropout = [0, 0.5]\n", encoding="utf-8")
     done = submit(tiny, str(recipes), "run=both", "phase.1.epochs=1", "--local")
     assert done.returncode == 0, done.stdout + done.stderr
     heading, *rows, tests, board, comparison = done.stdout.splitlines()[-6:]
     assert heading.split() == ["recipe", "accuracy", "(95", "%", "interval)"]
-    scores = {
-        f"tiny-{name}": report(tiny, f"both-{name}")["scores"]["accuracy"]["value"] for name in ("usual", "dropped")
-    }
+    names = [f"usual-dropout{value}" for value in ("0", "0.5")]
+    scores = {f"tiny-{name}": report(tiny, f"both-{name}")["scores"]["accuracy"]["value"] for name in names}
     assert sorted(rows) == [row for row in sorted(rows) if f"{scores[row.split()[0]]:.4f}" == row.split()[1]]
-    assert tests == f"test images     {report(tiny, 'both-usual')['n']}"
+    assert tests == f"test images     {report(tiny, 'both-usual-dropout0')['n']}"
     assert board == f"leaderboard     {tiny}/space/runs/leaderboard.csv"
     assert comparison == f"comparison      {tiny}/space/runs/comparison.html"
     page = (tiny / "space" / "runs" / "comparison.html").read_text(encoding="utf-8")
-    assert all(run in page for run in ("Comparison of 2 runs", "both-usual", "both-dropped", "not different"))
+    assert all(run in page for run in ("Comparison of 2 runs", *(f"both-{name}" for name in names), "not different"))
+    again = submit(tiny, str(recipes), "run=both", "phase.1.epochs=1", "--local")
+    assert again.stdout.splitlines()[-6:] == done.stdout.splitlines()[-6:]
+    assert [line.endswith("  finished already") for line in again.stdout.splitlines()[:3]] == [True, True, False]
 
 
 def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:

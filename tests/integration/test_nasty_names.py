@@ -13,7 +13,7 @@ import pytest
 import submitit
 from slurm_cluster import SlurmCluster
 
-from tlbatch import launch
+from tlbatch import launch, script
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
@@ -61,7 +61,9 @@ def submit_work(prepared: Prepared, folder: Path) -> str:
 
     folder.mkdir()
     executor = submitit.SlurmExecutor(paths.logs)
-    executor.update_parameters(**launch.slurm_parameters(record, paths, "train", after=None))
+    executor.update_parameters(
+        **script.slurm_parameters(record.job.slurm, script.one_run(record, paths, "train"), "train", after=None)
+    )
     job_id: str = executor.submit(write, str(folder)).job_id
     return job_id
 
@@ -123,9 +125,10 @@ def test_a_run_folder_that_was_opened_since_stops_the_job(
     prepare: Callable[..., Prepared], slurm: SlurmCluster
 ) -> None:
     record, paths = prepare("run=opened")
-    blocker = slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 5").stdout.strip()
-    jobs = launch.submit_chain(record, paths, behind=blocker)
+    slurm.run("scontrol", "update", "partition=main", "state=down")
+    jobs = launch.submit_chain(record, paths)
     paths.folder.chmod(0o770)
+    slurm.run("scontrol", "update", "partition=main", "state=up")
     assert slurm.wait([jobs["shard"]], 60) == {jobs["shard"]: "FAILED"}
     assert slurm.job_field(jobs["shard"], "ExitCode") == "78:0"
     log = (paths.logs / f"{jobs['shard']}_0_log.out").read_text("utf-8")
@@ -136,10 +139,10 @@ def test_a_run_folder_that_was_opened_since_stops_the_job(
 def test_names_reach_slurm_as_they_are(prepare: Callable[..., Prepared], slurm: SlurmCluster, key: str) -> None:
     name = 'it\'s "a" $(b) #c;d' if key == "account" else "a&b"
     record, paths = prepare(f"run={key}", **{key: name})
-    script = launch.render(record, paths, "shard", after=None)
-    assert re.search(rf"^#SBATCH --{key}='", script, re.MULTILINE)
+    text = script.render(record.job.slurm, script.one_run(record, paths, "shard"), "shard", after=None)
+    assert re.search(rf"^#SBATCH --{key}='", text, re.MULTILINE)
     file = paths.folder / "script.sh"
-    file.write_text(script.replace("srun", "true srun"), encoding="utf-8")
+    file.write_text(text.replace("srun", "true srun"), encoding="utf-8")
     done = slurm.run("sbatch", "--hold", "--parsable", str(file))
     if key == "constraint":  # no node has them, which SLURM says at once
         assert "Invalid feature" in done.stderr, done

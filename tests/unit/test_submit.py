@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tlbatch.job.load import load_job
 from tlbatch.job.prepare import resolve, run_paths
-from tlbatch.launch import HOST, render
+from tlbatch.script import HOST, one_run, render
 
 GOLDEN = """\
 #!/bin/bash
@@ -43,12 +43,13 @@ export SRUN_CPUS_PER_TASK=4
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '{logs}/%j_%t_log.out' --kill-on-bad-exit=1 --output="$TLBATCH_LOG" \
-env --block-signal=USR2 {python} -u -m submitit.core._submit '{logs}'
+srun --unbuffered --output '{logs}/%j_%t_log.out' --kill-on-bad-exit=1 --output="$TLBATCH_LOG" env \
+--block-signal=USR2 {python} -u -m submitit.core._submit '{logs}'
 
 
 # teardown
-tlbatch_end $? '{run}/markers/train.json' "$TLBATCH_AGAIN" 100"""
+tlbatch_end $? "$TLBATCH_AGAIN" 100 '{run}/markers/train.json'
+"""
 
 
 def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path, tmp_path: Path) -> None:
@@ -60,9 +61,10 @@ def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path
     ]  # fmt: skip
     record = resolve(load_job([jobs / "flowers17.toml"], [*options, f"data.images={tmp_path}", f"workspace={space}"]))
     run = space / "runs" / "r"
-    text = render(record, run_paths(record), "train", after="afterok:17")
-    assert text == GOLDEN.format(run=run, logs=run / "logs", python=sys.executable, host=HOST)
-    alone = render(record, run_paths(record), "shard", after=None)
+    slurm, paths = record.job.slurm, run_paths(record)
+    text = render(slurm, one_run(record, paths, "train"), "train", after="afterok:17")
+    assert text == GOLDEN.format(run=run, logs=run / "logs", python=sys.executable, host=HOST).rstrip()
+    alone = render(slurm, one_run(record, paths, "shard"), "shard", after=None)
     assert "#SBATCH --nodes=1" in alone
     assert "gpus" not in alone
     assert "dependency" not in alone

@@ -60,6 +60,8 @@ class Slurm(Section):
     notify: Path | None = None
     """Program that is called on the host at the end of every life of a stage, with the stage, the run folder, and
     finished, again or failed; whatever secrets it needs stay in it."""
+    parallel: Annotated[int, Field(ge=1)] = 16
+    """Runs of a sweep, or recipes, that are at the same stage at once."""
     setup: tuple[str, ...] = ()
     """Shell lines in the batch script of every stage, e.g. module load; a failing command in them stops the stage.
     Neither with --local nor with --inside."""
@@ -165,6 +167,9 @@ class Job(Section):
     at thresholds that are fitted as those of a regression."""
     recipes: Mapping[str, dict[str, Any]] = {}
     """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own on the same images."""
+    sweep: Mapping[str, Any] = {}
+    """Lists of values for keys, e.g. { seed = [0, 1], phase.0.optimizer.lr = [1e-3, 1e-2] }: every combination is a run
+    of its own."""
     strategy: Literal["phases", "auto"] = "phases"
     """phases: those of the job; auto: probes and trainings on folds of the training images choose head and phases."""
     strategy_minutes: Positive = 120.0

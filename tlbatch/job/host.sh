@@ -1,16 +1,16 @@
 # What a batch script does around the tasks of a stage, on the host: no container, and no Python, is needed for it.
-# tlbatch.launch writes it into every script; slurm/finetune.sh reads it.
+# tlbatch.script writes it into every script; slurm/finetune.sh reads it.
 
 # Set what the tasks need to know: when the job's time ends, how long SLURM waits before it kills, where to log.
 tlbatch_begin() { # SIGNAL_DELAY_S [RUN STAGE]
   local end
-  end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e 2> /dev/null || true)
-  if [ -n "$end" ] && end=$(date --date="$end" +%s 2> /dev/null); then export TLBATCH_DEADLINE=$((end - $1)); fi
-  TLBATCH_KILL_WAIT=$(scontrol show config 2> /dev/null | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p' || true)
-  export TLBATCH_KILL_WAIT
   # The bare id of the last element of an array is that of the whole array.
   TLBATCH_ID=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   TLBATCH_ID=${TLBATCH_ID:-$SLURM_JOB_ID}
+  end=$(squeue --noheader --jobs="$TLBATCH_ID" --format=%e 2> /dev/null || true)
+  if [ -n "$end" ] && end=$(date --date="$end" +%s 2> /dev/null); then export TLBATCH_DEADLINE=$((end - $1)); fi
+  TLBATCH_KILL_WAIT=$(scontrol show config 2> /dev/null | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p' || true)
+  export TLBATCH_KILL_WAIT
   if [ $# -gt 1 ]; then
     export TLBATCH_AGAIN="$2/markers/$3.again.$TLBATCH_ID.${SLURM_RESTART_COUNT:-0}"
     TLBATCH_RUN=$2 TLBATCH_STAGE=$3
@@ -18,12 +18,23 @@ tlbatch_begin() { # SIGNAL_DELAY_S [RUN STAGE]
   fi
 }
 
+# Leave at once if the stage before has not ended well for the run, which SLURM does not look at where runs share a job.
+tlbatch_need() { # DONE_FILE
+  local tries
+  for tries in 0 1 2 3; do
+    sleep "$tries"
+    if [ -e "$1" ]; then return; fi
+  done
+  echo "error: $1 is not there: the stage has failed for this run; go on with tlbatch.submit RUN" >&2
+  exit 1
+}
+
 # Leave with 0 only if the work is done, so that nothing that waits for it starts on less.
-tlbatch_end() { # EXIT_CODE DONE_FILE AGAIN_FILE MOST_RESTARTS
+tlbatch_end() { # EXIT_CODE AGAIN_FILE MOST_RESTARTS DONE_FILE...
   local tries
   for tries in 1 2 3 4 5; do # a file that another node wrote can appear a little later
-    if [ -e "$2" ]; then tlbatch_tell finished && exit 0; fi
-    if [ -e "$3" ]; then tlbatch_again "$4"; fi
+    if tlbatch_all_there "${@:4}"; then tlbatch_tell finished && exit 0; fi
+    if [ -e "$2" ]; then tlbatch_again "$3"; fi
     if [ "$1" != 0 ]; then tlbatch_tell failed && exit "$1"; fi
     sleep "$tries"
   done
@@ -35,6 +46,11 @@ tlbatch_tell() { # finished|again|failed
   if [ -n "${TLBATCH_NOTIFY:-}" ]; then
     timeout 30 "$TLBATCH_NOTIFY" "$TLBATCH_STAGE" "$TLBATCH_RUN" "$1" || echo "slurm.notify failed, the job goes on" >&2
   fi
+}
+
+tlbatch_all_there() { # FILE...
+  local file
+  for file; do if [ ! -e "$file" ]; then return 1; fi; done
 }
 
 # Put the job into the queue again, up to some number of times.

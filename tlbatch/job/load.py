@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
+from tlbatch.job.sweep import Combination, combinations
 
 Tree = dict[str, Any]
 _UNTOLD = {"slurm.setup", "slurm.environment", "data.urls", "run"}
@@ -24,18 +25,20 @@ def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
     Raises
     ------
     UserError
-        With one line for each wrong field; when the job has several recipes.
+        With one line for each wrong field; when the job has several runs.
     """
     jobs = load_jobs(files, overrides)
     if len(jobs) > 1:
-        raise UserError(f"recipes: the job has {len(jobs)} of them, where one is meant; name a job without")
+        raise UserError(
+            f"recipes and sweep: the job makes {len(jobs)} runs, where one is meant; name a job without them"
+        )
     return jobs[0]
 
 
 def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
-    """The same for every recipe of the job, each with its name at the end of the job's and the run's.
+    """The same for every recipe and every combination of what is swept, each named after the job and what it is.
 
-    The recipe's keys go over those of the files, and the overrides over both.
+    The recipe's keys go over those of the files, the overrides over both, and what is swept over all.
 
     Raises
     ------
@@ -45,16 +48,25 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
     tree: Tree = {}
     for file in files:
         tree = _merged(tree, _read_toml(file))
-    of_recipes = [one for one in overrides if one.partition("=")[0].partition(".")[0] == "recipes"]
-    overrides = [one for one in overrides if one not in of_recipes]
-    for override in of_recipes:
-        _set(tree, override)
+    of_several = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("recipes", "sweep")]
+    overrides = [one for one in overrides if one not in of_several]
+    for override in of_several:
+        _set(tree, *_parsed(override))
     recipes = tree.pop("recipes", {})
-    if not recipes:
-        return [_validated(tree, overrides)]
     if not isinstance(recipes, dict) or not all(isinstance(own, dict) for own in recipes.values()):
         raise UserError("recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys")
-    return [_validated(_merged(tree, own), overrides, name) for name, own in recipes.items()]
+    jobs: list[Job] = []
+    wrong: dict[str, None] = {}
+    for name, own in recipes.items() or [("", {})]:
+        merged = _merged(tree, own)
+        for combination in combinations(merged.pop("sweep", {})):
+            try:
+                jobs.append(_validated(merged, overrides, name, combination))
+            except UserError as error:
+                wrong |= dict.fromkeys(str(error).splitlines())
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return jobs
 
 
 def with_slurm(job: Job, overrides: Sequence[str]) -> Job:
@@ -71,18 +83,39 @@ def with_slurm(job: Job, overrides: Sequence[str]) -> Job:
     return _validated(job.model_dump(mode="json"), overrides) if overrides else job
 
 
-def _validated(tree: Tree, overrides: Sequence[str], recipe: str = "") -> Job:
+def _validated(tree: Tree, overrides: Sequence[str], recipe: str = "", combination: Combination = ("", {})) -> Job:
     tree = copy.deepcopy(tree)
+    label, swept = combination
     for override in overrides:
-        _set(tree, override)
-    if recipe:
-        named = {key: f"{tree[key]}-{recipe}" for key in ("name", "run") if tree.get(key)}
-        tree |= {"name": f"job-{recipe}", **named}
+        key, value = _parsed(override)
+        if taken := [one for one in swept if f"{key}.".startswith(f"{one}.")]:
+            raise UserError(f"{key}: is swept, by sweep.{taken[0]}; leave one of them out")
+        _set(tree, key, value)
+    for key, value in swept.items():
+        try:
+            _set(tree, key, copy.deepcopy(value))
+        except UserError as error:
+            raise UserError(f"sweep.{error}") from None
+    if recipe or label:
+        what = f"-{recipe}{label}" if recipe else label
+        tree |= {"name": f"{tree.get('name', 'job')}{what}"} | (
+            {"run": f"{tree['run']}{what}"} if tree.get("run") else {}
+        )
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
-        where = f"recipes.{recipe}." if recipe else ""
-        raise UserError("\n".join(where + _line(detail) for detail in error.errors())) from None
+        of_recipe = f"recipes.{recipe}." if recipe else ""
+        lines = [_line(detail) for detail in error.errors()]
+        raise UserError("\n".join(_of_sweep(line, swept) or of_recipe + line for line in lines)) from None
+
+
+def _of_sweep(line: str, swept: Tree) -> str | None:
+    """The error as one of what is swept, if it is."""
+    where, _, what = line.partition(": ")
+    if any(f"{where}.".startswith(f"{key}.") for key in swept):
+        return f"sweep.{line}"
+    within = [key for key in swept if key.startswith(f"{where}.")]
+    return f"sweep.{within[0]}: {what}" if within else None
 
 
 def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -142,18 +175,23 @@ def _merged(left: Tree, right: Tree) -> Tree:
     return both
 
 
-def _set(tree: Tree, override: str) -> None:
+def _parsed(override: str) -> tuple[str, object]:
+    """Key and value of an override."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UserError(f"{override}: an override reads key=value, e.g. phase.0.epochs=3")
+    return dotted, _value(text)
+
+
+def _set(tree: Tree, dotted: str, value: object) -> None:
     *parents, last = dotted.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
         node = _child(node, part, where=".".join(parents[: depth + 1]))
     if isinstance(node, list):
-        node[_position(node, last, where=dotted)] = _value(text)
+        node[_position(node, last, where=dotted)] = value
     elif isinstance(node, dict):
-        node[last] = _value(text)
+        node[last] = value
     else:
         raise UserError(f"{dotted}: {'.'.join(parents)} is a value, not a section; see --help for the keys")
 

@@ -17,6 +17,9 @@ from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.private import claim_logs, folder_mode
 from tlbatch.job.records import Best, RunRecord, load_record
 
+Run = tuple[RunRecord, RunPaths]
+"""A run, and where it lies."""
+
 
 def resolve(job: Job) -> RunRecord:
     """Make all paths absolute, name the run, and find what the stages will need.
@@ -127,7 +130,7 @@ def _check_names(record: RunRecord, paths: RunPaths) -> None:
         raise UserError(f"{line!r} is no text in UTF-8, which job.json is; rename it, or name another") from None
 
 
-def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunRecord, RunPaths]:
+def open_run(folder: Path, overrides: Sequence[str]) -> Run:
     """A run that is there, to go on with.
 
     Raises
@@ -143,7 +146,22 @@ def open_run(folder: Path, overrides: Sequence[str]) -> tuple[RunRecord, RunPath
     return record, paths
 
 
-def begun_in(allocation: str, record: RunRecord) -> tuple[RunRecord, RunPaths] | None:
+def taken_up(record: RunRecord, *, save: bool) -> Run | None:
+    """The run of this name that is there from the same job but for its slurm section, which the new one replaces."""
+    paths = RunPaths(record.job.workspace / "runs" / record.run)
+    if not paths.record.exists():
+        return None
+    found = paths.load_submitted()
+    jobs = [one.job.model_dump(mode="json", exclude={"slurm", "workspace", "run"}) for one in (found, record)]
+    if jobs[0] != jobs[1] or found.weights_digest != record.weights_digest:
+        return None
+    updated = found.model_copy(update={"job": found.job.model_copy(update={"slurm": record.job.slurm})})
+    if save and updated != found:
+        updated.save(paths.record)
+    return updated, paths
+
+
+def begun_in(allocation: str, record: RunRecord) -> Run | None:
     """The run that an earlier life of the SLURM job has made for this job, if it came that far."""
     for file in sorted((record.job.workspace / "runs").glob("*/job.json"), reverse=True):
         try:

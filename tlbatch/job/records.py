@@ -281,5 +281,5 @@ class SnapshotRecord(Record):
 
 def job_digest(record: RunRecord) -> str:
     """Digest of everything in the job that predictions depend on: not of its place, time, cluster or report."""
-    kept = record.job.model_dump(mode="json", exclude={"slurm", "workspace", "private", "run", "report"})
+    kept = record.job.model_dump(mode="json", exclude={"slurm", "workspace", "private", "run", "report", "sweep"})
     return digest_of({"job": kept, "weights": record.weights_digest})

@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 _FAILED = "error: slurm.setup.$setup_line failed; mend this line of the job, or let it fail with || true"
 _FOREIGN = "error: the run folder is not yours alone to write: $foreign; submit the job as a new run"
@@ -41,7 +40,13 @@ def setup_lines(lines: Sequence[str], environment: Mapping[str, str]) -> Iterato
         yield "trap - ERR"
 
 
-def ownership_line(folders: Sequence[Path]) -> str:
-    """Stop the script where anybody else could have put code into the folders; submitit unpickles what lies there."""
-    find = shlex.join(["find", *map(str, folders), "-prune", "(", "-perm", "/022", "-o", "!", "-user"])
+def ownership_line(folders: Sequence[str]) -> str:
+    """Stop the script where anybody else could have put code into the folders; submitit unpickles what lies there.
+
+    Parameters
+    ----------
+    folders
+        As words of the shell.
+    """
+    find = f"find {' '.join(folders)} -prune '(' -perm /022 -o '!' -user"
     return f"""foreign=$({find} "$(id -u)" ')') && [ -z "$foreign" ] || {{ echo "{_FOREIGN}" >&2; exit 78; }}"""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tlbatch.launch import HOST
+from tlbatch.script import HOST
 
 PROGRAMS = {
     "squeue": "echo 2026-03-01T12:00:00",
@@ -67,43 +67,43 @@ def test_without_slurms_answers_the_job_goes_on_without_a_deadline(host: Host) -
 @pytest.mark.parametrize("code", [0, 1, 143])
 def test_what_is_done_is_done_whatever_the_exit_code_of_the_tasks(host: Host, code: int) -> None:
     (host.folder / "done").touch()
-    assert host.run(f"tlbatch_end {code} done again 3") == (0, "")
+    assert host.run(f"tlbatch_end {code} again 3 done") == (0, "")
     assert host.calls == []
 
 
 @pytest.mark.parametrize(("code", "wanted"), [(0, 1), (5, 5), (143, 143)])
 def test_what_is_not_done_never_ends_well(host: Host, code: int, wanted: int) -> None:
-    assert host.run(f"tlbatch_end {code} done again 3")[0] == wanted
+    assert host.run(f"tlbatch_end {code} again 3 done")[0] == wanted
     assert not [call for call in host.calls if "requeue" in call]
 
 
 def test_a_marker_puts_the_job_into_the_queue_again_by_the_id_of_its_element_alone(host: Host) -> None:
     (host.folder / "again").touch()
     begin = "tlbatch_begin 120 /r train; "
-    assert "job 42 goes into the queue again" in host.run(f"{begin}tlbatch_end 143 done again 3")[1]
+    assert "job 42 goes into the queue again" in host.run(f"{begin}tlbatch_end 143 again 3 done")[1]
     element = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
-    host.run(f"{begin}tlbatch_end 0 done again 3", **element)
+    host.run(f"{begin}tlbatch_end 0 again 3 done", **element)
     assert [call for call in host.calls if "requeue" in call] == ["requeue 42", "requeue 42_2"]
 
 
 def test_a_job_that_cannot_start_again_ends_badly_and_says_why(host: Host) -> None:
     (host.folder / "again").touch()
-    code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 done again 3", SLURM_RESTART_COUNT="3")
+    code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 again 3 done", SLURM_RESTART_COUNT="3")
     assert (code, said) == (
         77, "error: started again 3 times already (slurm.max_restarts); raise it, and go on with tlbatch.submit RUN\n"
     )  # fmt: skip
-    code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 done again 3", REFUSE="1")
+    code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 again 3 done", REFUSE="1")
     assert code == 77
     assert said.endswith("error: job 42 cannot be put into the queue again; go on with tlbatch.submit RUN\n")
 
 
 def test_a_program_of_the_users_is_told_and_cannot_change_how_it_ends(host: Host) -> None:
     begin = "TLBATCH_NOTIFY=tell; tlbatch_begin 1 '/a b' train; "
-    assert host.run(f"{begin}tlbatch_end 7 done again 3") == (7, "slurm.notify failed, the job goes on\n")
+    assert host.run(f"{begin}tlbatch_end 7 again 3 done") == (7, "slurm.notify failed, the job goes on\n")
     (host.folder / "again").touch()
-    host.run(f"{begin}tlbatch_end 0 done again 3")
+    host.run(f"{begin}tlbatch_end 0 again 3 done")
     (host.folder / "done").touch()
-    assert host.run(f"{begin}tlbatch_end 0 done again 3")[0] == 0
+    assert host.run(f"{begin}tlbatch_end 0 again 3 done")[0] == 0
     assert [call for call in host.calls if call.startswith("tell")] == [
         "tell train /a b failed", "tell train /a b again", "tell train /a b finished",
     ]  # fmt: skip

@@ -112,7 +112,7 @@ def test_every_recipe_is_a_job_of_its_own_and_overrides_win_over_it(small: Path,
     assert [job.head.widths for job in load_jobs([small, more], ["recipes.wide.head.widths=[9]"])][1] == (9,)
     with pytest.raises(UserError, match=r"recipes\.wide\.haed: unknown key"):
         load_jobs([small, more], ["recipes.wide.haed=1"])
-    with pytest.raises(UserError, match="recipes: the job has 2 of them, where one is meant"):
+    with pytest.raises(UserError, match="recipes and sweep: the job makes 2 runs, where one is meant"):
         load_job([small, more], [])
 
 

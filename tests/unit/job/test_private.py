@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def test_a_run_folder_keeps_the_group_that_its_parent_hands_down(make: Make, tmp
 
 
 def run_ownership_line(paths: RunPaths, *, uid: int | None = None) -> subprocess.CompletedProcess[str]:
-    line = ownership_line([paths.folder, paths.logs])
+    line = ownership_line([shlex.quote(str(folder)) for folder in (paths.folder, paths.logs)])
     if uid is not None:  # as if another user ran it
         line = line.replace('"$(id -u)"', str(uid))
     return subprocess.run(["bash", "-c", f"{line}\necho on"], capture_output=True, text=True, check=False)

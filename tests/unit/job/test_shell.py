@@ -8,7 +8,7 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.launch import render
+from tlbatch.script import one_run, render
 
 NASTY = [
     "a b", "it's", '"quoted"', "$(touch pwned)", "`touch pwned`", "a\nb", "\n#SBATCH --qos=high", "back\\slash\\", "%j",
@@ -48,7 +48,7 @@ def make(workspace: Path, tiny_job: Path, images: Path, **slurm: object) -> tupl
     section = type(job.slurm).model_validate(job.slurm.model_dump() | slurm)
     record = resolve(job.model_copy(update={"workspace": workspace, "slurm": section}))
     paths = make_run(record)
-    return paths, render(record, paths, "train", after=None)
+    return paths, render(record.job.slurm, one_run(record, paths, "train"), "train", after=None)
 
 
 @pytest.mark.parametrize("value", NASTY)
