@@ -109,8 +109,11 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) -> int:
-    from tlbatch import launch  # noqa: PLC0415 (as above)
+    from tlbatch import arrays, launch  # noqa: PLC0415 (as above)
 
+    at_work = {} if options.local or options.inside else arrays.at_work([(record, paths)])
+    if paths in at_work:
+        raise UserError(f"{paths.folder}: job {at_work[paths]} is at work on it; wait for it, or scancel it first")
     print(f"run folder  {paths.folder}", flush=True)
     if options.local or options.inside:
         code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)

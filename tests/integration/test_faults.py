@@ -1,8 +1,12 @@
 """A part of the campaign of faults: those that hit a training."""
 
+import json
 import random
+import re
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +34,29 @@ def test_trainings_that_are_interrupted_lose_nothing(campaign: Campaign) -> None
     assert campaign.wrong == []
     assert sum(count for (kind, _), count in campaign.happened.items() if kind in faults.KINDS) == 5
     assert campaign.happened["USR2", "train"] == 1
+
+
+def test_one_allocation_whose_time_has_run_out_goes_on_with_its_own_run(campaign: Campaign) -> None:
+    root, log = Path(__file__).parents[2], campaign.folder / "batch.log"
+    given = [str(faults.TINY), f"data.images={campaign.folder / 'images'}", f"workspace={campaign.folder / 'batch'}"]
+    done = campaign.slurm.run(
+        "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--open-mode=append", f"--output={log}",
+        "slurm/finetune.sh", *given, *faults.OPTIONS, cwd=root, env={"TLBATCH_ENV": sys.prefix},
+    )  # fmt: skip
+    job = done.stdout.strip()
+    metrics = "*/runs/*/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not any(len(file.read_text("utf-8").splitlines()) > 9 for file in campaign.folder.glob(metrics)):
+        assert time.monotonic() < deadline, log.read_text("utf-8")
+        time.sleep(0.1)
+    assert faults.warned(campaign, job)
+    while campaign.slurm.job_field(job, "JobState") != "RUNNING" and time.monotonic() < deadline:
+        campaign.release([job])
+        time.sleep(0.5)
+    assert campaign.slurm.wait([job], 180) == {job: "COMPLETED"}, log.read_text("utf-8")
+    (run,) = (campaign.folder / "batch" / "runs").glob("*/job.json")
+    said = log.read_text("utf-8")
+    assert f"its time has run out: job {job} goes into the queue again" in said
+    assert re.search(r"train goes on in phase 1 epoch \d+ step \d+", said)
+    ends = [json.loads(line).get("outcome") for line in (run.parent / "ledger.jsonl").read_text("utf-8").splitlines()]
+    assert [end for end in ends if end] == ["finished", "finished", "stopped", "finished", "finished", "finished"]
