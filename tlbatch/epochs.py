@@ -1,8 +1,10 @@
 """An epoch of training and its validation, over all ranks."""
 
 import itertools
+import json
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -18,6 +20,7 @@ from tlbatch.data.order import Positions, State, balanced, num_batches, predicti
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.job.errors import UserError
 from tlbatch.job.learning import Phase
+from tlbatch.job.records import Best
 from tlbatch.model.classifier import predicted
 from tlbatch.model.phase import class_weights
 from tlbatch.report.metrics import mean_log_loss, score
@@ -197,3 +200,33 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
     table, outputs = (found.reshape(len(labels), -1, found.shape[1]).mean(axis=1) for found in (table, outputs))
     metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
     return Validation(metric, mean_log_loss(labels, table), outputs)
+
+
+def tell(session: Session, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float) -> None:
+    """Log an epoch, or a fit, and add a line to the run's metrics."""
+    if not session.world.is_main:
+        return
+    metric, phase = session.job.metric, session.job.phase[epoch.phase]
+    rate = len(samples_of(session, phase, epoch)) * (phase.epochs if phase.rates else 1) / seconds
+    shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
+    what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
+    log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)
+    whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss}
+    whole |= {"seconds": seconds, "images_per_s": rate}
+    with session.paths.metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(whole) + "\n")
+
+
+def candidate(session: Session, epoch: Epoch, validation: Validation, *, averaged: bool = False) -> Best:
+    """The checkpoint of an epoch, as the keeper is offered it."""
+    return Best(
+        weights=f"phase{epoch.phase}-epoch{epoch.number}{'-average' if averaged else ''}.safetensors",
+        digest="",
+        phase=epoch.phase,
+        epoch=epoch.number,
+        metric=session.job.metric,
+        val_score=validation.score,
+        val_loss=validation.loss,
+        classes=session.images.manifest.classes,
+        num_parameters=session.model.num_parameters(),
+    )

@@ -1,32 +1,26 @@
 """The phases of a job, one after another over all ranks."""
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
-from torch import nn
 
 from tlbatch.course import Course, Epoch, Feeds, Session, go_on, resume, save, saved_when_stopped
 from tlbatch.data.activations import open_stores
 from tlbatch.data.feed import Feed
 from tlbatch.data.loader import num_workers
-from tlbatch.data.order import Positions, State, num_batches, training_batches
-from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.epochs import Validation, samples_of, train_epoch, validate, weights_of
+from tlbatch.data.order import num_batches
+from tlbatch.data.views import Views, training_views
+from tlbatch.epochs import Validation, candidate, samples_of, tell, train_epoch, validate
+from tlbatch.fitting import fit_phase
 from tlbatch.job.learning import Phase
-from tlbatch.job.records import Best, Place
+from tlbatch.job.records import Place
 from tlbatch.job.section import SplitName
 from tlbatch.model.checkpoint import Average, Unseen, averaged, load_best, load_trained, moving
-from tlbatch.model.fitted import FittedHead, Vectors, best_of, fit_head
-from tlbatch.model.many import Epochs, train_heads
 from tlbatch.model.phase import start_phase
 from tlbatch.model.snapshot import Snapshot
 from tlbatch.model.thresholds import rounding
-from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +53,7 @@ def train_phases(session: Session, stores: Mapping[str, str]) -> Validation | No
         feeds = _feeds(session, stores, number)
         if phase.fit or phase.rates:
             with saved_when_stopped(session, place):
-                last = _fit_phase(session, feeds, phase, first)
+                last = fit_phase(session, feeds, phase, first)
         else:
             last = _run_phase(session, feeds, phase, first, snapshot if number == begin else None)
     end = Place(phase=len(session.job.phase))
@@ -95,94 +89,6 @@ def _try_views(session: Session) -> None:
         kept = {"views": job.train.augment, "val_score": found.score, "val_loss": found.loss}
         best.model_copy(update=kept).save(session.paths.best)
     session.accelerator.wait_for_everyone()
-
-
-def _fit_phase(session: Session, feeds: Feeds, phase: Phase, first: Epoch) -> Validation:
-    """Let rank 0 fit the head at once on all training vectors, or train one a rate, and give it to the others."""
-    model, world, keeper = session.model, session.world, session.keeper
-    began = time.monotonic()
-    model.to(session.accelerator.device)
-    model.set_cut(phase.cut, freeze_batch_norm=True)
-    session.changed.update(moving(model))
-    found: list[tuple[FittedHead, Unseen] | None] = [None]
-    if world.is_main:
-        vectors = _vectors(session, feeds)
-        log.info("%s: %d vectors of %d numbers", phase.fit or "epochs", *vectors.features.shape)
-        if phase.fit:
-            head = fit_head(phase.fit, vectors, seed=session.job.seed)
-        else:
-            head = _trained_heads(session, vectors, phase, first)
-        best = best_of(head.scores)
-        log.info("%s of %s is best: loss %.4f on unseen vectors", best, ", ".join(head.scores), head.scores[best])
-        judged = vectors.chosen(head.judged)
-        found = [(head, Unseen(head.outputs, judged.labels, np.asarray(judged.groups, np.bytes_), out_of_fold=True))]
-    (given,) = broadcast_object_list(found)
-    assert given is not None
-    fitted, unseen = given
-    new = fitted.head.to(session.accelerator.device)
-    if len(new) == 1 and isinstance(new[0], nn.Linear):
-        model.head[-1] = new[0]  # after the dropout of later phases
-    else:
-        model.head = new
-    validation = validate(session, feeds.val, Views(model.spec.size))
-    keeper.offer(_candidate(session, first, validation), model, unseen)
-    tried = {one: loss if np.isfinite(loss) else None for one, loss in fitted.scores.items()}
-    line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": tried}
-    _tell(session, first, line, validation=validation, seconds=time.monotonic() - began)
-    keeper.write(model)
-    return validation
-
-
-def _trained_heads(session: Session, vectors: Vectors, phase: Phase, first: Epoch) -> FittedHead:
-    """A head a rate, over the same batches that the phase would take with one."""
-    job, size = session.job, session.job.train.batch_size
-    views = _views(session)
-    column = np.zeros(1 + max(views.numbers), np.int64)
-    column[list(views.numbers)] = range(len(views.numbers))
-
-    def at(number: int) -> Epoch:
-        return Epoch(first.phase, number, first.in_run + number)
-
-    def batches(number: int) -> Iterator[Positions]:
-        samples = samples_of(session, phase, at(number))
-        state = State(job.seed, at(number).in_run, 0, session.images.manifest.index_digest)
-        for _, own in training_batches(state, len(samples), batch_size=size, rank=0, world_size=1):
-            positions, seen = samples.look_up(own)
-            yield positions if job.head.view_mean else positions * len(views.numbers) + column[seen]
-
-    epochs = Epochs(
-        batches,
-        lambda number: weights_of(session, phase, at(number)),
-        steps=num_batches(len(samples_of(session, phase, first)), size),
-    )
-    return train_heads(session.model.head, phase, vectors, epochs, objective=job.objective, seed=job.seed + first.phase)
-
-
-def _views(session: Session) -> Views:
-    return training_views(session.job.train, session.model.spec.size)
-
-
-def _vectors(session: Session, feeds: Feeds) -> Vectors:
-    """The features of all training images in all their views, or of their mean, and what is known of them."""
-    images, model, job = session.images, session.model, session.job
-    rows = images.index[images.rows("train")]
-    views = Views(model.spec.size) if job.head.view_mean else _views(session)
-    samples = Samples(len(rows), views, every_view=True)
-    size = job.train.batch_size
-    batches = (np.arange(start, min(start + size, len(samples))) for start in range(0, len(samples), size))
-    features, positions = [], []
-    for batch in feeds.train.batches(samples, batches):
-        seen = turned(batch.inputs.to(session.accelerator.device), batch.turns)
-        features.append((model.to_cut(seen) if seen.dtype == torch.uint8 else seen).double().cpu().numpy())
-        positions.append(batch.positions.numpy())
-    of = np.concatenate(positions)
-    return Vectors(
-        np.concatenate(features),
-        rows["label"][of].astype(np.int64),
-        rows["group"][of],
-        model.num_classes,
-        ordered=job.objective == "regression",
-    )
 
 
 def _run_phase(
@@ -238,9 +144,9 @@ def _run_epoch(session: Session, feeds: Feeds, course: Course) -> Validation:
         judging = time.monotonic()
         validation = validate(session, feeds.val, Views(model.spec.size))
         judging = time.monotonic() - judging
-        better = session.keeper.offer(_candidate(session, epoch, validation), model, _unseen(session, validation))
+        better = session.keeper.offer(candidate(session, epoch, validation), model, _unseen(session, validation))
     line = {"phase": epoch.phase, "epoch": epoch.number, "loss": loss, "lr": course.running.schedule.get_last_lr()[0]}
-    _tell(session, epoch, line | {"val_seconds": judging}, validation=validation, seconds=seconds)
+    tell(session, epoch, line | {"val_seconds": judging}, validation=validation, seconds=seconds)
     course.without_gain = 0 if better else course.without_gain + 1
     course.next_epoch()
     return validation
@@ -259,7 +165,7 @@ def _try_average(session: Session, feeds: Feeds, course: Course, start: Average)
     mean.update(model)  # half of the begin, half of the end
     with averaged(model, mean):
         validation = validate(session, feeds.val, Views(model.spec.size))
-        offered = _candidate(session, last, validation, averaged=True)
+        offered = candidate(session, last, validation, averaged=True)
         better = session.keeper.offer(offered, model, _unseen(session, validation))
     log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
     return validation
@@ -275,34 +181,3 @@ def _feeds(session: Session, stores: Mapping[str, str], phase: int) -> Feeds:
 
     views = training_views(job.train, size)
     return Feeds(feed("train", views), feed("val", views if job.head.view_mean else Views(size)))
-
-
-def _tell(
-    session: Session, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float
-) -> None:
-    """Log an epoch, or a fit, and add a line to the run's metrics."""
-    if not session.world.is_main:
-        return
-    metric, phase = session.job.metric, session.job.phase[epoch.phase]
-    rate = len(samples_of(session, phase, epoch)) * (phase.epochs if phase.rates else 1) / seconds
-    shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
-    what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
-    log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)
-    whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss}
-    whole |= {"seconds": seconds, "images_per_s": rate}
-    with session.paths.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(whole) + "\n")
-
-
-def _candidate(session: Session, epoch: Epoch, validation: Validation, *, averaged: bool = False) -> Best:
-    return Best(
-        weights=f"phase{epoch.phase}-epoch{epoch.number}{'-average' if averaged else ''}.safetensors",
-        digest="",
-        phase=epoch.phase,
-        epoch=epoch.number,
-        metric=session.job.metric,
-        val_score=validation.score,
-        val_loss=validation.loss,
-        classes=session.images.manifest.classes,
-        num_parameters=session.model.num_parameters(),
-    )
