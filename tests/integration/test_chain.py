@@ -312,16 +312,21 @@ def test_sbatch_with_more_gpus_than_tasks_says_how_to_ask(tiny: Path, slurm: Slu
 
 
 @pytest.mark.slurm
-def test_a_signal_stops_all_ranks_at_a_step_and_the_chain_with_the_cause(tiny: Path, slurm: SlurmCluster) -> None:
+def test_a_cancelled_training_saves_on_all_ranks_at_a_step_and_ends_the_chain_with_the_cause(
+    tiny: Path, slurm: SlurmCluster
+) -> None:
     done = submit(tiny, "run=signalled", "slurm.nodes=2", "phase.1.epochs=100000", run=slurm.run)
     jobs = {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE)}
-    folder = tiny / "space" / "runs" / "signalled"
+    paths = RunPaths(tiny / "space" / "runs" / "signalled")
     deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    while not paths.metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
-    slurm.run("scancel", "--signal=USR2", jobs["train"])
-    assert slurm.wait([jobs["train"], jobs["predict"]], 60) == {jobs["train"]: "FAILED", jobs["predict"]: "CANCELLED"}
-    causes = [json.loads((folder / "markers" / f"train.failed.{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    slurm.run("scancel", jobs["train"])
+    ends = dict.fromkeys([jobs["train"], jobs["predict"]], "CANCELLED")
+    assert slurm.wait(list(ends), 60) == ends
+    causes = [json.loads(paths.failure("train", rank).read_text("utf-8")) for rank in (0, 1)]
     assert [cause["kind"] for cause in causes] == ["stopped", "stopped"]
     assert len({re.sub(r"by .*? in", "", cause["message"]) for cause in causes}) == 1
-    assert re.search(r"stopped by SIGUSR2 in phase \d epoch \d+ step \d+ \(time limit", causes[0]["message"])
+    place = re.search(r"stopped by SIGTERM in phase (\d) epoch (\d+) step (\d+); what was done", causes[0]["message"])
+    assert place is not None
+    assert (paths.snapshots / f"step-{place[1]}.{place[2]}.{place[3]}").is_dir()

@@ -58,6 +58,9 @@ def submit_work(prepared: Prepared, folder: Path) -> str:
 
     def write(folder: str) -> None:  # pickled whole, since no task could import this file
         Path(folder, os.environ["SLURM_PROCID"]).write_text(os.environ["VALUE"], encoding="utf-8")
+        marker = Path(os.environ["TLBATCH_AGAIN"]).with_name("train.json")
+        marker.parent.mkdir(exist_ok=True)
+        marker.touch()
 
     folder.mkdir()
     executor = submitit.SlurmExecutor(paths.logs)
