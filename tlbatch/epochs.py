@@ -131,8 +131,9 @@ class Lookout:
         if save_now:
             save(session, course.place, course)
         self._recent.clear()
-        steps = int(session.world.world_size / max(seconds, 1e-3))
-        self._next, self._before, self._since = course.step + max(1, steps), course.step, time.monotonic()
+        in_a_second = int(session.world.world_size / max(seconds, 1e-3))
+        steps = max(1, min(in_a_second, 2 * (course.step - self._before)))
+        self._next, self._before, self._since = course.step + steps, course.step, time.monotonic()
 
     def _refuse(self) -> NoReturn:
         session, phase = self._session, self._course.epoch.phase
