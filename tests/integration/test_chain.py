@@ -327,6 +327,6 @@ def test_a_cancelled_training_saves_on_all_ranks_at_a_step_and_ends_the_chain_wi
     causes = [json.loads(paths.failure("train", rank).read_text("utf-8")) for rank in (0, 1)]
     assert [cause["kind"] for cause in causes] == ["stopped", "stopped"]
     assert len({re.sub(r"by .*? in", "", cause["message"]) for cause in causes}) == 1
-    place = re.search(r"stopped by SIGTERM in phase (\d) epoch (\d+) step (\d+); what was done", causes[0]["message"])
+    place = re.search(r"stopped by .* in phase (\d) epoch (\d+) step (\d+); what was done", causes[0]["message"])
     assert place is not None
     assert (paths.snapshots / f"step-{place[1]}.{place[2]}.{place[3]}").is_dir()
