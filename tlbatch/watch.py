@@ -195,9 +195,9 @@ def _last_words(paths: RunPaths, job_id: str) -> str:
 
 
 def newest_logs(paths: RunPaths) -> list[Path]:
-    """The logs that hold anything, the newest first."""
-    logs = [log for kind in ("*.log", "*_log.out") for log in paths.logs.glob(kind) if log.stat().st_size]
-    return sorted(logs, key=lambda log: log.stat().st_mtime_ns, reverse=True)
+    """The logs that hold anything: those of ranks, the newest first, then those of batch scripts and local jobs."""
+    logs = [log for log in paths.logs.glob("*") if log.name.endswith((".log", "_log.out")) and log.stat().st_size]
+    return sorted(logs, key=lambda log: (log.suffix == ".log", log.stat().st_mtime_ns), reverse=True)
 
 
 def cause_of(stage: StageName, paths: RunPaths) -> Failure | None:
