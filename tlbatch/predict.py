@@ -135,15 +135,17 @@ def _views(session: Session) -> Views:
 
 def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, where: str) -> Iterator[Part]:
     job, model, crew, world = session.record.job, session.model, session.crew, session.crew.world
-    workers = num_workers(job.train, world, crew.device.type)
-    feed = Feed(session.images, rows, _views(session), stored, workers=workers, strict=False, head=job.head)
-    samples = Samples(len(rows), Views(model.spec.size, session.best.views), every_view=True)
-    each = len(samples.views.numbers)
     cut = prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
     is_new = ~np.isin(rows, session.known)
     batches = [batch[is_new[batch]] for batch in cut]  # cut before, so that an image meets the same neighbours
     done, total = 0, sum(map(len, batches))
+    if not total:
+        return
     crew.teller.tell(0, total, unit="images", where=where)
+    workers = num_workers(job.train, world, crew.device.type)
+    feed = Feed(session.images, rows, _views(session), stored, workers=workers, strict=False, head=job.head)
+    samples = Samples(len(rows), Views(model.spec.size, session.best.views), every_view=True)
+    each = len(samples.views.numbers)
     every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches if len(batch))
     for batch in feed.batches(samples, every):
         outputs = predicted(model, batch.inputs, batch.turns, crew.accelerator).to(crew.device)

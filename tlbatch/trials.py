@@ -126,7 +126,7 @@ class Study:
 
     def _key(self, candidate: Candidate, part: str) -> list[str]:
         """Names what is found of a candidate."""
-        return [job_digest(self._of(candidate.job)), self.images.manifest.index_digest, part]
+        return [candidate.name, job_digest(self._of(candidate.job)), self.images.manifest.index_digest, part]
 
     def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
         fit = job.phase[0].fit

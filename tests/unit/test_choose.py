@@ -177,7 +177,7 @@ def test_the_cheapest_of_equals_wins_or_where_unlike_what_is_tuned_and_most_is_t
     shard.run(paths.folder)
     record = paths.load_submitted()
     images = open_set(paths.set_paths(record.job))
-    script = Scripted(Study(record, images, cast("Any", None), paths.folder), dict(scores))
+    script = Scripted(Study(record, images, Crew.alone("choose", paths), paths.folder), dict(scores))
     original = choose._tuned
 
     def named(job: Any, cut: str, **size: Any) -> Candidate:
@@ -246,7 +246,7 @@ def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypa
     many = replace(images, chosen={"train": rows, "val": rows[:0], "test": rows[:0]})
     monkeypatch.setattr(type(many), "labels", lambda *_: np.arange(4000) % 3)
     monkeypatch.setattr(type(many), "index", {"group": np.arange(10_000)})
-    study = Study(record, many, cast("Any", None), paths.folder)
+    study = Study(record, many, Crew.alone("choose", paths), paths.folder)
     assert 1000 <= len(study.judged) < 2000
     assert len(np.unique(study.judged)) == len(study.judged)
     assert len(study._divisions) == 1
