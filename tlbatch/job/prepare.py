@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tlbatch import __version__
-from tlbatch.job.config import Job
+from tlbatch.job.config import Job, Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file, to_json
+from tlbatch.job.images import Data
 from tlbatch.job.load import with_slurm
 from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.private import claim_logs, folder_mode
@@ -29,22 +30,7 @@ def resolve(job: Job) -> RunRecord:
     UserError
         When images, labels or weights are not there.
     """
-    data = job.data.model_copy(
-        update={
-            "images": job.data.images.expanduser().absolute() if job.data.images else None,
-            "labels": job.data.labels.expanduser().absolute() if job.data.labels else None,
-            "split": job.data.split.model_copy(
-                update={"files": {name: file.expanduser().absolute() for name, file in job.data.split.files.items()}}
-            ),
-        }
-    )
-    if data.images and not data.images.is_dir():
-        raise UserError(f"data.images: no such folder {data.images}; set data.images=PATH")
-    if data.labels and not data.labels.is_file():
-        raise UserError(f"data.labels: no such file {data.labels}; set data.labels=PATH")
-    for name, file in data.split.files.items():
-        if not file.is_file():
-            raise UserError(f"data.split.files.{name}: no such file {file}; set data.split.files.{name}=FILE")
+    data = _data(job.data)
     files = {key: file.expanduser().absolute() for key, file in job.report.files.items()}
     report = job.report.model_copy(update=files)
     report.check_files()
@@ -64,10 +50,7 @@ def resolve(job: Job) -> RunRecord:
         head = head.model_copy(update={"weights": str(other)})
     now = datetime.now(UTC)
     run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
-    notify = job.slurm.notify.expanduser().absolute() if job.slurm.notify else None
-    if notify and not (notify.is_file() and os.access(notify, os.X_OK)):
-        raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
-    slurm = job.slurm.model_copy(update={"notify": notify})
+    slurm = _slurm(job.slurm)
     return RunRecord(
         run=run,
         job=job.model_copy(
@@ -79,6 +62,37 @@ def resolve(job: Job) -> RunRecord:
         commit=_commit(),
         created=now.isoformat(timespec="seconds"),
     )
+
+
+def _data(data: Data) -> Data:
+    """The section with absolute paths, which must all be there."""
+    data = data.model_copy(
+        update={
+            "images": data.images.expanduser().absolute() if data.images else None,
+            "labels": data.labels.expanduser().absolute() if data.labels else None,
+            "split": data.split.model_copy(
+                update={"files": {name: file.expanduser().absolute() for name, file in data.split.files.items()}}
+            ),
+        }
+    )
+    if data.images and not data.images.is_dir():
+        raise UserError(f"data.images: no such folder {data.images}; set data.images=PATH")
+    if data.labels and not data.labels.is_file():
+        raise UserError(f"data.labels: no such file {data.labels}; set data.labels=PATH")
+    for name, file in data.split.files.items():
+        if not file.is_file():
+            raise UserError(f"data.split.files.{name}: no such file {file}; set data.split.files.{name}=FILE")
+    return data
+
+
+def _slurm(slurm: Slurm) -> Slurm:
+    """The section with the path of a program that may be executed."""
+    if slurm.notify is None:
+        return slurm
+    notify = slurm.notify.expanduser().absolute()
+    if not (notify.is_file() and os.access(notify, os.X_OK)):
+        raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
+    return slurm.model_copy(update={"notify": notify})
 
 
 def _library_weights(backbone: str, folder: Path) -> Path:

@@ -54,3 +54,13 @@ def test_a_folder_of_images_may_have_any_other_name(
     for number, given in enumerate((name, str(tmp_path / name))):
         paths = make(f"run={number}", f"data.images={given}")
         assert paths.load_submitted().job.data.images == tmp_path / name
+
+
+def test_a_program_to_notify_must_be_one(tmp_path: Path, tiny_job: Path) -> None:
+    program = tmp_path / "tell"
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    job = load_job([tiny_job], [f"data.images={tmp_path}", f"slurm.notify={program}"])
+    with pytest.raises(UserError, match=r"slurm\.notify: .*tell is no program; chmod \+x it"):
+        resolve(job)
+    program.chmod(0o755)
+    assert resolve(job).job.slurm.notify == program
