@@ -107,3 +107,9 @@ def test_a_program_of_the_users_is_told_and_cannot_change_how_it_ends(host: Host
     assert [call for call in host.calls if call.startswith("tell")] == [
         "tell train /a b failed", "tell train /a b again", "tell train /a b finished",
     ]  # fmt: skip
+
+
+def test_a_warning_before_the_tasks_have_begun_does_not_end_the_script(host: Host) -> None:
+    assert host.run("kill -USR2 $$; echo on")[0] == -12
+    ignores = "grep -q 'SigIgn:\\s*0000000000000[0-7]' /proc/self/status && echo none ignored"
+    assert host.run(f"tlbatch_begin 1 /r train; kill -USR2 $$; echo on; {ignores}") == (0, "on\nnone ignored\n")
