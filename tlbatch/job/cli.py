@@ -54,8 +54,8 @@ def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int
         stream=sys.stdout,
         force=True,
     )
-    stop_at_once()
     try:
+        stop_at_once()  # where a warning may have waited for it
         with place_named():
             run(run_dir)
     except StoppedError as error:

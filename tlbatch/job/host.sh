@@ -4,7 +4,7 @@
 # Set what the tasks need to know: when the job's time ends, how long SLURM waits before it kills, where to log.
 tlbatch_begin() { # SIGNAL_DELAY_S [RUN STAGE]
   local end
-  trap : USR2 # SLURM signals this script where no task has begun; a lost warning is made up for by the clock
+  trap : USR2 # one that is meant for the tasks (scancel --full) must not end the script
   # The bare id of the last element of an array is that of the whole array.
   TLBATCH_ID=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   TLBATCH_ID=${TLBATCH_ID:-$SLURM_JOB_ID}
