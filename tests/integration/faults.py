@@ -34,6 +34,7 @@ OPTIONS = (
     "phase.1.optimizer.lr=1e-3", "head.dropout=0.2", "data.shard_images=5", "train.augment=rot4",
 )  # fmt: skip
 STAGES = ("shard", "cache", "train", "predict", "reduce")
+STILL = "a rank stands still"
 WEIGHTS = (1, 2, 6, 2, 1)
 """How often each is aimed at."""
 AGAIN_S = 150.0
@@ -181,8 +182,6 @@ def _killed(campaign: Campaign, job: str, chosen: Callable[[list[int]], list[int
     ranks = campaign.ranks(job)
     if not ranks:
         return True
-    if number == signal.SIGSTOP and len(ranks) == 1:  # nobody is there to notice but the time limit
-        number = signal.SIGKILL
     for process in chosen(ranks):
         with suppress(ProcessLookupError):
             os.kill(process, number)
@@ -193,7 +192,7 @@ def _killed(campaign: Campaign, job: str, chosen: Callable[[list[int]], list[int
 KINDS: dict[str, Injection] = {
     "USR2": warned, "time limit": out_of_time, "admin requeue": requeued, "pre-emption": preempted,
     "node down": node_down, "scancel": cancelled, "kill -9 of a rank": rank_killed,
-    "kill -9 of all ranks": ranks_killed, "a rank stands still": rank_stopped,
+    "kill -9 of all ranks": ranks_killed, STILL: rank_stopped,
 }  # fmt: skip
 
 
@@ -229,6 +228,8 @@ def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
         if found is None:
             break
         stage, job = found
+        if kind == STILL and stage in ("shard", "reduce"):  # alone: nobody is there to notice but the time limit
+            kind = "kill -9 of a rank"  # noqa: PLW2901
         goes_on = KINDS[kind](campaign, job)
         campaign.happened[kind, stage] += 1
         print(f"{name}: {kind} in {stage}", flush=True)
