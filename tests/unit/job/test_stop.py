@@ -44,12 +44,3 @@ def test_a_warning_that_is_lost_is_made_up_for_by_the_clock(monkeypatch: pytest.
         assert not flag
         time.sleep(1.1)
         assert flag.wants_again
-
-
-def test_a_signal_that_came_before_python_was_ready_is_not_lost() -> None:
-    with handlers_restored():
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
-        os.kill(os.getpid(), signal.SIGUSR2)
-        flag = StopFlag()
-        flag.install()
-        assert flag.signal_name == "SIGUSR2"
