@@ -7,7 +7,7 @@ import pytest
 
 from tlbatch import cache, predict, reduce, shard, train
 from tlbatch.job import ledger
-from tlbatch.job.ledger import Begin, End, read_ledger
+from tlbatch.job.ledger import BEGAN, Begin, End, read_ledger
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
@@ -63,6 +63,7 @@ def test_stages_tell_how_far_they_are_and_leave_a_ledger(
         tell(self, done, total, where=where, **more)
 
     monkeypatch.setattr(Teller, "tell", remember)
+    monkeypatch.delenv(BEGAN, raising=False)  # as a process that was not started for this has it
     paths, before = make("data.shard_images=10", "train.augment=flip"), time.time()
     for stage in (shard, cache, train, predict, reduce):
         stage.run(paths.folder)
