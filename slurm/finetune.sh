@@ -51,5 +51,5 @@ source "$root/tlbatch/job/host.sh"
 tlbatch_begin 120 # as in the line above
 code=0
 "$python" -m tlbatch.submit --inside "$@" || code=$?
-if [ "$code" = 75 ]; then tlbatch_again "${TLBATCH_MAX_RESTARTS:-100}"; fi
+if [ "$code" = 75 ]; then tlbatch_again $((${SLURM_RESTART_COUNT:-0} + 1)); fi # it has looked at slurm.max_restarts
 exit "$code"

@@ -172,7 +172,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
         again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
         run_step([*srun, *shape, *task, stage, str(paths.folder)], paths, {**own, AGAIN: str(again)})
-        if again.exists():
+        if again.exists() and int(environment.get("SLURM_RESTART_COUNT", "0")) < job.slurm.max_restarts:
             return EXIT_AGAIN
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, environment["SLURM_JOB_ID"])

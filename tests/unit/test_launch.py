@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tlbatch import launch
+from tlbatch.job.cli import EXIT_AGAIN
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
@@ -62,3 +63,16 @@ def test_nothing_is_started_in_a_run_folder_that_others_can_write(make: Make, mo
     with pytest.raises(UserError, match="others can write to it"):
         launch._run_locally(record, paths, 1, sys.exit)
     assert list(paths.logs.iterdir()) == []
+
+
+@pytest.mark.parametrize(("restarts", "code"), [("0", EXIT_AGAIN), ("99", EXIT_AGAIN), ("100", 1)])
+def test_an_allocation_asks_for_another_life_as_often_as_the_job_allows(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: str, code: int
+) -> None:
+    _, paths = make()
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nmkdir -p "$(dirname "$TLBATCH_AGAIN")" && touch "$TLBATCH_AGAIN"\n', encoding="utf-8")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    environment = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+    assert launch.run_in_allocation(paths, environment) == code
