@@ -67,7 +67,7 @@ def train_epoch(session: Session, feeds: Feeds, course: Course) -> float:
     job, world, running, epoch = session.job, session.world, course.running, course.epoch
     samples = samples_of(session, running.phase, epoch)
     weights = weights_of(session, running.phase, epoch)
-    state = State(job.seed, epoch.in_run, course.position, session.images.manifest.index_digest)
+    state = State(job.seed, epoch.in_run, course.position)
     sizes, shares = itertools.tee(
         training_batches(
             state, len(samples), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size

@@ -70,7 +70,7 @@ def _trained_heads(session: Session, vectors: Vectors, phase: Phase, first: Epoc
 
     def batches(number: int) -> Iterator[Positions]:
         samples = samples_of(session, phase, at(number))
-        state = State(job.seed, at(number).in_run, 0, session.images.manifest.index_digest)
+        state = State(job.seed, at(number).in_run, 0)
         for _, own in training_batches(state, len(samples), batch_size=size, rank=0, world_size=1):
             positions, seen = samples.look_up(own)
             yield positions if job.head.view_mean else positions * len(views.numbers) + column[seen]

@@ -64,7 +64,7 @@ def reader(images: ImageSet, views: Views, *, strict: bool = True) -> SplitDatas
 
 
 def batches_of(num_images: int, num_epochs: int) -> Iterable[Positions]:
-    epochs = (State(0, epoch, 0, "") for epoch in range(num_epochs))
+    epochs = (State(0, epoch, 0) for epoch in range(num_epochs))
     found = (training_batches(state, num_images, batch_size=BATCH, rank=0, world_size=1) for state in epochs)
     return (share for _, share in chain.from_iterable(found))
 

@@ -7,12 +7,10 @@ one window, so an epoch is a plain permutation.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from tlbatch.job.errors import UserError
 
 Positions = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
@@ -149,31 +147,12 @@ def balanced(labels: Positions, *, strength: float, seed: int, epoch: int) -> Po
 
 @dataclass(frozen=True)
 class State:
-    """How far a training has come in its data; all that a resume needs to know of them."""
+    """How far a training has come in its data; all that it needs to go on with the rest of an epoch."""
 
     seed: int
     epoch: int
     position: int
     """Samples of the epoch that all ranks together have taken."""
-    index_digest: str
-
-    def check(self, index_digest: str) -> None:
-        """Refuse to go on with another set.
-
-        Raises
-        ------
-        UserError
-            When the index is not the one that the state was made with.
-        """
-        if index_digest != self.index_digest:
-            raise UserError(
-                f"the set is another ({index_digest[:12]}) than the training began with ({self.index_digest[:12]}); "
-                "submit the job again for a new run folder"
-            )
-
-    def after(self, num_samples: int) -> "State":
-        """The state once so many more samples are taken."""
-        return replace(self, position=self.position + num_samples)
 
 
 def training_batches(

@@ -36,7 +36,7 @@ def images(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) ->
 
 
 def shares(n: int, *, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
-    state = State(3, 1, 0, "")
+    state = State(3, 1, 0)
     return [own for _, own in training_batches(state, n, batch_size=4, rank=rank, world_size=world_size)]
 
 

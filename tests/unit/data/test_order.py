@@ -1,10 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tlbatch.data.order import SLAB, WINDOW_SLABS, EpochOrder, State, num_batches, prediction_batches, training_batches
-from tlbatch.job.errors import UserError
 
 sizes = st.one_of(st.integers(1, 500), st.integers(SLAB * WINDOW_SLABS - 40, SLAB * WINDOW_SLABS * 3))
 
@@ -62,7 +62,7 @@ def test_class_sorted_samples_are_mixed_nearly_as_well_as_by_chance() -> None:
 
 @given(st.integers(1, 400), st.integers(1, 64), st.sampled_from([1, 2, 3, 4, 8, 16]))
 def test_the_shares_of_all_ranks_are_the_global_batches_of_one(n: int, batch_size: int, world_size: int) -> None:
-    start = State(1, 2, 0, "")
+    start = State(1, 2, 0)
     alone = batches(start, n, batch_size)
     assert len(alone) == num_batches(n, batch_size)
     assert [size for size, _ in alone] == [len(batch) for _, batch in alone]
@@ -78,17 +78,11 @@ def test_the_shares_of_all_ranks_are_the_global_batches_of_one(n: int, batch_siz
 
 @given(st.integers(1, 400), st.integers(1, 64), st.data())
 def test_from_any_batch_on_the_rest_of_the_epoch_is_the_same(n: int, batch_size: int, data: st.DataObject) -> None:
-    state = State(5, 0, 0, "")
+    state = State(5, 0, 0)
     all_batches = batches(state, n, batch_size)
     done = data.draw(st.integers(0, len(all_batches)))
-    state = state.after(sum(size for size, _ in all_batches[:done]))
+    state = replace(state, position=sum(size for size, _ in all_batches[:done]))
     assert batches(state, n, batch_size) == all_batches[done:]
-
-
-def test_a_state_of_another_set_is_refused() -> None:
-    State(0, 0, 0, "a" * 64).check("a" * 64)
-    with pytest.raises(UserError, match="the set is another"):
-        State(0, 0, 0, "a" * 64).check("b" * 64)
 
 
 @given(st.integers(0, 400), st.integers(1, 64), st.integers(1, 20))
