@@ -17,6 +17,7 @@ from tlbatch.job.cli import EXIT_AGAIN
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.records import Failure, load_record
 
 CLASSES = ["p_blue", "p_green", "p_red"]
 
@@ -24,12 +25,12 @@ CLASSES = ["p_blue", "p_green", "p_red"]
 @pytest.fixture(scope="module")
 def make(
     tmp_path_factory: pytest.TempPathFactory, tiny_job: Path, write_folders: Callable[..., Path]
-) -> Callable[[str], RunPaths]:
+) -> Callable[..., RunPaths]:
     folder = tmp_path_factory.mktemp("worlds")
     images = write_folders(folder / "images")
 
-    def made(run: str) -> RunPaths:
-        options = [f"data.images={images}", f"workspace={folder / 'space'}", f"run={run}", "phase.1.epochs=40"]
+    def made(run: str, *more: str) -> RunPaths:
+        options = [f"data.images={images}", f"workspace={folder / 'space'}", f"run={run}", "phase.1.epochs=40", *more]
         paths = make_run(resolve(load_job([tiny_job], [*options, "phase.1.optimizer={name='sgd', lr=1e-3}"])))
         shard.run(paths.folder)
         cache.run(paths.folder)
@@ -72,7 +73,7 @@ def predictions(paths: RunPaths) -> pd.DataFrame:
     return pd.read_csv(paths.report / "predictions.csv")
 
 
-def test_a_training_of_two_ranks_goes_on_with_one_and_with_two_again(make: Callable[[str], RunPaths]) -> None:
+def test_a_training_of_two_ranks_goes_on_with_one_and_with_two_again(make: Callable[..., RunPaths]) -> None:
     whole, changed = make("whole"), make("changed")
     train.run(whole.folder)
     stop_after(changed, start(changed, 2), 5)
@@ -85,3 +86,29 @@ def test_a_training_of_two_ranks_goes_on_with_one_and_with_two_again(make: Calla
     one, two = predictions(whole), predictions(changed)
     assert one["key"].tolist() == two["key"].tolist()
     assert np.allclose(one[CLASSES], two[CLASSES], atol=1e-3)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_is_stopped_before_its_first_step_ends_the_others_within_the_limit(
+    make: Callable[..., RunPaths], stopped: int
+) -> None:
+    paths = make(f"stopped-{stopped}", "slurm.hang_s=5", "phase.1.epochs=2000")
+    ranks = start(paths, 2)
+    try:
+        sign = paths.rendezvous / f"train-1.rank-{stopped}"
+        deadline = time.monotonic() + 120
+        while not sign.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ranks[stopped].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        said, _ = ranks[1 - stopped].communicate(timeout=60)
+        assert ranks[1 - stopped].returncode == 1, said
+        assert time.monotonic() - began < 5 * 2 + 5, "the limit, a look and a slow machine"
+        failure = load_record(Failure, paths.failure("train", 1 - stopped), missing="")
+        assert failure.kind == "lost"
+        assert f"rank {stopped} gave no sign of life for" in failure.message
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()

@@ -28,7 +28,7 @@ from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.files import to_json, write_text
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.progress import Teller
-from tlbatch.job.pulse import Pulse, Stillness
+from tlbatch.job.pulse import Pulse, Signs, Stillness
 from tlbatch.job.records import StageName
 from tlbatch.job.stop import StopFlag
 from tlbatch.job.world import World
@@ -57,7 +57,7 @@ class Crew:
     def alone(stage: StageName, paths: RunPaths) -> "Crew":
         """A single rank on the CPU that nobody watches or stops."""
         world = World()
-        pulse = Pulse(math.inf, lambda *_: None, alone=True)
+        pulse = Pulse(math.inf, lambda *_: None, signs=None)
         return Crew(Accelerator(cpu=True), world, StopFlag(), Teller(paths, world, stage, saves=False), pulse)
 
     @property
@@ -115,7 +115,9 @@ def joined_ranks(stage: StageName, paths: RunPaths, world: World, job: Job) -> I
     try:
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
         _check(accelerator, world, on_gpu=on_gpu)
-        with Pulse(job.slurm.hang_s, tell, alone=world.world_size == 1) as pulse:
+        size, prefix = world.world_size, f"{stage}-{world.attempt}"
+        signs = Signs(paths.rendezvous, prefix, rank=world.rank, world_size=size) if size > 1 else None
+        with Pulse(job.slurm.hang_s, tell, signs=signs) as pulse:
             yield Crew(accelerator, world, stop, Teller(paths, world, stage), pulse)
     finally:
         if dist.is_initialized():

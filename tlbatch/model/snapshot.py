@@ -23,6 +23,8 @@ State = dict[str, Any]
 _RECORD = "snapshot.json"
 _SHARED = "shared.pt"
 _KEPT = 2
+_FIRST_S = 10.0
+"""Into a training, to learn how long saving takes while there is time to tell."""
 """Snapshots that stay: the last one, and one to fall back on."""
 
 
@@ -64,10 +66,12 @@ class Saver:
         self._every_s = 60 * every_min
         self._last = time.monotonic()
         self._limits = dict(limits)
+        self._knows_s = False
 
     def is_due(self) -> bool:
-        """Whether the job asks for one by now."""
-        return time.monotonic() - self._last > self._every_s
+        """Whether the job asks for one by now; the first comes early, to learn how long it takes."""
+        wait_s = self._every_s if self._knows_s else min(self._every_s, _FIRST_S)
+        return time.monotonic() - self._last > wait_s
 
     def save(self, record: SnapshotRecord, shared: Callable[[], State], own: State, accelerator: Accelerator) -> None:
         """Write a snapshot, all ranks together.
@@ -104,6 +108,7 @@ class Saver:
             record.model_copy(update=whole).signed().save(draft / _RECORD)
             self._keep(draft, path)
         self._last = time.monotonic()
+        self._knows_s = True
         took = self._last - began
         log.info("saved at %s in %.1f s", told(place), took)
         for follows, limit_s in list(self._limits.items()):
@@ -139,6 +144,7 @@ class Saver:
                 f"{chosen}: the training has begun with another {' and '.join(changed)}; submit the job again for a "
                 "new run folder"
             )
+        self._knows_s = True  # it was said in the life that saved it
         same = record.world_size == self._world.world_size
         own = _own_name(self._world.rank if same else 0)
         return Snapshot(record, _read(chosen / _SHARED), _read(chosen / own))
