@@ -285,3 +285,20 @@ def test_vectors_are_exported_as_npz_and_text_with_parallel_rows(make: Make) -> 
     done = subprocess.run(wrong, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "is not cached; name another with --phase" in done.stderr
+
+
+def test_a_run_that_begins_with_the_weights_of_another_shares_what_that_one_has_left_as_it_was(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    phases = "phase=[{cut='blocks.1', epochs=1, optimizer={lr=1e-2}}]"
+    first = run(make("run=first", phases), shard, cache, train)
+    before = num_rows(tmp_path)
+    run(make("run=second", phases, f"model.weights={first.folder}"))
+    assert num_rows(tmp_path) == before
+    assert "of which 0 (0 GB) are to be computed" in caplog.text
+    behind = "phase=[{cut='blocks.3', epochs=1}]"  # after what the first has trained
+    run(make("run=third", behind))
+    before = num_rows(tmp_path)
+    run(make("run=fourth", behind, f"model.weights={first.folder}"))
+    assert num_rows(tmp_path) > before

@@ -187,6 +187,11 @@ class Chain:
         read = {str(node.target) for node in stretch if node.op == "get_attr"}
         return {name: parameter for name, parameter in own.items() if id(parameter) in used or name in read}
 
+    def buffers(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """The buffers of the modules that are called between two places, by their name in the network."""
+        used = {id(buffer) for module in self.modules(start, stop) for buffer in module.buffers()}
+        return {name: one for name, one in self._net.named_buffers(remove_duplicate=False) if id(one) in used}
+
     def _stretch(self, start: int, stop: int) -> list[fx.Node]:
         assert self._graphs is not None
         if start == stop:

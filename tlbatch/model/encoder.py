@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
+import xxhash
 from accelerate import Accelerator
 
 from tlbatch.job.learning import StoredAs
@@ -76,13 +77,16 @@ class Encoder:
 
 
 def cache_identity(record: RunRecord, model: Classifier, tap: Tap, stored_as: StoredAs) -> dict[str, object]:
-    """All that what a tap gives depends on but the image and its view."""
+    """All that what a tap gives depends on but the image and its view.
+
+    Of the weights only those before the tap count, by their values, so that a network shares what it has in common with
+    the one that it was fine-tuned from.
+    """
     job = record.job
     library = "timm" if job.model.backbone.startswith("timm:") else "torchvision"
     return {
         "backbone": job.model.backbone,
-        "weights": record.weights_digest or f"random, seed {job.seed}",
-        "match": job.model.match,
+        "weights": _digest_of_weights(model, tap.place),
         "cut": model.chain.places[tap.place].name,
         "pooled": repr(model.pools[tap.pool]) if tap.pool >= 0 else "",
         "size": model.spec.size,
@@ -92,3 +96,12 @@ def cache_identity(record: RunRecord, model: Classifier, tap: Tap, stored_as: St
         "stored_as": stored_as,
         "versions": {name: version(name) for name in ("torch", library)},
     }
+
+
+def _digest_of_weights(model: Classifier, place: int) -> str:
+    """Of names and values before a place of the chain."""
+    found = xxhash.xxh3_128()
+    for name, tensor in (model.chain.parameters(0, place) | model.chain.buffers(0, place)).items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
