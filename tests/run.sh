@@ -24,7 +24,7 @@ install_packages() {
 
 export PATH="$PATH:/usr/sbin:/sbin"
 install_packages
-python=$(bash slurm/env.sh dev,quickstart)
+python=$(bash slurm/env.sh dev,quickstart,export)
 bin=$(dirname "$python")
 
 "$bin/ruff" format --check --quiet .

@@ -1,7 +1,12 @@
-"""Predict: the chosen checkpoint over validation and test, every image exactly once, in parts of one rank each."""
+"""Predict: the chosen checkpoint over validation and test, every image exactly once, in parts of one rank each.
 
+Or, with images: what the model in a folder that tlbatch.export wrote says of them, as CSV.
+"""
+
+import argparse
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,13 +15,15 @@ from pathlib import Path
 import numpy as np
 from accelerate.utils import broadcast_object_list
 
+from tlbatch.answers import answer
 from tlbatch.data.activations import Stored, open_stores, view_keys
 from tlbatch.data.feed import Feed
 from tlbatch.data.loader import ImageSet, num_workers, open_set
 from tlbatch.data.order import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.job.cli import finished, once, stage_main
+from tlbatch.job.cli import finished, guarded, once
 from tlbatch.job.errors import UserError
+from tlbatch.job.exported import RECORD
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.progress import on_rank_0
 from tlbatch.job.records import Best, Marker, RunRecord, job_digest
@@ -166,5 +173,22 @@ def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, w
         )
 
 
+def main() -> None:
+    """``python -m tlbatch.predict RUN``, or ``python -m tlbatch.predict MODEL_FOLDER IMAGES... [--csv FILE]``."""
+    parser = argparse.ArgumentParser(prog="python -m tlbatch.predict", description=__doc__)
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder, as python -m tlbatch.submit printed it; or the folder of an exported model",
+    )
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGES", help="image files, or folders of them")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the answers (standard output)")
+    given = parser.parse_args()
+    if given.images or given.csv or (given.folder / RECORD).exists():
+        sys.exit(answer(given.folder, given.images, given.csv))
+    sys.exit(guarded("predict", run, given.folder))
+
+
 if __name__ == "__main__":
-    stage_main("predict", run, __doc__)
+    main()

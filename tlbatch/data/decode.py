@@ -97,6 +97,15 @@ def decode_plain(data: bytes, size: tuple[int, int], *, factor: int = 1) -> Rgb:
     return rgb
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether `decode_plain` can read an image, by its header."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.format in {"JPEG", "MPO"} and _is_usual(image)
+    except _BROKEN:
+        return False
+
+
 def reduction(length: float, wanted: int) -> int:
     """How far a JPEG may be reduced while a stretch of it keeps the pixels wanted: by 8, 4, 2 or 1."""
     return next((factor for factor in (8, 4, 2) if wanted and length // factor >= wanted), 1)
@@ -108,7 +117,7 @@ def _open(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, str, b
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_huge(image, max_pixels)
             kind = "JPEG" if image.format == "MPO" else image.format or ""
-            usual = image.mode in {"RGB", "L"} and image.getexif().get(0x0112, 1) == 1
+            usual = _is_usual(image)
             side = min(image.size)
             if usual and kind == "JPEG":
                 return decode_plain(data, image.size, factor=reduction(side, short_side)), kind, usual, side
@@ -119,6 +128,11 @@ def _open(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, str, b
         raise UnreadableImageError("no image of a known format") from None
     except _BROKEN as error:
         raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _is_usual(image: Image.Image) -> bool:
+    """Whether it is upright in 8-bit RGB or grey."""
+    return image.mode in {"RGB", "L"} and bool(image.getexif().get(0x0112, 1) == 1)
 
 
 def _refuse_huge(image: Image.Image, max_pixels: int) -> None:

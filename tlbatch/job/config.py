@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tlbatch.job.images import Data
-from tlbatch.job.learning import Cache, Head, Model, Objective, Phase, StoredAs, Train
+from tlbatch.job.learning import Cache, Decision, Head, Model, Objective, Phase, StoredAs, Train
 from tlbatch.job.reporting import Reporting
 from tlbatch.job.secrecy import gives_secret, holds_secret, is_secret_name
 from tlbatch.job.section import Metric, Positive, Section
@@ -162,7 +162,7 @@ class Job(Section):
     head: Head = Head()
     objective: Objective = "cross-entropy"
     """What is minimised; binary: one sigmoid unit, two classes; corn, cumulative and regression: ordered classes."""
-    decision: Literal["most-probable", "expected-grade"] = "most-probable"
+    decision: Decision = "most-probable"
     """Which class is chosen; expected-grade: for ordered classes, the mean of the grades under their probabilities, cut
     at thresholds that are fitted as those of a regression."""
     recipes: Mapping[str, dict[str, Any]] = {}

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from tlbatch.job.section import Count, Fraction, Positive, Section
 
 Objective = Literal["cross-entropy", "focal", "binary", "corn", "cumulative", "regression"]
+Decision = Literal["most-probable", "expected-grade"]
 Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
 Symmetries = Literal["none", "flip", "rot4", "d4"]
 StoredAs = Literal["fp32", "fp16", "bf16"]

@@ -32,13 +32,15 @@ class Record(BaseModel):
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def load_record(kind: type[AnyRecord], path: Path, *, missing: str) -> AnyRecord:
+def load_record(
+    kind: type[AnyRecord], path: Path, *, missing: str, damaged: str = "submit the job as a new run"
+) -> AnyRecord:
     """Read a record back.
 
     Raises
     ------
     UserError
-        When the file is not there (the text ends with ``missing``, the way out) or not of this kind.
+        When the file is not there (the text ends with ``missing``, the way out) or not of this kind (with ``damaged``).
     """
     try:
         return kind.model_validate_json(path.read_bytes())
@@ -48,8 +50,7 @@ def load_record(kind: type[AnyRecord], path: Path, *, missing: str) -> AnyRecord
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{path}: damaged or of another version of tlbatch ({field or 'JSON'}: {first['msg']}); "
-            "submit the job as a new run"
+            f"{path}: damaged or of another version of tlbatch ({field or 'JSON'}: {first['msg']}); {damaged}"
         ) from None
 
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
+from tlbatch.job.exported import Network
 from tlbatch.job.learning import Head, Pool
 from tlbatch.job.section import Triple
 from tlbatch.model.backbones import Backbone, build_backbone
@@ -217,7 +218,7 @@ class Classifier(nn.Module):
         return self.rule.grades(outputs, self.num_classes) if self.rule.has_thresholds else outputs[:, :1].float()
 
 
-def build_classifier(job: Job, num_classes: int, *, described_by: Path | None = None) -> Classifier:
+def build_classifier(job: Job | Network, num_classes: int, *, described_by: Path | None = None) -> Classifier:
     """The job's backbone and a new head, with random weights that are the same on every rank.
 
     Parameters
@@ -247,7 +248,7 @@ def build_classifier(job: Job, num_classes: int, *, described_by: Path | None = 
     return classifier
 
 
-def _pool(job: Job) -> Pool:
+def _pool(job: Job | Network) -> Pool:
     """``flatten`` where a phase asks for that cut."""
     flattens = job.head.pool == "auto" and any(phase.cut == "flatten" for phase in job.phase)
     return "flatten" if flattens else job.head.pool

@@ -91,7 +91,7 @@ class KernelMap(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, width) to (n, num_points)."""
         standardised = (features.float() - self.mean) / self.scale
-        return torch.exp(-self.gamma * torch.cdist(standardised, self.points).square()) @ self.whitening.T
+        return torch.exp(-self.gamma * _distances(standardised, self.points).square()) @ self.whitening.T
 
 
 class Neighbours(nn.Module):
@@ -104,6 +104,7 @@ class Neighbours(nn.Module):
         self.register_buffer("points", torch.zeros(num_points, width))
         self.register_buffer("classes", torch.zeros(num_points, num_classes))
         self.register_buffer("number", torch.ones((), dtype=torch.int64))
+        self._pinned = 0
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -111,14 +112,24 @@ class Neighbours(nn.Module):
     classes: torch.Tensor
     number: torch.Tensor
 
+    def pin(self) -> None:
+        """Take the number of neighbours for good: a graph cannot read how many to take from a tensor."""
+        self._pinned = int(self.number)
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, width) to (n, num_classes)."""
         standardised = (features.float() - self.mean) / self.scale
-        nearest = [
-            torch.cdist(some, self.points).topk(int(self.number), largest=False).indices
-            for some in torch.split(standardised, _AT_ONCE)  # a distance to every point each
-        ]
+        number = self._pinned or int(self.number)
+        parts = (
+            (standardised,) if self._pinned else torch.split(standardised, _AT_ONCE)
+        )  # a distance to every point each
+        nearest = [_distances(some, self.points).topk(number, largest=False).indices for some in parts]
         return (self.classes[torch.cat(nearest)].mean(1) + 1 / (len(self.points) + 1)).log()
+
+
+def _distances(vectors: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Between all pairs, (n, num_points), always by matrix products: a graph has no choice that depends on n."""
+    return torch.cdist(vectors, points, compute_mode="use_mm_for_euclid_dist")
 
 
 def head_like(tensors: Mapping[str, torch.Tensor], head: nn.Sequential) -> nn.Sequential:

@@ -3,7 +3,9 @@
 Every objective takes a target distribution over the classes, so that label smoothing and mixed images work in all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated
 
 import torch
@@ -104,14 +106,19 @@ def class_probabilities(objective: Objective, outputs: Logits, num_classes: int)
         case "binary":
             return torch.cat([(-outputs).sigmoid(), outputs.sigmoid()], 1)
         case "corn":
-            exceeds = outputs.sigmoid().cumprod(1)
+            exceeds = _running(torch.mul, outputs.sigmoid().double()).float()
         case "cumulative":
-            exceeds = outputs.sigmoid().cummin(1).values
+            exceeds = _running(torch.minimum, outputs.sigmoid())
         case _:
             assert outputs.shape[1] == num_classes
             return outputs.softmax(1)
     edge = torch.ones_like(exceeds[:, :1])
     return torch.cat([edge, exceeds], 1) - torch.cat([exceeds, 0 * edge], 1)
+
+
+def _running(operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], columns: torch.Tensor) -> torch.Tensor:
+    """As cumprod and cummin along axis 1, which ONNX does not have."""
+    return torch.stack(list(accumulate(columns.unbind(1), operation)), 1)
 
 
 def _numbers(num_classes: int, like: torch.Tensor) -> torch.Tensor:

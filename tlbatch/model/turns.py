@@ -19,8 +19,12 @@ def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """
     for turn in set(turns.tolist()) - {0}:
         chosen = (turns == turn).nonzero()[:, 0].to(images.device)
-        some = images[chosen]
-        if turn % 2:
-            some = some.flip(2)
-        images = images.index_copy(0, chosen, some.rot90(turn // 2, (1, 2)))
+        images = images.index_copy(0, chosen, turned_alike(images[chosen], turn))
     return images
+
+
+def turned_alike(images: torch.Tensor, turn: int) -> torch.Tensor:
+    """Apply one symmetry to all images."""
+    if turn % 2:
+        images = images.flip(2)
+    return images.rot90(turn // 2, (1, 2)) if turn > 1 else images

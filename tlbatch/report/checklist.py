@@ -18,6 +18,15 @@ _ALL: tuple[Guideline, ...] = _STARD + _CLAIM + _TRIPOD
 _FEW_IMAGES, _FEW_GROUPS = 30, 100
 
 
+NOT_KNOWN = (
+    "What the model is meant to be used for, and by whom: nobody has told this report.",
+    "Who the images are of, how they were chosen, and who labelled them by what rule.",
+    "On which images the backbone was trained before, and under which licence its weights are.",
+    "How much harm each kind of mistake does; no score here knows it.",
+)
+"""What a model card should say and no report can."""
+
+
 @dataclass(frozen=True)
 class Item:
     """A topic that guidelines ask for."""
@@ -89,7 +98,7 @@ def _model(report: Report) -> Iterable[Item]:
 def _results(report: Report, num_mistakes: int, rival: Comparison | None) -> Iterable[Item]:
     part, found = "Evaluation", main_score(report)
     name = report.metric.replace("_", " ")
-    yield Item(part, "Measures of performance with their uncertainty", _ALL, f"{name} {_told(found)}")
+    yield Item(part, "Measures of performance with their uncertainty", _ALL, f"{name} {told(found)}")
     aims = [point.aim for question in report.questions for point in question.points if point.threshold is not None]
     yield Item(part, "How thresholds for a positive answer were set", _STARD + _TRIPOD,
                "; ".join(dict.fromkeys(aims)))  # fmt: skip
@@ -97,7 +106,7 @@ def _results(report: Report, num_mistakes: int, rival: Comparison | None) -> Ite
                f"{len(report.confusion)} by {len(report.confusion)}" if report.confusion else "")  # fmt: skip
     used = report.calibration
     ece = used and (used.after if used.kept and used.after else used.before).ece
-    yield Item(part, "Calibration", _TRIPOD, f"expected calibration error {_told(ece)}" if ece else "")
+    yield Item(part, "Calibration", _TRIPOD, f"expected calibration error {told(ece)}" if ece else "")
     columns = dict.fromkeys(one.column for one in report.subgroups)
     yield Item(
         part, "Performance in sub-groups; fairness", _STARD + _TRIPOD, f"by {', '.join(columns)}" * bool(columns)
@@ -105,7 +114,7 @@ def _results(report: Report, num_mistakes: int, rival: Comparison | None) -> Ite
     yield Item(part, "Share of classes where the model is to be used", _STARD + _TRIPOD,
                "scores for another mix of classes are given" if report.deployed else "")  # fmt: skip
     yield Item(part, "Comparison with another method", _STARD + _CLAIM,
-               f"{rival.other}: {rival.verdict} ({_told(rival.difference)})" if rival else "")  # fmt: skip
+               f"{rival.other}: {rival.verdict} ({told(rival.difference)})" if rival else "")  # fmt: skip
     yield Item(part, "Analysis of failures", _CLAIM, f"the worst {num_mistakes} are shown" if num_mistakes else "")
     yield Item(part, "Test on data from elsewhere", _ALL)
     yield Item(part, "Robustness to changes of the input or of assumptions", _CLAIM)
@@ -146,12 +155,12 @@ def _limits_of_scores(report: Report) -> Iterable[str]:
     if known:
         _, worst = min(known, key=lambda one: one[0])
         if worst.recall.value != 1:
-            yield f"Of the class {worst.name} it finds least: {_told(worst.recall)} of {worst.support:,} images."
+            yield f"Of the class {worst.name} it finds least: {told(worst.recall)} of {worst.support:,} images."
     whole = found.value
     for one in report.subgroups:
         own = one.scores.get(report.metric)
         if own is not None and own.high is not None and whole is not None and own.high < whole:
-            yield f"Where {one.column} is {one.value}, the {name} is lower: {_told(own)}; on all images {whole:.4f}."
+            yield f"Where {one.column} is {one.value}, the {name} is lower: {told(own)}; on all images {whole:.4f}."
     if not report.subgroups:
         yield "Whether it does equally well in all sub-groups was not measured."
     used = report.calibration
@@ -159,7 +168,8 @@ def _limits_of_scores(report: Report) -> Iterable[str]:
         yield f"Its probabilities are as predicted, with no temperature: {used.why}."
 
 
-def _told(found: Estimate) -> str:
+def told(found: Estimate) -> str:
+    """A number and its interval, or why there is none."""
     if found.value is None:
         return f"undefined ({found.undefined})"
     if found.low is None or found.high is None:

@@ -19,7 +19,7 @@ from tlbatch.job.records import SPLITS
 from tlbatch.job.report import SCORES, ClassScores, Comparison, Question, Report, ScoreName
 from tlbatch.job.section import Metric
 from tlbatch.report import formats, plots
-from tlbatch.report.checklist import checklist, limits, main_score
+from tlbatch.report.checklist import NOT_KNOWN, checklist, limits, main_score
 from tlbatch.report.draws import REPLICATES
 
 MOST_REJECTED = 50
@@ -83,8 +83,9 @@ def write_page(path: Path, shown: Shown) -> None:
         "main": main_score(shown.report),
         "classes": [one.name for one in shown.report.classes],
         "sections": sections,
-        "warnings": _warnings(shown.report),
+        "warnings": warnings_of(shown.report),
         "limits": limits(shown.report),
+        "not_known": NOT_KNOWN,
         "items": checklist(shown.report, num_mistakes=len(shown.mistakes), rival=shown.rival),
         "rejected": shown.rejected[:MOST_REJECTED],
         "figures": [(_FIGURES.get(name, name), image) for name, image in sorted(shown.figures.items())],
@@ -104,7 +105,7 @@ def write_comparison(path: Path, reports: Sequence[Report], comparisons: Sequenc
     assert len(reports) >= 2
     warned: dict[tuple[str, str], list[str]] = {}
     for one in reports:
-        for warning in _warnings(one):
+        for warning in warnings_of(one):
             warned.setdefault(warning, []).append(one.run)
     names = [[one.name for one in report.classes] for report in reports]
     _write(path, "comparison.html.j2", {
@@ -143,7 +144,7 @@ def _sections(shown: Shown) -> Iterable[tuple[str, str, bool]]:
     yield "checklist", "Reporting checklist", True
 
 
-def _warnings(report: Report) -> list[tuple[str, str]]:
+def warnings_of(report: Report) -> list[tuple[str, str]]:
     """What a reader must know before the scores."""
     found = []
     leaks = _leaks(report)
@@ -186,10 +187,15 @@ def _split(name: str) -> str:
 
 def _write(path: Path, template: str, values: Mapping[str, object]) -> None:
     text = _pages().get_template(template).render(values)
-    write_text(path, _UNSEEN.sub(_visible, text))
+    write_text(path, visible(text))
 
 
-def _visible(found: re.Match[str]) -> str:
+def visible(text: str) -> str:
+    """A text in which signs that cannot be seen are written with backslashes."""
+    return _UNSEEN.sub(_backslashed, text)
+
+
+def _backslashed(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 

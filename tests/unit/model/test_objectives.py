@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tlbatch.model.objectives import Rule, losses, targets
+from tlbatch.model.objectives import Rule, _running, losses, targets
 from tlbatch.model.thresholds import fit_thresholds
 
 ALL = ["cross-entropy", "focal", "corn", "cumulative", "regression"]
@@ -131,3 +131,9 @@ def test_views_of_an_image_are_no_witnesses_for_each_other() -> None:
         )
         kept += (together.tolist() != [0.5, 1.5, 2.5, 3.5]) - (apart.tolist() != [0.5, 1.5, 2.5, 3.5])
     assert kept < 0
+
+
+def test_running_products_and_minima_are_those_of_torch_to_the_last_bit() -> None:
+    shares = (3 * torch.randn(500, 6, generator=torch.Generator().manual_seed(0))).sigmoid()
+    assert torch.equal(_running(torch.mul, shares.double()).float(), shares.cumprod(1))
+    assert torch.equal(_running(torch.minimum, shares), shares.cummin(1).values)
