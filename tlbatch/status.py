@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tlbatch.controller import Controller
-from tlbatch.job.cli import EXIT_USER_ERROR
+from tlbatch.job.cli import leave_with
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import place_named
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.progress import rate, span
 from tlbatch.job.records import STAGES
@@ -36,13 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.status``."""
     options = _parser().parse_args(arguments)
     try:
-        with place_named():
-            sys.exit(_follow(options) if options.follow else _show_once(options))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        leave_with(lambda: _follow(options) if options.follow else _show_once(options))
     except BrokenPipeError:  # as in status | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

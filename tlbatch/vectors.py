@@ -5,7 +5,6 @@ five decimals), images-y.txt (numbers of classes), images-f.txt (names) and imag
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import numpy.typing as npt
 from tlbatch.data.activations import open_stores, view_keys
 from tlbatch.data.loader import open_set
 from tlbatch.data.sources import name_of
-from tlbatch.job.cli import EXIT_USER_ERROR, finished
+from tlbatch.job.cli import finished, leave_with
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, place_named, write_text
+from tlbatch.job.files import atomic_file, write_text
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import SPLITS
 
@@ -88,13 +87,13 @@ def main() -> None:
     parser.add_argument("--text", action="store_true", help="text files in place of images.npz")
     options = parser.parse_args()
     folder = options.out or options.run / "vectors"
-    try:
-        with place_named():
-            write_vectors(folder, read_vectors(RunPaths(options.run), phase=options.phase), text=options.text)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
-    print(folder)
+
+    def work() -> int:
+        write_vectors(folder, read_vectors(RunPaths(options.run), phase=options.phase), text=options.text)
+        print(folder)
+        return 0
+
+    leave_with(work)
 
 
 if __name__ == "__main__":

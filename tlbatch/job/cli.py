@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +29,19 @@ _LOST = re.compile(r"^Dist\w*Error|by peer|Timed out|timed out waiting|NCCL|gloo
 """What torch's collectives say of a rank that has gone."""
 AGAIN = "TLBATCH_AGAIN"
 """Variable with the file that tells the batch script to put the job into the queue again."""
+
+
+def leave_with(work: Callable[[], int]) -> NoReturn:
+    """Run a command that is no stage, and leave with the exit code that it gives; a user error is told line by line."""
+    try:
+        with place_named():
+            sys.exit(work())
+    except UserError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:
