@@ -27,7 +27,6 @@ find_root() {
 }
 
 root=$(find_root)
-python=$(bash "$root/slurm/env.sh")
 
 has_job() {
   local argument
@@ -43,13 +42,6 @@ has_job() {
 
 has_job "$@" || set -- "$root/jobs/quickstart.toml" "$@"
 
-# In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
-if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${SLURM_STEP_ID:-}" ]; then exec "$python" -m tlbatch.submit --local "$@"; fi
-
 # shellcheck disable=SC1091 # found only at run time
-source "$root/tlbatch/job/host.sh"
-tlbatch_begin 120 # as in the line above
-code=0
-"$python" -m tlbatch.submit --inside "$@" || code=$?
-if [ "$code" = 75 ]; then tlbatch_again $((${SLURM_RESTART_COUNT:-0} + 1)); fi # it has looked at slurm.max_restarts
-exit "$code"
+source "$root/slurm/run.sh"
+run_module "$root" tlbatch.submit 120 "$@" # as in the line above

@@ -50,7 +50,7 @@ def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, crew: Cre
     job = record.job
     model.to(crew.accelerator.device)
     cuts = _cacheable(job, model)
-    passes = _passes(job, images, model.spec.size)
+    passes = _passes(record, images, model.spec.size)
     of_cut = {cut: taps_of(model, cut) for cut in sorted(set(cuts.values()))}
     stores = {tap: _stores(record, model, tap) for taps in of_cut.values() for tap in taps}
     if crew.world.is_main:
@@ -95,12 +95,13 @@ def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
     return found
 
 
-def _passes(job: Job, images: ImageSet, size: int) -> dict[str, Pass]:
-    """What training sees, and what validation and test do."""
+def _passes(record: RunRecord, images: ImageSet, size: int) -> dict[str, Pass]:
+    """What training sees, if the run trains, and what validation and test do."""
+    job = record.job
     views = training_views(job.train, size)
     judged = views if job.head.view_mean else Views(size)
-    return {
-        "train": Pass(images.rows("train"), views, strict=True),
+    training = {} if record.checkpoint_of else {"train": Pass(images.rows("train"), views, strict=True)}
+    return training | {
         "val": Pass(images.rows("val"), judged, strict=True),
         "test": Pass(images.rows("test"), judged, strict=False),
     }

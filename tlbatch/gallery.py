@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _MOST_MISTAKES = 12
 _MOST_POINTS = 500
 _BATCH = 32
+_THUMBNAIL = 224
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,13 @@ def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier |
         )
         for number, at in enumerate(worst)
     ]
+
+
+def shown_images(images: ImageSet, keys: Sequence[str]) -> list[bytes]:
+    """Thumbnails of the images with some keys."""
+    row_of = dict(zip(images.index["key"].tolist(), range(len(images.index)), strict=True))
+    rows = np.array([row_of[key.encode()] for key in keys], np.int64)
+    return [figures.thumbnail(image.numpy()) for image in _read(images, rows, _THUMBNAIL)]
 
 
 def _read(images: ImageSet, rows: Positions, size: int) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """Three ways to start the stages of a run: a SLURM chain, this machine, or the allocation we are in."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
@@ -22,10 +24,29 @@ from tlbatch.task import run_chain, run_share, run_stage
 from tlbatch.watch import Follower, report_failure, run_step
 
 _POLL_S = 0.5
+Where = Literal["here", "inside", "chain"]
+"""This machine, the allocation around us, or jobs of their own."""
 
 
-def submit_chain(record: RunRecord, paths: RunPaths) -> dict[StageName, str]:
-    """Submit all stages at once, each to begin when the one before has ended well; job ids by stage.
+def check_place(where: Where) -> None:
+    """Refuse to submit jobs where there is no SLURM.
+
+    Raises
+    ------
+    UserError
+        When sbatch is not to be found.
+    """
+    if where == "chain" and shutil.which("sbatch") is None:
+        raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
+
+
+def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
+    """Submit all stages that are left at once, each to begin when the one before has ended well; job ids by stage.
+
+    Parameters
+    ----------
+    stages
+        Those to submit in place of them.
 
     Raises
     ------
@@ -36,7 +57,7 @@ def submit_chain(record: RunRecord, paths: RunPaths) -> dict[StageName, str]:
     jobs: dict[StageName, str] = {}
     array = submit_shares(record, paths)
     after = f"afterok:{array}" if array else None
-    for stage in paths.stages_left(record.job):
+    for stage in stages or paths.stages_left(record.job):
         with refusal_named(stage, [*filter(None, [array]), *jobs.values()]):
             jobs[stage] = submit_stage(record, paths, stage, after=after)
         after = f"afterok:{jobs[stage]}"
@@ -87,18 +108,19 @@ def refusal_named(stage: StageName, submitted: Sequence[str]) -> Iterator[None]:
         ) from None
 
 
-def run_here(record: RunRecord, paths: RunPaths) -> int:
-    """Run the stages one after another through submitit's local executor, showing rank 0's log; the exit code.
+def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> int:
+    """Run the stages, or some, one after another through submitit's local executor, showing rank 0's log;
+    the exit code.
 
     They share a process where there is one task: importing torch takes longer than many a stage.
     """
-    slurm, stages = record.job.slurm, stages_of(record.job)
+    slurm, stages = record.job.slurm, stages or stages_of(record.job)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
     if slurm.num_cpus_per_task:
         os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.num_cpus_per_task)
     if slurm.num_tasks_per_node == 1:
-        job_id = _run_locally(record, paths, len(stages), run_chain, str(paths.folder))
+        job_id = _run_locally(record, paths, len(stages), run_chain, str(paths.folder), stages)
         failed = [stage for stage in stages if not paths.marker(stage).exists()]
         return report_failure(failed[0], paths, job_id) if failed else 0
     for stage in stages:
@@ -113,7 +135,7 @@ def _run_locally(
     paths: RunPaths,
     num_stages: int,
     work: Callable[..., None],
-    *arguments: str,
+    *arguments: object,
     wide: bool = True,
 ) -> str:
     """Start processes for some stages and wait for their end; submitit's id of the job."""
@@ -141,8 +163,8 @@ def _run_locally(
     return job.job_id
 
 
-def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
-    """Run the stages one after another with srun in the allocation around us; the exit code.
+def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
+    """Run the stages, or some, one after another with srun in the allocation around us; the exit code.
 
     Raises
     ------
@@ -168,7 +190,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str]) -> int:
         share = [*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)]
         run_step(share, paths, own)
     attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
-    for stage in stages_of(job):
+    for stage in stages or stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
         again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
         run_step([*srun, *shape, *task, stage, str(paths.folder)], paths, {**own, AGAIN: str(again)})

@@ -15,11 +15,10 @@ from tlbatch.data.audit import HEADER
 from tlbatch.data.decode import UnreadableImageError, to_shard
 from tlbatch.data.index import digest_split, write_index
 from tlbatch.data.listing import label_columns, read_source
-from tlbatch.data.phantom import make_once
+from tlbatch.data.reading import read_images
 from tlbatch.data.sets import Built, build_index, places_of_groups
 from tlbatch.data.sources import Labelled, Source, check_rejected
 from tlbatch.data.splits import draw_sample
-from tlbatch.data.staging import stage_urls
 from tlbatch.data.store import Chunk, Prepared, Store, Unusable, plan_chunks, prepare, read_store, write_chunk
 from tlbatch.job.cli import once, stage_main
 from tlbatch.job.config import Job
@@ -33,7 +32,6 @@ from tlbatch.job.paths import (
     groups_file,
     phantom_folder,
     set_folder,
-    staged_folder,
 )  # fmt: skip
 from tlbatch.job.progress import Teller
 from tlbatch.job.records import SPLITS, Audit, Ceiling, Manifest, load_record
@@ -55,9 +53,10 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     world = read_world(os.environ)
     folder = set_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
-    source = _read(job, workers=world.num_threads)
+    source = read_images(job, workers=world.num_threads)
     _refuse_other_classes(job.data, folder, source)
     job.report.check(source.classes)
+    job.nightly.check(source.classes, tuple(job.report.questions))
     if job.report.subgroups and job.data.labels:
         label_columns(job.data, job.data.labels, job.report.subgroups)
     if share is not None:
@@ -105,21 +104,6 @@ def _refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
                 f"{folder}: its shards are of the classes {', '.join(classes)}, and the source now has "
                 f"{', '.join(source.classes)}; list them in data.classes, which makes another set"
             )
-
-
-def _read(job: Job, *, workers: int) -> Source:
-    data = job.data
-    if data.source == "phantom":
-        drawn = phantom_folder(job)
-        make_once(drawn, data.phantom, workers=workers)
-        return read_source(data, drawn / "train", drawn / "trainLabels.csv")
-    images = data.images or staged_folder(job)
-    if data.urls:
-        stage_urls(data.urls, images)
-    source = read_source(data, images, data.labels)
-    for rejected in source.rejected:
-        log.warning("left out: %s: %s", rejected.key, rejected.cause)
-    return source
 
 
 def _plan(job: Job, source: Source, store: Store) -> list[Chunk]:

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tlbatch.job.cli import EXIT_AGAIN, EXIT_USER_ERROR
+from tlbatch.job.cli import EXIT_AGAIN, leave_with
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_of, place_named
+from tlbatch.job.files import digest_of
 from tlbatch.job.load import config_keys, load_jobs
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import Run, begun_in, make_run, open_run, resolve, run_paths, taken_up
@@ -29,15 +29,7 @@ _MOST_COMPARED = 20
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.submit``."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        with place_named():
-            sys.exit(_submit(options))
-    except UserError as error:
-        for line in str(error).splitlines():
-            sys.stderr.write(f"error: {line}\n")
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    leave_with(lambda: _submit(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,8 +71,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.dry_run or options.check:
         _show_scripts(_runs(options, make=False), check=options.check)
         return 0
-    if not (options.local or options.inside) and shutil.which("sbatch") is None:
-        raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
+    launch.check_place("here" if options.local else "inside" if options.inside else "chain")
     runs = _runs(options, make=True)
     if len(runs) == 1:
         return _submit_one(*runs[0], options)

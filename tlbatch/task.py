@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import get_args
 
 from tlbatch.job.cli import guarded
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import STAGES, Failure, StageName, load_record, stages_of
+from tlbatch.job.records import Failure, StageName, load_record
 from tlbatch.job.world import World, read_world
 
 LOG = "TLBATCH_LOG"
@@ -26,10 +27,9 @@ def run_stage(stage: StageName, run_dir: str) -> None:
     sys.exit(_run(stage, Path(run_dir)))
 
 
-def run_chain(run_dir: str) -> None:
-    """Run all stages of a run one after another in this process and leave by SystemExit."""
-    folder = Path(run_dir)
-    codes = (_run(stage, folder) for stage in stages_of(RunPaths(folder).load_submitted().job))
+def run_chain(run_dir: str, stages: Sequence[StageName]) -> None:
+    """Run some stages of a run one after another in this process and leave by SystemExit."""
+    codes = (_run(stage, Path(run_dir)) for stage in stages)
     sys.exit(next((code for code in codes if code), 0))
 
 
@@ -82,7 +82,7 @@ def _run(stage: StageName, run_dir: Path, **options: object) -> int:
 def main() -> None:
     """``python -m tlbatch.task STAGE RUN``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.task", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=get_args(StageName))
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--share", action="store_true", help="shard: write this task's share of the shards, no index")
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
 """Train: the phases of the job over the training split; validation chooses the checkpoint."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from tlbatch.data.order import num_batches
 from tlbatch.job.cli import finished, once, stage_main
 from tlbatch.job.config import Job, Slurm
 from tlbatch.job.errors import UserError
+from tlbatch.job.files import atomic_file
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, job_digest
 from tlbatch.job.world import World, read_world
-from tlbatch.model.checkpoint import Keeper, pretrained_classifier
+from tlbatch.model.checkpoint import Keeper, load_best, pretrained_classifier
 from tlbatch.model.ranks import joined_ranks
 from tlbatch.model.snapshot import Saver
 from tlbatch.phases import train_phases
@@ -33,8 +35,37 @@ def run(run_dir: Path) -> None:
     slurm = record.job.slurm
     saver = Saver(paths.snapshots, inputs, world, every_min=slurm.save_min, limits=_limits(slurm, os.environ))
     there = paths.best.exists()
-    once("train", paths, inputs, world, lambda: _join_and_train(record, images, paths, world, saver), is_there=there)
+
+    def work() -> None:
+        if record.checkpoint_of is None:
+            _join_and_train(record, images, paths, world, saver)
+        elif world.is_main:
+            _take_checkpoint(RunPaths(Path(record.checkpoint_of)), paths, images)
+
+    once("train", paths, inputs, world, work, is_there=there)
     saver.remove()
+
+
+def _take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None:
+    """Take over what another run has trained, in place of training.
+
+    Raises
+    ------
+    UserError
+        When it is not whole, or of other classes.
+    """
+    best, weights = load_best(other)
+    if best.classes != images.manifest.classes:
+        raise UserError(
+            f"{other.folder}: is of the classes {', '.join(best.classes)}, and the images are of "
+            f"{', '.join(images.manifest.classes)}; it cannot predict them"
+        )
+    paths.checkpoints.mkdir(exist_ok=True)
+    files = [weights, *([other.unseen(best)] if best.unseen else [])]
+    for file, place in [*((file, paths.checkpoints / file.name) for file in files), (other.metrics, paths.metrics)]:
+        with atomic_file(place) as copy, file.open("rb") as opened:
+            shutil.copyfileobj(opened, copy)
+    best.save(paths.best)
 
 
 def _limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float]:

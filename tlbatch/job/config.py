@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tlbatch.job.images import Data
 from tlbatch.job.learning import Cache, Decision, Head, Model, Objective, Phase, StoredAs, Train
+from tlbatch.job.nightly import Nightly
 from tlbatch.job.reporting import Reporting
 from tlbatch.job.secrecy import gives_secret, holds_secret, is_secret_name
 from tlbatch.job.section import Metric, Positive, Section
@@ -180,6 +181,7 @@ class Job(Section):
     figures: bool = True
     """Draw learning curves, filters, activations, mistakes and a map of the features into the report folder."""
     report: Reporting = Reporting()
+    nightly: Nightly = Nightly()
     slurm: Slurm = Slurm()
 
     @model_validator(mode="after")
@@ -250,6 +252,11 @@ class Job(Section):
                     f"head.{key} needs a finite number of views: set train.random_views, or crop_scale = 1"
                 )
         return self
+
+    @property
+    def task(self) -> str:
+        """Name of the registry that the job's models stand in."""
+        return self.nightly.task or self.name
 
     @property
     def chooses(self) -> bool:

@@ -12,10 +12,11 @@ from tlbatch.job.images import StepName
 from tlbatch.job.learning import Symmetries
 from tlbatch.job.section import Metric, SplitName
 
-StageName = Literal["shard", "choose", "cache", "train", "predict", "reduce"]
+StageName = Literal["shard", "choose", "cache", "train", "predict", "reduce", "promote"]
 FailureKind = Literal["user", "crash", "hung", "lost", "stopped"]
 """The likeliest cause first: what other ranks saw of it, and how they were ended, comes after it."""
 STAGES: tuple[StageName, ...] = ("shard", "choose", "cache", "train", "predict", "reduce")
+"""Of every run; promote comes after them, and only where a registry is asked for."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -67,6 +68,8 @@ class RunRecord(Record):
     created: str
     allocation: str | None = None
     """Id of the SLURM job that made the run and holds all of its stages; none where each stage is a job."""
+    checkpoint_of: str | None = None
+    """Folder of another run whose checkpoint this one takes in place of training, to predict the images of this job."""
 
 
 def stages_of(job: Job) -> tuple[StageName, ...]:
@@ -282,5 +285,6 @@ class SnapshotRecord(Record):
 
 def job_digest(record: RunRecord) -> str:
     """Digest of everything in the job that predictions depend on: not of its place, time, cluster or report."""
-    kept = record.job.model_dump(mode="json", exclude={"slurm", "workspace", "private", "run", "report", "sweep"})
+    elsewhere = {"slurm", "workspace", "private", "run", "report", "sweep", "nightly"}
+    kept = record.job.model_dump(mode="json", exclude=elsewhere)
     return digest_of({"job": kept, "weights": record.weights_digest})

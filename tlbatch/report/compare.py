@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, hstack
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from tlbatch.job.report import Comparison, Estimate, Verdict
 from tlbatch.job.section import Metric
@@ -11,6 +11,7 @@ from tlbatch.report.draws import estimate, kinds_of_cells, redrawn
 from tlbatch.report.tables import Decided, effects, point_scores, table_scores
 
 _LEVEL = 0.05
+_FEW = 20
 Ints = npt.NDArray[np.int64]
 
 
@@ -31,7 +32,7 @@ def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: 
     only_first, only_other = int((right & ~also).sum()), int((also & ~right).sum())
     discordant = only_first + only_other
     p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    found = estimate(*_difference(metric, first, other, seed=seed), undefined="one of the scores is undefined")
+    found = estimate(*difference(metric, first, other, seed=seed), undefined="one of the scores is undefined")
     return Comparison(
         other=name,
         metric=metric,
@@ -63,9 +64,10 @@ def _verdict(found: Estimate, groups: Ints, gains: npt.NDArray[np.float64]) -> V
     return "better" if found.value > 0 else "worse"
 
 
-def _difference(
+def difference(
     metric: Metric, first: Decided, other: Decided, *, seed: int
 ) -> tuple[float | None, npt.NDArray[np.float64]]:
+    """The score of the first less that of the other, and what the same draws of groups make of it, (draws,)."""
     if not len(first.truth):
         return None, np.empty(0)
     num = first.num_classes
@@ -76,3 +78,19 @@ def _difference(
     half = drawn.shape[1] // 2
     draws = table_scores(drawn[:, :half])[metric] - table_scores(drawn[:, half:])[metric]
     return point_scores(first)[metric] - point_scores(other)[metric], draws
+
+
+def lower_bound(value: float | None, draws: npt.NDArray[np.float64], level: float) -> float | None:
+    """Below which a difference lies with a probability of ``level``, one-sided.
+
+    The percentile of its draws; where fewer than twenty of them lie below it, the lower of that and the normal bound
+    ``value - z(level) * sd``. None where the draws say nothing: most are undefined, or all are the same.
+    """
+    found = estimate(value, draws)
+    if found.value is None or found.low is None:
+        return None
+    defined = draws[~np.isnan(draws)]
+    percentile = float(np.quantile(defined, level))
+    if level * len(defined) >= _FEW:
+        return percentile
+    return min(percentile, found.value + float(norm.ppf(level)) * float(defined.std(ddof=1)))

@@ -77,7 +77,7 @@ class Shown:
 def write_page(path: Path, shown: Shown) -> None:
     """Write the page of a run, atomically."""
     sections = [(name, title) for name, title, is_there in _sections(shown) if is_there]
-    _write(path, "report.html.j2", {
+    render(path, "report.html.j2", {
         "shown": shown,
         "report": shown.report,
         "main": main_score(shown.report),
@@ -108,7 +108,7 @@ def write_comparison(path: Path, reports: Sequence[Report], comparisons: Sequenc
         for warning in warnings_of(one):
             warned.setdefault(warning, []).append(one.run)
     names = [[one.name for one in report.classes] for report in reports]
-    _write(path, "comparison.html.j2", {
+    render(path, "comparison.html.j2", {
         "reports": reports,
         "comparisons": comparisons,
         "warnings": [
@@ -185,7 +185,8 @@ def _split(name: str) -> str:
     return _SPLIT_NAMES.get(name, name)
 
 
-def _write(path: Path, template: str, values: Mapping[str, object]) -> None:
+def render(path: Path, template: str, values: Mapping[str, object]) -> None:
+    """Write a page from a template, atomically."""
     text = _pages().get_template(template).render(values)
     write_text(path, visible(text))
 

@@ -172,6 +172,17 @@ def _by_epoch(title: str, lines: Sequence[Line], phases: Sequence[Any]) -> Marku
     return _with_legend(frame, f"{title[0].upper()}{title[1:]} by epoch", words, parts, lines)
 
 
+def points(title: str, labels: tuple[str, str], lines: Sequence[Line]) -> Markup:
+    """Points of several kinds, from zero on both axes."""
+    right = max((x for line in lines for x in line.x), default=0.0)
+    top = max((y for line in lines for y in line.y if y is not None), default=0.0)
+    frame = svg.Frame((0, 1.05 * right or 1.0), (0, 1.05 * top or 1.0), left=64)
+    told = "; ".join(f"{line.name}: " + ", ".join(f"{y:.4g} at {x:.4g}" for x, y in zip(line.x, line.y, strict=True)
+                                                if y is not None) for line in lines)  # fmt: skip
+    parts = [*svg.axes(frame, *labels), *(_dots(frame, line) for line in lines)]
+    return _with_legend(frame, title, f"{told}.", parts, lines)
+
+
 def forest(title: str, rows: Sequence[Row], *, reference: float | None = None) -> Markup:
     """Scores one below the other with their intervals; reference: a value to judge them by."""
     known = [value for _, one, _ in rows for value in (one.value, one.low, one.high) if value is not None]
@@ -219,18 +230,21 @@ def _with_legend(frame: svg.Frame, title: str, words: str, parts: Iterable[Marku
 
 def _joined(frame: svg.Frame, line: Line, *, dots: bool = False) -> Markup:
     steps, pen = [], "M"
-    known = [(x, value) for x, value in zip(line.x, line.y, strict=True) if value is not None]
     for x, value in zip(line.x, line.y, strict=True):
         if value is not None:
             steps.append(f"{pen}{frame.across(x):.1f} {frame.down(value):.1f}")
         pen = "M" if value is None else "L"
     parts = [Markup('<path class="line k{}" stroke-dasharray="{}" d="{}"/>').format(
         line.kind % _KINDS, _dash(line), "".join(steps))]  # fmt: skip
-    if dots:
-        parts += [Markup('<circle class="k{} dot" cx="{:.1f}" cy="{:.1f}" r="2.5"><title>{}</title></circle>').format(
-            line.kind % _KINDS, frame.across(x), frame.down(value), f"{line.name}, epoch {x}: {value:.4g}")
-            for x, value in known]  # fmt: skip
-    return Markup("").join(parts)
+    return Markup("").join([*parts, _dots(frame, line)] if dots else parts)
+
+
+def _dots(frame: svg.Frame, line: Line) -> Markup:
+    return Markup("").join(
+        Markup('<circle class="k{} dot" cx="{:.1f}" cy="{:.1f}" r="2.5"><title>{}</title></circle>').format(
+            line.kind % _KINDS, frame.across(x), frame.down(value), f"{line.name}, at {x:g}: {value:.4g}")
+        for x, value in zip(line.x, line.y, strict=True) if value is not None
+    )  # fmt: skip
 
 
 def _dash(line: Line) -> str:

@@ -81,12 +81,13 @@ def test_every_shipped_job_loads_and_its_first_comment_says_the_command(jobs: Pa
     assert jobs_there
     site = jobs.parent / "slurm" / "site.toml"
     for file in jobs_there:
-        source = tomllib.loads(file.read_text(encoding="utf-8")).get("data", {}).get("source", "folders")
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        source, script = tree.get("data", {}).get("source", "folders"), "nightly" if "nightly" in tree else "finetune"
         places = {"csv": ["data.images=somewhere", "data.labels=somewhere.csv"], "phantom": []}
         for files in ([site, file], [file]):
             load_jobs(files, places.get(source, ["data.images=somewhere"]))
         assert (
-            f"slurm/finetune.sh {'' if file.stem == 'quickstart' else 'jobs/' + file.name}".strip()
+            f"slurm/{script}.sh {'' if file.stem == 'quickstart' else 'jobs/' + file.name}".strip()
             in file.read_text(encoding="utf-8")
         )
 

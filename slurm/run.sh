@@ -1,0 +1,20 @@
+# shellcheck shell=bash
+# What the scripts beside it have in common, which read it: run a module of tlbatch on this machine, as SLURM jobs, or as
+# steps of the allocation that they are in, which goes into the queue again when its time has run out.
+
+run_module() { # ROOT MODULE SIGNAL_DELAY_S [ARGUMENT...]
+  local root=$1 module=$2 delay=$3 python code=0 where=()
+  shift 3
+  python=$(bash "$root/slurm/env.sh")
+  # In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
+  if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${SLURM_STEP_ID:-}" ]; then
+    if [ "$module" = tlbatch.submit ] || ! command -v sbatch > /dev/null; then where=(--local); fi
+    exec "$python" -m "$module" "${where[@]}" "$@"
+  fi
+  # shellcheck disable=SC1091 # found only at run time
+  source "$root/tlbatch/job/host.sh"
+  tlbatch_begin "$delay"
+  "$python" -m "$module" --inside "$@" || code=$?
+  if [ "$code" = 75 ]; then tlbatch_again $((${SLURM_RESTART_COUNT:-0} + 1)); fi # it has looked at slurm.max_restarts
+  exit "$code"
+}

@@ -1,0 +1,324 @@
+"""Nights on tiny images, all stages in this process."""
+
+import csv
+import importlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlbatch import launch, nightly, promote
+from tlbatch.data.index import read_index
+from tlbatch.job import registry as registries
+from tlbatch.job.cli import guarded
+from tlbatch.job.errors import UserError
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.records import SPLITS, RunRecord, StageName, stages_of
+from tlbatch.job.registry import Champion, Decision, Registry, promotion_file
+from tlbatch.job.rescoring import rescoring_paths
+
+COLOURS = ("blue", "green", "red")
+
+
+class Site:
+    """A growing set and its registry."""
+
+    def __init__(self, folder: Path, tiny_job: Path) -> None:
+        self.folder, self._job = folder, tiny_job
+        self._rng = np.random.default_rng(0)
+        self.options: list[str] = ["nightly.min_samples=3"]
+        (folder / "images").mkdir()
+        self.labels: dict[str, str] = {}
+
+    @property
+    def space(self) -> Path:
+        return self.folder / "space"
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.space / "registry" / "tiny")
+
+    def add(self, each: int) -> None:
+        for number, name in enumerate(COLOURS):
+            for _ in range(each):
+                pixels = self._rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+                pixels[..., number] += 120
+                key = f"{name}{len(self.labels)}"
+                Image.fromarray(pixels).save(self.folder / "images" / f"{key}.jpg", quality=95)
+                self.labels[key] = name
+        self.write()
+
+    def write(self) -> None:
+        with (self.folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("image", "level"), *self.labels.items()])
+
+    def night(self, *more: str) -> int:
+        data = [f"data.images={self.folder / 'images'}", f"data.labels={self.folder / 'labels.csv'}"]
+        data += ["data.source=csv", "data.audit=warn", f"workspace={self.space}"]
+        with pytest.raises(SystemExit) as left:
+            nightly.main([str(self._job), *data, *self.options, *more, "--local"])
+        return int(left.value.code or 0)
+
+    def runs(self) -> list[str]:
+        folder = self.space / "runs"
+        return sorted(one.parent.name for one in folder.glob("*/job.json") if not one.parent.name.endswith(".champion"))
+
+    def last_run(self) -> RunPaths:
+        return RunPaths(self.space / "runs" / str(self.registry.history()[-1].run))
+
+    def stored(self) -> tuple[list[Any], list[Any]]:
+        """Every row of the shards, and every row of the cache with its store."""
+        sharded = [
+            row for file in self.space.glob("shards/*/*.npz") for row in np.load(file)["rows"]["content"].tolist()
+        ]
+        cached = [(file.parent, key) for file in self.space.glob("cache/*/*.npz") for key in np.load(file)["keys"]]
+        return sharded, cached
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    numbers = iter(range(1000))
+
+    def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> int:
+        codes = (guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, paths.folder)
+                 for stage in stages or stages_of(record.job))  # fmt: skip
+        return next((code for code in codes if code), 0)
+
+    def named(job: Any) -> RunRecord:
+        record = resolve(job)
+        run = f"night-{next(numbers)}"
+        return record.model_copy(update={"run": run, "job": record.job.model_copy(update={"run": run})})
+
+    resolve = nightly.resolve
+    monkeypatch.setattr(nightly, "resolve", named)  # nights are named by the second
+    monkeypatch.setattr(launch, "run_here", run_here)
+    made = Site(tmp_path, tiny_job)
+    made.add(8)
+    return made
+
+
+def test_the_first_night_makes_a_champion_and_without_anything_new_the_next_one_ends_at_once(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    assert (champion.number, champion.run, champion.rule, champion.previous) == (1, site.runs()[0], "first", None)
+    (line,) = site.registry.history()
+    assert (line.event, line.num_images, line.num_new, line.champion) == ("promoted", 24, 24, 1)
+    assert (site.registry.model_folder(champion) / "model.safetensors").exists()
+    assert "night's page" in capsys.readouterr().out
+    assert site.night() == 0
+    assert "nothing new since" in capsys.readouterr().out
+    assert [one.event for one in site.registry.history()] == ["promoted", "nothing new"]
+    assert len(site.runs()) == 1
+    assert site.night("phase.0.epochs=3") == 0  # another job is something new
+    assert len(site.runs()) == 2
+
+
+def test_a_night_computes_what_is_new_and_compares_on_tonights_test_images(site: Site) -> None:
+    assert site.night() == 0
+    first = site.last_run()
+    assert first.folder.name == "night-0"
+    site.add(4)
+    assert site.night() == 0
+    (sharded, cached), second = site.stored(), site.last_run()
+    assert len(sharded) == len(set(sharded)) == 36
+    assert len(cached) == len(set(cached))  # nothing twice, for the champion neither
+    again = rescoring_paths(second)
+    assert again.load_submitted().checkpoint_of == str(first.folder)
+    weights = [json.loads((one.checkpoints / "best.json").read_text("utf-8"))["digest"] for one in (first, again)]
+    assert weights[0] == weights[1]
+    decision = Decision.model_validate_json(promotion_file(second).read_bytes())
+    test = dict(test_keys(second).items())
+    assert decision.comparison is not None
+    assert decision.comparison.n == len(test)
+    assert set(test_keys(first)) <= set(test)
+    assert len(test) > len(test_keys(first))
+    assert (decision.look, decision.num_excluded, decision.champion) == (1, 0, 1)
+
+
+def test_keys(run: RunPaths) -> dict[bytes, bytes]:
+    index = read_index(run.set_paths(run.load_submitted().job).index_file)
+    test = index[index["split"] == SPLITS.index("test")]
+    return dict(zip(test["key"].tolist(), test["group"].tolist(), strict=True))
+
+
+test_keys.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_images_that_the_champion_was_trained_on_are_not_compared(site: Site) -> None:
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    index = read_index(Path(champion.index) / "index.npy")
+    moved = [key.decode() for key in index["key"][index["split"] == SPLITS.index("train")][:2]]
+    lists = {name: site.folder / f"{name}.txt" for name in SPLITS}
+    for name, file in lists.items():
+        own = {key.decode() for key in index["key"][index["split"] == SPLITS.index(name)]} - set(moved)
+        file.write_text("\n".join([*own, *(moved if name == "test" else [])]), encoding="utf-8")
+    files = ", ".join(f"{name} = '{file}'" for name, file in lists.items())
+    assert site.night("data.split.method=given", f"data.split.files={{{files}}}") == 0
+    decision = Decision.model_validate_json(promotion_file(site.last_run()).read_bytes())
+    assert decision.num_excluded == 2
+
+
+def test_a_night_can_begin_with_the_champion(site: Site) -> None:
+    assert site.night("nightly.begin=champion") == 0
+    first = site.last_run()
+    site.add(4)
+    assert site.night("nightly.begin=champion") == 0
+    job = site.last_run().load().job
+    assert Path(job.model.weights).parent == first.checkpoints
+    assert Path(job.head.weights) == first.folder
+    cached = site.stored()[1]
+    assert len({store for store, _ in cached}) == 3  # all before blocks.1 is the same, and the top is another
+
+
+def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tlbatch import train
+
+    work = train.run
+
+    def fails(_: Path) -> None:
+        raise UserError("no luck; try again")
+
+    monkeypatch.setattr(train, "run", fails)
+    assert site.night() == 2
+    assert [one.event for one in site.registry.history()] == ["failed"]
+    monkeypatch.setattr(train, "run", work)
+    assert site.night() == 0
+    assert site.runs() == ["night-0"]
+    assert [one.event for one in site.registry.history()] == ["failed", "promoted"]
+    monkeypatch.setattr(train, "run", fails)
+    site.add(2)
+    assert site.night() == 2
+    monkeypatch.setattr(train, "run", work)
+    site.add(2)
+    assert site.night() == 0
+    events = [(one.event, one.run) for one in site.registry.history()[2:]]
+    assert events[:2] == [("failed", "night-2"), ("given up", "night-2")]
+    assert events[2][1] == "night-3"
+
+
+def test_two_nights_at_once_are_one(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    from tlbatch.job.turn import held
+
+    site.registry.folder.mkdir(parents=True)
+    with held(site.registry.lock_file, {}, lambda _: None):
+        assert site.night() == 0
+    assert re.search(r"a night of tiny is at work \(process \d+ on .*\); it is left alone", capsys.readouterr().out)
+    assert not site.runs()
+
+
+KILLS: list[tuple[Any, str]] = [
+    (Decision, "save"), (promote, "export_run"), (Champion, "save"), (Registry, "swap"), (Registry, "note"),
+    (promote, "write_night"), (promote, "retire"),
+]  # fmt: skip
+
+
+def test_a_promotion_that_is_killed_is_the_old_or_the_new_champion_and_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step that changes the registry is cut off before and after it, in the night that has a champion already."""
+    assert site.night() == 0
+    old = site.registry.champion()
+    site.add(4)
+    seen = []
+    for (owner, name), done in itertools.product(KILLS, (False, True)):
+        work = getattr(owner, name)
+
+        def killed(*args: Any, work: Callable[..., Any] = work, done: bool = done, **kwargs: Any) -> Any:
+            if done:
+                work(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killed)
+            assert site.night() == 130, f"{name} was not called"
+        champion = site.registry.champion()
+        assert champion is not None
+        assert champion == old or (champion.number, champion.run) == (2, "night-1")
+        assert not registries_wrong(site, champion)
+        seen.append(champion.number)
+    assert seen == [1] * 7 + [2] * 7
+    assert site.night() == 0
+    final = site.registry.champion()
+    assert final is not None
+    assert (final.number, final.run, final.previous) == (2, "night-1", 1)
+    assert not registries_wrong(site, final)
+    assert [one.event for one in site.registry.history()] == ["promoted", "promoted"]
+    models = [one.name for one in (site.registry.folder / "models").iterdir()]
+    assert sorted(models) == ["0001-night-0", "0002-night-1"]
+    assert site.registry.page("night-1").exists()
+    assert not site.registry.night_file.exists()
+
+
+def registries_wrong(site: Site, champion: Champion) -> list[str]:
+    from tlbatch.job.retention import wrong_files
+
+    return wrong_files(site.registry, champion)
+
+
+def test_a_run_can_be_promoted_by_hand_against_the_rule(site: Site) -> None:
+    assert site.night() == 0
+    site.add(4)
+    assert site.night("nightly.min_samples=1000") == 0
+    last = site.last_run()
+    assert site.registry.history()[-1].event == "kept"
+    assert any("fewer than min_samples = 1000" in reason for reason in site.registry.history()[-1].reasons)
+    promote.run(last.folder, "asked by the clinic")
+    champion = site.registry.champion()
+    assert champion is not None
+    assert (champion.number, champion.run, champion.rule) == (2, last.folder.name, "by hand")
+    assert site.registry.history()[-1].reasons == ("asked by the clinic",)
+    with pytest.raises(UserError, match="is the champion already"):
+        promote.run(last.folder, "again")
+
+
+def test_a_champion_of_other_classes_is_not_compared(site: Site) -> None:
+    assert site.night() == 0
+    for key in [key for key, name in site.labels.items() if name == "red"]:
+        site.labels[key] = "rose"
+    site.write()
+    assert site.night("data.classes=['blue', 'green', 'rose']") == 0
+    (reason,) = site.registry.history()[-1].reasons
+    assert reason.startswith("the champion knows the classes blue, green, red, and this run blue, green, rose")
+    assert site.registry.history()[-1].event == "kept"
+
+
+def test_a_night_has_no_name_of_its_own_and_no_recipes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.night("run=x") == 2
+    assert "run: every night has a run of its own" in capsys.readouterr().err
+    assert site.night("nightly.guards={'recall.pink' = 0.1}") == 2
+    assert "nightly.guards.recall.pink: no 'pink' there; it must be one of blue, green, red" in capsys.readouterr().err
+
+
+def test_the_page_of_a_night_says_why_and_links_the_report(site: Site, write_page_text: Callable[[Path], str]) -> None:
+    assert site.night() == 0
+    site.add(4)
+    site.labels |= dict.fromkeys(list(site.labels)[-12:], "red")
+    site.write()
+    assert site.night() == 0
+    page = site.registry.page("night-1")
+    text = write_page_text(page)
+    assert "Against champion 1" in text
+    assert "12 new images" in text
+    assert (page.parent / re.findall(r'href="([^"#]*report\.html)"', page.read_text("utf-8"))[0]).resolve().exists()
+    assert registries.drift_file(site.last_run()).exists()
+
+
+@pytest.fixture
+def write_page_text() -> Callable[[Path], str]:
+    def text(page: Path) -> str:
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.read_text("utf-8")))
+
+    return text

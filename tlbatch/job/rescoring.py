@@ -1,0 +1,78 @@
+"""The run that predicts tonight's test images with a champion that was tested on others."""
+
+from pathlib import Path
+
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import digest_file
+from tlbatch.job.paths import RunPaths, weights_file
+from tlbatch.job.records import Best, Manifest, RunRecord, load_record
+from tlbatch.job.registry import Champion
+
+
+def manifest_of(paths: RunPaths) -> Manifest:
+    """What the set of a run is.
+
+    Raises
+    ------
+    UserError
+        When it is not there.
+    """
+    folder = paths.set_paths(paths.load_submitted().job)
+    return load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
+
+
+def rescoring_paths(paths: RunPaths) -> RunPaths:
+    """Where it lies."""
+    return RunPaths(paths.folder.with_name(f"{paths.folder.name}.champion"))
+
+
+def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunRecord | None:
+    """What it is of; None where the champion was tested on these images, or does not know these classes.
+
+    Its job is the champion's, pre-processing included, on tonight's images. The pre-trained weights only serve to find
+    cached activations: where they are gone, the checkpoint stands for them.
+
+    Parameters
+    ----------
+    record
+        Of tonight's run, whose shard stage has finished.
+
+    Raises
+    ------
+    UserError
+        When a run is not whole.
+    """
+    own, other = manifest_of(paths), RunPaths(Path(champion.folder))
+    theirs = manifest_of(other)
+    if own.classes != theirs.classes or own.test_digest == theirs.test_digest:
+        return None
+    before = other.load()
+    kept = before.job.data
+    data = record.job.data.model_copy(
+        update={"resize": kept.resize, "steps": kept.steps, "max_pixels": kept.max_pixels}
+    )
+    job = before.job.model_copy(
+        update={key: getattr(record.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}
+        | {"data": data, "run": rescoring_paths(paths).folder.name, "figures": False}
+    )
+    digest = before.weights_digest
+    if digest is not None and not _is_there(job.model.weights, digest):
+        checkpoint = other.checkpoints / _weights_of(other)
+        job = job.model_copy(update={"model": job.model.model_copy(update={"weights": str(checkpoint)})})
+        digest = digest_file(checkpoint)
+    return record.model_copy(
+        update={"run": job.run, "job": job, "weights_digest": digest, "checkpoint_of": champion.folder}
+    )
+
+
+def _is_there(weights: str, digest: str) -> bool:
+    try:
+        file = weights_file(weights)
+    except UserError:
+        return False
+    return file is not None and digest_file(file) == digest
+
+
+def _weights_of(run: RunPaths) -> str:
+    missing = "the champion's run is not whole; python -m tlbatch.registry verify"
+    return load_record(Best, run.best, missing=missing).weights

@@ -1,0 +1,71 @@
+"""What of a registry is kept, and whether it is whole."""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from tlbatch.job.files import digest_file
+from tlbatch.job.nightly import Nightly
+from tlbatch.job.registry import Champion, Registry
+
+log = logging.getLogger(__name__)
+_REMOVED = ".removed-"
+
+
+def digests_of(files: Mapping[Path, str | None], workspace: Path) -> dict[str, str]:
+    """Digests by path from the workspace; of files whose digest is not known, from their bytes."""
+    return {os.path.relpath(file, workspace): digest or digest_file(file) for file, digest in files.items()}
+
+
+def wrong_files(registry: Registry, champion: Champion) -> list[str]:
+    """Files of a champion that are gone or are not what they were, each with what is wrong."""
+    workspace, found = registry.folder.parent.parent, []
+    for name, digest in champion.files.items():
+        file = Path(os.path.normpath(workspace / name))
+        if not file.is_file():
+            found.append(f"{file}: is gone")
+        elif digest_file(file) != digest:
+            found.append(f"{file}: is not what it was")
+    return found
+
+
+def retire(registry: Registry, terms: Nightly) -> list[str]:
+    """Remove the runs of nights that are neither recent nor of a champion that is kept, and models of other champions.
+
+    Only runs that nights have made are looked at; the champion and those before it, as many as the job keeps, stay.
+
+    Returns
+    -------
+    Names of the runs that are gone.
+    """
+    champion = registry.champion()
+    if champion is None:
+        return []
+    kept = [champion, *registry.ancestors(champion, terms.keep_champions)]
+    made = list(dict.fromkeys(night.run for night in registry.history() if night.run))
+    stay = {one.run for one in kept} | set(made[len(made) - terms.keep_nights :])
+    runs, gone = registry.folder.parent.parent / "runs", []
+    for old in runs.glob(f"{_REMOVED}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    for run in made:
+        for folder in (runs / run, runs / f"{run}.champion"):
+            if run not in stay and folder.is_dir():
+                _remove(folder)
+                gone.append(folder.name)
+    for one in registry.champions():
+        model = registry.model_folder(one)
+        if one.number not in {other.number for other in kept} and model.is_dir():
+            _remove(model)
+    if gone:
+        log.info("removed %s: neither of the last %d nights nor of a champion", ", ".join(gone), terms.keep_nights)
+    return gone
+
+
+def _remove(folder: Path) -> None:
+    """Take it away in one rename, then remove it."""
+    away = folder.with_name(f"{_REMOVED}{folder.name}")
+    shutil.rmtree(away, ignore_errors=True)
+    folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)

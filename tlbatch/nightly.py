@@ -1,0 +1,180 @@
+"""Nightly: look for new images or labels, retrain, test, and promote or keep.
+
+The job files are merged left to right, then key=value overrides. With nothing new it ends in seconds. A night that was
+killed goes on where it was; while one is at work, another does nothing.
+"""
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tlbatch import arrays, launch
+from tlbatch.controller import Controller
+from tlbatch.data.reading import read_images
+from tlbatch.job.cli import EXIT_AGAIN, leave_with
+from tlbatch.job.config import Job
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import digest_file, digest_of
+from tlbatch.job.load import load_job
+from tlbatch.job.paths import RunPaths
+from tlbatch.job.prepare import make_run, resolve
+from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record
+from tlbatch.job.registry import Champion, Event, Night, Pending, Registry
+from tlbatch.job.rescoring import rescoring_of, rescoring_paths
+from tlbatch.job.turn import Holder, TakenError, held
+from tlbatch.launch import Where
+from tlbatch.watch import print_scores, wait_for_chain
+
+_POLL_S = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m tlbatch.nightly``."""
+    given = _parser().parse_intermixed_args(arguments)
+    where: Where = "here" if given.local else "inside" if given.inside else "chain"
+    leave_with(lambda: _night(given.job, where))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tlbatch.nightly", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("job", nargs="+", metavar="JOB.toml|key=value", help="job files and overrides, of one run")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="run on this machine; needs no SLURM")
+    where.add_argument("--inside", action="store_true", help="run as steps of the SLURM allocation this is in")
+    return parser
+
+
+def _night(texts: Sequence[str], where: Where) -> int:
+    launch.check_place(where)
+    overrides = [text for text in texts if "=" in text and not text.startswith(("/", "."))]
+    job = load_job([Path(text) for text in texts if text not in overrides], overrides)
+    if job.run is not None:
+        raise UserError("run: every night has a run of its own, named after the job and the time; leave it out")
+    registry = Registry.of(job.model_copy(update={"workspace": job.workspace.expanduser().absolute()}))
+    record = resolve(job)
+    try:
+        with held(registry.lock_file, os.environ, _is_active) as before:
+            return _hold_night(record, registry, before, where)
+    except TakenError as taken:
+        print(f"a night of {job.task} is at work ({taken}); it is left alone, and this one ends here", flush=True)
+        return 0
+
+
+def _is_active(job: str) -> bool | None:
+    """Whether SLURM has a job that has not ended."""
+    found = Controller().ask([job])
+    return None if found is None else any(not one.has_ended for one in found[job])
+
+
+def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, where: Where) -> int:
+    began = time.monotonic()
+    if before is not None:
+        print(f"the registry was held by {before}, which is gone; taken over", flush=True)
+    seen = _seen(record)
+    pending = registry.pending()
+    if pending is not None and pending.seen != seen:
+        why = "images, labels or job have changed since it was killed; what it had sharded and cached is used"
+        _note(registry, "given up", pending.run, why)
+        registry.night_file.unlink()
+        pending = None
+    if pending is None:
+        last = next((night for night in reversed(registry.history()) if night.seen), None)
+        if last is not None and last.seen == seen:
+            _note(registry, "nothing new", None, f"as on {last.time}")
+            print(f"nothing new since {last.time} ({time.monotonic() - began:.1f} s)", flush=True)
+            return 0
+        pending = Pending(run=record.run, seen=seen, began=datetime.now(UTC).isoformat(timespec="seconds"))
+        pending.save(registry.night_file)
+    else:
+        print(f"going on with the night that began {pending.began}", flush=True)
+    paths = RunPaths(record.job.workspace / "runs" / pending.run)
+    if not paths.record.exists():
+        make_run(_begun(record, registry.champion(), pending.run))
+    own = paths.load_submitted()
+    own = own.model_copy(update={"job": own.job.model_copy(update={"slurm": record.job.slurm})})
+    own.save(paths.record)
+    return _work(own, paths, registry, where)
+
+
+def _seen(record: RunRecord) -> str:
+    """Digest of the images, their labels and splits, and the job: the same one means that there is nothing new."""
+    source = read_images(record.job, workers=1)
+    splits = {name: digest_file(file) for name, file in record.job.data.split.files.items()}
+    return digest_of([source.digest, splits, job_digest(record)])
+
+
+def _begun(record: RunRecord, champion: Champion | None, run: str) -> RunRecord:
+    """The run of a night, with the weights that it begins with."""
+    job = record.job.model_copy(update={"run": run})
+    record = record.model_copy(update={"run": run, "job": job})
+    if champion is None or job.nightly.begin == "pretrained":
+        return record
+    other = RunPaths(Path(champion.folder))
+    best = load_record(Best, other.best, missing="the champion's run is not whole; python -m tlbatch.registry verify")
+    update: dict[str, object] = {
+        "model": job.model.model_copy(update={"weights": str(other.checkpoints / best.weights), "match": "name"})
+    }
+    if _has_head_of(job, other.load().job):
+        update["head"] = job.head.model_copy(update={"weights": str(other.folder)})
+    return record.model_copy(update={"job": job.model_copy(update=update), "weights_digest": best.digest})
+
+
+def _has_head_of(job: Job, other: Job) -> bool:
+    """Whether a head can go on where that of another job has ended."""
+    heads = [one.head.model_copy(update={"weights": ""}) for one in (job, other)]
+    return heads[0] == heads[1] and job.objective == other.objective and not (job.chooses or job.phase[0].fit)
+
+
+def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
+    """The stages that are left, then the champion on the same images, then the decision."""
+    code = _run(record, paths, where)
+    if code == 0:
+        print_scores(record, paths)
+        champion = registry.champion()
+        again = rescoring_of(record, paths, champion) if champion and champion.run != record.run else None
+        if again is not None:
+            other = rescoring_paths(paths)
+            if other.record.exists() and other.load_submitted().checkpoint_of != again.checkpoint_of:
+                shutil.rmtree(other.folder)  # of a champion that has been rolled back since
+            if not other.record.exists():
+                make_run(again)
+            code = _run(other.load_submitted(), other, where)
+    if code == 0:
+        code = _run(record, paths, where, ("promote",))
+    if code == EXIT_AGAIN:
+        return code
+    if code:
+        _note(registry, "failed", record.run, "see its log; the next night goes on with it")
+        return code
+    registry.night_file.unlink(missing_ok=True)
+    print(f"night's page    {registry.page(record.run)}", flush=True)
+    return 0
+
+
+def _run(record: RunRecord, paths: RunPaths, where: Where, stages: Sequence[StageName] = ()) -> int:
+    """Run the stages of a run, or some, wherever nights are run; the exit code."""
+    if where == "here":
+        return launch.run_here(record, paths, stages)
+    if where == "inside":
+        return launch.run_in_allocation(paths, os.environ, stages)
+    while paths in (jobs := arrays.at_work([(record, paths)])):  # of a night that was killed while they were queued
+        print(f"job {jobs[paths]:>8}  is at work", flush=True)
+        time.sleep(_POLL_S)
+    return wait_for_chain(launch.submit_chain(record, paths, stages), paths)
+
+
+def _note(registry: Registry, event: Event, run: str | None, why: str) -> None:
+    champion = registry.champion()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    number = champion.number if champion else None
+    registry.note(Night(time=now, event=event, run=run, champion=number, reasons=(why,)))
+
+
+if __name__ == "__main__":
+    main()

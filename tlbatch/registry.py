@@ -1,0 +1,108 @@
+"""Registry: the champions of a task, and what was decided every night.
+
+list names the champions that are kept, show tells of one (default: today's) and of the last nights, verify compares
+everything that one needs with its digests, rollback makes the one before it the champion again.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from tlbatch.job.cli import leave_with
+from tlbatch.job.errors import UserError
+from tlbatch.job.registry import Champion, Night, Registry, open_registry
+from tlbatch.job.report import Estimate
+from tlbatch.job.retention import wrong_files
+
+_LAST_NIGHTS = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m tlbatch.registry FOLDER list|show|verify|rollback``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tlbatch.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="WORKSPACE/registry/TASK")
+    commands: dict[str, Callable[[Registry, argparse.Namespace], int]] = {
+        "list": _list, "show": _show, "verify": _verify, "rollback": _rollback,
+    }  # fmt: skip
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("number", type=int, nargs="?", help="of a champion; show and verify: default today's")
+    parser.add_argument("--reason", default="by hand", help="rollback: what the history says of it")
+    given = parser.parse_args(arguments)
+    if given.number is not None and given.command in ("list", "rollback"):
+        parser.error(f"{given.command} takes no number")
+    leave_with(lambda: commands[given.command](open_registry(given.folder), given))
+
+
+def _champion(registry: Registry) -> Champion:
+    champion = registry.champion()
+    if champion is None:
+        raise UserError(f"{registry.folder}: no champion yet; the last nights were kept from it, see show")
+    return champion
+
+
+def _list(registry: Registry, _: argparse.Namespace) -> int:
+    now = registry.champion()
+    for one in registry.champions():
+        is_here = registry.model_folder(one).is_dir()
+        mark = "*" if now is not None and one.number == now.number else " "
+        gone = "" if is_here else "  removed"
+        print(f"{mark} {one.number:4d}  {one.time}  {one.metric} {_told(one.score)}  {one.run}  {one.rule}{gone}")
+    return 0
+
+
+def _show(registry: Registry, given: argparse.Namespace) -> int:
+    if registry.champion_file.exists() or given.number is not None:
+        champion = _champion(registry) if given.number is None else registry.recorded(given.number)
+        print(f"champion        {champion.number}, since {champion.time} ({champion.rule})")
+        print(f"run             {champion.folder}")
+        print(f"model           {registry.model_folder(champion)}")
+        print(f"{champion.metric:<16}{_told(champion.score)}, on the test images of its night")
+        print(f"trained on      {champion.num_train} images")
+        print(f"before it       {'none' if champion.previous is None else champion.previous}")
+    for night in registry.history()[-_LAST_NIGHTS:]:
+        print(f"{night.time}  {night.event:<12}{night.run or ''}  {'; '.join(night.reasons)}")
+    return 0
+
+
+def _verify(registry: Registry, given: argparse.Namespace) -> int:
+    champion = _champion(registry) if given.number is None else registry.recorded(given.number)
+    wrong = wrong_files(registry, champion)
+    for line in wrong:
+        sys.stderr.write(f"error: {line}\n")
+    if wrong:
+        sys.stderr.write(f"champion {champion.number} is not whole: rollback goes to the one before it\n")
+        return 1
+    print(f"champion {champion.number} ({champion.run}): {len(champion.files)} files are as they were")
+    return 0
+
+
+def _rollback(registry: Registry, given: argparse.Namespace) -> int:
+    with FileLock(registry.folder / ".lock"):
+        champion = _champion(registry)
+        if champion.previous is None:
+            raise UserError(f"champion {champion.number}: is the first, there is none before it; promote another run")
+        before = registry.recorded(champion.previous)
+        wrong = wrong_files(registry, before)
+        if wrong:
+            raise UserError(f"champion {before.number}: {wrong[0]}; it cannot be gone back to, promote another run")
+        registry.swap(before)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        registry.note(Night(time=now, event="rolled back", run=None, champion=before.number, reasons=(given.reason,)))
+    print(f"champion {before.number} ({before.run}) is the champion again")
+    return 0
+
+
+def _told(score: Estimate) -> str:
+    if score.value is None:
+        return "undefined"
+    return f"{score.value:.4f}" + ("" if score.low is None else f" ({score.low:.4f} to {score.high:.4f})")
+
+
+if __name__ == "__main__":
+    main()
