@@ -98,7 +98,7 @@ def _shifts(paths: RunPaths, job: Job, night: Night, known: Path, threshold: flo
     """What their labels are, how they look, and what the backbone makes of them."""
     judge = partial(shift, threshold=threshold, seed=job.seed)
     both = night.new, night.before
-    if night.new.images.manifest.tags:
+    if any(some.images.manifest.tags for some in both):
         yield Shift(what="classes", undefined=_TAGS)
     else:
         names = tuple(dict.fromkeys(name for some in both for name in some.images.manifest.classes))

@@ -357,7 +357,7 @@ def test_images_that_can_no_longer_be_read_are_said_and_not_given_to_the_champio
         file.seek(int(row["offset"]) + 30)
         file.write(b"damaged!")
     found = site.measure(paths, before, by_colour)
-    assert (found.num_judged, by_kind(found)["images"].num_lacking) == (9, 1)
+    assert (found.num_judged, found.num_disagreeing, by_kind(found)["images"].num_lacking) == (9, 0, 1)
     assert found.unmeasured == (
         "images: 1 images left out, which cannot be read or are not cached",
         "labels: 1 new images could not be read",

@@ -5,7 +5,7 @@ from typing import Literal
 from tlbatch.job.records import Record
 
 THRESHOLD = 4.0
-"""Standard deviations; with it less than one night of 100 without a shift is marked, see `tlbatch.report.drift`."""
+"""z above which a shift is marked: of simulated nights without one, 3 to 8 of 1,000 are, see `tlbatch.report.drift`."""
 Aspect = Literal["classes", "images", "features"]
 
 

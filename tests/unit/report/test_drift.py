@@ -59,6 +59,8 @@ def test_a_real_shift_is_marked_and_what_differs_is_named_with_its_means() -> No
     assert found.z is not None
     assert found.z > 10
     assert found.p_value == pytest.approx(1 / 1001)
+    samples = Sample(new, np.arange(60)), Sample(before, np.arange(600))
+    assert not shift(*samples, what="images", names=LOOKS, threshold=found.z + 0.1, seed=0).is_above
     first = found.differences[0]
     assert (first.name, first.before, first.now) == (
         "sharpness", pytest.approx(before[:, 1].mean()), pytest.approx(new[:, 1].mean())
@@ -98,6 +100,25 @@ def test_distance_mean_and_deviation_are_those_of_the_formula() -> None:
     assert found.mean == pytest.approx(np.mean(drawn), rel=0.1)
     assert found.deviation == pytest.approx(np.std(drawn), rel=0.15)
     assert found.z == pytest.approx((found.distance - found.mean) / found.deviation)  # type: ignore[operator]
+
+
+def test_every_image_of_a_group_counts_alike_in_the_means() -> None:
+    """Groups of one image and of two, more of two: none is left out."""
+    rng = np.random.default_rng(3)
+    new, before = rng.normal(size=(25, 3)), rng.normal(size=(50, 3))
+    groups = [np.repeat(np.arange(num), np.where(np.arange(num) % 3, 2, 1)) for num in (15, 30)]
+    scaled = np.concatenate([new, before])
+    scaled = (scaled - scaled.mean(0)) / scaled.std(0)
+    samples = Sample(new, groups[0]), Sample(before, groups[1])
+    found = shift(*samples, what="images", names=LOOKS, threshold=4, seed=0)
+    assert (found.num_new, found.num_before) == (25, 50)
+    assert found.distance == pytest.approx(((scaled[:25].mean(0) - scaled[25:].mean(0)) ** 2).sum())
+
+
+def test_features_of_few_images_are_told_apart_too() -> None:
+    """With as many components as images, all of them would be equally far apart."""
+    rng = np.random.default_rng(0)
+    assert judged(features(rng, 12) * 2, features(rng, 20), what="features", names=()).is_above
 
 
 @pytest.mark.parametrize(("num_before", "each_before"), [(20, 50), (800, 1)])
