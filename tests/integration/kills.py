@@ -1,6 +1,6 @@
 """Kill the stages of tiny runs at random moments, go on with them, and compare what they leave with undisturbed ones.
 
-    python tests/integration/kills.py [--number 100] [--seed 0] [--stages shard,cache,choose,train,predict,reduce]
+    python tests/integration/kills.py [--number 100] [--seed 0] [--stages shard,cache,choose,train,...]
 
 Half of the kills come at a time, uniform over that of the undisturbed stage, half at a random step by which the stage
 changes the disk, before or after it. Each is a SIGKILL to the whole process group. Prints a table; the exit code is 1
@@ -35,6 +35,9 @@ from tlbatch.job.records import STAGES, StageName, stages_of
 
 Way = Literal["time", "step"]
 WAYS: tuple[Way, ...] = ("time", "step")
+LAST: tuple[StageName, ...] = ("promote",)
+"""Comes after the stages of a run, in a night."""
+ALL = (*STAGES, *LAST)
 MOMENTS = ("before", "inside", "after")
 TINY = Path(__file__).parents[1] / "tiny.toml"
 JOBS = {
@@ -48,7 +51,7 @@ JOBS = {
     "auto": ["strategy='auto'", "phase=[]", "data.audit='warn'", "train.batch_size=32", "train.augment='none'"],
 }  # fmt: skip
 """All write often: small shards, a snapshot at every step."""
-OFTEN = ["data.shard_images=4", "slurm.save_min=1e-9", "run=killed"]
+OFTEN = ["data.shard_images=4", "slurm.save_min=1e-9", "run=killed", "nightly.min_samples=3"]
 _TWO_DAYS_S = 48 * 3600
 _MOST_WRONG = 10
 _AT_ONCE = 2
@@ -95,7 +98,7 @@ class Job:
         record = resolve(load_job([TINY], [*where, *OFTEN, *self.overrides]))
         make_run(record)
         shutil.copytree(self.space, self.folder / "submitted")
-        for stage in stages_of(record.job):
+        for stage in (*stages_of(record.job), *LAST):
             self.lives[stage] = live(stage, self.run.folder, self.log)
             if self.lives[stage].code:
                 raise RuntimeError(f"{stage} failed undisturbed: {self.last_words()}")
@@ -154,7 +157,9 @@ def kill_chain(name: str, job: Job, todo: dict[tuple[str, StageName], int], tall
             job.age(left)
             if life.killed == "after":
                 break
-        if stage not in job.run.stages_left(job.run.load_submitted().job):
+        if stage in LAST and job.run.marker(stage).exists():
+            continue
+        if stage not in (*LAST, *job.run.stages_left(job.run.load_submitted().job)):
             continue  # as submit does where a run goes on
         if live(stage, job.run.folder, job.log).code:
             tally.wrong.append(f"{name}: {stage} failed after {deaths}: {job.last_words()}")
@@ -166,7 +171,7 @@ def kill_chain(name: str, job: Job, todo: dict[tuple[str, StageName], int], tall
 
 def shares(number: int, jobs: dict[str, Job], stages: list[StageName]) -> dict[tuple[str, StageName], int]:
     """Kills of each stage of each job, as even as they can be."""
-    slowest_last = sorted(stages, key=lambda stage: (stage == "choose", STAGES.index(stage)))
+    slowest_last = sorted(stages, key=lambda stage: (stage == "choose", ALL.index(stage)))
     cells = [(name, stage) for stage in slowest_last for name, job in jobs.items() if stage in job.lives]
     return {cell: number // len(cells) + (at < number % len(cells)) for at, cell in enumerate(cells)}
 
@@ -207,7 +212,7 @@ def show(tally: Tally) -> None:
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     total: Counter[str] = Counter()
-    for stage in STAGES:
+    for stage in ALL:
         row = Counter({way: sum(tally.ways[name, stage, way] for name in JOBS) for way in WAYS})
         row.update({
             moment: sum(tally.moments[name, stage, moment] for name in JOBS) for moment in MOMENTS
@@ -227,12 +232,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=100, help="of kills (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="another seed kills at other moments (default: 0)")
-    parser.add_argument("--stages", default=",".join(STAGES), help="to kill, with commas between (default: all)")
+    parser.add_argument("--stages", default=",".join(ALL), help="to kill, with commas between (default: all)")
     parser.add_argument("--folder", type=Path, help="new folder to work in and to keep (default: a temporary one)")
     given = parser.parse_args()
     stages = given.stages.split(",")
-    if not set(stages) <= set(STAGES):
-        parser.error(f"--stages must be some of {', '.join(STAGES)} (got {given.stages})")
+    if not set(stages) <= set(ALL):
+        parser.error(f"--stages must be some of {', '.join(ALL)} (got {given.stages})")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tlbatch-kills-") as scratch:
         tempfile.tempdir = scratch  # for what killed processes leave there

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from tlbatch.job.records import SPLITS
+
 ROOT = Path(__file__).parents[2]
 FIRST = 30
 """Images of each class in the first night."""
@@ -48,7 +50,9 @@ class Seen:
     num_cached: int
     """Views whose activations were computed."""
     score: float | None
-    test_keys: frozenset[str]
+    test: frozenset[bytes]
+    """Keys of the test images."""
+    train: frozenset[bytes]
     said: str
 
 
@@ -160,14 +164,16 @@ class Campaign:
         """What the night has left."""
         lines = (self.registry / "history.jsonl").read_text("utf-8").splitlines()
         line, after = json.loads(lines[-1]), self.stored()
-        score, keys = None, frozenset[str]()
+        score, keys = None, {"train": frozenset[bytes](), "test": frozenset[bytes]()}
         if line.get("run"):
             run = self.folder / "space" / "runs" / line["run"]
             score = json.loads((run / "report" / "report.json").read_text("utf-8"))["score"]
-            with (run / "report" / "predictions.csv").open(newline="", encoding="utf-8") as file:
-                keys = frozenset(row["key"] for row in csv.DictReader(file) if row["split"] == "test")
+            index = np.load(Path(line["index"]) / "index.npy")
+            keys = {name: frozenset(index["key"][index["split"] == SPLITS.index(name)].tolist()) for name in keys}
         sharded, cached = (now - then for now, then in zip(after, before, strict=True))
-        return Seen(number, line, seconds, len(self.labels), num_new, sharded, cached, score, keys, said)
+        return Seen(
+            number, line, seconds, len(self.labels), num_new, sharded, cached, score, keys["test"], keys["train"], said
+        )
 
 
 def _descendants(process: int) -> list[int]:
@@ -198,6 +204,9 @@ def table(nights: Sequence[Seen]) -> str:
             f"{one.num_cached} | {work} | {one.seconds:.0f} s | {score} | {one.line['event']} | "
             f"{one.line.get('champion', '')} |"
         )
+    worked = [(one.num_new, one.line["seconds"]) for one in nights if "seconds" in one.line]
+    each, fixed = np.polyfit([new for new, _ in worked], [took["shard"] + took["cache"] for _, took in worked], 1)
+    rows += ["", f"shard and cache: {1000 * each:.0f} ms a new image and {fixed:.1f} s a night, by least squares"]
     return "\n".join(rows)
 
 

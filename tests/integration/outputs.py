@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-_TIMED = {"seconds", "val_seconds", "images_per_s", "gpu_hours", "cost"}
-_CUT = {"predictions"}
-"""Digests of files that may be cut otherwise; what stands in them is compared."""
-_PAGE = "report.html"
+_TIMED = {"seconds", "val_seconds", "images_per_s", "gpu_hours", "cost", "time"}
+_CUT = {"predictions", "files"}
+"""Digests of files that may be cut otherwise, or hold timings; what stands in them is compared."""
+_PAGE = ".html"
 """Shows timings; made of what is compared."""
 _BLOCK = (".npy", ".npz")
 _OF_LIVES = {"ledger.jsonl", "progress.json"}
@@ -49,13 +49,13 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def _content(path: Path) -> Any:
-    if path.name == _PAGE or path.suffix == ".lock":
+    if path.suffix in (_PAGE, ".lock"):
         return None
     if path.suffix == ".json":
         whole = json.loads(path.read_bytes())
         kept = _untimed(whole)
         return path.read_bytes() if kept == whole else kept
-    if path.name == "metrics.jsonl":
+    if path.suffix == ".jsonl":
         return [_untimed(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     if path.name == "leaderboard.csv":
         return [_untimed(row) for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))]
