@@ -98,7 +98,7 @@ class ExportedModel:
 
     def batches(self, files: Iterable[bytes], *, in_shard: bool = False) -> Iterator[Answers]:
         """The same, some images at a time."""
-        most = max(1, _SQUARES // len(self._drawn))
+        most = max(1, _SQUARES // len(self._views.numbers))
         waiting: list[bytes] = []
         for data in files:
             waiting.append(data)

@@ -43,6 +43,12 @@ def space(tmp_path_factory: pytest.TempPathFactory, write_folders: Callable[...,
     """A folder with images, and room for runs."""
     folder = tmp_path_factory.mktemp("space")
     write_folders(folder / "images")
+    for file in sorted((folder / "images").rglob("*.jpg")):  # else an image looks alike however it is turned
+        with Image.open(file) as image:
+            pixels = np.array(image)
+        pixels[:, 30:] //= 4
+        pixels[:12] //= 2
+        Image.fromarray(pixels).save(file, quality=95)
     return folder
 
 
@@ -99,7 +105,12 @@ JOBS: dict[str, tuple[list[str], str]] = {
     "expected-grade": (["metric=quadratic_kappa", "decision=expected-grade", FITTED.format("logistic")], ""),
     "two-phases": (["train.test_views=true", "train.augment=rot4"], "rot4"),
     "view-mean": (
-        ["head.view_mean=true", "train.augment=rot4", "head.after=['blocks.2', 'pool']", FITTED.format("kernel-ridge")],
+        [
+            "head.view_mean=true",
+            "train.augment=rot4",
+            "head.after=['blocks.2', 'pool']",
+            FITTED.format("kernel-logistic"),
+        ],
         "",
     ),
     "alone-in-its-group": (["head.group_mean=true", FITTED.format("logistic")], ""),
@@ -124,7 +135,11 @@ def test_every_form_gives_the_probabilities_that_the_run_was_scored_with(make: M
         assert np.abs(found - expected).max() < 1e-5
     assert [form.left_out for form in record.forms.values()] == ["", "", ""]
     assert all(form.difference is not None and form.difference < 1e-5 for form in record.forms.values())
-    assert (record.from_predictions is None) == (name == "alone-in-its-group")
+    if name == "alone-in-its-group":
+        assert record.from_predictions is None
+    else:
+        assert record.from_predictions is not None
+        assert record.from_predictions < 1e-5
     assert record.preprocessing.views == (views or "none")
 
 
@@ -349,6 +364,43 @@ def test_what_cannot_be_exported_says_why(run: RunPaths, make: Make, tmp_path: P
     with pytest.raises(UserError, match="run reduce first"):
         export_run(other, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_weights_and_heads_of_other_runs_are_not_named(run: RunPaths, make: Make, space: Path) -> None:
+    paths = make("run=heir", "data.resize=36", f"model.weights={run.folder}", f"head.weights={run.folder}")
+    record = export_run(paths, space / "model-heir")
+    assert (record.network.model.weights, record.network.head.weights) == ("none", "")
+    for file in (space / "model-heir").iterdir():
+        assert os.fsencode(space) not in file.read_bytes(), file.name
+    keys, expected = scored(paths)
+    found = ExportedModel.load(space / "model-heir").predict(stored(paths, keys)[0], in_shard=True)
+    assert np.abs(found.probabilities - expected).max() < 1e-5
+
+
+def test_an_image_without_finite_probabilities_is_an_error_and_others_keep_their_place(
+    model: Path, run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = stored(run, scored(run)[0])[0] * 5  # more than one batch
+    opened = ExportedModel.load(model)
+    whole = opened.predict(files, in_shard=True).probabilities
+    broken = [*files[:40], b"no image", *files[41:]]
+    found = opened.predict(iter(broken), in_shard=True)
+    assert found.errors == {40: "no image of a known format"}
+    assert np.flatnonzero(np.isnan(found.probabilities).any(axis=1)).tolist() == [40]
+    others = np.arange(len(files)) != 40
+    assert np.abs(found.probabilities - whole)[others].max() < 1e-5
+    original = ExportedModel._probabilities
+
+    def sick(*given: Any) -> Floats:
+        probabilities = original(*given)
+        probabilities[3, 1] = np.inf
+        return probabilities
+
+    monkeypatch.setattr(ExportedModel, "_probabilities", sick)
+    found = opened.predict(files[:5], in_shard=True)
+    assert found.errors == {3: "its probabilities are not finite"}
+    assert np.isnan(found.probabilities[3]).all()
+    assert opened.predict([]).probabilities.shape == (0, 3)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: object) -> int:

@@ -48,13 +48,21 @@ class Answering(nn.Module):
         return self.of_views([turned_alike(images, turn) for turn in self._turns])
 
     def of_views(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Probabilities, float32 (n, num_classes), from the views of n images, uint8 (n, size, size, 3) each."""
-        model = self.model
+        """Probabilities, float32 (n, num_classes), from the views of n images, uint8 (n, size, size, 3) each.
+
+        All go through the network at once: a graph holds it once then.
+        """
+        model, squares, num_views = self.model, torch.cat(list(views)), len(views)
         if self._of_vectors:
-            found = model.probabilities(model(torch.stack([model.to_cut(view) for view in views]).mean(0)))
+            found = model.probabilities(model(_mean(model.to_cut(squares), num_views)))
         else:
-            found = torch.stack([model.probabilities(model(view)) for view in views]).mean(0)
+            found = _mean(model.probabilities(model(squares)), num_views)
         return found if self._temperature is None else _tempered(found, self._temperature)
+
+
+def _mean(of_views: torch.Tensor, num_views: int) -> torch.Tensor:
+    """From one view of all images after the other."""
+    return of_views.reshape(num_views, -1, *of_views.shape[1:]).mean(0)
 
 
 def _tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:

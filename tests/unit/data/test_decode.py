@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlbatch.data.decode import UnreadableImageError, decode, shrink, to_shard
+from tlbatch.data.decode import UnreadableImageError, decode, is_plain, shrink, to_shard
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -114,6 +114,22 @@ def test_what_other_readers_would_see_differently_is_converted_even_when_small(p
         assert decode(made.data).shape == decode(data).shape
         kept = to_shard(data, resize=0)
         assert (kept.data, kept.plain) == (data, False)
+
+
+def test_a_header_tells_what_can_be_decoded_without_looking_further(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [
+        encoded(photo, "JPEG"),
+        encoded(photo.convert("L"), "JPEG", progressive=True),
+        encoded(photo, "JPEG", exif=exif),
+        encoded(photo.convert("CMYK"), "JPEG"),
+        encoded(photo, "PNG"),
+    ]
+    assert [is_plain(data) for data in files] == [True, True, False, False, False]
+    assert [to_shard(data, resize=0).plain for data in files] == [is_plain(data) for data in files]
+    assert not is_plain(b"")
+    assert not is_plain(files[0][:30])
 
 
 def test_odd_shapes_and_values_are_refused_or_kept_in_range() -> None:

@@ -113,6 +113,9 @@ def test_turning_all_alike_is_turning_each() -> None:
     some = images(3)
     for turn in range(8):
         assert torch.equal(turned_alike(some, turn), turned(some, torch.full((3,), turn, dtype=torch.uint8)))
+    assert torch.equal(turned_alike(some, 1), some.flip(2))
+    assert torch.equal(turned_alike(some, 5), some.flip(2).flip(1, 2))
+    assert torch.equal(turned_alike(some, 2), some.transpose(1, 2).flip(1))
     mixed = turned(some, torch.tensor([0, 3, 6], dtype=torch.uint8))
     assert [torch.equal(mixed[at], turned_alike(some[at : at + 1], turn)[0]) for at, turn in enumerate((0, 3, 6))] == [
         True
