@@ -41,7 +41,9 @@ def crown(registry: Registry) -> Crown:
             score=Estimate(value=0.9, low=0.8, high=0.95), num_train=10, lost=0.0, index="", files=files,
         )  # fmt: skip
         registry.swap(champion)
-        registry.note(Night(time=champion.time, event="promoted", run=run.name, champion=number, against=number - 1))
+        registry.note(
+            Night(time=champion.time, event="promoted", run=run.name, champion=number, against=number - 1, seen="x")
+        )
         return champion
 
     return make
@@ -140,13 +142,28 @@ def test_what_is_old_and_no_champions_is_removed_and_nothing_else(registry: Regi
     for name in ("old", "last", "by-hand", "old.champion"):
         (runs / name).mkdir()
     for name in ("old", "night-4", "last"):
-        registry.note(Night(time=name, event="kept", run=name, champion=4, against=4))
+        registry.note(Night(time=name, event="kept", run=name, champion=4, against=4, seen="x"))
+    registry.note(Night(time="hand", event="kept", run="by-hand", champion=4, against=4))
     terms = Nightly(keep_champions=1, keep_nights=1)
     assert sorted(retire(registry, terms)) == ["night-1", "night-2", "old", "old.champion"]
     assert sorted(one.name for one in runs.iterdir()) == ["by-hand", "last", "night-3", "night-4"]
     assert sorted(one.name for one in (registry.folder / "models").iterdir()) == ["0003-night-3", "0004-night-4"]
     assert retire(registry, terms) == []
     assert [one.number for one in registry.champions()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("num_nights", [1, 4, 6, 7, 9])
+def test_as_many_nights_are_kept_as_the_job_says_also_before_there_are_so_many(
+    registry: Registry, crown: Crown, num_nights: int
+) -> None:
+    crown(1)
+    runs = registry.folder.parents[1] / "runs"
+    nights = [f"kept-{number}" for number in range(num_nights)]
+    for name in nights:
+        (runs / name).mkdir()
+        registry.note(Night(time=name, event="kept", run=name, champion=1, against=1, seen="x"))
+    retire(registry, Nightly(keep_nights=7))
+    assert sorted(one.name for one in runs.iterdir()) == [*nights[-7:], "night-1"]
 
 
 def test_a_registry_that_is_none_is_refused(tmp_path: Path) -> None:
