@@ -6,6 +6,7 @@ killed goes on where it was; while one is at work, another does nothing.
 
 import argparse
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record
 from tlbatch.job.registry import Champion, Event, Night, Pending, Registry
 from tlbatch.job.rescoring import rescoring_of, rescoring_paths
+from tlbatch.job.retention import wrong_files
 from tlbatch.job.turn import Holder, TakenError, held
 from tlbatch.launch import Where
 from tlbatch.watch import print_scores, wait_for_chain
@@ -132,6 +134,27 @@ def _has_head_of(job: Job, other: Job) -> bool:
 
 
 def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
+    """What is left of the night; a failure is a line of the history, and a champion that is its cause is named."""
+    try:
+        code = _stages(record, paths, registry, where)
+    except UserError as error:
+        told = _broken(registry, paths) or str(error)
+        _note(registry, "failed", record.run, told)
+        raise UserError(told) from None
+    if code == EXIT_AGAIN:
+        return code
+    if code:
+        told = _broken(registry, paths)
+        _note(registry, "failed", record.run, told or "see its log; the next night goes on with it")
+        if told:
+            raise UserError(told)
+        return code
+    registry.night_file.unlink(missing_ok=True)
+    print(f"night's page    {registry.page(record.run)}", flush=True)
+    return 0
+
+
+def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
     """The stages that are left, then the champion on the same images, then the decision."""
     code = _run(record, paths, where)
     if code == 0:
@@ -145,16 +168,20 @@ def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) 
             if not other.record.exists():
                 make_run(again)
             code = _run(other.load_submitted(), other, where)
-    if code == 0:
-        code = _run(record, paths, where, ("promote",))
-    if code == EXIT_AGAIN:
-        return code
-    if code:
-        _note(registry, "failed", record.run, "see its log; the next night goes on with it")
-        return code
-    registry.night_file.unlink(missing_ok=True)
-    print(f"night's page    {registry.page(record.run)}", flush=True)
-    return 0
+    return code or _run(record, paths, where, ("promote",))
+
+
+def _broken(registry: Registry, paths: RunPaths) -> str:
+    """What is wrong with the champion that a run that has been tested is compared with, and the ways out."""
+    champion = registry.champion()
+    if champion is None or champion.run == paths.folder.name or not paths.marker("reduce").exists():
+        return ""
+    wrong = wrong_files(registry, champion)
+    if not wrong:
+        return ""
+    ways = [f"python -m tlbatch.registry {shlex.quote(str(registry.folder))} rollback"] if champion.previous else []
+    ways.append(f"python -m tlbatch.promote {shlex.quote(str(paths.folder))} --anyway REASON")
+    return f"champion {champion.number} is not whole: {wrong[0]}; {', or '.join(ways)}, and the night again"
 
 
 def _run(record: RunRecord, paths: RunPaths, where: Where, stages: Sequence[StageName] = ()) -> int:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,17 +54,25 @@ def run(run_dir: Path, overruled: str = "") -> None:
     if record.checkpoint_of is not None:
         raise UserError(f"{run_dir}: holds what a champion predicts again, and is no challenger; name another run")
     reduced = finished("reduce", paths, record)
-    inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
     if overruled:
         paths.marker("promote").unlink(missing_ok=True)
         promotion_file(paths).unlink(missing_ok=True)
+    else:
+        overruled = _overruled_before(paths)
+    inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
     once("promote", paths, inputs, world, lambda: _promote(record, paths, overruled))
+
+
+def _overruled_before(paths: RunPaths) -> str:
+    """Why the rule was overruled when the run was decided on, which stands; empty where it was not."""
+    marker = paths.marker("promote")
+    return load_record(Marker, marker, missing="try again").inputs["overruled"] if marker.exists() else ""
 
 
 def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
     registry = Registry.of(record.job)
     registry.folder.mkdir(parents=True, exist_ok=True)
-    night = _night_of(record, paths, registry)
+    night = _night_of(record, paths, registry, overruled)
     with FileLock(registry.folder / ".lock"):
         for folder in (registry.folder, *(registry.folder / name for name in ("champions", "models", "nights"))):
             remove_drafts(folder)
@@ -94,19 +103,20 @@ def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
     log.info("wrote %s", registry.page(record.run))
 
 
-def _night_of(record: RunRecord, paths: RunPaths, registry: Registry) -> Night:
+def _night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Night:
     """What is known of the night before anything is decided: what was new, and what it took."""
     pending, history = registry.pending(), registry.history()
     own = paths.set_paths(record.job).index_folder
     before = next((Path(one.index) for one in reversed(history) if one.index and one.run != record.run), None)
     before = before if before and before.is_dir() else None
     champion = registry.champion()
+    judge = _judge(registry, champion, overruled) if champion and before and champion.run != record.run else None
     drift = measure_drift(
         paths,
         before=before,
         known=registry.statistics_file,
-        predict=_predict(registry, champion) if champion and before and champion.run != record.run else None,
-        classes_of_predict=_classes_of(champion) if champion else (),
+        predict=judge.predict if judge else None,
+        classes_of_predict=judge.classes if judge else (),
         threshold=record.job.nightly.drift,
         table=review_file(paths),
     )
@@ -128,18 +138,36 @@ def _night_of(record: RunRecord, paths: RunPaths, registry: Registry) -> Night:
     )
 
 
-def _predict(registry: Registry, champion: Champion) -> Callable[[Sequence[bytes]], npt.NDArray[np.float32]]:
-    model = ExportedModel.load(registry.model_folder(champion))
+@dataclass(frozen=True)
+class _Judge:
+    """What the champion says of images."""
+
+    predict: Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
+    classes: tuple[str, ...]
+
+
+def _judge(registry: Registry, champion: Champion, overruled: str) -> _Judge | None:
+    """The champion's exported model; None where it is damaged and is to be replaced whatever the rule says.
+
+    Raises
+    ------
+    UserError
+        When it is damaged and the rule decides.
+    """
+    try:
+        model = ExportedModel.load(registry.model_folder(champion))
+        index = Path(champion.index)
+        classes = load_record(Manifest, index / "manifest.json", missing="the champion is not whole").classes
+    except UserError as error:
+        if not overruled:
+            raise
+        log.warning("the champion is not asked about the new labels: %s", error)
+        return None
 
     def predict(images: Sequence[bytes]) -> npt.NDArray[np.float32]:
         return model.predict(images, in_shard=True).probabilities
 
-    return predict
-
-
-def _classes_of(champion: Champion) -> tuple[str, ...]:
-    index = Path(champion.index)
-    return load_record(Manifest, index / "manifest.json", missing="the champion is not whole").classes
+    return _Judge(predict, classes)
 
 
 def _seconds(paths: RunPaths) -> dict[str, float]:

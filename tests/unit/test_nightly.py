@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,75 @@ def test_a_run_can_be_promoted_by_hand_against_the_rule(site: Site) -> None:
     assert site.registry.history()[-1].reasons == ("asked by the clinic",)
     with pytest.raises(UserError, match="is the champion already"):
         promote.run(last.folder, "again")
+
+
+def test_what_was_overruled_stands_when_its_night_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert site.night() == 0
+    site.add(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "rescoring_of", _out_of_luck)
+        assert site.night() == 2
+    assert [one.event for one in site.registry.history()] == ["promoted", "failed"]
+    promote.run(site.last_run().folder, "asked by the clinic")
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    assert (champion.number, champion.run, champion.rule) == (2, "night-1", "by hand")
+    assert not site.registry.night_file.exists()
+
+
+def _out_of_luck(*_: object) -> None:
+    raise UserError("no luck; try again")
+
+
+@pytest.mark.parametrize("lost", ["run", "weights", "model", "index"])
+def test_a_champion_that_is_not_whole_is_named_with_the_ways_out(
+    site: Site, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    run, model = RunPaths(Path(champion.folder)), site.registry.model_folder(champion)
+    weights = next(run.checkpoints.glob("*.safetensors"))
+    if lost == "weights":
+        weights.write_bytes(weights.read_bytes()[:100])
+    else:
+        shutil.rmtree({"run": run.folder, "model": model, "index": Path(champion.index)}[lost])
+    site.add(4)
+    assert site.night() == 2
+    (*_, told) = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: champion 1 is not whole: ")
+    assert told.endswith(f"; python -m tlbatch.promote {site.last_run().folder} --anyway REASON, and the night again")
+    last = site.registry.history()[-1]
+    assert (last.event, f"error: {last.reasons[0]}") == ("failed", told)
+    promote.run(site.last_run().folder, "the champion is lost")
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    assert champion.number == 2
+    assert not registries_wrong(site, champion)
+
+
+def test_a_registry_that_has_lost_its_champion_promotes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.night() == 0
+    file, site_files = site.registry.champion_file, site.registry.folder / "champions"
+    whole = file.read_bytes()
+    site.add(4)
+    file.unlink()
+    assert site.night() == 2
+    assert f"not there, though the history names champion 1; copy that of the champion from {site_files} to it" in (
+        capsys.readouterr().err
+    )
+    file.write_bytes(whole[:50])
+    assert site.night() == 2
+    assert f"copy that of the champion from {site_files} to it" in capsys.readouterr().err
+    shutil.copy(site_files / "0001.json", file)
+    site.registry.night_file.write_bytes(b"{")
+    assert site.night() == 2
+    assert "remove it, and run the night again" in capsys.readouterr().err
+    site.registry.night_file.unlink()
+    assert site.night() == 0
+    assert site.registry.history()[-1].against == 1
 
 
 def test_a_champion_of_other_classes_is_not_compared(site: Site) -> None:
