@@ -182,6 +182,19 @@ def test_a_night_can_begin_with_the_champion(site: Site) -> None:
     assert len({store for store, _ in cached}) == 3  # all before blocks.1 is the same, and the top is another
 
 
+def test_nights_that_begin_with_the_champion_need_none_of_the_runs_before_it(site: Site) -> None:
+    site.options += ["nightly.begin=champion", "nightly.keep_nights=1", "nightly.keep_champions=0"]
+    site.options += ["nightly.margin=1", "nightly.more_data=0.01"]
+    for number in range(3):
+        assert site.night() == 0
+        champion = site.registry.champion()
+        assert champion is not None
+        assert site.runs() == sorted({champion.run, f"night-{number}"})
+        assert not registries_wrong(site, champion)
+        site.add(4)
+    assert "night-0" not in site.runs()
+
+
 def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_up(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     """What it is of; None where the champion was tested on these images, or does not know these classes.
 
     Its job is the champion's, pre-processing included, on tonight's images. The pre-trained weights only serve to find
-    cached activations: where they are gone, the checkpoint stands for them.
+    cached activations: where they are gone, the checkpoint stands for them; it has the head as well.
 
     Parameters
     ----------
@@ -54,11 +54,13 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     job = before.job.model_copy(
         update={key: getattr(record.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}
         | {"data": data, "run": rescoring_paths(paths).folder.name, "figures": False}
+        | {"head": before.job.head.model_copy(update={"weights": ""})}  # where it began, of a run that may be gone
     )
     digest = before.weights_digest
     if digest is not None and not _is_there(job.model.weights, digest):
         checkpoint = other.checkpoints / _weights_of(other)
-        job = job.model_copy(update={"model": job.model.model_copy(update={"weights": str(checkpoint)})})
+        model = job.model.model_copy(update={"weights": str(checkpoint), "match": "name"})
+        job = job.model_copy(update={"model": model})
         digest = digest_file(checkpoint)
     return record.model_copy(
         update={"run": job.run, "job": job, "weights_digest": digest, "checkpoint_of": champion.folder}
