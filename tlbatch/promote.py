@@ -20,6 +20,7 @@ from filelock import FileLock
 from tlbatch.challenge import Challenge
 from tlbatch.data.index import read_index
 from tlbatch.data.loader import open_set
+from tlbatch.data.sources import name_of
 from tlbatch.drift import measure_drift
 from tlbatch.export import export_run
 from tlbatch.exported import ExportedModel
@@ -27,7 +28,7 @@ from tlbatch.gallery import shown_images
 from tlbatch.job.cli import finished, guarded, once
 from tlbatch.job.drift import Drift
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import remove_drafts
+from tlbatch.job.files import exact_text, remove_drafts
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run
 from tlbatch.job.records import Manifest, Marker, RunRecord, load_record, stages_of
@@ -240,9 +241,10 @@ def _doubts(record: RunRecord, paths: RunPaths) -> list[Doubt]:
     """The new images whose labels the champion contradicts most, to look at."""
     with review_file(paths).open(newline="", encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
+    rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
     images = shown_images(open_set(paths.set_paths(record.job)), [row["key"] for row in rows])
     return [
-        Doubt(row["key"], row["label"], row["champion_says"], float(row["probability"]), image)
+        Doubt(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
         for row, image in zip(rows, images, strict=True)
     ]
 

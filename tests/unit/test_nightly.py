@@ -45,12 +45,12 @@ class Site:
     def registry(self) -> Registry:
         return Registry(self.space / "registry" / "tiny")
 
-    def add(self, each: int) -> None:
+    def add(self, each: int, prefix: str = "") -> None:
         for number, name in enumerate(COLOURS):
             for _ in range(each):
                 pixels = self._rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
                 pixels[..., number] += 120
-                key = f"{name}{len(self.labels)}"
+                key = f"{prefix}{name}{len(self.labels)}"
                 Image.fromarray(pixels).save(self.folder / "images" / f"{key}.jpg", quality=95)
                 self.labels[key] = name
         self.write()
@@ -397,6 +397,20 @@ def test_the_page_of_a_night_says_why_and_links_the_report(site: Site, write_pag
     assert "12 new images" in text
     assert (page.parent / re.findall(r'href="([^"#]*report\.html)"', page.read_text("utf-8"))[0]).resolve().exists()
     assert registries.drift_file(site.last_run()).exists()
+
+
+def test_images_whose_names_look_like_formulas_are_doubted_like_others(
+    site: Site, write_page_text: Callable[[Path], str]
+) -> None:
+    assert site.night() == 0
+    site.add(4, prefix="-1 ")
+    site.labels |= dict.fromkeys(list(site.labels)[-12:], "red")
+    site.write()
+    assert site.night() == 0
+    with (site.last_run().folder / "review.csv").open(newline="", encoding="utf-8") as file:
+        (doubt, *_) = csv.DictReader(file)
+    assert doubt["key"].startswith("'-1%20")
+    assert "-1 " in write_page_text(site.registry.page("night-1"))
 
 
 @pytest.fixture

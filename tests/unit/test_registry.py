@@ -125,6 +125,19 @@ def test_a_line_that_a_kill_cut_off_is_passed_over_and_the_next_one_is_whole(
     assert json.loads(registry.history_file.read_bytes().splitlines()[-1]) == {"time": "2", "event": "kept", "run": "b"}
 
 
+def test_a_full_disk_is_named_and_the_next_line_is_whole(tiny_disk: Path) -> None:
+    registry = Registry(tiny_disk / "space" / "registry" / "eyes")
+    registry.note(Night(time="1", event="kept", run="a"))
+    filler = tiny_disk / "filler"
+    with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
+        file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"history\.jsonl: no space left on the device"):
+        registry.note(Night(time="2", event="kept", run="b", reasons=("x" * 5000,)))
+    filler.unlink()
+    registry.note(Night(time="3", event="kept", run="c"))
+    assert [night.time for night in registry.history()] == ["1", "3"]
+
+
 def test_looks_count_the_challenges_of_a_champion_apart_from_the_run_itself(registry: Registry, crown: Crown) -> None:
     champion = crown(1)
     for name in ("a", "b"):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import sync_folder
+from tlbatch.job.files import space_named, sync_folder
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Record, load_record
 from tlbatch.job.report import Comparison, Estimate
@@ -240,7 +240,7 @@ class Registry:
         """Append a line, on the disk when this returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
         line = night.model_dump_json(exclude_defaults=True).encode() + b"\n"
-        with self.history_file.open("ab") as file:
+        with space_named(self.history_file), self.history_file.open("ab") as file:
             cut_off = file.tell() and not self.history_file.read_bytes().endswith(b"\n")
             file.write(b"\n" + line if cut_off else line)
             file.flush()
