@@ -7,7 +7,6 @@ killed goes on where it was; while one is at work, another does nothing.
 import argparse
 import os
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,13 +22,13 @@ from tlbatch.job.files import digest_file, digest_of
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record
+from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record, stages_of
 from tlbatch.job.registry import Champion, Event, Night, Pending, Registry
-from tlbatch.job.rescoring import rescoring_of, rescoring_paths
+from tlbatch.job.rescoring import make_rescoring, rescoring_paths
 from tlbatch.job.retention import wrong_files
 from tlbatch.job.turn import Holder, TakenError, held
 from tlbatch.launch import Where
-from tlbatch.watch import print_scores, wait_for_chain
+from tlbatch.watch import cause_of, print_scores, wait_for_chain
 
 _POLL_S = 10.0
 
@@ -145,7 +144,7 @@ def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) 
         return code
     if code:
         told = _broken(registry, paths)
-        _note(registry, "failed", record.run, told or "see its log; the next night goes on with it")
+        _note(registry, "failed", record.run, told or _cause(record, paths))
         if told:
             raise UserError(told)
         return code
@@ -160,15 +159,20 @@ def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Where
     if code == 0:
         print_scores(record, paths)
         champion = registry.champion()
-        again = rescoring_of(record, paths, champion) if champion and champion.run != record.run else None
-        if again is not None:
-            other = rescoring_paths(paths)
-            if other.record.exists() and other.load_submitted().checkpoint_of != again.checkpoint_of:
-                shutil.rmtree(other.folder)  # of a champion that has been rolled back since
-            if not other.record.exists():
-                make_run(again)
+        other = make_rescoring(record, paths, champion) if champion and champion.run != record.run else None
+        if other is not None:
             code = _run(other.load_submitted(), other, where)
     return code or _run(record, paths, where, ("promote",))
+
+
+def _cause(record: RunRecord, paths: RunPaths) -> str:
+    """Why a stage of the night has failed, as far as it has left word."""
+    stages: tuple[StageName, ...] = (*stages_of(record.job), "promote")
+    for run, stage in ((run, stage) for run in (paths, rescoring_paths(paths)) for stage in stages):
+        failure = cause_of(stage, run)
+        if failure is not None and not run.marker(stage).exists():
+            return f"{stage}: {failure.message}"
+    return "see its log; the next night goes on with it"
 
 
 def _broken(registry: Registry, paths: RunPaths) -> str:

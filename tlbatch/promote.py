@@ -30,10 +30,9 @@ from tlbatch.job.drift import Drift
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import exact_text, remove_drafts
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run
 from tlbatch.job.records import Manifest, Marker, RunRecord, load_record, stages_of
 from tlbatch.job.registry import Champion, Decision, Night, Registry, drift_file, promotion_file, review_file
-from tlbatch.job.rescoring import rescoring_of, rescoring_paths
+from tlbatch.job.rescoring import make_rescoring, rescoring_paths
 from tlbatch.job.retention import digests_of, retire
 from tlbatch.job.world import read_world
 from tlbatch.report.nightpage import Doubt, ShownNight, write_night
@@ -61,7 +60,9 @@ def run(run_dir: Path, overruled: str = "") -> None:
     else:
         overruled = _overruled_before(paths)
     inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
-    once("promote", paths, inputs, world, lambda: _promote(record, paths, overruled))
+    if not once("promote", paths, inputs, world, lambda: _promote(record, paths, overruled)):
+        decision = load_record(Decision, promotion_file(paths), missing="--anyway REASON decides again")
+        log.info("%s: %s; --anyway REASON overrules it", decision.outcome, "; ".join(decision.reasons))
 
 
 def _overruled_before(paths: RunPaths) -> str:
@@ -259,12 +260,9 @@ def _rescore(paths: RunPaths) -> None:
     """
     record = paths.load()
     champion = Registry.of(record.job).champion()
-    again = rescoring_of(record, paths, champion) if champion and champion.run != record.run else None
-    if again is None:
+    other = make_rescoring(record, paths, champion) if champion and champion.run != record.run else None
+    if other is None:
         return
-    other = rescoring_paths(paths)
-    if not other.record.exists():
-        make_run(again)
     command = [sys.executable, "-m", "tlbatch.submit", "--local", str(other.folder)]
     if subprocess.run(command, check=False).returncode:
         raise UserError(f"{other.folder}: the champion could not predict these images; mend what the lines above say")
@@ -278,7 +276,7 @@ def main() -> None:
     given = parser.parse_args()
 
     def work(folder: Path) -> None:
-        if not given.anyway:
+        if not given.anyway and not RunPaths(folder).marker("promote").exists():
             _rescore(RunPaths(folder))
         run(folder, given.anyway)
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,8 @@ def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_
 
     monkeypatch.setattr(train, "run", fails)
     assert site.night() == 2
-    assert [one.event for one in site.registry.history()] == ["failed"]
+    (line,) = site.registry.history()
+    assert (line.event, line.reasons) == ("failed", ("train: no luck; try again",))
     monkeypatch.setattr(train, "run", work)
     assert site.night() == 0
     assert site.runs() == ["night-0"]
@@ -298,11 +300,29 @@ def test_a_run_can_be_promoted_by_hand_against_the_rule(site: Site) -> None:
         promote.run(last.folder, "again")
 
 
+def test_a_run_that_another_champion_was_tested_for_is_compared_with_the_one_of_now(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert site.night() == 0
+    site.add(4)
+    assert site.night("nightly.min_samples=1000") == 0
+    second = site.last_run()
+    site.add(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(promote, "run", _out_of_luck)
+        assert site.night() == 2
+    third = site.last_run()
+    promote.run(second.folder, "asked by the clinic")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    promote._rescore(third)
+    assert rescoring_paths(third).load_submitted().checkpoint_of == str(second.folder)
+
+
 def test_what_was_overruled_stands_when_its_night_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.night() == 0
     site.add(4)
     with monkeypatch.context() as patch:
-        patch.setattr(nightly, "rescoring_of", _out_of_luck)
+        patch.setattr(nightly, "make_rescoring", _out_of_luck)
         assert site.night() == 2
     assert [one.event for one in site.registry.history()] == ["promoted", "failed"]
     promote.run(site.last_run().folder, "asked by the clinic")

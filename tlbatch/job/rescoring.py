@@ -1,10 +1,12 @@
 """The run that predicts tonight's test images with a champion that was tested on others."""
 
+import shutil
 from pathlib import Path
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file
 from tlbatch.job.paths import RunPaths, weights_file
+from tlbatch.job.prepare import make_run
 from tlbatch.job.records import Best, Manifest, RunRecord, load_record
 from tlbatch.job.registry import Champion
 
@@ -65,6 +67,24 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     return record.model_copy(
         update={"run": job.run, "job": job, "weights_digest": digest, "checkpoint_of": champion.folder}
     )
+
+
+def make_rescoring(record: RunRecord, paths: RunPaths, champion: Champion) -> RunPaths | None:
+    """The run, made where it is not there or is of another champion; None where there is none to make.
+
+    Raises
+    ------
+    UserError
+        As in `rescoring_of`.
+    """
+    again, other = rescoring_of(record, paths, champion), rescoring_paths(paths)
+    if again is None:
+        return None
+    if other.record.exists() and other.load_submitted().checkpoint_of != again.checkpoint_of:
+        shutil.rmtree(other.folder)
+    if not other.record.exists():
+        make_run(again)
+    return other
 
 
 def _is_there(weights: str, digest: str) -> bool:
