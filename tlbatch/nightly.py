@@ -6,7 +6,7 @@ killed goes on where it was; while one is at work, another does nothing.
 
 import argparse
 import os
-import shutil
+import shlex
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,12 +22,13 @@ from tlbatch.job.files import digest_file, digest_of
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record
+from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record, stages_of
 from tlbatch.job.registry import Champion, Event, Night, Pending, Registry
-from tlbatch.job.rescoring import rescoring_of, rescoring_paths
+from tlbatch.job.rescoring import make_rescoring, rescoring_paths
+from tlbatch.job.retention import wrong_files
 from tlbatch.job.turn import Holder, TakenError, held
 from tlbatch.launch import Where
-from tlbatch.watch import print_scores, wait_for_chain
+from tlbatch.watch import cause_of, print_scores, wait_for_chain
 
 _POLL_S = 10.0
 
@@ -132,29 +133,59 @@ def _has_head_of(job: Job, other: Job) -> bool:
 
 
 def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
+    """What is left of the night; a failure is a line of the history, and a champion that is its cause is named."""
+    try:
+        code = _stages(record, paths, registry, where)
+    except UserError as error:
+        told = _broken(registry, paths) or str(error)
+        _note(registry, "failed", record.run, told)
+        raise UserError(told) from None
+    if code == EXIT_AGAIN:
+        return code
+    if code:
+        told = _broken(registry, paths)
+        _note(registry, "failed", record.run, told or _cause(record, paths))
+        if told:
+            raise UserError(told)
+        return code
+    registry.night_file.unlink(missing_ok=True)
+    print(f"night's page    {registry.page(record.run)}", flush=True)
+    return 0
+
+
+def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
     """The stages that are left, then the champion on the same images, then the decision."""
     code = _run(record, paths, where)
     if code == 0:
         print_scores(record, paths)
         champion = registry.champion()
-        again = rescoring_of(record, paths, champion) if champion and champion.run != record.run else None
-        if again is not None:
-            other = rescoring_paths(paths)
-            if other.record.exists() and other.load_submitted().checkpoint_of != again.checkpoint_of:
-                shutil.rmtree(other.folder)  # of a champion that has been rolled back since
-            if not other.record.exists():
-                make_run(again)
+        other = make_rescoring(record, paths, champion) if champion and champion.run != record.run else None
+        if other is not None:
             code = _run(other.load_submitted(), other, where)
-    if code == 0:
-        code = _run(record, paths, where, ("promote",))
-    if code == EXIT_AGAIN:
-        return code
-    if code:
-        _note(registry, "failed", record.run, "see its log; the next night goes on with it")
-        return code
-    registry.night_file.unlink(missing_ok=True)
-    print(f"night's page    {registry.page(record.run)}", flush=True)
-    return 0
+    return code or _run(record, paths, where, ("promote",))
+
+
+def _cause(record: RunRecord, paths: RunPaths) -> str:
+    """Why a stage of the night has failed, as far as it has left word."""
+    stages: tuple[StageName, ...] = (*stages_of(record.job), "promote")
+    for run, stage in ((run, stage) for run in (paths, rescoring_paths(paths)) for stage in stages):
+        failure = cause_of(stage, run)
+        if failure is not None and not run.marker(stage).exists():
+            return f"{stage}: {failure.message}"
+    return "see its log; the next night goes on with it"
+
+
+def _broken(registry: Registry, paths: RunPaths) -> str:
+    """What is wrong with the champion that a run that has been tested is compared with, and the ways out."""
+    champion = registry.champion()
+    if champion is None or champion.run == paths.folder.name or not paths.marker("reduce").exists():
+        return ""
+    wrong = wrong_files(registry, champion)
+    if not wrong:
+        return ""
+    ways = [f"python -m tlbatch.registry {shlex.quote(str(registry.folder))} rollback"] if champion.previous else []
+    ways.append(f"python -m tlbatch.promote {shlex.quote(str(paths.folder))} --anyway REASON")
+    return f"champion {champion.number} is not whole: {wrong[0]}; {', or '.join(ways)}, and the night again"
 
 
 def _run(record: RunRecord, paths: RunPaths, where: Where, stages: Sequence[StageName] = ()) -> int:

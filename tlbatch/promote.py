@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from filelock import FileLock
 from tlbatch.challenge import Challenge
 from tlbatch.data.index import read_index
 from tlbatch.data.loader import open_set
+from tlbatch.data.sources import name_of
 from tlbatch.drift import measure_drift
 from tlbatch.export import export_run
 from tlbatch.exported import ExportedModel
@@ -26,12 +28,11 @@ from tlbatch.gallery import shown_images
 from tlbatch.job.cli import finished, guarded, once
 from tlbatch.job.drift import Drift
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import remove_drafts
+from tlbatch.job.files import exact_text, remove_drafts
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run
 from tlbatch.job.records import Manifest, Marker, RunRecord, load_record, stages_of
 from tlbatch.job.registry import Champion, Decision, Night, Registry, drift_file, promotion_file, review_file
-from tlbatch.job.rescoring import rescoring_of, rescoring_paths
+from tlbatch.job.rescoring import make_rescoring, rescoring_paths
 from tlbatch.job.retention import digests_of, retire
 from tlbatch.job.world import read_world
 from tlbatch.report.nightpage import Doubt, ShownNight, write_night
@@ -53,17 +54,27 @@ def run(run_dir: Path, overruled: str = "") -> None:
     if record.checkpoint_of is not None:
         raise UserError(f"{run_dir}: holds what a champion predicts again, and is no challenger; name another run")
     reduced = finished("reduce", paths, record)
-    inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
     if overruled:
         paths.marker("promote").unlink(missing_ok=True)
         promotion_file(paths).unlink(missing_ok=True)
-    once("promote", paths, inputs, world, lambda: _promote(record, paths, overruled))
+    else:
+        overruled = _overruled_before(paths)
+    inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
+    if not once("promote", paths, inputs, world, lambda: _promote(record, paths, overruled)):
+        decision = load_record(Decision, promotion_file(paths), missing="--anyway REASON decides again")
+        log.info("%s: %s; --anyway REASON overrules it", decision.outcome, "; ".join(decision.reasons))
+
+
+def _overruled_before(paths: RunPaths) -> str:
+    """Why the rule was overruled when the run was decided on, which stands; empty where it was not."""
+    marker = paths.marker("promote")
+    return load_record(Marker, marker, missing="try again").inputs["overruled"] if marker.exists() else ""
 
 
 def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
     registry = Registry.of(record.job)
     registry.folder.mkdir(parents=True, exist_ok=True)
-    night = _night_of(record, paths, registry)
+    night = _night_of(record, paths, registry, overruled)
     with FileLock(registry.folder / ".lock"):
         for folder in (registry.folder, *(registry.folder / name for name in ("champions", "models", "nights"))):
             remove_drafts(folder)
@@ -94,19 +105,20 @@ def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
     log.info("wrote %s", registry.page(record.run))
 
 
-def _night_of(record: RunRecord, paths: RunPaths, registry: Registry) -> Night:
+def _night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Night:
     """What is known of the night before anything is decided: what was new, and what it took."""
     pending, history = registry.pending(), registry.history()
     own = paths.set_paths(record.job).index_folder
     before = next((Path(one.index) for one in reversed(history) if one.index and one.run != record.run), None)
     before = before if before and before.is_dir() else None
     champion = registry.champion()
+    judge = _judge(registry, champion, overruled) if champion and before and champion.run != record.run else None
     drift = measure_drift(
         paths,
         before=before,
         known=registry.statistics_file,
-        predict=_predict(registry, champion) if champion and before and champion.run != record.run else None,
-        classes_of_predict=_classes_of(champion) if champion else (),
+        predict=judge.predict if judge else None,
+        classes_of_predict=judge.classes if judge else (),
         threshold=record.job.nightly.drift,
         table=review_file(paths),
     )
@@ -128,18 +140,36 @@ def _night_of(record: RunRecord, paths: RunPaths, registry: Registry) -> Night:
     )
 
 
-def _predict(registry: Registry, champion: Champion) -> Callable[[Sequence[bytes]], npt.NDArray[np.float32]]:
-    model = ExportedModel.load(registry.model_folder(champion))
+@dataclass(frozen=True)
+class _Judge:
+    """What the champion says of images."""
+
+    predict: Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
+    classes: tuple[str, ...]
+
+
+def _judge(registry: Registry, champion: Champion, overruled: str) -> _Judge | None:
+    """The champion's exported model; None where it is damaged and is to be replaced whatever the rule says.
+
+    Raises
+    ------
+    UserError
+        When it is damaged and the rule decides.
+    """
+    try:
+        model = ExportedModel.load(registry.model_folder(champion))
+        index = Path(champion.index)
+        classes = load_record(Manifest, index / "manifest.json", missing="the champion is not whole").classes
+    except UserError as error:
+        if not overruled:
+            raise
+        log.warning("the champion is not asked about the new labels: %s", error)
+        return None
 
     def predict(images: Sequence[bytes]) -> npt.NDArray[np.float32]:
         return model.predict(images, in_shard=True).probabilities
 
-    return predict
-
-
-def _classes_of(champion: Champion) -> tuple[str, ...]:
-    index = Path(champion.index)
-    return load_record(Manifest, index / "manifest.json", missing="the champion is not whole").classes
+    return _Judge(predict, classes)
 
 
 def _seconds(paths: RunPaths) -> dict[str, float]:
@@ -212,9 +242,10 @@ def _doubts(record: RunRecord, paths: RunPaths) -> list[Doubt]:
     """The new images whose labels the champion contradicts most, to look at."""
     with review_file(paths).open(newline="", encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
+    rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
     images = shown_images(open_set(paths.set_paths(record.job)), [row["key"] for row in rows])
     return [
-        Doubt(row["key"], row["label"], row["champion_says"], float(row["probability"]), image)
+        Doubt(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
         for row, image in zip(rows, images, strict=True)
     ]
 
@@ -229,12 +260,9 @@ def _rescore(paths: RunPaths) -> None:
     """
     record = paths.load()
     champion = Registry.of(record.job).champion()
-    again = rescoring_of(record, paths, champion) if champion and champion.run != record.run else None
-    if again is None:
+    other = make_rescoring(record, paths, champion) if champion and champion.run != record.run else None
+    if other is None:
         return
-    other = rescoring_paths(paths)
-    if not other.record.exists():
-        make_run(again)
     command = [sys.executable, "-m", "tlbatch.submit", "--local", str(other.folder)]
     if subprocess.run(command, check=False).returncode:
         raise UserError(f"{other.folder}: the champion could not predict these images; mend what the lines above say")
@@ -248,7 +276,7 @@ def main() -> None:
     given = parser.parse_args()
 
     def work(folder: Path) -> None:
-        if not given.anyway:
+        if not given.anyway and not RunPaths(folder).marker("promote").exists():
             _rescore(RunPaths(folder))
         run(folder, given.anyway)
 

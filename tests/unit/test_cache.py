@@ -302,3 +302,11 @@ def test_a_run_that_begins_with_the_weights_of_another_shares_what_that_one_has_
     before = num_rows(tmp_path)
     run(make("run=fourth", behind, f"model.weights={first.folder}"))
     assert num_rows(tmp_path) > before
+
+
+def test_a_full_disk_is_named(make: Make, tmp_path: Path, tiny_disk: Path) -> None:
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "cache").symlink_to(tiny_disk)
+    with pytest.raises(UserError, match="no space left on the device"):
+        run(make())
+    assert not list(tiny_disk.glob("*/.*.npy.*"))

@@ -5,6 +5,8 @@ import importlib
 import itertools
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +46,12 @@ class Site:
     def registry(self) -> Registry:
         return Registry(self.space / "registry" / "tiny")
 
-    def add(self, each: int) -> None:
+    def add(self, each: int, prefix: str = "") -> None:
         for number, name in enumerate(COLOURS):
             for _ in range(each):
                 pixels = self._rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
                 pixels[..., number] += 120
-                key = f"{name}{len(self.labels)}"
+                key = f"{prefix}{name}{len(self.labels)}"
                 Image.fromarray(pixels).save(self.folder / "images" / f"{key}.jpg", quality=95)
                 self.labels[key] = name
         self.write()
@@ -181,6 +183,19 @@ def test_a_night_can_begin_with_the_champion(site: Site) -> None:
     assert len({store for store, _ in cached}) == 3  # all before blocks.1 is the same, and the top is another
 
 
+def test_nights_that_begin_with_the_champion_need_none_of_the_runs_before_it(site: Site) -> None:
+    site.options += ["nightly.begin=champion", "nightly.keep_nights=1", "nightly.keep_champions=0"]
+    site.options += ["nightly.margin=1", "nightly.more_data=0.01"]
+    for number in range(3):
+        assert site.night() == 0
+        champion = site.registry.champion()
+        assert champion is not None
+        assert site.runs() == sorted({champion.run, f"night-{number}"})
+        assert not registries_wrong(site, champion)
+        site.add(4)
+    assert "night-0" not in site.runs()
+
+
 def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_up(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +208,8 @@ def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_
 
     monkeypatch.setattr(train, "run", fails)
     assert site.night() == 2
-    assert [one.event for one in site.registry.history()] == ["failed"]
+    (line,) = site.registry.history()
+    assert (line.event, line.reasons) == ("failed", ("train: no luck; try again",))
     monkeypatch.setattr(train, "run", work)
     assert site.night() == 0
     assert site.runs() == ["night-0"]
@@ -284,6 +300,93 @@ def test_a_run_can_be_promoted_by_hand_against_the_rule(site: Site) -> None:
         promote.run(last.folder, "again")
 
 
+def test_a_run_that_another_champion_was_tested_for_is_compared_with_the_one_of_now(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert site.night() == 0
+    site.add(4)
+    assert site.night("nightly.min_samples=1000") == 0
+    second = site.last_run()
+    site.add(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(promote, "run", _out_of_luck)
+        assert site.night() == 2
+    third = site.last_run()
+    promote.run(second.folder, "asked by the clinic")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    promote._rescore(third)
+    assert rescoring_paths(third).load_submitted().checkpoint_of == str(second.folder)
+
+
+def test_what_was_overruled_stands_when_its_night_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert site.night() == 0
+    site.add(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "make_rescoring", _out_of_luck)
+        assert site.night() == 2
+    assert [one.event for one in site.registry.history()] == ["promoted", "failed"]
+    promote.run(site.last_run().folder, "asked by the clinic")
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    assert (champion.number, champion.run, champion.rule) == (2, "night-1", "by hand")
+    assert not site.registry.night_file.exists()
+
+
+def _out_of_luck(*_: object) -> None:
+    raise UserError("no luck; try again")
+
+
+@pytest.mark.parametrize("lost", ["run", "weights", "model", "index"])
+def test_a_champion_that_is_not_whole_is_named_with_the_ways_out(
+    site: Site, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    run, model = RunPaths(Path(champion.folder)), site.registry.model_folder(champion)
+    weights = next(run.checkpoints.glob("*.safetensors"))
+    if lost == "weights":
+        weights.write_bytes(weights.read_bytes()[:100])
+    else:
+        shutil.rmtree({"run": run.folder, "model": model, "index": Path(champion.index)}[lost])
+    site.add(4)
+    assert site.night() == 2
+    (*_, told) = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: champion 1 is not whole: ")
+    assert told.endswith(f"; python -m tlbatch.promote {site.last_run().folder} --anyway REASON, and the night again")
+    last = site.registry.history()[-1]
+    assert (last.event, f"error: {last.reasons[0]}") == ("failed", told)
+    promote.run(site.last_run().folder, "the champion is lost")
+    assert site.night() == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    assert champion.number == 2
+    assert not registries_wrong(site, champion)
+
+
+def test_a_registry_that_has_lost_its_champion_promotes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.night() == 0
+    file, site_files = site.registry.champion_file, site.registry.folder / "champions"
+    whole = file.read_bytes()
+    site.add(4)
+    file.unlink()
+    assert site.night() == 2
+    assert f"not there, though the history names champion 1; copy that of the champion from {site_files} to it" in (
+        capsys.readouterr().err
+    )
+    file.write_bytes(whole[:50])
+    assert site.night() == 2
+    assert f"copy that of the champion from {site_files} to it" in capsys.readouterr().err
+    shutil.copy(site_files / "0001.json", file)
+    site.registry.night_file.write_bytes(b"{")
+    assert site.night() == 2
+    assert "remove it, and run the night again" in capsys.readouterr().err
+    site.registry.night_file.unlink()
+    assert site.night() == 0
+    assert site.registry.history()[-1].against == 1
+
+
 def test_a_champion_of_other_classes_is_not_compared(site: Site) -> None:
     assert site.night() == 0
     for key in [key for key, name in site.labels.items() if name == "red"]:
@@ -314,6 +417,20 @@ def test_the_page_of_a_night_says_why_and_links_the_report(site: Site, write_pag
     assert "12 new images" in text
     assert (page.parent / re.findall(r'href="([^"#]*report\.html)"', page.read_text("utf-8"))[0]).resolve().exists()
     assert registries.drift_file(site.last_run()).exists()
+
+
+def test_images_whose_names_look_like_formulas_are_doubted_like_others(
+    site: Site, write_page_text: Callable[[Path], str]
+) -> None:
+    assert site.night() == 0
+    site.add(4, prefix="-1 ")
+    site.labels |= dict.fromkeys(list(site.labels)[-12:], "red")
+    site.write()
+    assert site.night() == 0
+    with (site.last_run().folder / "review.csv").open(newline="", encoding="utf-8") as file:
+        (doubt, *_) = csv.DictReader(file)
+    assert doubt["key"].startswith("'-1%20")
+    assert "-1 " in write_page_text(site.registry.page("night-1"))
 
 
 @pytest.fixture

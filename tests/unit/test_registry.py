@@ -41,7 +41,9 @@ def crown(registry: Registry) -> Crown:
             score=Estimate(value=0.9, low=0.8, high=0.95), num_train=10, lost=0.0, index="", files=files,
         )  # fmt: skip
         registry.swap(champion)
-        registry.note(Night(time=champion.time, event="promoted", run=run.name, champion=number, against=number - 1))
+        registry.note(
+            Night(time=champion.time, event="promoted", run=run.name, champion=number, against=number - 1, seen="x")
+        )
         return champion
 
     return make
@@ -123,6 +125,19 @@ def test_a_line_that_a_kill_cut_off_is_passed_over_and_the_next_one_is_whole(
     assert json.loads(registry.history_file.read_bytes().splitlines()[-1]) == {"time": "2", "event": "kept", "run": "b"}
 
 
+def test_a_full_disk_is_named_and_the_next_line_is_whole(tiny_disk: Path) -> None:
+    registry = Registry(tiny_disk / "space" / "registry" / "eyes")
+    registry.note(Night(time="1", event="kept", run="a"))
+    filler = tiny_disk / "filler"
+    with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
+        file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"history\.jsonl: no space left on the device"):
+        registry.note(Night(time="2", event="kept", run="b", reasons=("x" * 5000,)))
+    filler.unlink()
+    registry.note(Night(time="3", event="kept", run="c"))
+    assert [night.time for night in registry.history()] == ["1", "3"]
+
+
 def test_looks_count_the_challenges_of_a_champion_apart_from_the_run_itself(registry: Registry, crown: Crown) -> None:
     champion = crown(1)
     for name in ("a", "b"):
@@ -140,13 +155,28 @@ def test_what_is_old_and_no_champions_is_removed_and_nothing_else(registry: Regi
     for name in ("old", "last", "by-hand", "old.champion"):
         (runs / name).mkdir()
     for name in ("old", "night-4", "last"):
-        registry.note(Night(time=name, event="kept", run=name, champion=4, against=4))
+        registry.note(Night(time=name, event="kept", run=name, champion=4, against=4, seen="x"))
+    registry.note(Night(time="hand", event="kept", run="by-hand", champion=4, against=4))
     terms = Nightly(keep_champions=1, keep_nights=1)
     assert sorted(retire(registry, terms)) == ["night-1", "night-2", "old", "old.champion"]
     assert sorted(one.name for one in runs.iterdir()) == ["by-hand", "last", "night-3", "night-4"]
     assert sorted(one.name for one in (registry.folder / "models").iterdir()) == ["0003-night-3", "0004-night-4"]
     assert retire(registry, terms) == []
     assert [one.number for one in registry.champions()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("num_nights", [1, 4, 6, 7, 9])
+def test_as_many_nights_are_kept_as_the_job_says_also_before_there_are_so_many(
+    registry: Registry, crown: Crown, num_nights: int
+) -> None:
+    crown(1)
+    runs = registry.folder.parents[1] / "runs"
+    nights = [f"kept-{number}" for number in range(num_nights)]
+    for name in nights:
+        (runs / name).mkdir()
+        registry.note(Night(time=name, event="kept", run=name, champion=1, against=1, seen="x"))
+    retire(registry, Nightly(keep_nights=7))
+    assert sorted(one.name for one in runs.iterdir()) == [*nights[-7:], "night-1"]
 
 
 def test_a_registry_that_is_none_is_refused(tmp_path: Path) -> None:

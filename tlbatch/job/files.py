@@ -22,6 +22,8 @@ from tlbatch.job.errors import UserError
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says of a full disk, without an errno."""
 DRAFT_LASTS_S = 24 * 3600
 """Seconds after which nobody can be writing a file any more."""
 _DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
@@ -113,7 +115,7 @@ def space_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in _NO_SPACE or (error.errno is None and _CUT_SHORT.fullmatch(str(error))):
             raise UserError(
                 f"{path}: no space left on the device or in the quota; free some, or set workspace=PATH, and run again"
             ) from None
@@ -154,6 +156,11 @@ def plain_text(text: str) -> str:
     So has one that could be after apostrophes of its own, so that no two texts become the same.
     """
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def exact_text(text: str) -> str:
+    """The text that `plain_text` made this one of."""
+    return text[1:] if text.startswith("'") and plain_text(text[1:]) == text else text
 
 
 def to_json(value: object) -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import sync_folder
+from tlbatch.job.files import space_named, sync_folder
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Record, load_record
 from tlbatch.job.report import Comparison, Estimate
@@ -23,6 +23,7 @@ from tlbatch.job.section import Metric
 
 log = logging.getLogger(__name__)
 Rule = Literal["first", "gain", "more data", "by hand", "none"]
+_REMOVE = "remove it; that champion can then not be gone back to"
 Event = Literal["promoted", "kept", "nothing new", "failed", "given up", "rolled back"]
 
 
@@ -173,14 +174,26 @@ class Registry:
         return self.folder / "nights" / f"{run}.html"
 
     def champion(self) -> Champion | None:
-        """The champion, if there is one."""
-        if not self.champion_file.exists():
-            return None
-        return load_record(Champion, self.champion_file, missing="it was removed just now; try again")
+        """The champion, if there is one.
+
+        Raises
+        ------
+        UserError
+            When its file is damaged, or is gone though the history names a champion.
+        """
+        way = f"copy that of the champion from {self.folder / 'champions'} to it"
+        if self.champion_file.exists():
+            return load_record(Champion, self.champion_file, missing="it was removed just now; try again", damaged=way)
+        last = next((night.champion for night in reversed(self.history()) if night.champion is not None), None)
+        if last is not None:
+            raise UserError(f"{self.champion_file}: not there, though the history names champion {last}; {way}")
+        return None
 
     def pending(self) -> Pending | None:
         """The night that is under way, or was when it was killed."""
-        return load_record(Pending, self.night_file, missing="try again") if self.night_file.exists() else None
+        if not self.night_file.exists():
+            return None
+        return load_record(Pending, self.night_file, missing="try again", damaged="remove it, and run the night again")
 
     def recorded(self, number: int) -> Champion:
         """A champion there has been.
@@ -191,12 +204,12 @@ class Registry:
             When its record is gone.
         """
         missing = "python -m tlbatch.registry list names those that are there"
-        return load_record(Champion, self.record_file(number), missing=missing)
+        return load_record(Champion, self.record_file(number), missing=missing, damaged=_REMOVE)
 
     def champions(self) -> list[Champion]:
         """All there have been and that are kept, the first first."""
         files = sorted((self.folder / "champions").glob("[0-9]*.json"))
-        return [load_record(Champion, file, missing="try again") for file in files]
+        return [load_record(Champion, file, missing="try again", damaged=_REMOVE) for file in files]
 
     def ancestors(self, champion: Champion, most: int) -> list[Champion]:
         """Those before it, the nearest first, as far as they are kept."""
@@ -227,7 +240,7 @@ class Registry:
         """Append a line, on the disk when this returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
         line = night.model_dump_json(exclude_defaults=True).encode() + b"\n"
-        with self.history_file.open("ab") as file:
+        with space_named(self.history_file), self.history_file.open("ab") as file:
             cut_off = file.tell() and not self.history_file.read_bytes().endswith(b"\n")
             file.write(b"\n" + line if cut_off else line)
             file.flush()

@@ -1,10 +1,12 @@
 """The run that predicts tonight's test images with a champion that was tested on others."""
 
+import shutil
 from pathlib import Path
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file
 from tlbatch.job.paths import RunPaths, weights_file
+from tlbatch.job.prepare import make_run
 from tlbatch.job.records import Best, Manifest, RunRecord, load_record
 from tlbatch.job.registry import Champion
 
@@ -30,7 +32,7 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     """What it is of; None where the champion was tested on these images, or does not know these classes.
 
     Its job is the champion's, pre-processing included, on tonight's images. The pre-trained weights only serve to find
-    cached activations: where they are gone, the checkpoint stands for them.
+    cached activations: where they are gone, the checkpoint stands for them; it has the head as well.
 
     Parameters
     ----------
@@ -54,15 +56,35 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     job = before.job.model_copy(
         update={key: getattr(record.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}
         | {"data": data, "run": rescoring_paths(paths).folder.name, "figures": False}
+        | {"head": before.job.head.model_copy(update={"weights": ""})}  # where it began, of a run that may be gone
     )
     digest = before.weights_digest
     if digest is not None and not _is_there(job.model.weights, digest):
         checkpoint = other.checkpoints / _weights_of(other)
-        job = job.model_copy(update={"model": job.model.model_copy(update={"weights": str(checkpoint)})})
+        model = job.model.model_copy(update={"weights": str(checkpoint), "match": "name"})
+        job = job.model_copy(update={"model": model})
         digest = digest_file(checkpoint)
     return record.model_copy(
         update={"run": job.run, "job": job, "weights_digest": digest, "checkpoint_of": champion.folder}
     )
+
+
+def make_rescoring(record: RunRecord, paths: RunPaths, champion: Champion) -> RunPaths | None:
+    """The run, made where it is not there or is of another champion; None where there is none to make.
+
+    Raises
+    ------
+    UserError
+        As in `rescoring_of`.
+    """
+    again, other = rescoring_of(record, paths, champion), rescoring_paths(paths)
+    if again is None:
+        return None
+    if other.record.exists() and other.load_submitted().checkpoint_of != again.checkpoint_of:
+        shutil.rmtree(other.folder)
+    if not other.record.exists():
+        make_run(again)
+    return other
 
 
 def _is_there(weights: str, digest: str) -> bool:

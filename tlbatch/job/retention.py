@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tlbatch.job.files import digest_file
 from tlbatch.job.nightly import Nightly
-from tlbatch.job.registry import Champion, Registry
+from tlbatch.job.registry import Champion, Night, Registry
 
 log = logging.getLogger(__name__)
 _REMOVED = ".removed-"
@@ -44,8 +44,8 @@ def retire(registry: Registry, terms: Nightly) -> list[str]:
     if champion is None:
         return []
     kept = [champion, *registry.ancestors(champion, terms.keep_champions)]
-    made = list(dict.fromkeys(night.run for night in registry.history() if night.run))
-    stay = {one.run for one in kept} | set(made[len(made) - terms.keep_nights :])
+    made = list(dict.fromkeys(night.run for night in registry.history() if night.run and _is_of_night(night)))
+    stay = {one.run for one in kept} | set(made[max(0, len(made) - terms.keep_nights) :])
     runs, gone = registry.folder.parent.parent / "runs", []
     for old in runs.glob(f"{_REMOVED}*"):
         shutil.rmtree(old, ignore_errors=True)
@@ -61,6 +61,11 @@ def retire(registry: Registry, terms: Nightly) -> list[str]:
     if gone:
         log.info("removed %s: neither of the last %d nights nor of a champion", ", ".join(gone), terms.keep_nights)
     return gone
+
+
+def _is_of_night(night: Night) -> bool:
+    """Whether its run was made by a night: one that was only decided on by hand is its user's."""
+    return night.seen is not None or night.event in ("failed", "given up")
 
 
 def _remove(folder: Path) -> None:

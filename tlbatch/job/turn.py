@@ -115,7 +115,9 @@ def _lives(holder: Holder, file: Path, own: Holder, job_is_active: Callable[[str
         return False  # an earlier life of the job that this is
     if holder.host == own.host:
         try:
-            return abs(psutil.Process(holder.pid).create_time() - holder.began) < 1
+            process = psutil.Process(holder.pid)
+            is_same = abs(process.create_time() - holder.began) < 1
+            return is_same and process.status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked for its end yet
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, plain_text
+from tlbatch.job.files import atomic_file, exact_text, plain_text
 from tlbatch.job.records import SPLITS
 from tlbatch.job.section import SplitName
 from tlbatch.report.draws import numbered
@@ -124,5 +124,4 @@ def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
 
 def _exact(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
     """Keys and groups as they were before `plain_text`."""
-    shown = (text[1:] if text.startswith("'") and plain_text(text[1:]) == text else text for text in texts)
-    return np.array([text.encode() for text in shown], np.bytes_)
+    return np.array([exact_text(text).encode() for text in texts], np.bytes_)

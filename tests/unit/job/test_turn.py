@@ -52,6 +52,18 @@ def test_one_who_lives_is_left_alone_and_one_who_was_killed_is_taken_over(tmp_pa
     assert not file.exists()
 
 
+def test_one_who_was_killed_and_whose_end_nobody_has_asked_for_is_taken_over(tmp_path: Path) -> None:
+    """As in a container whose first process reaps none."""
+    file = tmp_path / "lock.json"
+    process = holding(file)
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but still a zombie
+    with held(file, {}, unknown) as before:
+        assert before is not None
+        assert before.pid == process.pid
+    process.wait()
+
+
 def test_a_later_process_of_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
     with held(file, {}, unknown):
