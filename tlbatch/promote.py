@@ -73,7 +73,6 @@ def _overruled_before(paths: RunPaths) -> str:
 
 def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
     registry = Registry.of(record.job)
-    registry.folder.mkdir(parents=True, exist_ok=True)
     night = _night_of(record, paths, registry, overruled)
     with FileLock(registry.folder / ".lock"):
         for folder in (registry.folder, *(registry.folder / name for name in ("champions", "models", "nights"))):

@@ -111,6 +111,7 @@ def test_the_first_night_makes_a_champion_and_without_anything_new_the_next_one_
     assert site.night() == 0
     champion = site.registry.champion()
     assert champion is not None
+    assert site.registry.folder.stat().st_mode & 0o777 == 0o700
     assert (champion.number, champion.run, champion.rule, champion.previous) == (1, site.runs()[0], "first", None)
     (line,) = site.registry.history()
     assert (line.event, line.num_images, line.num_new, line.champion) == ("promoted", 24, 24, 1)

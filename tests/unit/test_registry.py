@@ -17,7 +17,9 @@ from tlbatch.job.retention import retire, wrong_files
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "space" / "registry" / "eyes")
+    folder = tmp_path / "space" / "registry" / "eyes"
+    folder.mkdir(parents=True)
+    return Registry(folder)
 
 
 Crown = Callable[..., Champion]
@@ -127,6 +129,7 @@ def test_a_line_that_a_kill_cut_off_is_passed_over_and_the_next_one_is_whole(
 
 def test_a_full_disk_is_named_and_the_next_line_is_whole(tiny_disk: Path) -> None:
     registry = Registry(tiny_disk / "space" / "registry" / "eyes")
+    registry.folder.mkdir(parents=True)
     registry.note(Night(time="1", event="kept", run="a"))
     filler = tiny_disk / "filler"
     with filler.open("wb") as file, pytest.raises(OSError, match="No space"):

@@ -17,6 +17,7 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import space_named, sync_folder
 from tlbatch.job.paths import RunPaths
+from tlbatch.job.private import folder_mode
 from tlbatch.job.records import Record, load_record
 from tlbatch.job.report import Comparison, Estimate
 from tlbatch.job.section import Metric
@@ -133,8 +134,12 @@ class Registry:
 
     @staticmethod
     def of(job: Job) -> "Registry":
-        """Of a resolved job."""
-        return Registry(job.workspace / "registry" / job.task)
+        """Of a job whose workspace is absolute; the folder is made, as private as the job's runs, if it is not there."""
+        registry = Registry(job.workspace / "registry" / job.task)
+        if not registry.folder.is_dir():
+            registry.folder.mkdir(parents=True, exist_ok=True)
+            registry.folder.chmod(folder_mode(private=job.private))
+        return registry
 
     @property
     def champion_file(self) -> Path:
@@ -238,7 +243,6 @@ class Registry:
 
     def note(self, night: Night) -> None:
         """Append a line, on the disk when this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         line = night.model_dump_json(exclude_defaults=True).encode() + b"\n"
         with space_named(self.history_file), self.history_file.open("ab") as file:
             cut_off = file.tell() and not self.history_file.read_bytes().endswith(b"\n")
