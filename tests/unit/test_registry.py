@@ -96,9 +96,13 @@ def test_rollback_goes_to_the_one_before_and_says_so_in_the_history(
     assert registry.champion() == registry.recorded(1)
     last = registry.history()[-1]
     assert (last.event, last.champion, last.reasons) == ("rolled back", 1, ("wrong grades",))
+    crown(3, previous=1)
+    assert run(registry, "rollback", "--reason", "two\nlines") == 0
+    assert run(registry, "show") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("rolled back   two lines")
     assert run(registry, "rollback") == 2
     assert "champion 1: is the first, there is none before it; promote another run" in capsys.readouterr().err
-    crown(3, previous=1)
+    crown(4, previous=1)
     assert run(registry, "rollback") == 0
     assert registry.champion() == registry.recorded(1)
 
