@@ -56,9 +56,10 @@ def _night(texts: Sequence[str], where: Where) -> int:
     overrides = [text for text in texts if "=" in text and not text.startswith(("/", "."))]
     job = load_job([Path(text) for text in texts if text not in overrides], overrides)
     if job.run is not None:
-        raise UserError("run: every night has a run of its own, named after the job and the time; leave it out")
+        raise UserError("run: every night has a run of its own, named after the task and the time; leave it out")
     registry = Registry.of(job.model_copy(update={"workspace": job.workspace.expanduser().absolute()}))
-    record = resolve(job)
+    run = f"{job.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"  # two tasks may begin in the same second
+    record = resolve(job.model_copy(update={"run": run}))
     try:
         with held(registry.lock_file, os.environ, _is_active) as before:
             return _hold_night(record, registry, before, where)

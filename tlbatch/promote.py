@@ -99,7 +99,7 @@ def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
             report=os.path.relpath(paths.report_page, registry.page(record.run).parent),
         )
         write_night(registry.page(record.run), shown)
-        retire(registry, record.job.nightly)
+        retire(registry, record.job.nightly, now=record.run)
     log.info("%s: %s", decision.outcome, "; ".join(decision.reasons))
     log.info("wrote %s", registry.page(record.run))
 

@@ -66,7 +66,8 @@ def _show(registry: Registry, given: argparse.Namespace) -> int:
         print(f"trained on      {champion.num_train} images")
         print(f"before it       {'none' if champion.previous is None else champion.previous}")
     for night in registry.history()[-_LAST_NIGHTS:]:
-        print(f"{night.time}  {night.event:<12}{night.run or ''}  {'; '.join(night.reasons)}")
+        why = " ".join("; ".join(night.reasons).split())  # a reason given by hand may have lines
+        print(f"{night.time}  {night.event:<12}{night.run or ''}  {why}")
     return 0
 
 

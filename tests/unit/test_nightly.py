@@ -406,6 +406,35 @@ def test_a_night_has_no_name_of_its_own_and_no_recipes(site: Site, capsys: pytes
     assert "nightly.guards.recall.pink: no 'pink' there; it must be one of blue, green, red" in capsys.readouterr().err
 
 
+def test_the_run_that_is_decided_on_stays_even_where_no_night_is_kept(site: Site) -> None:
+    assert site.night("nightly.keep_nights=0") == 0
+    site.add(4)
+    assert site.night("nightly.keep_nights=0", "nightly.min_samples=1000") == 0
+    assert site.last_run().report_json.exists()
+    site.add(4)
+    assert site.night("nightly.keep_nights=0", "nightly.min_samples=1000") == 0
+    assert sorted(one.name for one in (site.space / "runs").iterdir() if one.is_dir()) == [
+        "night-0", "night-2", "night-2.champion",
+    ]  # fmt: skip
+
+
+def test_two_tasks_that_begin_in_the_same_second_have_runs_of_their_own(
+    tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+
+    def hold(record: RunRecord, *_: object) -> int:
+        runs.append(record.run)
+        return 0
+
+    monkeypatch.setattr(nightly, "_hold_night", hold)
+    data = [f"data.images={make_folders(each=1)}", f"workspace={tmp_path / 'space'}", "--local"]
+    for task in ("left", "right"):
+        with pytest.raises(SystemExit):
+            nightly.main([str(tiny_job), *data, f"nightly.task={task}"])
+    assert [run.split("-")[0] for run in runs] == ["left", "right"]
+
+
 def test_the_page_of_a_night_says_why_and_links_the_report(site: Site, write_page_text: Callable[[Path], str]) -> None:
     assert site.night() == 0
     site.add(4)

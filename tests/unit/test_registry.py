@@ -98,9 +98,13 @@ def test_rollback_goes_to_the_one_before_and_says_so_in_the_history(
     assert registry.champion() == registry.recorded(1)
     last = registry.history()[-1]
     assert (last.event, last.champion, last.reasons) == ("rolled back", 1, ("wrong grades",))
+    crown(3, previous=1)
+    assert run(registry, "rollback", "--reason", "two\nlines") == 0
+    assert run(registry, "show") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("rolled back   two lines")
     assert run(registry, "rollback") == 2
     assert "champion 1: is the first, there is none before it; promote another run" in capsys.readouterr().err
-    crown(3, previous=1)
+    crown(4, previous=1)
     assert run(registry, "rollback") == 0
     assert registry.champion() == registry.recorded(1)
 
@@ -161,10 +165,10 @@ def test_what_is_old_and_no_champions_is_removed_and_nothing_else(registry: Regi
         registry.note(Night(time=name, event="kept", run=name, champion=4, against=4, seen="x"))
     registry.note(Night(time="hand", event="kept", run="by-hand", champion=4, against=4))
     terms = Nightly(keep_champions=1, keep_nights=1)
-    assert sorted(retire(registry, terms)) == ["night-1", "night-2", "old", "old.champion"]
+    assert sorted(retire(registry, terms, now="last")) == ["night-1", "night-2", "old", "old.champion"]
     assert sorted(one.name for one in runs.iterdir()) == ["by-hand", "last", "night-3", "night-4"]
     assert sorted(one.name for one in (registry.folder / "models").iterdir()) == ["0003-night-3", "0004-night-4"]
-    assert retire(registry, terms) == []
+    assert retire(registry, terms, now="last") == []
     assert [one.number for one in registry.champions()] == [1, 2, 3, 4]
 
 
@@ -178,7 +182,7 @@ def test_as_many_nights_are_kept_as_the_job_says_also_before_there_are_so_many(
     for name in nights:
         (runs / name).mkdir()
         registry.note(Night(time=name, event="kept", run=name, champion=1, against=1, seen="x"))
-    retire(registry, Nightly(keep_nights=7))
+    retire(registry, Nightly(keep_nights=7), now=nights[-1])
     assert sorted(one.name for one in runs.iterdir()) == [*nights[-7:], "night-1"]
 
 

@@ -31,10 +31,15 @@ def wrong_files(registry: Registry, champion: Champion) -> list[str]:
     return found
 
 
-def retire(registry: Registry, terms: Nightly) -> list[str]:
+def retire(registry: Registry, terms: Nightly, *, now: str) -> list[str]:
     """Remove the runs of nights that are neither recent nor of a champion that is kept, and models of other champions.
 
     Only runs that nights have made are looked at; the champion and those before it, as many as the job keeps, stay.
+
+    Parameters
+    ----------
+    now
+        Name of the run that is decided on, which stays.
 
     Returns
     -------
@@ -45,7 +50,7 @@ def retire(registry: Registry, terms: Nightly) -> list[str]:
         return []
     kept = [champion, *registry.ancestors(champion, terms.keep_champions)]
     made = list(dict.fromkeys(night.run for night in registry.history() if night.run and _is_of_night(night)))
-    stay = {one.run for one in kept} | set(made[max(0, len(made) - terms.keep_nights) :])
+    stay = {now} | {one.run for one in kept} | set(made[max(0, len(made) - terms.keep_nights) :])
     runs, gone = registry.folder.parent.parent / "runs", []
     for old in runs.glob(f"{_REMOVED}*"):
         shutil.rmtree(old, ignore_errors=True)
