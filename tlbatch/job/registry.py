@@ -134,7 +134,7 @@ class Registry:
 
     @staticmethod
     def of(job: Job) -> "Registry":
-        """Of a job whose workspace is absolute; the folder is made, as private as the job's runs, if it is not there."""
+        """Of a job whose workspace is absolute; the folder is made if it is not there, as private as the job's runs."""
         registry = Registry(job.workspace / "registry" / job.task)
         if not registry.folder.is_dir():
             registry.folder.mkdir(parents=True, exist_ok=True)
