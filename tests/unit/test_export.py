@@ -192,6 +192,15 @@ def test_an_image_is_taken_to_be_alone_in_its_group(make: Make, space: Path) -> 
     assert "alone in its group" in (space / "model-pairs/README.md").read_text("utf-8")
 
 
+def test_a_run_in_half_precision_is_exported_in_32_bits_and_the_difference_is_told(make: Make, space: Path) -> None:
+    record = export_run(make("run=halves", "train.mixed_precision=bf16"), space / "model-halves")
+    assert [form.left_out for form in record.forms.values()] == ["", "", ""]
+    assert record.from_predictions is not None
+    assert 1e-5 < record.from_predictions < 1e-2
+    card = (space / "model-halves/README.md").read_text("utf-8")
+    assert f"differ by at most {record.from_predictions:.1e} from those that were scored" in card
+
+
 def test_files_as_their_owner_keeps_them_are_prepared_as_shard_did(make: Make, space: Path) -> None:
     folder = space / "kinds"
     shutil.copytree(space / "images", folder)
