@@ -19,6 +19,7 @@ from tlbatch.job.cli import EXIT_AGAIN, leave_with
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file, digest_of
+from tlbatch.job.images import Data
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
@@ -118,6 +119,9 @@ def _begun(record: RunRecord, champion: Champion | None, run: str) -> RunRecord:
     if champion is None or job.nightly.begin == "pretrained":
         return record
     other = RunPaths(Path(champion.folder))
+    if not _is_split_alike(job.data, other.load().job.data):
+        print("the champion was trained on another split: this night begins with the pre-trained weights", flush=True)
+        return record
     best = load_record(Best, other.best, missing="the champion's run is not whole; python -m tlbatch.registry verify")
     update: dict[str, object] = {
         "model": job.model.model_copy(update={"weights": str(other.checkpoints / best.weights), "match": "name"})
@@ -125,6 +129,12 @@ def _begun(record: RunRecord, champion: Champion | None, run: str) -> RunRecord:
     if _has_head_of(job, other.load().job):
         update["head"] = job.head.model_copy(update={"weights": str(other.folder)})
     return record.model_copy(update={"job": job.model_copy(update=update), "weights_digest": best.digest})
+
+
+def _is_split_alike(one: Data, other: Data) -> bool:
+    """Whether what one job trains on is no test image of the other's."""
+    cuts = [(data.split, data.group_column, data.group_pattern) for data in (one, other)]
+    return cuts[0] == cuts[1]
 
 
 def _has_head_of(job: Job, other: Job) -> bool:

@@ -184,6 +184,18 @@ def test_a_night_can_begin_with_the_champion(site: Site) -> None:
     assert len({store for store, _ in cached}) == 3  # all before blocks.1 is the same, and the top is another
 
 
+def test_no_night_begins_with_a_champion_of_another_split(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may have been trained on what are test images now, which no later champion would know of."""
+    assert site.night("nightly.begin=champion") == 0
+    assert site.night("nightly.begin=champion", "data.split.salt=another") == 0
+    assert "another split: this night begins with the pre-trained weights" in capsys.readouterr().out
+    job = site.last_run().load().job
+    assert (job.model.weights, job.head.weights) == (
+        RunPaths(site.space / "runs" / "night-0").load().job.model.weights,
+        "",
+    )
+
+
 def test_nights_that_begin_with_the_champion_need_none_of_the_runs_before_it(site: Site) -> None:
     site.options += ["nightly.begin=champion", "nightly.keep_nights=1", "nightly.keep_champions=0"]
     site.options += ["nightly.margin=1", "nightly.more_data=0.01"]
