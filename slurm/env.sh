@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment of tlbatch: a virtual environment with the pinned packages, in .venv or $TLBATCH_ENV.
 #
-#   bash slurm/env.sh [EXTRA,...]      default: quickstart; tests take dev,quickstart,export
+#   bash slurm/env.sh [EXTRA,...]      default: quickstart,export; tests take dev,quickstart,export
 #
 # Compiled at once: where Python may not write bytecode, each stage would spend ten seconds on it. Remade only when the
 # pins change. Run it on a login node if compute nodes have no internet. Prints its python.
@@ -9,7 +9,7 @@ set -euo pipefail
 
 UV_VERSION=0.13.9
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-extras=${1:-quickstart}
+extras=${1:-quickstart,export}
 env=${TLBATCH_ENV:-$root/.venv}
 case "$env" in /*) ;; *) env=$PWD/$env ;; esac
 

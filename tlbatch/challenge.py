@@ -27,8 +27,10 @@ class Challenge:
     record: RunRecord
     paths: RunPaths
     champion: Champion | None
-    look: int
+    look: int = 0
     """How often the champion has been challenged, this time included."""
+    before: tuple[Champion, ...] = ()
+    """Champions that its weights may come from."""
 
     def decided(self) -> Decision:
         """Whether it is promoted, by the job's rule.
@@ -102,7 +104,11 @@ class Challenge:
         one, two = Entry(self.paths.report, self.report).tested(), self._of_champion(champion).tested()
         index = read_index(self.paths.set_paths(self.record.job).index_file)
         test = index[index["split"] == SPLITS.index("test")]
-        known = _known_to(index, test) | _known_to(read_index(SetPaths(*_place(champion)).index_file), test)
+        known = _known_to(index, test)
+        for other in (champion, *self.before):
+            file = SetPaths(*_place(other)).index_file
+            if other is champion or file.exists():
+                known |= _known_to(read_index(file), test)
         excluded = np.isin(one.keys, test["key"][known])
         one = one.where(~excluded)
         _, mine, theirs = np.intersect1d(one.keys, two.keys, return_indices=True)

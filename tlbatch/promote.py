@@ -188,7 +188,8 @@ def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled:
     if champion is not None and champion.run == record.run:
         raise UserError(f"{paths.folder}: is the champion already; python -m tlbatch.registry list shows them")
     look = registry.looks(champion, registry.history(), but=record.run) + 1 if champion else 0
-    challenge = Challenge(record, paths, champion, look)
+    before = registry.champions() if record.job.nightly.begin == "champion" else []
+    challenge = Challenge(record, paths, champion, look, tuple(before))
     if overruled:
         decision = challenge.decision(outcome="promoted", rule="by hand", reasons=(overruled,))
     else:
@@ -205,7 +206,7 @@ def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Dec
     known = registry.champions()
     begun = [one.number for one in known if (one.run, one.time) == (record.run, decision.time)]  # before a kill
     number = begun[0] if begun else max((one.number for one in known), default=0) + 1
-    report = Challenge(record, paths, before, 0).report
+    report = Challenge(record, paths, before).report
     champion = Champion(
         number=number,
         task=record.job.task,

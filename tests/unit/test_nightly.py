@@ -172,6 +172,30 @@ def test_images_that_the_champion_was_trained_on_are_not_compared(site: Site) ->
     assert decision.num_excluded == 2
 
 
+def test_what_a_forebear_was_trained_on_is_not_compared_either(site: Site) -> None:
+    """Two images come to test in the second night: the third begins with weights that come from the first."""
+    lists = {name: site.folder / f"{name}.txt" for name in SPLITS}
+    files = ", ".join(f"{name} = '{file}'" for name, file in lists.items())
+    site.options += ["data.split.method=given", f"data.split.files={{{files}}}", "nightly.begin=champion"]
+    site.options += ["nightly.margin=1.0", "nightly.more_data=0"]
+    excluded = []
+    for night in range(3):
+        site.add(int(night == 2))
+        part = {key: SPLITS[min(2, number % 8 // 3)] for number, key in enumerate(site.labels)}
+        moved = [key for key in part if part[key] == "train"][:2] if night else []
+        part |= dict.fromkeys(moved, "test")
+        for name, file in lists.items():
+            file.write_text("\n".join(key for key in part if part[key] == name), encoding="utf-8")
+        assert site.night() == 0
+        champion = site.registry.champion()
+        assert champion is not None
+        decision = Decision.model_validate_json(promotion_file(site.last_run()).read_bytes())
+        excluded.append(decision.num_excluded)
+        if champion.number <= night:
+            promote.run(site.last_run().folder, "the next is to begin with it")
+    assert excluded == [0, 2, 2]
+
+
 def test_a_night_can_begin_with_the_champion(site: Site) -> None:
     assert site.night("nightly.begin=champion") == 0
     first = site.last_run()

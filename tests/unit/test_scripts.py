@@ -62,7 +62,7 @@ def test_a_checkout_may_have_any_name_and_stand_below_cdpath(checkout: Path, tmp
     ]
     (install,) = calls(tmp_path / "log", "uv")
     assert install[0] == str(checkout)
-    assert install[-4:] == ["--constraint", "constraints.txt", "--editable", ".[quickstart]"]
+    assert install[-4:] == ["--constraint", "constraints.txt", "--editable", ".[quickstart,export]"]
     assert install[install.index("--python") + 1] == str(checkout / ".venv" / "bin" / "python")
     assert not list(tmp_path.rglob("pwned"))
 
