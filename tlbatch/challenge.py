@@ -14,7 +14,7 @@ from tlbatch.job.paths import RunPaths, SetPaths
 from tlbatch.job.records import SPLITS, Audit, RunRecord, load_record
 from tlbatch.job.registry import Champion, Decision
 from tlbatch.job.report import Report
-from tlbatch.job.rescoring import manifest_of, rescoring_of, rescoring_paths
+from tlbatch.job.rescoring import manifest_of, manifest_of_champion, rescoring_of, rescoring_paths
 from tlbatch.report.decide import Circumstances, Evidence, Weighed, first_of, weigh
 from tlbatch.report.leaderboard import Entry
 from tlbatch.report.predictions import Predictions
@@ -46,7 +46,7 @@ class Challenge:
             rule, reasons = first_of(terms, report.n, leaks)
             return self.decision(outcome="promoted" if rule == "first" else "kept", rule=rule, reasons=reasons)
         classes = manifest_of(self.paths).classes
-        theirs = manifest_of(RunPaths(Path(self.champion.folder))).classes
+        theirs = manifest_of_champion(self.champion).classes
         if classes != theirs:
             why = (
                 f"the champion knows the classes {', '.join(theirs)}, and this run {', '.join(classes)}: no score is "

@@ -82,7 +82,7 @@ def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, wh
     seen = _seen(record)
     pending = registry.pending()
     if pending is not None and pending.seen != seen:
-        why = "images, labels or job have changed since it was killed; what it had sharded and cached is used"
+        why = "images, labels or job have changed since it began; what it had sharded and cached is used"
         _note(registry, "given up", pending.run, why)
         registry.night_file.unlink()
         pending = None

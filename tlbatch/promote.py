@@ -4,38 +4,29 @@ A night does this by itself; by hand it is for runs that were made otherwise, an
 """
 
 import argparse
-import csv
 import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
 
 from tlbatch.challenge import Challenge
-from tlbatch.data.index import read_index
-from tlbatch.data.loader import open_set
-from tlbatch.data.sources import name_of
-from tlbatch.drift import measure_drift
 from tlbatch.export import export_run
-from tlbatch.exported import ExportedModel
-from tlbatch.gallery import shown_images
 from tlbatch.job.cli import finished, guarded, once
 from tlbatch.job.drift import Drift
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import exact_text, remove_drafts
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import Manifest, Marker, RunRecord, load_record, stages_of
-from tlbatch.job.registry import Champion, Decision, Night, Registry, drift_file, promotion_file, review_file
-from tlbatch.job.rescoring import make_rescoring, rescoring_paths
+from tlbatch.job.files import atomic_file, atomic_folder, remove_drafts
+from tlbatch.job.paths import RunPaths, SetPaths
+from tlbatch.job.records import Marker, RunRecord, load_record
+from tlbatch.job.registry import Champion, Decision, Registry, drift_file, promotion_file
+from tlbatch.job.rescoring import make_rescoring
 from tlbatch.job.retention import digests_of, retire
 from tlbatch.job.world import read_world
-from tlbatch.report.nightpage import Doubt, ShownNight, write_night
+from tlbatch.newcomers import doubts_of, night_of
+from tlbatch.report.nightpage import ShownNight, write_night
 
 log = logging.getLogger(__name__)
 _MOST_DOUBTS = 12
@@ -73,9 +64,12 @@ def _overruled_before(paths: RunPaths) -> str:
 
 def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
     registry = Registry.of(record.job)
-    night = _night_of(record, paths, registry, overruled)
+    night = night_of(record, paths, registry, overruled)
     with FileLock(registry.folder / ".lock"):
-        for folder in (registry.folder, *(registry.folder / name for name in ("champions", "models", "nights"))):
+        for folder in (
+            registry.folder,
+            *(registry.folder / name for name in ("champions", "models", "indexes", "nights")),
+        ):
             remove_drafts(folder)
         decision = _decision(record, paths, registry, overruled)
         if decision.outcome == "promoted":
@@ -87,7 +81,7 @@ def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
                 "time": decision.time,
                 "event": decision.outcome,
                 "champion": champion.number if champion else None,
-                "against": decision.champion,
+                "against": decision.champion if decision.comparison else None,
                 "reasons": decision.reasons,
             }))  # fmt: skip
         shown = ShownNight(
@@ -95,86 +89,13 @@ def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
             champion=champion,
             history=registry.history(),
             drift=load_record(Drift, drift_file(paths), missing="try again"),
-            doubts=_doubts(record, paths),
+            doubts=doubts_of(record, paths),
             report=os.path.relpath(paths.report_page, registry.page(record.run).parent),
         )
         write_night(registry.page(record.run), shown)
         retire(registry, record.job.nightly, now=record.run)
     log.info("%s: %s", decision.outcome, "; ".join(decision.reasons))
     log.info("wrote %s", registry.page(record.run))
-
-
-def _night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Night:
-    """What is known of the night before anything is decided: what was new, and what it took."""
-    pending, history = registry.pending(), registry.history()
-    own = paths.set_paths(record.job).index_folder
-    before = next((Path(one.index) for one in reversed(history) if one.index and one.run != record.run), None)
-    before = before if before and before.is_dir() else None
-    champion = registry.champion()
-    judge = _judge(registry, champion, overruled) if champion and before and champion.run != record.run else None
-    drift = measure_drift(
-        paths,
-        before=before,
-        known=registry.statistics_file,
-        predict=judge.predict if judge else None,
-        classes_of_predict=judge.classes if judge else (),
-        threshold=record.job.nightly.drift,
-        table=review_file(paths),
-    )
-    drift.save(drift_file(paths))
-    seconds = _seconds(paths)
-    again = rescoring_paths(paths)
-    if again.record.exists():
-        seconds["champion again"] = sum(_seconds(again).values())
-    return Night(
-        time="",
-        event="kept",
-        run=record.run,
-        num_images=len(read_index(own / "index.npy")),
-        num_new=drift.num_new,
-        seconds={name: round(value, 2) for name, value in seconds.items()},
-        is_marked=drift.is_marked,
-        index=str(own),
-        seen=pending.seen if pending and pending.run == record.run else None,
-    )
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """What the champion says of images."""
-
-    predict: Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
-    classes: tuple[str, ...]
-
-
-def _judge(registry: Registry, champion: Champion, overruled: str) -> _Judge | None:
-    """The champion's exported model; None where it is damaged and is to be replaced whatever the rule says.
-
-    Raises
-    ------
-    UserError
-        When it is damaged and the rule decides.
-    """
-    try:
-        model = ExportedModel.load(registry.model_folder(champion))
-        index = Path(champion.index)
-        classes = load_record(Manifest, index / "manifest.json", missing="the champion is not whole").classes
-    except UserError as error:
-        if not overruled:
-            raise
-        log.warning("the champion is not asked about the new labels: %s", error)
-        return None
-
-    def predict(images: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        return model.predict(images, in_shard=True).probabilities
-
-    return _Judge(predict, classes)
-
-
-def _seconds(paths: RunPaths) -> dict[str, float]:
-    """What the stages of a run took, in its last life."""
-    markers = [paths.marker(stage) for stage in stages_of(paths.load_submitted().job)]
-    return {file.stem: load_record(Marker, file, missing="").seconds for file in markers if file.exists()}
 
 
 def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Decision:
@@ -220,34 +141,31 @@ def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Dec
         score=report.scores[report.metric],
         num_train=decision.num_train,
         lost=decision.lost,
-        index=str(paths.set_paths(record.job).index_folder),
+        index=str(registry.folder / "indexes" / f"{number:04d}-{record.run}"),
         files={},
     )
-    model = registry.model_folder(champion)
+    model, index = registry.model_folder(champion), SetPaths(registry.folder / "indexes", champion.model)
     if not model.exists():
         export_run(paths, model)
-    registry.swap(champion.model_copy(update={"files": digests_of(_files(paths, record, model), record.job.workspace)}))
+    if not index.index_folder.exists():
+        _copy_index(paths.set_paths(record.job), index)
+    registry.swap(champion.model_copy(update={"files": digests_of(_files(paths, index, model), record.job.workspace)}))
 
 
-def _files(paths: RunPaths, record: RunRecord, model: Path) -> dict[Path, str | None]:
+def _copy_index(of_run: SetPaths, kept: SetPaths) -> None:
+    """Keep which images a champion knows, whatever becomes of the shards."""
+    with atomic_folder(kept.index_folder) as draft:
+        for file in (of_run.index_file, of_run.manifest):
+            with atomic_file(draft / file.name) as copy, file.open("rb") as opened:
+                shutil.copyfileobj(opened, copy)
+
+
+def _files(paths: RunPaths, index: SetPaths, model: Path) -> list[Path]:
     """All that a champion needs, from its weights to its predictions."""
-    index = paths.set_paths(record.job)
     report = (paths.report_json, paths.report / "predictions.csv", paths.metrics, paths.record)
     folders = (paths.checkpoints, paths.predictions, model)
     found = [*report, index.manifest, index.index_file, *(file for folder in folders for file in folder.iterdir())]
-    return dict.fromkeys(sorted(file for file in found if file.is_file()))
-
-
-def _doubts(record: RunRecord, paths: RunPaths) -> list[Doubt]:
-    """The new images whose labels the champion contradicts most, to look at."""
-    with review_file(paths).open(newline="", encoding="utf-8") as file:
-        rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
-    rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
-    images = shown_images(open_set(paths.set_paths(record.job)), [row["key"] for row in rows])
-    return [
-        Doubt(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
-        for row, image in zip(rows, images, strict=True)
-    ]
+    return sorted(file for file in found if file.is_file())
 
 
 def _rescore(paths: RunPaths) -> None:

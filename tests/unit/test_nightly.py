@@ -435,6 +435,29 @@ def test_a_champion_of_other_classes_is_not_compared(site: Site) -> None:
     assert site.registry.history()[-1].event == "kept"
 
 
+def test_shards_may_be_removed_between_two_nights(site: Site) -> None:
+    assert site.night() == 0
+    shutil.rmtree(site.space / "shards")
+    site.add(4)
+    assert site.night() == 0
+    last = site.registry.history()[-1]
+    assert (last.event, last.against) == ("promoted", 1)
+    decision = Decision.model_validate_json(promotion_file(site.last_run()).read_bytes())
+    assert decision.comparison is not None
+    assert decision.comparison.n == len(test_keys(site.last_run())) - decision.num_excluded
+
+
+def test_a_night_that_compares_nothing_is_no_look(site: Site) -> None:
+    assert site.night() == 0
+    for key in [key for key, name in site.labels.items() if name == "red"]:
+        site.labels[key] = "rose"
+    site.write()
+    assert site.night("data.classes=['blue', 'green', 'rose']") == 0
+    champion = site.registry.champion()
+    assert champion is not None
+    assert site.registry.looks(champion, site.registry.history(), but="") == 0
+
+
 def test_a_night_has_no_name_of_its_own_and_no_recipes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert site.night("run=x") == 2
     assert "run: every night has a run of its own" in capsys.readouterr().err

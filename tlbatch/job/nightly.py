@@ -25,7 +25,7 @@ class Nightly(Section):
     """Promoted if the lower bound of the paired gain in the metric on test is above this."""
     margin: Share = 0.0
     """Promoted too if the lower bound is above minus this and there are more training images; what such promotions
-    have lost since the last gain is taken off it; 0: never."""
+    have lost, and no gain has surely made good, is taken off it; 0: never."""
     more_data: Share = 0.1
     """Share by which the training images must have grown for that."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05

@@ -66,7 +66,7 @@ class Decision(Record):
     guards: tuple[Guarded, ...] = ()
     num_train: int
     lost: float = 0.0
-    """By promotions for more data since the last gain, this one included, if it is promoted."""
+    """By promotions for more data, this one included, less the lower bounds of later gains, if it is promoted."""
 
 
 class Champion(Record):
@@ -89,7 +89,7 @@ class Champion(Record):
     num_train: int
     lost: float
     index: str
-    """Folder of the index of the images that it knows."""
+    """Folder in indexes/ with the images that it knows."""
     files: dict[str, str]
     """SHA-256 of all that it is made of, by path: from weights to predictions."""
 

@@ -23,6 +23,17 @@ def manifest_of(paths: RunPaths) -> Manifest:
     return load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
 
 
+def manifest_of_champion(champion: Champion) -> Manifest:
+    """What the set of a champion was in its night.
+
+    Raises
+    ------
+    UserError
+        When it is not there.
+    """
+    return load_record(Manifest, Path(champion.index) / "manifest.json", missing="python -m tlbatch.registry verify")
+
+
 def rescoring_paths(paths: RunPaths) -> RunPaths:
     """Where it lies."""
     return RunPaths(paths.folder.with_name(f"{paths.folder.name}.champion"))
@@ -45,7 +56,7 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
         When a run is not whole.
     """
     own, other = manifest_of(paths), RunPaths(Path(champion.folder))
-    theirs = manifest_of(other)
+    theirs = manifest_of_champion(champion)
     if own.classes != theirs.classes or own.test_digest == theirs.test_digest:
         return None
     before = other.load()

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from tlbatch.job.files import digest_file
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 _REMOVED = ".removed-"
 
 
-def digests_of(files: Mapping[Path, str | None], workspace: Path) -> dict[str, str]:
-    """Digests by path from the workspace; of files whose digest is not known, from their bytes."""
-    return {os.path.relpath(file, workspace): digest or digest_file(file) for file, digest in files.items()}
+def digests_of(files: Iterable[Path], workspace: Path) -> dict[str, str]:
+    """SHA-256 by path from the workspace."""
+    return {os.path.relpath(file, workspace): digest_file(file) for file in files}
 
 
 def wrong_files(registry: Registry, champion: Champion) -> list[str]:

@@ -37,7 +37,7 @@ class Circumstances:
     num_train: int
     champion_num_train: int
     lost: float
-    """By promotions for more data since the last gain."""
+    """By promotions for more data, less the lower bounds of later gains."""
     leaks: Sequence[str]
     """What the audit found across splits."""
 
@@ -84,7 +84,8 @@ def weigh(terms: Nightly, evidence: Evidence, known: Circumstances) -> Weighed:
     told = f"gain {gain} in {metric} on {len(first.truth)} test images, lower bound {bound} at level {level:.2g}"
     if rule != "none" and against:
         rule, why = "none", f"it would have been promoted ({why})"
-    lost = known.lost + max(0.0, -(value or 0.0)) if rule == "more data" else 0.0
+    lost = max(0.0, known.lost - (lower or 0.0)) if rule == "gain" else known.lost + max(0.0, -(value or 0.0))
+    lost = 0.0 if rule == "none" else lost
     return Weighed(rule, (told, why, *against), comparison, level, lower, slack, guards, lost)
 
 

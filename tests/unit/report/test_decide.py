@@ -92,6 +92,8 @@ def test_a_real_gain_is_promoted_and_min_gain_holds_it_back() -> None:
     assert found.rule == "gain"
     assert found.lower is not None
     assert found.lower > 0
+    assert judged({}, both, lost=0.5).lost == pytest.approx(0.5 - found.lower)  # what is sure is made good
+    assert judged({}, both, lost=0.001).lost == 0.0
     assert judged({"min_gain": 0.2}, both).rule == "none"
     assert "not above min_gain = 0.2" in judged({"min_gain": 0.2}, both).reasons[1]
 
