@@ -43,6 +43,7 @@ def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: 
         When the run, or the champion that is to judge the labels, is not whole.
     """
     pending, history = registry.pending(), registry.history()
+    pending = pending if pending and pending.run == record.run else None
     own = paths.set_paths(record.job).index_folder
     before = next((Path(one.index) for one in reversed(history) if one.index and one.run != record.run), None)
     before = before if before and before.is_dir() else None
@@ -71,7 +72,8 @@ def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: 
         seconds={name: round(value, 2) for name, value in seconds.items()},
         is_marked=drift.is_marked,
         index=str(own),
-        seen=pending.seen if pending and pending.run == record.run else None,
+        seen=pending.seen if pending else None,
+        asked=pending.asked if pending else None,
     )
 
 

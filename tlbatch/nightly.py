@@ -7,13 +7,17 @@ killed goes on where it was; while one is at work, another does nothing.
 import argparse
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from tlbatch import arrays, launch
 from tlbatch.controller import Controller
+from tlbatch.data.index import read_index
 from tlbatch.data.reading import read_images
 from tlbatch.job.cli import EXIT_AGAIN, leave_with
 from tlbatch.job.config import Job
@@ -32,6 +36,8 @@ from tlbatch.launch import Where
 from tlbatch.watch import cause_of, print_scores, wait_for_chain
 
 _POLL_S = 10.0
+_COMPARED = ("key", "group", "label", "tags", "split", "content")
+"""Columns of the index that a training depends on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,9 +64,9 @@ def _night(texts: Sequence[str], where: Where) -> int:
     job = load_job([Path(text) for text in texts if text not in overrides], overrides)
     if job.run is not None:
         raise UserError("run: every night has a run of its own, named after the task and the time; leave it out")
-    registry = Registry.of(job.model_copy(update={"workspace": job.workspace.expanduser().absolute()}))
     run = f"{job.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"  # two tasks may begin in the same second
     record = resolve(job.model_copy(update={"run": run}))
+    registry = Registry.of(record.job)
     try:
         with held(registry.lock_file, os.environ, _is_active) as before:
             return _hold_night(record, registry, before, where)
@@ -79,7 +85,8 @@ def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, wh
     began = time.monotonic()
     if before is not None:
         print(f"the registry was held by {before}, which is gone; taken over", flush=True)
-    seen = _seen(record)
+    asked = job_digest(record)
+    seen = _seen(record, asked)
     pending = registry.pending()
     if pending is not None and pending.seen != seen:
         why = "images, labels or job have changed since it began; what it had sharded and cached is used"
@@ -92,7 +99,7 @@ def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, wh
             _note(registry, "nothing new", None, f"as on {last.time}")
             print(f"nothing new since {last.time} ({time.monotonic() - began:.1f} s)", flush=True)
             return 0
-        pending = Pending(run=record.run, seen=seen, began=datetime.now(UTC).isoformat(timespec="seconds"))
+        pending = Pending(run=record.run, seen=seen, asked=asked, began=datetime.now(UTC).isoformat(timespec="seconds"))
         pending.save(registry.night_file)
     else:
         print(f"going on with the night that began {pending.began}", flush=True)
@@ -105,11 +112,11 @@ def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, wh
     return _work(own, paths, registry, where)
 
 
-def _seen(record: RunRecord) -> str:
+def _seen(record: RunRecord, asked: str) -> str:
     """Digest of the images, their labels and splits, and the job: the same one means that there is nothing new."""
     source = read_images(record.job, workers=1)
     splits = {name: digest_file(file) for name, file in record.job.data.split.files.items()}
-    return digest_of([source.digest, splits, job_digest(record)])
+    return digest_of([source.digest, splits, asked])
 
 
 def _begun(record: RunRecord, champion: Champion | None, run: str) -> RunRecord:
@@ -146,7 +153,11 @@ def _has_head_of(job: Job, other: Job) -> bool:
 def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
     """What is left of the night; a failure is a line of the history, and a champion that is its cause is named."""
     try:
-        code = _stages(record, paths, registry, where)
+        code = 0 if paths.marker("shard").exists() else _run(record, paths, where, ("shard",))
+        alike = None if code else _night_alike(record, paths, registry)
+        if alike is not None:
+            return _end_alike(paths, registry, alike)
+        code = code or _stages(record, paths, registry, where)
     except UserError as error:
         told = _broken(registry, paths) or str(error)
         _note(registry, "failed", record.run, told)
@@ -161,6 +172,28 @@ def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) 
         return code
     registry.night_file.unlink(missing_ok=True)
     print(f"night's page    {registry.page(record.run)}", flush=True)
+    return 0
+
+
+def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry) -> Night | None:
+    """The night before, where its images, labels, splits and job are those of this run, whatever the files' times."""
+    pending = registry.pending()
+    last = next((night for night in reversed(registry.history()) if night.index), None)
+    file = Path(last.index or "") / "index.npy" if last else Path()
+    if last is None or pending is None or last.asked != pending.asked or not file.exists():
+        return None
+    now, then = read_index(paths.set_paths(record.job).index_file), read_index(file)
+    return last if all(np.array_equal(now[column], then[column]) for column in _COMPARED) else None
+
+
+def _end_alike(paths: RunPaths, registry: Registry, alike: Night) -> int:
+    """End a night that found the same images with other times, without a run."""
+    pending = registry.pending()
+    why = f"the files have been touched, the images are those of {alike.time}"
+    _note(registry, "nothing new", None, why, seen=pending.seen if pending else None)
+    shutil.rmtree(paths.folder)
+    registry.night_file.unlink()
+    print(f"nothing new: {why}", flush=True)
     return 0
 
 
@@ -211,11 +244,11 @@ def _run(record: RunRecord, paths: RunPaths, where: Where, stages: Sequence[Stag
     return wait_for_chain(launch.submit_chain(record, paths, stages), paths)
 
 
-def _note(registry: Registry, event: Event, run: str | None, why: str) -> None:
+def _note(registry: Registry, event: Event, run: str | None, why: str, *, seen: str | None = None) -> None:
     champion = registry.champion()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     number = champion.number if champion else None
-    registry.note(Night(time=now, event=event, run=run, champion=number, reasons=(why,)))
+    registry.note(Night(time=now, event=event, run=run, champion=number, reasons=(why,), seen=seen))
 
 
 if __name__ == "__main__":

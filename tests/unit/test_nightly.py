@@ -4,6 +4,7 @@ import csv
 import importlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -433,6 +434,28 @@ def test_a_champion_of_other_classes_is_not_compared(site: Site) -> None:
     (reason,) = site.registry.history()[-1].reasons
     assert reason.startswith("the champion knows the classes blue, green, red, and this run blue, green, rose")
     assert site.registry.history()[-1].event == "kept"
+
+
+def test_a_night_whose_files_were_only_touched_ends_after_sharding(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert site.night() == 0
+    runs = site.runs()
+    for file in (site.folder / "images").iterdir():
+        os.utime(file, (1, 1))
+    assert site.night() == 0
+    assert "nothing new: the files have been touched, the images are those of" in capsys.readouterr().out
+    assert [one.event for one in site.registry.history()] == ["promoted", "nothing new"]
+    assert site.runs() == runs
+    assert site.night() == 0
+    assert "nothing new since" in capsys.readouterr().out
+    os.utime(site.folder / "images" / "blue0.jpg", (2, 2))
+    assert site.night("phase.0.epochs=3") == 0  # another job is another night
+    assert len(site.runs()) == 2
+    site.labels["blue0"] = "red"
+    site.write()
+    assert site.night("phase.0.epochs=3") == 0
+    assert len(site.runs()) == 3
 
 
 def test_shards_may_be_removed_between_two_nights(site: Site) -> None:

@@ -115,6 +115,8 @@ class Night(Record):
     """Folder of the index of the images that there were."""
     seen: str | None = None
     """Digest of the source and the job, by which the next night knows whether anything is new."""
+    asked: str | None = None
+    """Digest of the job alone."""
 
 
 class Pending(Record):
@@ -122,6 +124,7 @@ class Pending(Record):
 
     run: str
     seen: str
+    asked: str
     """See `Night`."""
     began: str
 
