@@ -177,10 +177,12 @@ def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) 
 
 def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry) -> Night | None:
     """The night before, where its images, labels, splits and job are those of this run, whatever the files' times."""
-    pending = registry.pending()
-    last = next((night for night in reversed(registry.history()) if night.index), None)
-    file = Path(last.index or "") / "index.npy" if last else Path()
-    if last is None or pending is None or last.asked != pending.asked or not file.exists():
+    pending, history = registry.pending(), registry.history()
+    last = next((night for night in reversed(history) if night.index), None)
+    if last is None or pending is None or last.asked != pending.asked or paths.marker("train").exists():
+        return None
+    file = Path(last.index or "") / "index.npy"
+    if not file.exists() or any(night.run == pending.run for night in history):
         return None
     now, then = read_index(paths.set_paths(record.job).index_file), read_index(file)
     return last if all(np.array_equal(now[column], then[column]) for column in _COMPARED) else None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlbatch import launch, nightly, promote
+from tlbatch import export, launch, nightly, promote
 from tlbatch.data.index import read_index
 from tlbatch.job import registry as registries
 from tlbatch.job.cli import guarded
@@ -101,6 +101,7 @@ def site(tmp_path: Path, tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     resolve = nightly.resolve
     monkeypatch.setattr(nightly, "resolve", named)  # nights are named by the second
     monkeypatch.setattr(launch, "run_here", run_here)
+    monkeypatch.setattr(export, "_graphs", lambda *_: {})  # ONNX and pt2 take seconds, and have their own tests
     made = Site(tmp_path, tiny_job)
     made.add(8)
     return made
