@@ -86,7 +86,10 @@ def test_nights_in_an_allocation_and_as_jobs(campaign: Campaign) -> None:
             shutil.copy(source, source.with_name(f"{name}-new{number}.jpg"))
     command = [sys.executable, "-m", "tlbatch.nightly", *given]
     night = subprocess.Popen(command, cwd=ROOT, env=slurm.env, stdout=subprocess.PIPE, text=True)
-    until(lambda: len(list(runs.glob("*/markers/shard.json"))) == 2, what=lambda: str(list(runs.rglob("markers/*"))))
+    until(
+        lambda: any("predict" in file.read_text("utf-8") for file in runs.glob("*/jobs.jsonl")),
+        what=lambda: str(list(runs.rglob("markers/*"))),
+    )
     night.send_signal(signal.SIGKILL)
     night.communicate()
     again = slurm.run(*command, cwd=ROOT, timeout_s=300)
