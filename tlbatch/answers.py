@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,8 @@ import torch
 
 from tlbatch.data.walk import ENDINGS, walk
 from tlbatch.exported import ExportedModel
-from tlbatch.job.cli import EXIT_USER_ERROR
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, place_named, plain_text
+from tlbatch.job.files import atomic_file, plain_text
 from tlbatch.job.records import Rejected
 from tlbatch.model.ranks import keep_freed_memory
 
@@ -35,22 +33,19 @@ def answer(folder: Path, images: Sequence[Path], table: Path | None) -> int:
         Files, or folders of files at any depth.
     table
         File to write; None: standard output.
+
+    Raises
+    ------
+    UserError
+        When there are no images, or the folder holds no whole model.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    try:
-        with place_named():
-            files, lost = image_files(images)
-            model = ExportedModel.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
-            if not torch.cuda.is_available():
-                keep_freed_memory()
-            with _opened(table) as file:
-                num_unread = write_answers(model, files, lost, file)
-    except BrokenPipeError:  # whoever reads the answers has seen enough of them
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _UNREAD
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_USER_ERROR
+    files, lost = image_files(images)
+    model = ExportedModel.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    with _opened(table) as file:
+        num_unread = write_answers(model, files, lost, file)
     if num_unread:
         sys.stderr.write(f"{num_unread} of {len(files) + len(lost)} could not be read; the column error says why\n")
     return _UNREAD if num_unread else 0

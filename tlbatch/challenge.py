@@ -1,21 +1,21 @@
 """The challenger and the champion on the same test images."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.index import Index, read_index
 from tlbatch.job.errors import UserError
-from tlbatch.job.paths import RunPaths, SetPaths
+from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import SPLITS, Audit, RunRecord, load_record
-from tlbatch.job.registry import Champion, Decision
+from tlbatch.job.registry import Champion, Decision, Registry, Weighed
 from tlbatch.job.report import Report
 from tlbatch.job.rescoring import manifest_of, manifest_of_champion, rescoring_of, rescoring_paths
-from tlbatch.report.decide import Circumstances, Evidence, Weighed, first_of, weigh
+from tlbatch.report.decide import Circumstances, Evidence, first_of, weigh
 from tlbatch.report.leaderboard import Entry
 from tlbatch.report.predictions import Predictions
 
@@ -46,7 +46,7 @@ class Challenge:
             rule, reasons = first_of(terms, report.n, leaks)
             return self.decision(outcome="promoted" if rule == "first" else "kept", rule=rule, reasons=reasons)
         classes = manifest_of(self.paths).classes
-        theirs = manifest_of_champion(self.champion).classes
+        theirs = manifest_of_champion(self._registry, self.champion).classes
         if classes != theirs:
             why = (
                 f"the champion knows the classes {', '.join(theirs)}, and this run {', '.join(classes)}: no score is "
@@ -76,7 +76,6 @@ class Challenge:
             "run": self.record.run,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "champion": self.champion and self.champion.number,
-            "champion_run": self.champion and self.champion.run,
             "look": self.look if self.champion else 0,
             "num_train": self.num_train,
         }
@@ -92,11 +91,15 @@ class Challenge:
         """Images that the challenger was trained on."""
         return manifest_of(self.paths).num_images["train"]
 
+    @property
+    def _registry(self) -> Registry:
+        return Registry.of(self.record.job)
+
     def _weighed(self, found: Weighed, num_excluded: int) -> Decision:
         return self.decision(
             outcome="kept" if found.rule == "none" else "promoted",
             num_excluded=num_excluded,
-            **{name: getattr(found, name) for name in Weighed.__dataclass_fields__},
+            **dict(found),
         )
 
     def _in_common(self, champion: Champion) -> tuple[Predictions, Predictions, int]:
@@ -106,7 +109,7 @@ class Challenge:
         test = index[index["split"] == SPLITS.index("test")]
         known = _known_to(index, test)
         for other in (champion, *self.before):
-            file = SetPaths(*_place(other)).index_file
+            file = self._registry.index_of(other).index_file
             if other is champion or file.exists():
                 known |= _known_to(read_index(file), test)
         excluded = np.isin(one.keys, test["key"][known])
@@ -123,16 +126,11 @@ class Challenge:
     def _of_champion(self, champion: Champion) -> Entry:
         """The champion's report on tonight's test images."""
         again = rescoring_of(self.record, self.paths, champion)
-        paths = RunPaths(Path(champion.folder)) if again is None else rescoring_paths(self.paths)
-        way = f"python -m tlbatch.promote {self.paths.folder}"
-        if again is not None and (not paths.record.exists() or paths.load_submitted().checkpoint_of != champion.folder):
+        paths = self._registry.run_of(champion) if again is None else rescoring_paths(self.paths)
+        way = f"python -m tlbatch.promote {shlex.quote(str(self.paths.folder))}"
+        if again and not (paths.record.exists() and paths.load_submitted().checkpoint_of == again.checkpoint_of):
             raise UserError(f"{paths.folder}: the champion has not predicted these test images; {way} has it do so")
         return Entry(paths.report, load_record(Report, paths.report_json, missing=way))
-
-
-def _place(champion: Champion) -> tuple[Path, str]:
-    index = Path(champion.index)
-    return index.parent, index.name
 
 
 def _known_to(index: Index, test: Index) -> npt.NDArray[np.bool_]:

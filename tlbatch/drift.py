@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tlbatch.data.activations import Stored, open_stores, view_keys
 from tlbatch.data.loader import open_set
-from tlbatch.data.nights import Night, Some, compare_nights
+from tlbatch.data.nights import Growth, Some, compare_nights
 from tlbatch.data.statistics import COLUMNS, known_statistics
 from tlbatch.job.config import Job
 from tlbatch.job.drift import Drift, Shift
@@ -66,15 +66,15 @@ def measure_drift(
         When the run's own images are not as they were written.
     """
     job = paths.load().job
-    night = compare_nights(open_set(paths.set_paths(job)), before, most=MOST_BEFORE)
-    why = night.why or ("" if len(night.new.rows) else "no image is new")
-    shifts = () if why else tuple(_shifts(paths, job, night, known, threshold))
-    review = _Review.none(why) if why else _review(night.new, predict, classes_of_predict)
+    growth = compare_nights(open_set(paths.set_paths(job)), before, most=MOST_BEFORE)
+    why = growth.why or ("" if len(growth.new.rows) else "no image is new")
+    shifts = () if why else tuple(_shifts(paths, job, growth, known, threshold))
+    review = _Review.none(why) if why else _review(growth.new, predict, classes_of_predict)
     write_text(table, to_csv(_HEADER, review.lines))
     return Drift(
-        num_new=len(night.new.rows),
-        num_before=night.num_before,
-        num_relabelled=night.num_relabelled,
+        num_new=len(growth.new.rows),
+        num_before=growth.num_before,
+        num_relabelled=growth.num_relabelled,
         threshold=threshold,
         shifts=shifts,
         is_marked=any(one.is_above for one in shifts),
@@ -94,10 +94,10 @@ def _unmeasured(shifts: Sequence[Shift]) -> Iterator[str]:
             yield f"{one.what}: {one.num_lacking} images left out, which cannot be read or are not cached"
 
 
-def _shifts(paths: RunPaths, job: Job, night: Night, known: Path, threshold: float) -> Iterator[Shift]:
+def _shifts(paths: RunPaths, job: Job, growth: Growth, known: Path, threshold: float) -> Iterator[Shift]:
     """What their labels are, how they look, and what the backbone makes of them."""
     judge = partial(shift, threshold=threshold, seed=job.seed)
-    both = night.new, night.before
+    both = growth.new, growth.before
     if any(some.images.manifest.tags for some in both):
         yield Shift(what="classes", undefined=_TAGS)
     else:

@@ -5,7 +5,6 @@ Every form of the model in it has been compared with the run's own on images of 
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.export import ExportedProgram
 
 from tlbatch import __version__
 from tlbatch.exported import ExportedModel
-from tlbatch.job.cli import EXIT_USER_ERROR
+from tlbatch.job.cli import leave_with
 from tlbatch.job.errors import UserError
 from tlbatch.job.exported import (
     CARD,
@@ -30,7 +29,7 @@ from tlbatch.job.exported import (
     Network,
     Preprocessing,
 )
-from tlbatch.job.files import atomic_file, atomic_folder, digest_file, place_named, write_text
+from tlbatch.job.files import atomic_file, atomic_folder, copy_file, digest_file, write_text
 from tlbatch.job.paths import RunPaths
 from tlbatch.model.graph import program_of, reason_of, run_onnx, run_pt2, to_onnx, to_pt2
 from tlbatch.reference import Floats, Reference, Reported, load_reported, predict_some
@@ -58,8 +57,7 @@ def export_run(paths: RunPaths, folder: Path) -> Exported:
     run = load_reported(paths)
     reference = predict_some(run)
     with atomic_folder(folder) as draft:
-        with atomic_file(draft / WEIGHTS) as file:
-            file.write(run.checkpoint.read_bytes())
+        copy_file(run.checkpoint, draft / WEIGHTS)
         record = _described(run, reference)
         record.save(draft / RECORD)
         model = ExportedModel.load(draft)
@@ -181,16 +179,15 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the model; must not be there yet")
     options = parser.parse_args()
-    try:
-        with place_named():
-            record = export_run(RunPaths(options.run), options.folder)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
-    for form in record.forms.values():
-        found = "not computed" if form.difference is None else f"{form.difference:.1e}"
-        print(f"{form.file:<18} left out: {form.left_out}" if form.left_out else f"{form.file:<18} {found}")
-    print(options.folder)
+
+    def work() -> int:
+        for form in export_run(RunPaths(options.run), options.folder).forms.values():
+            found = "not computed" if form.difference is None else f"{form.difference:.1e}"
+            print(f"{form.file:<18} left out: {form.left_out}" if form.left_out else f"{form.file:<18} {found}")
+        print(options.folder)
+        return 0
+
+    leave_with(work)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _judge(registry: Registry, champion: Champion, overruled: str) -> _Judge | N
     """
     try:
         model = ExportedModel.load(registry.model_folder(champion))
-        classes = manifest_of_champion(champion).classes
+        classes = manifest_of_champion(registry, champion).classes
     except UserError as error:
         if not overruled:
             raise

@@ -18,17 +18,17 @@ import numpy as np
 from tlbatch import arrays, launch
 from tlbatch.controller import Controller
 from tlbatch.data.index import read_index
-from tlbatch.data.reading import read_images
+from tlbatch.data.reading import digest_lists, read_images
 from tlbatch.job.cli import EXIT_AGAIN, leave_with
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_file, digest_of
+from tlbatch.job.files import digest_of
 from tlbatch.job.images import Data
-from tlbatch.job.load import load_job
+from tlbatch.job.load import load_job, split_arguments
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record, stages_of
-from tlbatch.job.registry import Champion, Event, Night, Pending, Registry
+from tlbatch.job.registry import Event, Night, Pending, Registry
 from tlbatch.job.rescoring import make_rescoring, rescoring_paths
 from tlbatch.job.retention import wrong_files
 from tlbatch.job.turn import Holder, TakenError, held
@@ -60,13 +60,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _night(texts: Sequence[str], where: Where) -> int:
     launch.check_place(where)
-    overrides = [text for text in texts if "=" in text and not text.startswith(("/", "."))]
-    job = load_job([Path(text) for text in texts if text not in overrides], overrides)
+    job = load_job(*split_arguments(texts))
     if job.run is not None:
         raise UserError("run: every night has a run of its own, named after the task and the time; leave it out")
     run = f"{job.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"  # two tasks may begin in the same second
     record = resolve(job.model_copy(update={"run": run}))
     registry = Registry.of(record.job)
+    registry.make(private=job.private)
     try:
         with held(registry.lock_file, os.environ, _is_active) as before:
             return _hold_night(record, registry, before, where)
@@ -105,35 +105,35 @@ def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, wh
         print(f"going on with the night that began {pending.began}", flush=True)
     paths = RunPaths(record.job.workspace / "runs" / pending.run)
     if not paths.record.exists():
-        make_run(_begun(record, registry.champion(), pending.run))
+        make_run(_begun(record, registry, pending.run))
     own = paths.load_submitted()
     own = own.model_copy(update={"job": own.job.model_copy(update={"slurm": record.job.slurm})})
     own.save(paths.record)
-    return _work(own, paths, registry, where)
+    return _work(own, paths, registry, pending, where)
 
 
 def _seen(record: RunRecord, asked: str) -> str:
     """Digest of the images, their labels and splits, and the job: the same one means that there is nothing new."""
-    source = read_images(record.job, workers=1)
-    splits = {name: digest_file(file) for name, file in record.job.data.split.files.items()}
-    return digest_of([source.digest, splits, asked])
+    return digest_of([read_images(record.job, workers=1).digest, digest_lists(record.job.data), asked])
 
 
-def _begun(record: RunRecord, champion: Champion | None, run: str) -> RunRecord:
+def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
     """The run of a night, with the weights that it begins with."""
     job = record.job.model_copy(update={"run": run})
     record = record.model_copy(update={"run": run, "job": job})
+    champion = registry.champion()
     if champion is None or job.nightly.begin == "pretrained":
         return record
-    other = RunPaths(Path(champion.folder))
-    if not _is_split_alike(job.data, other.load().job.data):
+    other = registry.run_of(champion)
+    before = other.load().job
+    if not _is_split_alike(job.data, before.data):
         print("the champion was trained on another split: this night begins with the pre-trained weights", flush=True)
         return record
     best = load_record(Best, other.best, missing="the champion's run is not whole; python -m tlbatch.registry verify")
     update: dict[str, object] = {
         "model": job.model.model_copy(update={"weights": str(other.checkpoints / best.weights), "match": "name"})
     }
-    if _has_head_of(job, other.load().job):
+    if _has_head_of(job, before):
         update["head"] = job.head.model_copy(update={"weights": str(other.folder)})
     return record.model_copy(update={"job": job.model_copy(update=update), "weights_digest": best.digest})
 
@@ -150,13 +150,13 @@ def _has_head_of(job: Job, other: Job) -> bool:
     return heads[0] == heads[1] and job.objective == other.objective and not (job.chooses or job.phase[0].fit)
 
 
-def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
+def _work(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending, where: Where) -> int:
     """What is left of the night; a failure is a line of the history, and a champion that is its cause is named."""
     try:
         code = 0 if paths.marker("shard").exists() else _run(record, paths, where, ("shard",))
-        alike = None if code else _night_alike(record, paths, registry)
+        alike = None if code else _night_alike(record, paths, registry, pending)
         if alike is not None:
-            return _end_alike(paths, registry, alike)
+            return _end_alike(paths, registry, pending, alike)
         code = code or _stages(record, paths, registry, where)
     except UserError as error:
         told = _broken(registry, paths) or str(error)
@@ -175,11 +175,11 @@ def _work(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) 
     return 0
 
 
-def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry) -> Night | None:
+def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending) -> Night | None:
     """The night before, where its images, labels, splits and job are those of this run, whatever the files' times."""
-    pending, history = registry.pending(), registry.history()
+    history = registry.history()
     last = next((night for night in reversed(history) if night.index), None)
-    if last is None or pending is None or last.asked != pending.asked or paths.marker("train").exists():
+    if last is None or last.asked != pending.asked or paths.marker("train").exists():
         return None
     file = Path(last.index or "") / "index.npy"
     if not file.exists() or any(night.run == pending.run for night in history):
@@ -188,11 +188,10 @@ def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry) -> Nigh
     return last if all(np.array_equal(now[column], then[column]) for column in _COMPARED) else None
 
 
-def _end_alike(paths: RunPaths, registry: Registry, alike: Night) -> int:
+def _end_alike(paths: RunPaths, registry: Registry, pending: Pending, alike: Night) -> int:
     """End a night that found the same images with other times, without a run."""
-    pending = registry.pending()
     why = f"the files have been touched, the images are those of {alike.time}"
-    _note(registry, "nothing new", None, why, seen=pending.seen if pending else None)
+    _note(registry, "nothing new", None, why, seen=pending.seen)
     shutil.rmtree(paths.folder)
     registry.night_file.unlink()
     print(f"nothing new: {why}", flush=True)

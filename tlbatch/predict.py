@@ -21,7 +21,7 @@ from tlbatch.data.feed import Feed
 from tlbatch.data.loader import ImageSet, num_workers, open_set
 from tlbatch.data.order import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.job.cli import finished, guarded, once
+from tlbatch.job.cli import finished, guarded, leave_with, once
 from tlbatch.job.errors import UserError
 from tlbatch.job.exported import RECORD
 from tlbatch.job.paths import RunPaths
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the answers (standard output)")
     given = parser.parse_args()
     if given.images or given.csv or (given.folder / RECORD).exists():
-        sys.exit(answer(given.folder, given.images, given.csv))
+        leave_with(lambda: answer(given.folder, given.images, given.csv))
     sys.exit(guarded("predict", run, given.folder))
 
 

@@ -6,7 +6,6 @@ A night does this by itself; by hand it is for runs that were made otherwise, an
 import argparse
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from tlbatch.export import export_run
 from tlbatch.job.cli import finished, guarded, once
 from tlbatch.job.drift import Drift
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, atomic_folder, remove_drafts
+from tlbatch.job.files import atomic_folder, copy_file, remove_drafts
 from tlbatch.job.paths import RunPaths, SetPaths
 from tlbatch.job.records import Marker, RunRecord, load_record
 from tlbatch.job.registry import Champion, Decision, Registry, drift_file, promotion_file
@@ -64,6 +63,7 @@ def _overruled_before(paths: RunPaths) -> str:
 
 def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
     registry = Registry.of(record.job)
+    registry.make(private=record.job.private)
     night = night_of(record, paths, registry, overruled)
     with FileLock(registry.folder / ".lock"):
         for folder in (
@@ -108,7 +108,7 @@ def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled:
             return found
     if champion is not None and champion.run == record.run:
         raise UserError(f"{paths.folder}: is the champion already; python -m tlbatch.registry list shows them")
-    look = registry.looks(champion, registry.history(), but=record.run) + 1 if champion else 0
+    look = registry.looks(champion, but=record.run) + 1 if champion else 0
     before = registry.champions() if record.job.nightly.begin == "champion" else []
     challenge = Challenge(record, paths, champion, look, tuple(before))
     if overruled:
@@ -132,8 +132,6 @@ def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Dec
         number=number,
         task=record.job.task,
         run=record.run,
-        folder=str(paths.folder.absolute()),
-        model=f"{number:04d}-{record.run}",
         time=decision.time,
         rule=decision.rule,
         previous=before.number if before else None,
@@ -141,10 +139,9 @@ def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Dec
         score=report.scores[report.metric],
         num_train=decision.num_train,
         lost=decision.lost,
-        index=str(registry.folder / "indexes" / f"{number:04d}-{record.run}"),
         files={},
     )
-    model, index = registry.model_folder(champion), SetPaths(registry.folder / "indexes", champion.model)
+    model, index = registry.model_folder(champion), registry.index_of(champion)
     if not model.exists():
         export_run(paths, model)
     if not index.index_folder.exists():
@@ -156,8 +153,7 @@ def _copy_index(of_run: SetPaths, kept: SetPaths) -> None:
     """Keep which images a champion knows, whatever becomes of the shards."""
     with atomic_folder(kept.index_folder) as draft:
         for file in (of_run.index_file, of_run.manifest):
-            with atomic_file(draft / file.name) as copy, file.open("rb") as opened:
-                shutil.copyfileobj(opened, copy)
+            copy_file(file, draft / file.name)
 
 
 def _files(paths: RunPaths, index: SetPaths, model: Path) -> list[Path]:

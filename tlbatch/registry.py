@@ -60,7 +60,7 @@ def _show(registry: Registry, given: argparse.Namespace) -> int:
     if registry.champion_file.exists() or given.number is not None:
         champion = _champion(registry) if given.number is None else registry.recorded(given.number)
         print(f"champion        {champion.number}, since {champion.time} ({champion.rule})")
-        print(f"run             {champion.folder}")
+        print(f"run             {registry.run_of(champion).folder}")
         print(f"model           {registry.model_folder(champion)}")
         print(f"{champion.metric:<16}{_told(champion.score)}, on the test images of its night")
         print(f"trained on      {champion.num_train} images")

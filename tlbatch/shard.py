@@ -15,7 +15,7 @@ from tlbatch.data.audit import HEADER
 from tlbatch.data.decode import UnreadableImageError, to_shard
 from tlbatch.data.index import digest_split, write_index
 from tlbatch.data.listing import label_columns, read_source
-from tlbatch.data.reading import read_images
+from tlbatch.data.reading import digest_lists, read_images
 from tlbatch.data.sets import Built, build_index, places_of_groups
 from tlbatch.data.sources import Labelled, Source, check_rejected
 from tlbatch.data.splits import draw_sample
@@ -66,7 +66,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
         _write_chunks(job, source, folder, chunks[share[0] :: share[1]], tell, workers=world.num_threads)
         write_text(paths.share(share[0]), "")
         return
-    inputs = {"source": source.digest, "data": data_digest(job), "splits": _digest_files(job.data)}
+    inputs = {"source": source.digest, "data": data_digest(job), "splits": digest_lists(job.data)}
 
     def work() -> dict[str, str]:
         for place in (folder, folder.parent):  # a younger draft may be another task's
@@ -86,11 +86,6 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     there = not paths.marker("shard").exists() or paths.set_paths(job).manifest.exists()
     with FileLock(folder / ".lock"):
         once("shard", paths, inputs, world, work, is_there=there)
-
-
-def _digest_files(data: Data) -> str:
-    """Of the lists of a given split."""
-    return digest_of({name: digest_file(file) for name, file in data.split.files.items()})
 
 
 def _refuse_other_classes(data: Data, folder: Path, source: Source) -> None:

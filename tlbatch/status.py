@@ -6,7 +6,6 @@ is 0, or 1 if a run has failed.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -34,11 +33,7 @@ _HEADER = ("run", "stage", "state", "where", "done", "images/s", "left", "metric
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.status``."""
     options = _parser().parse_args(arguments)
-    try:
-        leave_with(lambda: _follow(options) if options.follow else _show_once(options))
-    except BrokenPipeError:  # as in status | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    leave_with(lambda: _follow(options) if options.follow else _show_once(options))
 
 
 def _parser() -> argparse.ArgumentParser:

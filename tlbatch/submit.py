@@ -12,12 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tlbatch.job.cli import EXIT_AGAIN, leave_with
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
-from tlbatch.job.load import config_keys, load_jobs
+from tlbatch.job.load import config_keys, load_jobs, split_arguments
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import Run, begun_in, make_run, open_run, resolve, run_paths, taken_up
 from tlbatch.job.records import RunRecord, StageName
@@ -169,9 +168,7 @@ def _runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
     """The runs that are meant: those whose folders are named, or those of the job, which may be there from before."""
     from tlbatch import arrays  # noqa: PLC0415 (as above)
 
-    overrides = [text for text in options.job if "=" in text and not text.startswith(("/", "."))]  # else a path with =
-    overrides = [text for text in overrides if not (Path(text) / "job.json").is_file()]
-    files = [Path(text) for text in options.job if text not in overrides]
+    files, overrides = split_arguments(options.job)
     folders = [file for file in files if (file / "job.json").is_file()]
     if folders and len(folders) < len(files):
         other = next(file for file in files if file not in folders)

@@ -1,7 +1,6 @@
 """Train: the phases of the job over the training split; validation chooses the checkpoint."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tlbatch.data.order import num_batches
 from tlbatch.job.cli import finished, once, stage_main
 from tlbatch.job.config import Job, Slurm
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file
+from tlbatch.job.files import copy_file
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import RunRecord, job_digest
 from tlbatch.job.world import World, read_world
@@ -63,8 +62,7 @@ def _take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None
     paths.checkpoints.mkdir(exist_ok=True)
     files = [weights, *([other.unseen(best)] if best.unseen else [])]
     for file, place in [*((file, paths.checkpoints / file.name) for file in files), (other.metrics, paths.metrics)]:
-        with atomic_file(place) as copy, file.open("rb") as opened:
-            shutil.copyfileobj(opened, copy)
+        copy_file(file, place)
     best.save(paths.best)
 
 

@@ -16,11 +16,14 @@ from tlbatch.data import statistics
 from tlbatch.data.decode import UnreadableImageError, decode
 from tlbatch.data.loader import open_set
 from tlbatch.drift import measure_drift
-from tlbatch.job.drift import THRESHOLD, Drift, Shift
+from tlbatch.job.drift import Drift, Shift
 from tlbatch.job.load import load_job
+from tlbatch.job.nightly import Nightly
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
 from tlbatch.job.records import load_record
+
+THRESHOLD = Nightly().drift
 
 CLASSES = ("blue", "green", "red")
 

@@ -513,8 +513,7 @@ def test_a_run_is_still_predicted_by_the_same_command(
 def test_the_command_exports_and_says_how_well_the_forms_agree(
     run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["export", str(run.folder), str(tmp_path / "model")])
-    export.main()
+    assert call(monkeypatch, export, run.folder, tmp_path / "model") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["model.safetensors", "model.onnx", "model.pt2"]
     assert lines[3] == str(tmp_path / "model")

@@ -141,28 +141,25 @@ def test_a_night_computes_what_is_new_and_compares_on_tonights_test_images(site:
     weights = [json.loads((one.checkpoints / "best.json").read_text("utf-8"))["digest"] for one in (first, again)]
     assert weights[0] == weights[1]
     decision = Decision.model_validate_json(promotion_file(second).read_bytes())
-    test = dict(test_keys(second).items())
+    test = dict(keys_tested(second).items())
     assert decision.comparison is not None
     assert decision.comparison.n == len(test)
-    assert set(test_keys(first)) <= set(test)
-    assert len(test) > len(test_keys(first))
+    assert set(keys_tested(first)) <= set(test)
+    assert len(test) > len(keys_tested(first))
     assert (decision.look, decision.num_excluded, decision.champion) == (1, 0, 1)
 
 
-def test_keys(run: RunPaths) -> dict[bytes, bytes]:
+def keys_tested(run: RunPaths) -> dict[bytes, bytes]:
     index = read_index(run.set_paths(run.load_submitted().job).index_file)
     test = index[index["split"] == SPLITS.index("test")]
     return dict(zip(test["key"].tolist(), test["group"].tolist(), strict=True))
-
-
-test_keys.__test__ = False  # type: ignore[attr-defined]
 
 
 def test_images_that_the_champion_was_trained_on_are_not_compared(site: Site) -> None:
     assert site.night() == 0
     champion = site.registry.champion()
     assert champion is not None
-    index = read_index(Path(champion.index) / "index.npy")
+    index = read_index(site.registry.index_of(champion).index_file)
     moved = [key.decode() for key in index["key"][index["split"] == SPLITS.index("train")][:2]]
     lists = {name: site.folder / f"{name}.txt" for name in SPLITS}
     for name, file in lists.items():
@@ -383,12 +380,12 @@ def test_a_champion_that_is_not_whole_is_named_with_the_ways_out(
     assert site.night() == 0
     champion = site.registry.champion()
     assert champion is not None
-    run, model = RunPaths(Path(champion.folder)), site.registry.model_folder(champion)
+    run, model = site.registry.run_of(champion), site.registry.model_folder(champion)
     weights = next(run.checkpoints.glob("*.safetensors"))
     if lost == "weights":
         weights.write_bytes(weights.read_bytes()[:100])
     else:
-        shutil.rmtree({"run": run.folder, "model": model, "index": Path(champion.index)}[lost])
+        shutil.rmtree({"run": run.folder, "model": model, "index": site.registry.index_of(champion).index_folder}[lost])
     site.add(4)
     assert site.night() == 2
     (*_, told) = capsys.readouterr().err.splitlines()
@@ -468,7 +465,7 @@ def test_shards_may_be_removed_between_two_nights(site: Site) -> None:
     assert (last.event, last.against) == ("promoted", 1)
     decision = Decision.model_validate_json(promotion_file(site.last_run()).read_bytes())
     assert decision.comparison is not None
-    assert decision.comparison.n == len(test_keys(site.last_run())) - decision.num_excluded
+    assert decision.comparison.n == len(keys_tested(site.last_run())) - decision.num_excluded
 
 
 def test_a_night_that_compares_nothing_is_no_look(site: Site) -> None:
@@ -479,7 +476,7 @@ def test_a_night_that_compares_nothing_is_no_look(site: Site) -> None:
     assert site.night("data.classes=['blue', 'green', 'rose']") == 0
     champion = site.registry.champion()
     assert champion is not None
-    assert site.registry.looks(champion, site.registry.history(), but="") == 0
+    assert site.registry.looks(champion, but="") == 0
 
 
 def test_a_night_has_no_name_of_its_own_and_no_recipes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

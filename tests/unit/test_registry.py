@@ -38,9 +38,9 @@ def crown(registry: Registry) -> Crown:
         files = {f"runs/{run.name}/weights": digest_file(run / "weights")}
         files[f"registry/eyes/models/{model.name}/weights"] = digest_file(model / "weights")
         champion = Champion(
-            number=number, task="eyes", run=run.name, folder=str(run), model=model.name, time=f"2026-11-{number:02d}",
+            number=number, task="eyes", run=run.name, time=f"2026-11-{number:02d}",
             rule="gain", previous=previous if previous is not None else number - 1 or None, metric="accuracy",
-            score=Estimate(value=0.9, low=0.8, high=0.95), num_train=10, lost=0.0, index="", files=files,
+            score=Estimate(value=0.9, low=0.8, high=0.95), num_train=10, lost=0.0, files=files,
         )  # fmt: skip
         registry.swap(champion)
         registry.note(
@@ -81,7 +81,7 @@ def test_verify_names_what_is_gone_or_changed(
     champion = crown(1)
     assert run(registry, "verify") == 0
     assert "2 files are as they were" in capsys.readouterr().out
-    weights = Path(champion.folder) / "weights"
+    weights = registry.run_of(champion).folder / "weights"
     weights.write_text("other", encoding="utf-8")
     assert run(registry, "verify") == 1
     assert f"{weights}: is not what it was" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_rollback_goes_to_the_one_before_and_says_so_in_the_history(
 def test_rollback_to_a_champion_that_is_not_whole_is_refused(
     registry: Registry, crown: Crown, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (Path(crown(1).folder) / "weights").unlink()
+    (registry.run_of(crown(1)).folder / "weights").unlink()
     crown(2)
     assert run(registry, "rollback") == 2
     assert "is gone; it cannot be gone back to, promote another run" in capsys.readouterr().err
@@ -151,8 +151,8 @@ def test_looks_count_the_challenges_of_a_champion_apart_from_the_run_itself(regi
         registry.note(Night(time=name, event="kept", run=name, against=1))
     registry.note(Night(time="c", event="failed", run="c", against=1))
     registry.note(Night(time="d", event="kept", run="d", against=2))
-    assert registry.looks(champion, registry.history(), but="x") == 2
-    assert registry.looks(champion, registry.history(), but="b") == 1
+    assert registry.looks(champion, but="x") == 2
+    assert registry.looks(champion, but="b") == 1
 
 
 def test_what_is_old_and_no_champions_is_removed_and_nothing_else(registry: Registry, crown: Crown) -> None:

@@ -50,7 +50,7 @@ class Some:
 
 
 @dataclass(frozen=True)
-class Night:
+class Growth:
     """What changed from one night to the next; an image is known by its content, whatever its name or split."""
 
     new: Some
@@ -65,7 +65,7 @@ class Night:
     """Why nothing can be compared."""
 
 
-def compare_nights(images: ImageSet, before: Path | None, *, most: int) -> Night:
+def compare_nights(images: ImageSet, before: Path | None, *, most: int) -> Growth:
     """Compare a set with what it was the night before.
 
     Parameters
@@ -87,7 +87,7 @@ def compare_nights(images: ImageSet, before: Path | None, *, most: int) -> Night
     shared = np.isin(contents, known)
     if not shared.any():
         return _alone(images, first, "no image was there the night before")
-    return Night(
+    return Growth(
         new=Some(images, np.sort(first[~shared])),
         before=Some(then, of[:most]),
         num_before=len(known),
@@ -95,8 +95,8 @@ def compare_nights(images: ImageSet, before: Path | None, *, most: int) -> Night
     )
 
 
-def _alone(images: ImageSet, rows: Positions, why: str) -> Night:
-    return Night(Some(images, np.sort(rows)), Some(images, _NONE), num_before=0, num_relabelled=0, why=why)
+def _alone(images: ImageSet, rows: Positions, why: str) -> Growth:
+    return Growth(Some(images, np.sort(rows)), Some(images, _NONE), num_before=0, num_relabelled=0, why=why)
 
 
 def _open(folder: Path) -> ImageSet:

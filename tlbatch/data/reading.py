@@ -7,6 +7,8 @@ from tlbatch.data.phantom import make_once
 from tlbatch.data.sources import Source
 from tlbatch.data.staging import stage_urls
 from tlbatch.job.config import Job
+from tlbatch.job.files import digest_file, digest_of
+from tlbatch.job.images import Data
 from tlbatch.job.paths import phantom_folder, staged_folder
 
 log = logging.getLogger(__name__)
@@ -32,3 +34,8 @@ def read_images(job: Job, *, workers: int) -> Source:
     for rejected in source.rejected:
         log.warning("left out: %s: %s", rejected.key, rejected.cause)
     return source
+
+
+def digest_lists(data: Data) -> str:
+    """Of the lists of a given split."""
+    return digest_of({name: digest_file(file) for name, file in data.split.files.items()})

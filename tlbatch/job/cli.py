@@ -42,6 +42,9 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads what is printed has seen enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:

@@ -4,8 +4,6 @@ from typing import Literal
 
 from tlbatch.job.records import Record
 
-THRESHOLD = 4.0
-"""z above which a shift is marked: of simulated nights without one, 3 to 8 of 1,000 are, see `tlbatch.report.drift`."""
 Aspect = Literal["classes", "images", "features"]
 
 

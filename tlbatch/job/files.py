@@ -135,6 +135,12 @@ def place_named() -> Iterator[None]:
         raise
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes of a file, atomically."""
+    with atomic_file(target) as file, source.open("rb") as opened:
+        shutil.copyfileobj(opened, file)
+
+
 def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
     """Write a whole text file in UTF-8, atomically; a file name that is no text is written with backslashes."""
     with atomic_file(path, lasting=lasting) as file:

@@ -19,6 +19,13 @@ Tree = dict[str, Any]
 _UNTOLD = {"slurm.setup", "slurm.environment", "data.urls", "run"}
 
 
+def split_arguments(texts: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files, or folders of runs, and ``key=value`` overrides; a path with ``=`` in it begins with ``/`` or ``.``."""
+    overrides = [text for text in texts if "=" in text and not text.startswith(("/", "."))]
+    overrides = [text for text in overrides if not (Path(text) / "job.json").is_file()]
+    return [Path(text) for text in texts if text not in overrides], overrides
+
+
 def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
     """Merge the files left to right, then the overrides, and validate once.
 

@@ -6,7 +6,7 @@ whoever is killed between two of them goes on with the next.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import space_named, sync_folder
-from tlbatch.job.paths import RunPaths
+from tlbatch.job.paths import RunPaths, SetPaths
 from tlbatch.job.private import folder_mode
 from tlbatch.job.records import Record, load_record
 from tlbatch.job.report import Comparison, Estimate
@@ -39,7 +39,25 @@ class Guarded(Record):
     holds: bool
 
 
-class Decision(Record):
+class Weighed(Record):
+    """What the job's rule makes of a run and the champion."""
+
+    rule: Rule
+    reasons: tuple[str, ...]
+    comparison: Comparison | None = None
+    """Of the run with the champion on tonight's test images."""
+    level: float = 0.0
+    """Probability that this look promotes a model that is no better."""
+    lower: float | None = None
+    """Of the gain, at that level."""
+    slack: float = 0.0
+    """What the gain's lower bound may lie below zero, where there are more data."""
+    guards: tuple[Guarded, ...] = ()
+    lost: float = 0.0
+    """By promotions for more data, this one included, less the lower bounds of later gains, if it is promoted."""
+
+
+class Decision(Weighed):
     """``promotion.json`` of a run: whether its model takes the place of the champion, and why."""
 
     task: str
@@ -47,26 +65,12 @@ class Decision(Record):
     time: str
     champion: int | None
     """Number of the champion that it was compared with."""
-    champion_run: str | None
     outcome: Literal["promoted", "kept"]
-    rule: Rule
-    reasons: tuple[str, ...]
-    comparison: Comparison | None = None
-    """Of the run with the champion on tonight's test images."""
     look: int = 0
     """How often this champion has been challenged, this one included."""
-    level: float = 0.0
-    """Probability that this look promotes a model that is no better."""
-    lower: float | None = None
-    """Of the gain, at that level."""
-    slack: float = 0.0
-    """What the gain's lower bound may lie below zero, where there are more data."""
     num_excluded: int = 0
     """Test images that one of the models was trained on, or that share a group with those; they are not compared."""
-    guards: tuple[Guarded, ...] = ()
     num_train: int
-    lost: float = 0.0
-    """By promotions for more data, this one included, less the lower bounds of later gains, if it is promoted."""
 
 
 class Champion(Record):
@@ -75,10 +79,6 @@ class Champion(Record):
     number: int
     task: str
     run: str
-    folder: str
-    """Of the run."""
-    model: str
-    """Folder in models/ with the exported model."""
     time: str
     rule: Rule
     previous: int | None
@@ -88,10 +88,13 @@ class Champion(Record):
     """On the test images of its own night."""
     num_train: int
     lost: float
-    index: str
-    """Folder in indexes/ with the images that it knows."""
     files: dict[str, str]
     """SHA-256 of all that it is made of, by path: from weights to predictions."""
+
+    @property
+    def name(self) -> str:
+        """Of what the registry keeps of it."""
+        return f"{self.number:04d}-{self.run}"
 
 
 class Night(Record):
@@ -137,12 +140,14 @@ class Registry:
 
     @staticmethod
     def of(job: Job) -> "Registry":
-        """Of a job whose workspace is absolute; the folder is made if it is not there, as private as the job's runs."""
-        registry = Registry(job.workspace / "registry" / job.task)
-        if not registry.folder.is_dir():
-            registry.folder.mkdir(parents=True, exist_ok=True)
-            registry.folder.chmod(folder_mode(private=job.private))
-        return registry
+        """Of a job whose workspace is absolute."""
+        return Registry(job.workspace / "registry" / job.task)
+
+    def make(self, *, private: bool) -> None:
+        """Make the folder, if it is not there, for its owner alone or as the umask says."""
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(folder_mode(private=private))
 
     @property
     def champion_file(self) -> Path:
@@ -175,7 +180,15 @@ class Registry:
 
     def model_folder(self, champion: Champion) -> Path:
         """Its exported model."""
-        return self.folder / "models" / champion.model
+        return self.folder / "models" / champion.name
+
+    def index_of(self, champion: Champion) -> SetPaths:
+        """The images that it knows; of the set, only index and manifest are kept here."""
+        return SetPaths(self.folder / "indexes", champion.name)
+
+    def run_of(self, champion: Champion) -> RunPaths:
+        """Its run."""
+        return RunPaths(self.folder.parent.parent / "runs" / champion.run)
 
     def page(self, run: str) -> Path:
         """Of the night that made a run."""
@@ -254,10 +267,10 @@ class Registry:
             os.fsync(file.fileno())
         sync_folder(self.folder)
 
-    def looks(self, champion: Champion, history: Sequence[Night], *, but: str) -> int:
+    def looks(self, champion: Champion, *, but: str) -> int:
         """How often a champion has been challenged since it was promoted, apart from by one run."""
         return len({
-            night.run for night in history
+            night.run for night in self.history()
             if night.against == champion.number and night.event in ("promoted", "kept") and night.run != but
         })  # fmt: skip
 

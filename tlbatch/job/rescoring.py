@@ -1,14 +1,13 @@
 """The run that predicts tonight's test images with a champion that was tested on others."""
 
 import shutil
-from pathlib import Path
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file
 from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.prepare import make_run
 from tlbatch.job.records import Best, Manifest, RunRecord, load_record
-from tlbatch.job.registry import Champion
+from tlbatch.job.registry import Champion, Registry
 
 
 def manifest_of(paths: RunPaths) -> Manifest:
@@ -23,7 +22,7 @@ def manifest_of(paths: RunPaths) -> Manifest:
     return load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
 
 
-def manifest_of_champion(champion: Champion) -> Manifest:
+def manifest_of_champion(registry: Registry, champion: Champion) -> Manifest:
     """What the set of a champion was in its night.
 
     Raises
@@ -31,7 +30,7 @@ def manifest_of_champion(champion: Champion) -> Manifest:
     UserError
         When it is not there.
     """
-    return load_record(Manifest, Path(champion.index) / "manifest.json", missing="python -m tlbatch.registry verify")
+    return load_record(Manifest, registry.index_of(champion).manifest, missing="python -m tlbatch.registry verify")
 
 
 def rescoring_paths(paths: RunPaths) -> RunPaths:
@@ -55,8 +54,8 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     UserError
         When a run is not whole.
     """
-    own, other = manifest_of(paths), RunPaths(Path(champion.folder))
-    theirs = manifest_of_champion(champion)
+    registry = Registry.of(record.job)
+    own, theirs, other = manifest_of(paths), manifest_of_champion(registry, champion), registry.run_of(champion)
     if own.classes != theirs.classes or own.test_digest == theirs.test_digest:
         return None
     before = other.load()
@@ -76,7 +75,7 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
         job = job.model_copy(update={"model": model})
         digest = digest_file(checkpoint)
     return record.model_copy(
-        update={"run": job.run, "job": job, "weights_digest": digest, "checkpoint_of": champion.folder}
+        update={"run": job.run, "job": job, "weights_digest": digest, "checkpoint_of": str(other.folder)}
     )
 
 

@@ -1,6 +1,7 @@
 """The whole way from squares of pixels to probabilities as one module, and the forms in which it leaves tlbatch."""
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -100,6 +101,8 @@ def to_pt2(program: ExportedProgram) -> bytes:
 
 def to_onnx(program: ExportedProgram) -> bytes:
     """The bytes of an ONNX file with the input ``images`` and the output ``probabilities``."""
+    for library in ("onnxscript", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # they tell of every node
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(

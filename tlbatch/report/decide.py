@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tlbatch.job.nightly import Nightly
-from tlbatch.job.registry import Guarded, Rule
-from tlbatch.job.report import SCORES, Comparison
+from tlbatch.job.registry import Guarded, Rule, Weighed
+from tlbatch.job.report import SCORES
 from tlbatch.job.section import Metric
 from tlbatch.report.compare import compare, difference, lower_bound
 from tlbatch.report.tables import Decided, point_scores
@@ -42,20 +42,6 @@ class Circumstances:
     """What the audit found across splits."""
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """The outcome; see `tlbatch.job.registry.Decision`."""
-
-    rule: Rule
-    reasons: tuple[str, ...]
-    comparison: Comparison
-    level: float
-    lower: float | None
-    slack: float
-    guards: tuple[Guarded, ...]
-    lost: float
-
-
 def level_of(terms: Nightly, look: int) -> float:
     """Probability that this look promotes a model that is no better.
 
@@ -84,9 +70,21 @@ def weigh(terms: Nightly, evidence: Evidence, known: Circumstances) -> Weighed:
     told = f"gain {gain} in {metric} on {len(first.truth)} test images, lower bound {bound} at level {level:.2g}"
     if rule != "none" and against:
         rule, why = "none", f"it would have been promoted ({why})"
-    lost = max(0.0, known.lost - (lower or 0.0)) if rule == "gain" else known.lost + max(0.0, -(value or 0.0))
-    lost = 0.0 if rule == "none" else lost
-    return Weighed(rule, (told, why, *against), comparison, level, lower, slack, guards, lost)
+    lost = 0.0
+    if rule == "gain":
+        lost = max(0.0, known.lost - (lower or 0.0))
+    elif rule == "more data":
+        lost = known.lost + max(0.0, -(value or 0.0))
+    return Weighed(
+        rule=rule,
+        reasons=(told, why, *against),
+        comparison=comparison,
+        level=level,
+        lower=lower,
+        slack=slack,
+        guards=guards,
+        lost=lost,
+    )
 
 
 def first_of(terms: Nightly, num_images: int, leaks: Sequence[str]) -> tuple[Rule, tuple[str, ...]]:

@@ -2,8 +2,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tlbatch.job.drift import THRESHOLD, Aspect, Shift
+from tlbatch.job.drift import Aspect, Shift
+from tlbatch.job.nightly import Nightly
 from tlbatch.report.drift import Sample, disagreements, shift
+
+THRESHOLD = Nightly().drift
 
 Rng = np.random.Generator
 LOOKS = ("brightness", "sharpness", "aspect ratio")
