@@ -105,6 +105,8 @@ class Challenge:
     def _in_common(self, champion: Champion) -> tuple[Predictions, Predictions, int]:
         """What both predicted for test images that neither was trained on, and how many were left out for that."""
         one, two = Entry(self.paths.report, self.report).tested(), self._of_champion(champion).tested()
+        assert isinstance(one, Predictions), "a challenger tells classes apart"
+        assert isinstance(two, Predictions), "and so does a champion"
         index = read_index(self.paths.set_paths(self.record.job).index_file)
         test = index[index["split"] == SPLITS.index("test")]
         known = _known_to(index, test)

@@ -57,6 +57,11 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     """
     entries = sorted(_entries(runs), key=lambda entry: entry.report.run)
     names = [entry.report.run for entry in entries]
+    for entry in entries:
+        if entry.report.tags is not None:
+            raise UserError(
+                f"{entry.report.run}: writes phrases, which have no mean; name runs that tell classes apart"
+            )
     if len(names) < 2:
         raise UserError(f"{runs[0]}: an ensemble takes at least two different runs; name more")
     _refuse_strangers(entries)
@@ -119,7 +124,7 @@ def _mistakes(record: RunRecord, first: RunPaths, found: Predictions) -> list[Mi
     test = found.of("test")
     test = test.where(test.is_read)
     _, mine, places = np.intersect1d(test.keys, images.index["key"], return_indices=True)
-    tested = Tested(images.index[places], places, test.probabilities[mine])
+    tested = Tested(images.index[places], places, test.where(mine))
     return mistakes(images, tested, size=_THUMBNAIL)
 
 

@@ -17,9 +17,9 @@ from tlbatch.job.files import write_text
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import Place, SnapshotRecord
 from tlbatch.job.world import World
+from tlbatch.model.attributes import restored_head
 from tlbatch.model.checkpoint import Average, Keeper
 from tlbatch.model.classifier import Classifier
-from tlbatch.model.heads import head_like
 from tlbatch.model.phase import RunningPhase
 from tlbatch.model.ranks import Crew
 from tlbatch.model.snapshot import Saver, Snapshot, State, told
@@ -172,7 +172,7 @@ def go_on(session: Session) -> Snapshot | None:
     record, model = snapshot.record, session.model
     _say(record, session.world)
     tensors = snapshot.shared["model"]
-    model.head = head_like(tensors, model.head)
+    model.head = restored_head(tensors, model.head)
     model.load_state_dict(tensors, strict=False)
     session.changed.update(tensors)
     session.keeper.load(record.best, snapshot.shared["kept"])

@@ -23,9 +23,11 @@ from tlbatch.job.learning import Phase
 from tlbatch.job.records import Best
 from tlbatch.model.classifier import predicted
 from tlbatch.model.phase import class_weights
+from tlbatch.model.tags import PhraseHead, outputs_named, same_phrases, unpacked
 from tlbatch.report.metrics import mean_log_loss, score
 
 log = logging.getLogger(__name__)
+_DIVERGED = "the loss is not finite on validation images: training diverged; lower phase.N.optimizer.lr"
 
 
 class Validation(NamedTuple):
@@ -52,6 +54,8 @@ def samples_of(session: Session, phase: Phase, epoch: Epoch) -> Samples:
 
 def weights_of(session: Session, phase: Phase, epoch: Epoch) -> torch.Tensor:
     """Of the classes in the loss of an epoch, (num_classes,)."""
+    if session.images.manifest.tags:
+        return torch.ones(0)
     counts = torch.from_numpy(session.images.counts("train"))
     return class_weights(counts, strength=phase.balance_decay**epoch.number if phase.balance == "loss" else 0.0)
 
@@ -182,7 +186,8 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
         for batch in feed.batches(samples, batches):
             if crew.stop:
                 break
-            found = predicted(model, batch.inputs, batch.turns, session.accelerator).numpy()
+            known = batch.labels if isinstance(model.head, PhraseHead) else None
+            found = predicted(model, batch.inputs, batch.turns, session.accelerator, labels=known).numpy()
             own.append((batch.positions.numpy(), found))
             crew.pulse.beat()
     with crew.shares_of_others(time.monotonic() - began):
@@ -195,12 +200,23 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
     order = np.argsort(np.concatenate([positions for positions, _ in everyone]), kind="stable")
     assert len(order) == len(samples), "validation must see every view of every image once"
     outputs = np.concatenate([found for _, found in everyone])[order]
+    if isinstance(model.head, PhraseHead):
+        return _validated_phrases(session, model.head, outputs)
     table = model.probabilities(torch.from_numpy(outputs).to(session.accelerator.device)).cpu().numpy()
     if not np.isfinite(table).all():
-        raise UserError("the loss is not finite on validation images: training diverged; lower phase.N.optimizer.lr")
+        raise UserError(_DIVERGED)
     table, outputs = (found.reshape(len(labels), -1, found.shape[1]).mean(axis=1) for found in (table, outputs))
     metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
     return Validation(metric, mean_log_loss(labels, table), outputs)
+
+
+def _validated_phrases(session: Session, head: PhraseHead, outputs: npt.NDArray[np.float32]) -> Validation:
+    """The share of phrases that are exactly right, and the mean of their losses."""
+    written, _, losses = unpacked(torch.from_numpy(outputs))
+    if not torch.isfinite(losses).all():
+        raise UserError(_DIVERGED)
+    truth = head.phrases(torch.from_numpy(session.images.tags("val")).to(head.of_class.device)).cpu()
+    return Validation(float(same_phrases(written, truth).float().mean()), float(losses.mean()), outputs)
 
 
 def tell(session: Session, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float) -> None:
@@ -228,6 +244,7 @@ def candidate(session: Session, epoch: Epoch, validation: Validation, *, average
         metric=session.job.metric,
         val_score=validation.score,
         val_loss=validation.loss,
-        classes=session.images.manifest.classes,
+        classes=outputs_named(session.job, session.images.manifest),
+        max_tags=session.model.head.max_tags if isinstance(session.model.head, PhraseHead) else 0,
         num_parameters=session.model.num_parameters(),
     )

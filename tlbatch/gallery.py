@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tlbatch.data.index import Index
@@ -24,6 +23,8 @@ from tlbatch.model.classifier import Classifier
 from tlbatch.model.ranks import keep_freed_memory
 from tlbatch.report import figures
 from tlbatch.report.page import Mistake
+from tlbatch.report.phrases import Phrases
+from tlbatch.report.predictions import Predictions
 
 log = logging.getLogger(__name__)
 _MOST_MISTAKES = 12
@@ -39,8 +40,8 @@ class Tested:
     rows: Index
     places: Positions
     """Their rows in the whole index, (n,)."""
-    probabilities: npt.NDArray[np.float32]
-    """(n, num_classes)."""
+    found: Predictions | Phrases
+    """n."""
 
 
 def draw_report(
@@ -66,19 +67,22 @@ def draw_report(
     figures.draw_filters(folder / "filters.png", insight.first_filters(model))
     if not len(tested.rows):
         return []
-    _draw_images(model, images, tested, folder, seed=record.job.seed)
+    first = _read(images, tested.places[:1], model.spec.size)
+    maps = insight.activation_maps(model, first[0], insight.telling_places(model))
+    figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
+    if isinstance(tested.found, Predictions):
+        _draw_classes(model, images, tested, tested.found, folder, seed=record.job.seed)
     return mistakes(images, tested, size=model.spec.size, model=model)
 
 
-def _draw_images(model: Classifier, images: ImageSet, tested: Tested, folder: Path, *, seed: int) -> None:
+def _draw_classes(
+    model: Classifier, images: ImageSet, tested: Tested, found: Predictions, folder: Path, *, seed: int
+) -> None:
     classes, rows, places = images.manifest.classes, tested.rows, tested.places
-    chosen, truth = tested.probabilities.argmax(axis=1), rows["label"].astype(np.int64)
+    chosen, truth = found.probabilities.argmax(axis=1), rows["label"].astype(np.int64)
     matrix = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(matrix, (truth, chosen), 1)
     figures.draw_confusion(folder / "confusion.png", matrix.tolist(), classes)
-    first = _read(images, places[:1], model.spec.size)
-    maps = insight.activation_maps(model, first[0], insight.telling_places(model))
-    figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
     some = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_MOST_POINTS])
     parts = [
         insight.features(model, _read(images, places[some[start : start + _BATCH]], model.spec.size))
@@ -89,25 +93,47 @@ def _draw_images(model: Classifier, images: ImageSet, tested: Tested, folder: Pa
 
 
 def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier | None = None) -> list[Mistake]:
-    """The 12 wrong predictions that were surest of themselves, each with the evidence for it if there is a model."""
-    rows, probabilities, classes = tested.rows, tested.probabilities, images.manifest.classes
-    every, chosen = np.arange(len(rows)), probabilities.argmax(axis=1)
-    margin = probabilities[every, chosen] - probabilities[every, rows["label"]]
-    worst = np.argsort(-margin, kind="stable")[: min(_MOST_MISTAKES, int((chosen != rows["label"]).sum()))]
+    """The 12 wrong predictions that were surest of themselves, each with the evidence for it if there is a model, and
+    it tells classes apart.
+    """
+    worst, told, chosen = _worst_phrases(tested.found) if isinstance(tested.found, Phrases) else _worst(tested.found)
     seen, cams = _read(images, tested.places[worst], size), None
-    if model is not None and len(worst):
-        cams = insight.grad_cam(model, seen, torch.from_numpy(chosen[worst]))
+    if model is not None and chosen is not None and len(worst):
+        cams = insight.grad_cam(model, seen, torch.from_numpy(chosen))
     return [
         Mistake(
-            key=name_of(rows["key"][at].decode()),
-            truth=classes[rows["label"][at]],
-            taken_for=classes[chosen[at]],
-            probability=float(probabilities[at, chosen[at]]),
+            key=name_of(tested.rows["key"][at].decode()),
+            truth=truth,
+            taken_for=taken_for,
+            probability=probability,
             image=figures.thumbnail(seen[number].numpy()),
             heat=None if cams is None else figures.thumbnail(seen[number].numpy(), cams[number]),
         )
-        for number, at in enumerate(worst)
+        for number, (at, (truth, taken_for, probability)) in enumerate(zip(worst, told, strict=True))
     ]
+
+
+_Told = list[tuple[str, str, float]]
+"""What is true of an image, what it was taken for, and the probability of that."""
+
+
+def _worst(found: Predictions) -> tuple[Positions, _Told, Positions | None]:
+    """Places of the images, what is told of them, and the classes that they were taken for."""
+    every, chosen = np.arange(len(found.keys)), found.probabilities.argmax(axis=1)
+    margin = found.probabilities[every, chosen] - found.probabilities[every, found.labels]
+    worst = np.argsort(-margin, kind="stable")[: min(_MOST_MISTAKES, int((chosen != found.labels).sum()))]
+    told = [
+        (found.classes[found.labels[at]], found.classes[chosen[at]], float(found.probabilities[at, chosen[at]]))
+        for at in worst
+    ]
+    return worst, told, chosen[worst]
+
+
+def _worst_phrases(found: Phrases) -> tuple[Positions, _Told, Positions | None]:
+    order = np.argsort(-found.log_probabilities, kind="stable")
+    worst = order[~found.is_right[order]][:_MOST_MISTAKES]
+    sure = np.exp(found.log_probabilities[worst].astype(np.float64)).tolist()
+    return worst, list(zip(found.labels[worst], found.written[worst], sure, strict=True)), None
 
 
 def shown_images(images: ImageSet, keys: Sequence[str]) -> list[bytes]:

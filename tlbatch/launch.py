@@ -13,7 +13,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 
 from tlbatch.job.cli import AGAIN, EXIT_AGAIN
-from tlbatch.job.config import Slurm
+from tlbatch.job.cluster import Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.ledger import note_job
 from tlbatch.job.paths import RunPaths

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def _night(texts: Sequence[str], where: Where) -> int:
     launch.check_place(where)
     job = load_job(*split_arguments(texts))
+    job.require_classes("a night")
     if job.run is not None:
         raise UserError("run: every night has a run of its own, named after the task and the time; leave it out")
     run = f"{job.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"  # two tasks may begin in the same second

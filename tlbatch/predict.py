@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from accelerate.utils import broadcast_object_list
 
 from tlbatch.answers import answer
@@ -32,7 +34,8 @@ from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import load_best, trained_classifier
 from tlbatch.model.classifier import Classifier, predicted
 from tlbatch.model.ranks import Crew, joined_ranks
-from tlbatch.report.parts import Part, read_rows, write_part
+from tlbatch.model.tags import NONE, PhraseHead, unpacked
+from tlbatch.report.parts import Part, Width, read_rows, write_part
 
 log = logging.getLogger(__name__)
 PREDICTED: tuple[SplitName, ...] = ("val", "test")
@@ -78,7 +81,7 @@ def _join_and_predict(
     model = trained_classifier(record, len(best.classes), weights)
     header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
     with joined_ranks("predict", paths, world, record.job) as crew:
-        found = [read_rows(paths.predictions, header, len(best.classes)) if world.is_main else None]
+        found = [read_rows(paths.predictions, header, Width.of(best)) if world.is_main else None]
         (known,) = broadcast_object_list(found)
         assert known is not None
         if len(known):
@@ -95,7 +98,8 @@ def _join_and_predict(
 def _write_parts(session: Session, folder: Path, header: Mapping[str, str]) -> int:
     """Predict the share of this rank and write it now and then, until asked to stop; how many images."""
     crew, every_s = session.crew, 60 * session.record.job.slurm.save_min
-    parts, num, written = [Part.empty(len(session.best.classes))], 0, time.monotonic()
+    nothing = Width.of(session.best).no_images()
+    parts, num, written = [nothing], 0, time.monotonic()
     for part in _share(session):
         parts.append(part)
         num += len(part.rows)
@@ -156,21 +160,42 @@ def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, w
     every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches if len(batch))
     for batch in feed.batches(samples, every):
         outputs = predicted(model, batch.inputs, batch.turns, crew.accelerator).to(crew.device)
-        found, grades = (
-            values.cpu().numpy().reshape(-1, each, values.shape[1]).mean(axis=1)
-            for values in (model.probabilities(outputs), model.grades(outputs))
-        )
-        if not np.isfinite(found).all():
-            raise UserError("the predictions are not finite: training diverged; lower phase.N.optimizer.lr")
         seen = rows[batch.positions.numpy()[::each]]
         errors = {int(seen[place // each]): why for place, why in batch.errors.items() if place % each == 0}
-        found[np.isin(seen, list(errors))] = np.nan
         done += len(seen)
         crew.teller.tell(done, total, unit="images", where=where)
         crew.pulse.beat()
-        yield Part(
-            seen, found, grades[:, 0] if model.rule.has_thresholds else np.full_like(found[:, 0], np.nan), errors
-        )
+        yield part_of(model, outputs, seen, errors, each=each)
+
+
+def part_of(model: Classifier, outputs: torch.Tensor, rows: Positions, errors: Mapping[int, str], *, each: int) -> Part:
+    """What the outputs of the head say of some images, each of which stands in ``each`` rows of them.
+
+    Raises
+    ------
+    UserError
+        When a number is not finite.
+    """
+    unread = np.isin(rows, list(errors))
+    if isinstance(model.head, PhraseHead):
+        written, log_probabilities, _ = unpacked(outputs.cpu())
+        judged, phrases = log_probabilities.numpy().copy(), written.numpy().astype(np.int32)
+        _check_finite(judged)
+        judged[unread], phrases[unread] = np.nan, NONE
+        return Part(rows, np.empty((len(rows), 0), np.float32), judged, errors, phrases)
+    found, grades = (
+        values.cpu().numpy().reshape(-1, each, values.shape[1]).mean(axis=1)
+        for values in (model.probabilities(outputs), model.grades(outputs))
+    )
+    _check_finite(found)
+    found[unread] = np.nan
+    cut = grades[:, 0] if model.rule.has_thresholds else np.full(len(rows), np.nan, np.float32)
+    return Part.of_classes(rows, found, cut, errors)
+
+
+def _check_finite(values: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise UserError("the predictions are not finite: training diverged; lower phase.N.optimizer.lr")
 
 
 def main() -> None:

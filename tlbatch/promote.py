@@ -43,6 +43,7 @@ def run(run_dir: Path, overruled: str = "") -> None:
     record = paths.load()
     if record.checkpoint_of is not None:
         raise UserError(f"{run_dir}: holds what a champion predicts again, and is no challenger; name another run")
+    record.job.require_classes("a registry")
     reduced = finished("reduce", paths, record)
     if overruled:
         paths.marker("promote").unlink(missing_ok=True)

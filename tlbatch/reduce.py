@@ -19,7 +19,7 @@ from tlbatch.data.index import read_index
 from tlbatch.data.loader import open_set
 from tlbatch.gallery import Tested, draw_report
 from tlbatch.job.cli import finished, guarded, once
-from tlbatch.job.config import RUN_NAME
+from tlbatch.job.cluster import RUN_NAME
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file, digest_of
 from tlbatch.job.load import changed_keys
@@ -31,8 +31,11 @@ from tlbatch.model.checkpoint import load_best
 from tlbatch.report.external import read_table
 from tlbatch.report.leaderboard import load_entries, rebuild_leaderboard, rival_of
 from tlbatch.report.page import Mistake, Shown, write_page
-from tlbatch.report.parts import merge_parts
+from tlbatch.report.parts import Width, merge_parts
+from tlbatch.report.phrases import Phrases
+from tlbatch.report.predictions import Predictions
 from tlbatch.scoring import Scoring, predictions_of, report_of, thresholds_of, tuning_of
+from tlbatch.tagging import write_scored_phrases
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +81,24 @@ def _reduce(record: RunRecord, paths: RunPaths, world: World) -> None:
     index = read_index(folder.index_file)
     asked = np.flatnonzero(index["split"] != SPLITS.index("train"))
     header = {"run": record.run, "weights": best.digest, "index": manifest.index_digest}
-    merged = merge_parts(paths.predictions, header, asked, keys=index["key"], num_classes=len(manifest.classes))
-    raw = predictions_of(index, merged, manifest.classes)
-    scoring = Scoring(record, manifest, paths.report)
-    tuning = tuning_of(paths, best, raw, merged)
-    found, scored = scoring.write(raw, tuning.images, thresholds_of(record, best, raw, merged, tuning))
+    merged = merge_parts(paths.predictions, header, asked, keys=index["key"], width=Width.of(best))
+    scoring, images = Scoring(record, manifest, paths.report), open_set(folder)
+    rejected = [(row["key"], row["cause"]) for row in read_table(folder.rejected)[1]]
+    found: Predictions | Phrases
+    if best.max_tags:
+        found, scored = write_scored_phrases(scoring, images, merged, best, [cause for _, cause in rejected])
+    else:
+        raw = predictions_of(index, merged, manifest.classes)
+        tuning = tuning_of(paths, best, raw, merged)
+        found, scored = scoring.write(raw, tuning.images, thresholds_of(record, best, raw, merged, tuning))
     report = report_of(scoring, scored, paths, best, num_predicted=len(merged.rows))
     mistakes: list[Mistake] = []
     if record.job.figures:
         read = found.is_read & (found.splits == SPLITS.index("test"))
-        tested = Tested(index[merged.rows[read]], merged.rows[read], found.probabilities[read])
-        mistakes = draw_report(record, paths, open_set(folder), best, checkpoint, tested, world)
+        tested = Tested(index[merged.rows[read]], merged.rows[read], found.where(read))
+        mistakes = draw_report(record, paths, images, best, checkpoint, tested, world)
     report.save(paths.report_json)
-    _, rejected = read_table(folder.rejected)
-    _write_page(report, record, paths, mistakes, [(row["key"], row["cause"]) for row in rejected])
+    _write_page(report, record, paths, mistakes, rejected)
     _rank(record, paths)
 
 

@@ -77,6 +77,7 @@ def load_reported(paths: RunPaths) -> Reported:
         if members:
             raise UserError(f"{paths.folder}: an ensemble has no weights; export its members: {' '.join(members)}")
     record = paths.load()
+    record.job.require_classes("an export")
     finished("reduce", paths, record)
     report = load_record(Report, paths.report_json, missing=missing)
     best, checkpoint = load_best(paths)

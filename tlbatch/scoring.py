@@ -59,29 +59,38 @@ class Scoring:
         write_predictions(self.folder / "predictions.csv", found)
         test = found.of("test")
         names = [name_of(key.decode()) for key in test.keys]
-        self._write_submission(test, names)
+        classes, read = self.manifest.classes, test.is_read
+        chosen = np.where(read, np.nan_to_num(test.probabilities).argmax(axis=1), 0).tolist()
+        answers = {name: classes[at] if ok else "" for name, at, ok in zip(names, chosen, read, strict=True)}
+        self.write_submission(answers, classes[int(np.argmax(self.manifest.counts["train"]))])
         job = self.record.job
-        asked = Asked(job.metric, job.report, job.seed, self._columns(test), _ordered(job, self.manifest.classes))
+        asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), _ordered(job, self.manifest.classes))
         return found, summarise(found, raw, tuning, fitted, asked, names=names, thresholds=thresholds)
 
-    def _columns(self, test: Predictions) -> Mapping[str, Sequence[str]]:
+    def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:
+        """Values of the columns of the labels file that sub-groups are made by, for some images."""
         job = self.record.job
         if not job.report.subgroups or job.data.labels is None:
             return {}
         values = label_columns(job.data, job.data.labels, job.report.subgroups)
         none = ("",) * len(job.report.subgroups)
-        rows = [values.get(key.decode(), none) for key in test.keys]
+        rows = [values.get(key.decode(), none) for key in keys]
         return {name: [row[at] for row in rows] for at, name in enumerate(job.report.subgroups)}
 
-    def _write_submission(self, test: Predictions, names: Sequence[str]) -> None:
-        classes, read = self.manifest.classes, test.is_read
-        chosen = np.where(read, np.nan_to_num(test.probabilities).argmax(axis=1), 0).tolist()
-        answers = {name: classes[at] if ok else "" for name, at, ok in zip(names, chosen, read, strict=True)}
-        most = classes[int(np.argmax(self.manifest.counts["train"]))]
+    def write_submission(self, answers: Mapping[str, str], commonest: str) -> None:
+        """Write submission.csv.
+
+        Parameters
+        ----------
+        answers
+            By name of the image; empty where it could not be read.
+        commonest
+            The answer in that case.
+        """
         sample = self.record.job.report.sample_submission
-        text, num_filled = submission(answers, sample, self.manifest.columns, filling=most)
+        text, num_filled = submission(answers, sample, self.manifest.columns, filling=commonest)
         if num_filled:
-            log.warning("submission.csv: %d images could not be read and are answered with %s", num_filled, most)
+            log.warning("submission.csv: %d images could not be read and are answered with %s", num_filled, commonest)
         write_text(self.folder / "submission.csv", text)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
-from tlbatch.job.config import Slurm
+from tlbatch.job.cluster import Slurm
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import Run
 from tlbatch.job.records import RunRecord, StageName, stages_of

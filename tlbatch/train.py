@@ -1,24 +1,29 @@
 """Train: the phases of the job over the training split; validation chooses the checkpoint."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tlbatch.course import Session
 from tlbatch.data.loader import ImageSet, open_set
 from tlbatch.data.order import num_batches
+from tlbatch.data.phrases import odd_phrases
 from tlbatch.job.cli import finished, once, stage_main
-from tlbatch.job.config import Job, Slurm
+from tlbatch.job.cluster import Slurm
+from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import copy_file
 from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import RunRecord, job_digest
+from tlbatch.job.records import SPLITS, RunRecord, job_digest
 from tlbatch.job.world import World, read_world
 from tlbatch.model.checkpoint import Keeper, load_best, pretrained_classifier
 from tlbatch.model.ranks import joined_ranks
 from tlbatch.model.snapshot import Saver
+from tlbatch.model.tags import PhraseHead, outputs_named
 from tlbatch.phases import train_phases
 
+log = logging.getLogger(__name__)
 KILL_WAIT = "TLBATCH_KILL_WAIT"
 """Variable with the seconds that SLURM waits between asking a task to end and killing it."""
 _LEAVE_S = 5
@@ -80,9 +85,23 @@ def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world:
     _check_batches(job, images, world)
     cached = finished("cache", paths, record)
     model = pretrained_classifier(record, images.manifest)
+    if isinstance(model.head, PhraseHead) and world.is_main:
+        _tell_odd_phrases(images, outputs_named(job, images.manifest), model.head.max_tags)
     with joined_ranks("train", paths, world, job) as crew:
         train_phases(Session(job, images, paths, crew, model, Keeper(paths, world), saver), cached.outputs)
         crew.accelerator.wait_for_everyone()
+
+
+def _tell_odd_phrases(images: ImageSet, vocabulary: Sequence[str], max_tags: int) -> None:
+    odd = odd_phrases(images.index, images.manifest, vocabulary, max_tags, ())
+    log.info("phrases are written with %d tags, at most %d each", len(vocabulary), max_tags)
+    for split in SPLITS:
+        if odd.num_too_long[split]:
+            log.warning("%d %s images have more tags: what follows is not learned", odd.num_too_long[split], split)
+        if odd.num_unseen[split]:
+            log.warning("%d %s images have a tag that is not among them", odd.num_unseen[split], split)
+    if odd.num_contradicting:
+        log.warning("%d images have another phrase than an equal or nearly equal one", odd.num_contradicting)
 
 
 def _check_batches(job: Job, images: ImageSet, world: World) -> None:

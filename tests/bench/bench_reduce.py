@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
 from tlbatch.report.draws import REPLICATES
-from tlbatch.report.parts import Part, merge_parts, write_part
+from tlbatch.report.parts import Part, Width, merge_parts, write_part
 from tlbatch.report.predictions import Predictions, write_predictions
 from tlbatch.report.tables import Decided, judge
 
@@ -41,11 +41,11 @@ def merge(folder: Path, num: int) -> None:
     order = np.random.default_rng(1).permutation(num)
     for rank in range(PARTS):
         rows = order[rank::PARTS]
-        part = Part(rows, probabilities[rows], np.full(len(rows), np.nan, np.float32), {})
+        part = Part.of_classes(rows, probabilities[rows], np.full(len(rows), np.nan, np.float32), {})
         write_part(folder, part, header)
     del order, probabilities
     start = time.perf_counter()
-    merged = merge_parts(folder, header, np.arange(num), keys=keys, num_classes=CLASSES)
+    merged = merge_parts(folder, header, np.arange(num), keys=keys, width=Width(CLASSES))
     print(f"merge {num / 1e6:g} million: {time.perf_counter() - start:.1f} s, {memory()}")
     some = np.arange(min(num, 1_000_000))
     found = Predictions(

@@ -35,6 +35,7 @@ JOBS = {
     "views": ["train.augment='rot4'", "train.test_views=true", "data.split.val=0.5", "train.workers=1"],
     "patient": ["phase.1.epochs=9", "phase.1.patience=2", "phase.1.optimizer={name='sgd', lr=1e-30}"],
     "statistics": ["phase.1.batch_norm='train'"],
+    "phrases": ["objective='tags'", "data.tag_separator='e'", "decoder={hidden=16}", "phase.1.label_smoothing=0.1"],
     "unjudged": ["data.split.val=0", "phase.0.fit='logistic'", "phase.0.epochs=1"],
 }
 

@@ -31,7 +31,7 @@ from tlbatch.job.world import World
 from tlbatch.model import checkpoint
 from tlbatch.model.backbones import build_backbone
 from tlbatch.model.checkpoint import trained_classifier
-from tlbatch.report.parts import Part, write_part
+from tlbatch.report.parts import Part, Width, write_part
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         stage.run(paths.folder)
     (part,) = paths.predictions.iterdir()
     with np.load(part) as data:
-        whole = Part(data["rows"], data["probabilities"], data["grades"], {})
+        whole = Part.of_classes(data["rows"], data["probabilities"], data["grades"], {})
         header = json.loads(str(data["header"]))
 
     def expect(says: str, *parts: Part, head: dict[str, str] = header) -> None:
@@ -283,16 +283,18 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
 
     def share(start: int, end: int | None = None) -> Part:
         some = slice(start, end)
-        return Part(whole.rows[some], whole.probabilities[some], whole.grades[some], {})
+        return Part.of_classes(whole.rows[some], whole.probabilities[some], whole.grades[some], {})
 
     expect("1 images not predicted, the first is", share(1))
     expect("15 images predicted twice", whole, share(0, 8), share(8))
     expect("of another weights", whole, head=header | {"weights": "0"})
-    expect(r"shape \(15, 2\), not \(15, 3\)", Part(whole.rows, whole.probabilities[:, :2], whole.grades, {}))
-    expect(r"grades of shape \(14,\), not \(15,\)", Part(whole.rows, whole.probabilities, whole.grades[1:], {}))
+    expect(r"shape \(15, 2\), not \(15, 3\)", Part.of_classes(whole.rows, whole.probabilities[:, :2], whole.grades, {}))
+    expect(
+        r"grades of shape \(14,\), not \(15,\)", Part.of_classes(whole.rows, whole.probabilities, whole.grades[1:], {})
+    )
     expect("no predictions; run predict first")
     assert not paths.report_json.exists()
-    half = [share(8), share(0, 8), Part.empty(3)]
+    half = [share(8), share(0, 8), Width(3).no_images()]
     for one in half:
         write_part(paths.predictions, one, header)
     reduce.run(paths.folder)
@@ -329,14 +331,19 @@ def test_a_test_image_that_rots_after_sharding_is_an_error_row_and_not_scored(ma
     assert (len(submission), int(submission["label"].isna().sum())) == (9, 1)
 
 
-def test_images_with_several_tags_are_sharded_but_not_trained_on(make: Callable[..., RunPaths], tmp_path: Path) -> None:
+def test_images_with_several_tags_are_sharded_but_not_trained_on_as_classes(
+    make: Callable[..., RunPaths], tmp_path: Path
+) -> None:
     make("run=any")
     labels = tmp_path / "labels.csv"
     lines = [f"red{number},{'warm ' if number % 2 else ''}red" for number in range(12)]
     labels.write_text("\n".join(["image,level", *lines]), encoding="utf-8")
     paths = make("data.source=csv", f"data.labels={labels}", "data.tag_separator=' '", "data.split.val=0")
     shard.run(paths.folder)
-    with pytest.raises(UserError, match=r"data\.tag_separator: the images have several tags"):
+    with pytest.raises(
+        UserError,
+        match=r"objective: the images have several tags, and cross-entropy is of one class; set objective=tags",
+    ):
         cache.run(paths.folder)
 
 
@@ -542,7 +549,7 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
     [
         (["phase.0.fit=logistic", "phase.0.cut=blocks.1"], "phase.0.fit fits a linear head on frozen features"),
         (["phase.0.fit=neighbours"], "phase.0.fit = neighbours makes a head that later phases cannot train"),
-        (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm has the objective cross-entropy (got corn)"),
+        (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm has the objective cross-entropy or tags (got corn)"),
         (["phase.0.fit=ridge", "phase.0.mixup=0.2"], "fit is at once, so there is no mixup; leave it out"),
         (["phase=[{cut='pool', fit='ridge'}]", "head.weights=x"], "phase.0.fit begins anew; leave one of them out"),
         (["phase.0.cut=flatten", "head.pool=gem"], "phase.0.cut = flatten does not go with head.pool = gem"),
@@ -553,7 +560,7 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["model.std=[0, 1, 1]"], "model.std.0: must be greater than 0"),
         (["data.split.fold=2"], "fold is one of folds, which are 0 (got fold 2)"),
         (["data.source=phantom"], "images are not read with source phantom, which draws its own"),
-        (["data.labels=x.csv"], "labels are read with source csv only; set data.source=csv"),
+        (["data.labels=x.csv"], "labels are read with source csv or acs only; set data.source=csv"),
         (["model.weights="], "model.weights: must not be empty"),
         (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
         (["phase.0.fit=ridge", "head.pool=gem"], "phase.0 needs fixed vectors: head.pool = gem learns with epochs"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.data.acs import from_acs
 from tlbatch.data.containers import from_idx, from_tars
 from tlbatch.data.sources import Found, Source, key_of, make_source
 from tlbatch.data.walk import ENDINGS, ending_of, walk
@@ -36,6 +37,12 @@ def read_source(data: Data, images: Path, labels: Path | None) -> Source:
         return make_source(from_idx(images, pixels), data, rejected, columns=("image", "label"), pixels=pixels)
     if data.source == "tars":
         return make_source(from_tars(images, data, rejected), data, rejected, columns=("image", "label"))
+    if data.source == "acs":
+        words = None
+        if labels is not None:
+            found_words = label_columns(data, labels, [data.label_column])
+            words = {key: word for key, (word,) in found_words.items()}
+        return make_source(from_acs(images, data, words, rejected), data, rejected, columns=("image", "label"))
     if labels is not None:
         columns = (data.key_column, data.label_column)
         return make_source(_from_csv(images, labels, data, rejected), data, rejected, columns=columns)

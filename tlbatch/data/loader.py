@@ -21,7 +21,7 @@ from tlbatch.data.order import Positions
 from tlbatch.data.sources import name_of
 from tlbatch.data.staging import stage_locally
 from tlbatch.data.views import Samples
-from tlbatch.job.config import Slurm
+from tlbatch.job.cluster import Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file
 from tlbatch.job.learning import Train
@@ -74,6 +74,10 @@ class ImageSet:
     def labels(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Numbers of the classes of a split, (n,)."""
         return self.index["label"][self.rows(split)].astype(np.int64)
+
+    def tags(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Numbers of the tags of a split, (n, tags), -1 where an image has fewer."""
+        return self.index["tags"][self.rows(split)].astype(np.int64)
 
     def counts(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Images of each class in a split, (num_classes,)."""

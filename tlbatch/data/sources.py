@@ -19,6 +19,10 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.images import Data
 from tlbatch.job.records import Rejected
 
+NO_LABEL = "has no label"
+TWO_LABELS = "the key is there twice, with two labels"
+"""Causes of being left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
@@ -116,7 +120,7 @@ def make_source(
     """
     images = sorted(_labelled(found, data, rejected), key=lambda image: image.key)
     images = list(_without_doubles(images, rejected))
-    classes = data.classes or _in_order(_used(images, data) | set(folders))
+    classes = data.classes or _in_order(_used(images, data) | {tag for name in folders for tag in tags_of(name, data)})
     known = set(classes)
     images = [image for image in images if _has_known_label(image, known, data, rejected)]
     check_rejected(rejected, data)
@@ -209,7 +213,7 @@ def _without_doubles(images: list[Labelled], rejected: list[Rejected]) -> Iterat
         if agreed:
             yield same[0]
         for image in same[1 if agreed else 0 :]:
-            why = "the key is there twice" if agreed else "the key is there twice, with two labels"
+            why = "the key is there twice" if agreed else TWO_LABELS
             rejected.append(Rejected(key=image.key, cause=f"{why} ({same[0].path} and {same[-1].path})"))
 
 
@@ -217,7 +221,7 @@ def _has_known_label(image: Labelled, classes: set[str], data: Data, rejected: l
     tags = tags_of(image.label, data)
     unknown = [tag for tag in tags if tag not in classes]
     if not tags:
-        rejected.append(Rejected(key=image.key, cause="has no label"))
+        rejected.append(Rejected(key=image.key, cause=NO_LABEL))
     elif unknown:
         cause = f"has the label {unknown[0]!r}, which data.classes does not list"
         rejected.append(Rejected(key=image.key, cause=cause))

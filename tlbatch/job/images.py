@@ -1,6 +1,7 @@
 """The part of the job that says which images there are, how they are sharded and split."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -76,15 +77,16 @@ class Phantom(Section):
 class Data(Section):
     """Where images and labels come from, and how they are sharded."""
 
-    source: Literal["folders", "csv", "idx", "tars", "phantom"] = "folders"
-    """folders: one folder a class; csv: a table of labels beside a folder of images; idx: IDX files as MNIST's;
+    source: Literal["folders", "csv", "idx", "tars", "acs", "phantom"] = "folders"
+    """folders: one folder a class; csv: a table of labels beside a folder of images; idx: IDX files as MNIST's; acs:
+    images/<class>/<name>.jpg with train.txt and test.txt, as Apparel Classification with Style has them;
     tars: WebDataset tars, indexed where they lie; phantom: drawn here."""
     images: Path | None = None
     """Folder of the images, IDX files or tars."""
     urls: tuple[str, ...] = ()
     """Addresses of tars (http, https, s3, pipe; {000..009} counts), staged once into the workspace; no secrets."""
     labels: Path | None = None
-    """CSV file of the labels (source csv)."""
+    """CSV file of the labels (source csv), or of the words that stand before the type (source acs)."""
     key_column: str = "image"
     """Column of the image name, with or without its ending."""
     label_column: str = "level"
@@ -93,6 +95,9 @@ class Data(Section):
     """Column, or json field, of what must not be split (a patient)."""
     tag_separator: str = ""
     """What separates several tags in a label; empty: a label is one class."""
+    attributes: dict[str, tuple[str, ...]] = {}
+    """Tags by what they say, e.g. { colour = ["red", "blue"], type = ["dress", "shirt"] }: an image has one of each, or
+    none; a tag that stands in none is there or not."""
     classes: tuple[str, ...] = ()
     """Class names in order; empty: those found, numbers in numeric order."""
     group_pattern: str = ""
@@ -120,6 +125,11 @@ class Data(Section):
     """Bits of 256 of the perceptual hash in which nearly equal images may differ; 0: equal files only."""
     split: Split = Split()
     phantom: Phantom = Phantom()
+
+    def attributes_in(self, tags: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The attributes with those of their tags that there are."""
+        found = {name: tuple(tag for tag in own if tag in tags) for name, own in self.attributes.items()}
+        return {name: own for name, own in found.items() if own}
 
     @field_validator("group_pattern")
     @classmethod
@@ -152,6 +162,22 @@ class Data(Section):
             raise ValueError("must not name a class twice")
         return value
 
+    @field_validator("attributes")
+    @classmethod
+    def _a_tag_says_one_thing(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        of_tag: dict[str, str] = {}
+        for name, tags in value.items():
+            for tag in tags:
+                if of_tag.setdefault(tag, name) != name or tags.count(tag) > 1:
+                    raise ValueError(f"names {tag!r} twice, in {of_tag[tag]} and {name}; leave one of them out")
+        return value
+
+    @model_validator(mode="after")
+    def _attributes_are_of_tags(self) -> Self:
+        if self.attributes and not self.tag_separator:
+            raise ValueError("attributes are of labels with several tags: set data.tag_separator")
+        return self
+
     @model_validator(mode="after")
     def _say_where(self) -> Self:
         if self.urls and (self.source != "tars" or self.images):
@@ -161,8 +187,10 @@ class Data(Section):
                 "images are not read with source phantom, which draws its own; name another job, e.g. jobs/auto.toml, "
                 "or set data.source=folders"
             )
-        if self.source != "csv" and self.labels:
-            raise ValueError("labels are read with source csv only; set data.source=csv, or leave labels out")
+        if self.source not in ("csv", "acs") and self.labels:
+            raise ValueError("labels are read with source csv or acs only; set data.source=csv, or leave labels out")
+        if self.source == "acs" and self.labels and not self.tag_separator:
+            raise ValueError("labels of source acs are words of a phrase: set data.tag_separator, or leave labels out")
         if self.source != "phantom" and self.images is None and not self.urls:
             raise ValueError("images is required: the folder of the images, e.g. data.images=PATH")
         if self.source == "csv" and self.labels is None:

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tlbatch.job.section import Count, Fraction, Positive, Section
 
-Objective = Literal["cross-entropy", "focal", "binary", "corn", "cumulative", "regression"]
+Objective = Literal["cross-entropy", "focal", "binary", "corn", "cumulative", "regression", "tags"]
 Decision = Literal["most-probable", "expected-grade"]
 Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
 Symmetries = Literal["none", "flip", "rot4", "d4"]
@@ -72,6 +72,23 @@ class Head(Section):
         if len(self.after) > 1 and self.pool in ("gem", "attention"):
             raise ValueError("pool gem and attention stand on one module; name one in after")
         return self
+
+
+class Decoder(Section):
+    """The LSTM that writes the tags of an image, one after the other (objective tags)."""
+
+    embedding: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Numbers that stand for a tag, and for the image before the first one."""
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Units of the LSTM."""
+    dropout: Fraction = 0.5
+    """Dropout before and after the LSTM."""
+    max_tags: Annotated[int, Field(ge=1, le=64)] = 8
+    """Tags that are written at most; what a training image has beyond them is not learned."""
+    min_images: Annotated[int, Field(ge=1)] = 1
+    """Training images that a tag must have to be written; rarer ones are all learned as one unknown tag."""
+    beam: Annotated[int, Field(ge=1, le=100)] = 3
+    """Phrases that are followed at once in search of the most probable one; 1: greedy."""
 
 
 class Optimizer(Section):

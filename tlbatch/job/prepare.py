@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tlbatch import __version__
-from tlbatch.job.config import Job, Slurm
+from tlbatch.job.cluster import Slurm
+from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file, to_json
 from tlbatch.job.images import Data

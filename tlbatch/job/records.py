@@ -231,6 +231,9 @@ class Best(Record):
     val_loss: float | None
     """Mean log loss on validation, which decides between equal scores."""
     classes: tuple[str, ...]
+    """With tags: those of the training split, which phrases are written with."""
+    max_tags: int = 0
+    """Tags of a phrase at most; 0: it tells classes apart."""
     num_parameters: int
     thresholds: tuple[float, ...] = ()
     """Between grades, where they decide; fitted on images the model was not trained on."""

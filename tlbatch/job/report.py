@@ -179,16 +179,40 @@ class Cost(Record):
     hosts: tuple[str, ...]
 
 
+class OddPhrases(Record):
+    """Phrases that cannot be learned, or not be written, as they are; images of each kind."""
+
+    num_empty: int
+    """Without a tag, left out of all splits."""
+    num_contradicting: int
+    """Left out with two phrases of one image, or with an equal or nearly equal image of another phrase."""
+    num_too_long: dict[SplitName, int]
+    """With more tags than can be written."""
+    num_unseen: dict[SplitName, int]
+    """With a tag that cannot be written: too few training images have it, or none."""
+    unseen: dict[str, int]
+    """Such tags of the test split, and its images with each."""
+
+
 class TagScores(Record):
     """Images with several tags."""
 
     n: int
+    num_writable: int
+    """Tags that phrases are written with."""
+    odd: OddPhrases
     exact_match: Estimate
     edit_distance: Estimate
     """Tags to insert, delete or replace, a mean over images."""
     bleu: Estimate
+    macro_f1: Estimate
+    """Mean over tags."""
     f1: dict[str, Estimate]
     """By tag."""
+    mean_attribute: Estimate
+    """Mean over attributes."""
+    attributes: dict[str, Estimate]
+    """Accuracy of the tags of each attribute that the job names, none included."""
 
 
 class Scored(Record):
@@ -204,6 +228,8 @@ class Scored(Record):
     confusion: tuple[tuple[int, ...], ...]
     """A row for each true class, a column for each predicted one."""
     questions: tuple[Question, ...]
+    tags: TagScores | None = None
+    """Of images with several tags, which have no classes."""
     calibration: Calibration | None
     thresholds: Thresholds | None
     deployed: Deployed | None

@@ -17,9 +17,10 @@ from tlbatch.job.files import atomic_file, digest_file
 from tlbatch.job.paths import RunPaths, weights_file
 from tlbatch.job.records import Best, Manifest, RunRecord, load_record
 from tlbatch.job.world import World
+from tlbatch.model.attributes import restored_head
 from tlbatch.model.backbones import Input, load_weights, read_tensors, write_weights
 from tlbatch.model.classifier import Classifier, build_classifier
-from tlbatch.model.heads import head_like
+from tlbatch.model.tags import PhraseHead, outputs_named
 from tlbatch.model.thresholds import fit_thresholds
 
 
@@ -32,20 +33,25 @@ def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
         When there is no such backbone or cut, its weights or those of the head do not fit or have changed, or the
         images have tags in place of classes.
     """
-    if manifest.tags:
+    job = record.job
+    if manifest.tags and job.objective != "tags":
         raise UserError(
-            "data.tag_separator: the images have several tags, and train classifies into one; leave it empty"
+            f"objective: the images have several tags, and {job.objective} is of one class; set objective=tags, or "
+            "leave data.tag_separator empty"
         )
-    file = weights_file(record.job.model.weights)
+    file = weights_file(job.model.weights)
     if file is not None and digest_file(file) != record.weights_digest:
         raise UserError(f"{file}: the weights have changed since the job was submitted; submit it again")
-    model = build_classifier(record.job, len(manifest.classes), described_by=file)
+    names = outputs_named(job, manifest)
+    model = build_classifier(job, len(names), described_by=file)
+    if isinstance(model.head, PhraseHead):
+        model.head.read_classes(names, manifest.classes)
     if file is not None:
-        load_weights(model.spec, file, match=record.job.model.match)
-    for phase in record.job.phase:  # a wrong cut of the last phase is found before the first begins
+        load_weights(model.spec, file, match=job.model.match)
+    for phase in job.phase:  # a wrong cut of the last phase is found before the first begins
         model.find(phase.cut)
-    if record.job.head.weights:
-        _load_head(model, RunPaths(Path(record.job.head.weights)), manifest.classes)
+    if job.head.weights:
+        _load_head(model, RunPaths(Path(job.head.weights)), names)
     return model
 
 
@@ -216,7 +222,7 @@ def trained_classifier(record: RunRecord, num_classes: int, checkpoint: Path) ->
 def load_trained(model: Classifier, checkpoint: Path) -> None:
     """Give a classifier the weights of a checkpoint, and a head of its kind."""
     tensors = read_tensors(checkpoint)
-    model.head = head_like(tensors, model.head)
+    model.head = restored_head(tensors, model.head)
     model.load_state_dict(tensors)
 
 
@@ -265,7 +271,10 @@ def averaged(model: Classifier, average: Average | None) -> Iterator[None]:
 def moving(model: Classifier) -> dict[str, torch.Tensor]:
     """What a phase changes: the parameters that train, the statistics, and all of the head."""
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    kept = model.state_dict().keys()
     statistics = {
-        name: value for name, value in model.named_buffers() if "running_" in name or name.startswith("head.")
+        name: value
+        for name, value in model.named_buffers()
+        if name in kept and ("running_" in name or name.startswith("head."))
     }
     return {**trained, **statistics}

@@ -11,12 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.exported import Network
-from tlbatch.job.learning import Head, Pool
+from tlbatch.job.learning import Decoder, Head, Pool
 from tlbatch.job.section import Triple
 from tlbatch.model.backbones import Backbone, build_backbone
 from tlbatch.model.chain import ALL_FROZEN, Chain, Segment
 from tlbatch.model.heads import Pooling, build_head, is_map
 from tlbatch.model.objectives import Rule
+from tlbatch.model.tags import PhraseDecoder
 from tlbatch.model.thresholds import rounding
 from tlbatch.model.turns import turned
 
@@ -43,7 +44,15 @@ class Classifier(nn.Module):
     thresholds: torch.Tensor
 
     def __init__(
-        self, spec: Backbone, head: Head, *, pool: Pool, rule: Rule, num_classes: int, compiled: bool = False
+        self,
+        spec: Backbone,
+        head: Head,
+        *,
+        pool: Pool,
+        rule: Rule,
+        num_classes: int,
+        decoder: Decoder | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -56,7 +65,12 @@ class Classifier(nn.Module):
         shapes = [self.shapes[end] for end in self.ends]
         self.pools = nn.ModuleList(_pooling(pool, shape) for shape in shapes)
         self.paired = head.group_mean
-        self.head = build_head(head, sum(self.widths) * (1 + self.paired), rule.num_outputs(num_classes))
+        width = sum(self.widths) * (1 + self.paired)
+        self.head: nn.Module = (
+            PhraseDecoder(decoder, width, num_classes)
+            if decoder is not None
+            else build_head(head, width, rule.num_outputs(num_classes))
+        )
         self.register_buffer("mean", _scaled(spec.mean), persistent=False)
         self.register_buffer("std", _scaled(spec.std), persistent=False)
         self.register_buffer("thresholds", torch.from_numpy(rounding(num_classes)).float())
@@ -64,13 +78,15 @@ class Classifier(nn.Module):
         self._frozen: set[nn.Module] = set()
         self.set_cut("none", freeze_batch_norm=False)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs of the head, (n, num_outputs).
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Outputs of the head, (n, num_outputs); of one that writes phrases what `PhraseHead.forward` says.
 
         Parameters
         ----------
         inputs
             Images, uint8 (n, size, size, 3); or what `to_cut` makes of them.
+        labels
+            For a head that writes phrases, int64, (n, tags).
         """
         found = self.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs
         if not torch.is_autocast_enabled(found.device.type):  # cached numbers may be halves
@@ -80,7 +96,7 @@ class Classifier(nn.Module):
         if self.paired and found.shape[1] == sum(self.widths):  # from images, each of which is taken to be alone
             found = torch.cat([found, found], 1)
         with torch.autocast(found.device.type, enabled=False):  # halves are too coarse for a kernel, and gain nothing
-            outputs: torch.Tensor = self.head(found.float())
+            outputs: torch.Tensor = self.head(found.float(), *(() if labels is None else (labels,)))
         return outputs
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
@@ -242,6 +258,7 @@ def build_classifier(job: Job | Network, num_classes: int, *, described_by: Path
         pool=_pool(job),
         rule=Rule(job.objective, by_mean=job.decision == "expected-grade"),
         num_classes=num_classes,
+        decoder=job.decoder if isinstance(job, Job) and job.objective == "tags" else None,
         compiled=job.train.compile,
     )
     classifier.to(memory_format=torch.channels_last)
@@ -268,7 +285,14 @@ def _ends(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: P
 
 
 @torch.inference_mode()
-def predicted(model: Classifier, inputs: torch.Tensor, turns: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+def predicted(
+    model: Classifier,
+    inputs: torch.Tensor,
+    turns: torch.Tensor,
+    accelerator: Accelerator,
+    *,
+    labels: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Outputs of the head in eval mode, without the distributed wrapper: no rank waits for another.
 
     Parameters
@@ -277,14 +301,17 @@ def predicted(model: Classifier, inputs: torch.Tensor, turns: torch.Tensor, acce
         As in `Classifier.forward`.
     turns
         See `turned`.
+    labels
+        As in `Classifier.forward`.
 
     Returns
     -------
     float32 tensor of shape (n, num_outputs) on the CPU.
     """
     model.eval()
+    known = () if labels is None else (labels.to(accelerator.device),)
     with accelerator.autocast():
-        outputs: torch.Tensor = model(turned(inputs.to(accelerator.device, non_blocking=True), turns))
+        outputs: torch.Tensor = model(turned(inputs.to(accelerator.device, non_blocking=True), turns), *known)
     return outputs.float().cpu()
 
 

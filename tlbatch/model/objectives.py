@@ -57,6 +57,8 @@ def losses(objective: Objective, outputs: Logits, target: torch.Tensor) -> torch
             return -(above[:, 1:] * logsigmoid(outputs) + target[:, :-1] * logsigmoid(-outputs)).sum(1)
         case "binary" | "cumulative":
             return -(above[:, 1:] * logsigmoid(outputs) + (1 - above[:, 1:]) * logsigmoid(-outputs)).sum(1)
+        case "tags":
+            raise AssertionError("the head itself gives the losses of phrases")
 
 
 @dataclass(frozen=True)

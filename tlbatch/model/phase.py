@@ -13,6 +13,7 @@ from tlbatch.job.learning import Phase
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.objectives import losses, targets
 from tlbatch.model.optim import Anchor, build_optimizer, build_schedule
+from tlbatch.model.tags import PhraseDecoder
 from tlbatch.model.turns import turned
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class RunningPhase:
         inputs
             As in `Classifier.forward`.
         labels
-            int64, (n,).
+            int64, (n,); of a model that writes phrases (n, tags).
         turns
             uint8, (n,): see `turned`.
         global_size
@@ -66,9 +67,9 @@ class RunningPhase:
         """
         device = self.accelerator.device
         inputs = turned(inputs.to(device, non_blocking=True), turns)
-        wanted = targets(
-            labels.to(device, non_blocking=True), self.classifier.num_classes, smoothing=self.phase.label_smoothing
-        )
+        wanted = labels.to(device, non_blocking=True)
+        if not self.writes_phrases:
+            wanted = targets(wanted, self.classifier.num_classes, smoothing=self.phase.label_smoothing)
         if self.mix is not None:
             inputs, wanted = mixed(self.mix, inputs, wanted)
         total = torch.zeros((), device=device)
@@ -76,9 +77,8 @@ class RunningPhase:
         for number, (some, target) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                each = losses(self.classifier.rule.objective, self.model(some).float(), target)
-                weights = target @ class_weights.to(device)
-                loss = (each * weights).sum() * (self.accelerator.num_processes / global_size)
+                each = self._losses(some, target, class_weights.to(device))
+                loss = each.sum() * (self.accelerator.num_processes / global_size)
                 self.accelerator.backward(loss)
             total += loss.detach()
         if self.phase.grad_clip:
@@ -90,6 +90,19 @@ class RunningPhase:
         self.schedule.step()
         self.optimizer.zero_grad()
         return total
+
+    @property
+    def writes_phrases(self) -> bool:
+        """Whether labels are rows of tags, of which the model itself gives the losses."""
+        return self.classifier.rule.objective == "tags"
+
+    def _losses(self, inputs: torch.Tensor, wanted: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:
+        """Weighted losses of some samples, (n,)."""
+        if self.writes_phrases:
+            found: torch.Tensor = self.model(inputs, wanted).float()
+            return found
+        each = losses(self.classifier.rule.objective, self.model(inputs).float(), wanted)
+        return each * (wanted @ class_weights)
 
     def mean_over_ranks(self, value: torch.Tensor) -> float:
         """The mean of a scalar over all ranks."""
@@ -135,6 +148,8 @@ def start_phase(
     """Set the cut and spread the model over the ranks; dropout draws differently on each rank."""
     model.to(accelerator.device)
     model.set_cut(phase.cut, freeze_batch_norm=phase.batch_norm == "frozen")
+    if isinstance(model.head, PhraseDecoder):
+        model.head.smoothing = phase.label_smoothing
     optimizer = build_optimizer(model, phase.optimizer)
     schedule = build_schedule(optimizer, phase, steps_per_epoch)
     anchor = Anchor(model, phase.optimizer)

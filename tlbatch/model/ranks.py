@@ -23,7 +23,8 @@ from accelerate.utils import gather_object
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # where gloo is built
 
 from tlbatch.job.cli import record_failure
-from tlbatch.job.config import Job, Slurm
+from tlbatch.job.cluster import Slurm
+from tlbatch.job.config import Job
 from tlbatch.job.errors import StoppedError, UserError
 from tlbatch.job.files import to_json, write_text
 from tlbatch.job.paths import RunPaths

@@ -15,6 +15,7 @@ from tlbatch.job.files import DRAFT_LASTS_S, plain_text, remove_drafts, write_te
 from tlbatch.job.records import load_record
 from tlbatch.job.report import SCORES, Comparison, Report
 from tlbatch.report.compare import compare
+from tlbatch.report.phrases import Phrases, read_phrases
 from tlbatch.report.predictions import Predictions, read_predictions
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,10 @@ class Entry:
         score = self.report.score
         return *self.terms, np.inf if score is None else -score, self.report.run
 
-    def tested(self) -> Predictions:
+    def tested(self) -> Predictions | Phrases:
         """Its readable test images, by key."""
-        found = read_predictions(self.folder / "predictions.csv", self.report_classes).of("test")
+        file = self.folder / "predictions.csv"
+        found = (read_phrases(file) if self.report.tags else read_predictions(file, self.report_classes)).of("test")
         found = found.where(found.is_read)
         return found.where(np.argsort(found.keys, kind="stable"))
 

@@ -81,7 +81,7 @@ def write_page(path: Path, shown: Shown) -> None:
         "shown": shown,
         "report": shown.report,
         "main": main_score(shown.report),
-        "classes": [one.name for one in shown.report.classes],
+        "classes": _names(shown.report),
         "sections": sections,
         "warnings": warnings_of(shown.report),
         "limits": limits(shown.report),
@@ -90,6 +90,11 @@ def write_page(path: Path, shown: Shown) -> None:
         "rejected": shown.rejected[:MOST_REJECTED],
         "figures": [(_FIGURES.get(name, name), image) for name, image in sorted(shown.figures.items())],
     })  # fmt: skip
+
+
+def _names(report: Report) -> list[str]:
+    """Of the classes, or of the tags."""
+    return list(report.tags.f1) if report.tags else [one.name for one in report.classes]
 
 
 def write_comparison(path: Path, reports: Sequence[Report], comparisons: Sequence[tuple[str, Comparison]]) -> None:
@@ -125,11 +130,12 @@ def write_comparison(path: Path, reports: Sequence[Report], comparisons: Sequenc
 def _sections(shown: Shown) -> Iterable[tuple[str, str, bool]]:
     """Template, title and whether there is anything to say."""
     report = shown.report
-    yield "scores", "Scores", True
+    yield "scores", "Scores", report.tags is None
+    yield "tags", "Phrases of tags", report.tags is not None
     yield "confusion", "Confusion matrix", bool(report.classes)
     yield "classes", "Classes", bool(report.classes)
     yield "questions", "Yes-or-no questions", bool(report.questions)
-    yield "calibration", "Calibration", True
+    yield "calibration", "Calibration", report.tags is None
     yield "thresholds", "Cuts between grades", report.thresholds is not None
     yield "deployed", "Another class mix", report.deployed is not None
     yield "subgroups", "Sub-groups", bool(report.subgroups)

@@ -68,8 +68,8 @@ def write_predictions(path: Path, found: Predictions) -> None:
             read = some.is_read
             chosen = np.where(read, np.nan_to_num(some.probabilities).argmax(axis=1), 0)
             columns = {
-                "key": _texts(some.keys),
-                "group": _texts(some.groups),
+                "key": texts(some.keys),
+                "group": texts(some.groups),
                 "split": pl.Series([SPLITS[number] for number in some.splits], dtype=pl.String),
                 "label": pl.Series(classes[some.labels].tolist(), dtype=pl.String),
                 "prediction": pl.Series(
@@ -83,7 +83,8 @@ def write_predictions(path: Path, found: Predictions) -> None:
             pl.DataFrame(columns).write_csv(file, include_header=start == 0)
 
 
-def _texts(column: npt.NDArray[np.bytes_]) -> pl.Series:
+def texts(column: npt.NDArray[np.bytes_]) -> pl.Series:
+    """Keys or groups as text that begins no formula."""
     return pl.Series([plain_text(text.decode()) for text in column.tolist()], dtype=pl.String)
 
 
@@ -117,11 +118,11 @@ def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: holds {error}, which the report does not know; run reduce again") from None
     return Predictions(
-        tuple(classes), _exact(columns["key"]), _exact(columns["group"]), splits, labels, values,
+        tuple(classes), exact_bytes(columns["key"]), exact_bytes(columns["group"]), splits, labels, values,
         np.array(columns["error"], np.object_),
     )  # fmt: skip
 
 
-def _exact(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """Keys and groups as they were before `plain_text`."""
+def exact_bytes(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Keys or groups as they were before `texts`."""
     return np.array([exact_text(text).encode() for text in texts], np.bytes_)

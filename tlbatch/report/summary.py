@@ -1,6 +1,6 @@
 """All that is said of predictions: scores, classes, questions, calibration, sub-groups, other class mixes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -191,20 +191,24 @@ def _not_found(aim: str) -> OperatingPoint:
 
 
 def _subgroups(decided: Decided, columns: Mapping[str, npt.NDArray[np.object_]], asked: Asked) -> list[Subgroup]:
-    """The largest 30 values of every column, in their order, and the others together."""
     found = []
     for column, values in columns.items():
-        names, counts = np.unique(values.astype(str), return_counts=True)
-        largest = sorted(names[np.argsort(-counts, kind="stable")[:_MOST_VALUES]].tolist())
-        parts = {value: values == value for value in largest}
-        if len(names) > len(largest):
-            parts[f"({len(names) - len(largest)} smaller values)"] = ~np.isin(values.astype(str), largest)
-        for value, some in parts.items():
+        for value, some in values_of(values):
             own = decided.where(some)
             scores = asked.meant(judge(own, seed=asked.seed))
             num_groups = len(np.unique(own.groups))
             found.append(Subgroup(column=column, value=value, n=len(own.truth), num_groups=num_groups, scores=scores))
     return found
+
+
+def values_of(values: npt.NDArray[np.object_]) -> Iterator[tuple[str, Bools]]:
+    """The largest 30 values of a column (n,) in their order, and the others together; which images have each, (n,)."""
+    names, counts = np.unique(values.astype(str), return_counts=True)
+    largest = sorted(names[np.argsort(-counts, kind="stable")[:_MOST_VALUES]].tolist())
+    for value in largest:
+        yield value, np.asarray(values == value, np.bool_)
+    if len(names) > len(largest):
+        yield f"({len(names) - len(largest)} smaller values)", ~np.isin(values.astype(str), largest)
 
 
 def judge_thresholds(

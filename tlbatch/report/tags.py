@@ -1,36 +1,49 @@
 """Scores of images with several tags, a short ordered phrase each, with intervals over groups."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from nltk.metrics.distance import edit_distance
-from nltk.translate.bleu_score import corpus_bleu, modified_precision
-from sklearn.metrics import f1_score
+from nltk.translate.bleu_score import modified_precision
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from tlbatch.job.report import Estimate, TagScores
+from tlbatch.job.report import Estimate, OddPhrases, TagScores
 from tlbatch.report.draws import estimate, kinds_of_values, proportion, redrawn
 
 _ORDERS = 4
+_NO_IMAGES = "no images"
 Phrase = Sequence[str]
 Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All tags that there are, and what they say."""
+
+    tags: Sequence[str]
+    attributes: Mapping[str, Sequence[str]]
+    """Tags of which an image has one or none, by name."""
+    odd: OddPhrases
+    num_writable: int
 
 
 def judge_tags(
     truth: Sequence[Phrase],
     predicted: Sequence[Phrase],
     groups: npt.NDArray[np.int64],
-    tags: Sequence[str],
+    vocabulary: Vocabulary,
     *,
     seed: int,
 ) -> TagScores:
-    """Exact match, edit distance, BLEU, and F1 of every tag.
+    """Exact match, edit distance, BLEU, F1 of every tag, and accuracy of every attribute.
 
     An exact match has the same tags in the same order. The edit distance (Levenshtein 1966) counts tags to insert,
     delete or replace, a mean over images. BLEU (Papineni et al. 2002) is that of all images together, of sequences of
-    one up to four tags, or as many as the longest true phrase has. F1 does not look at the order.
+    one up to four tags, or as many as the longest true phrase has. F1 and the accuracy of an attribute, which is right
+    where all its tags are and no other one of it, do not look at the order.
 
     Parameters
     ----------
@@ -38,59 +51,137 @@ def judge_tags(
         Tags of each image in their order, n each.
     groups
         From 0, (n,).
-    tags
-        All that there are.
 
     Raises
     ------
     ValueError
         When a phrase holds something else.
     """
+    tags = vocabulary.tags
     unknown = {tag for phrase in (*truth, *predicted) for tag in phrase} - set(tags)
     if unknown:
         raise ValueError(f"not among the tags: {', '.join(sorted(unknown))}")
+    known = {"n": len(truth), "num_writable": vocabulary.num_writable, "odd": vocabulary.odd}
     if not truth:
-        none = Estimate(value=None, undefined="no images")
-        return TagScores(n=0, exact_match=none, edit_distance=none, bleu=none, f1=dict.fromkeys(tags, none))
-    orders = max(1, min(_ORDERS, max(len(phrase) for phrase in truth)))
-    coder = MultiLabelBinarizer(classes=list(tags))
+        none = Estimate(value=None, undefined=_NO_IMAGES)
+        of_all = dict.fromkeys(("exact_match", "edit_distance", "bleu", "macro_f1", "mean_attribute"), none)
+        of_each = {"f1": dict.fromkeys(tags, none), "attributes": dict.fromkeys(vocabulary.attributes, none)}
+        return TagScores.model_validate(known | of_all | of_each)
+    sums, num_groups = _drawn_sums(truth, predicted, groups, vocabulary, seed=seed)
+    total = sums["one"][:, 0]
+
+    def share(column: str, at: int) -> Estimate:
+        return proportion(
+            int(sums[column][-1, at]), len(truth), sums[column][:-1, at] / total[:-1], num_groups=num_groups,
+            undefined=_NO_IMAGES,
+        )  # fmt: skip
+
+    of_attributes = {name: share("attributes", at) for at, name in enumerate(vocabulary.attributes)}
+    return TagScores.model_validate(
+        known
+        | {
+            "exact_match": share("exact", 0),
+            "edit_distance": estimate(sums["edits"][-1, 0] / len(truth), sums["edits"][:-1, 0] / total[:-1]),
+            "bleu": _bleu(sums["sequences"]),
+            "attributes": of_attributes,
+            "mean_attribute": _mean(sums["attributes"] / total[:, None], "no attributes are named"),
+        }
+        | _f1(tags, sums)
+    )
+
+
+def _drawn_sums(
+    truth: Sequence[Phrase],
+    predicted: Sequence[Phrase],
+    groups: npt.NDArray[np.int64],
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+) -> tuple[dict[str, Floats], int]:
+    """Sums over the groups of each draw, (draws + 1, columns), of which the last row is of all groups once; and how
+    many groups there are.
+    """
+    coder = MultiLabelBinarizer(classes=list(vocabulary.tags))
     yes, answered = coder.fit_transform(truth), coder.transform(predicted)
-    exact = np.array([list(one) == list(other) for one, other in zip(truth, predicted, strict=True)])
-    edits = np.array([edit_distance(list(one), list(other)) for one, other in zip(truth, predicted, strict=True)])
-    columns = [np.ones(len(truth)), exact, edits, _sequences(truth, predicted, orders), yes * answered, yes + answered]
-    kinds = kinds_of_values(np.column_stack(columns).astype(np.float64), groups)
-    sums = np.concatenate(list(redrawn(kinds, seed=seed)))
-    total, edges = sums[:, 0], np.cumsum([3, 2 * orders + 2, len(tags)])
-    _, of_bleu, hits, sizes = np.split(sums, edges, axis=1)
-    f1 = f1_score(yes, answered, average=None, zero_division=np.nan)
-    bleu = float(corpus_bleu([[phrase] for phrase in truth], list(predicted), weights=(1 / orders,) * orders))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return TagScores(
-            n=len(truth),
-            exact_match=proportion(
-                int(exact.sum()), len(truth), sums[:, 1] / total, num_groups=kinds.num_groups, undefined="no images"
-            ),
-            edit_distance=estimate(float(edits.mean()), sums[:, 2] / total),
-            bleu=estimate(bleu, _bleu(of_bleu, orders)),
-            f1={
-                tag: estimate(float(f1[at]), 2 * hits[:, at] / sizes[:, at], undefined="neither there nor predicted")
-                for at, tag in enumerate(tags)
-            },
-        )
+    judged = _Judge(truth, vocabulary.attributes)
+    rows = [judged(tuple(one), tuple(other)) for one, other in zip(truth, predicted, strict=True)]
+    columns = {
+        "one": np.ones((len(truth), 1)),
+        **{name: np.array([getattr(row, name) for row in rows], np.float64) for name in _Judged._fields},
+        "hits": yes * answered,
+        "sizes": yes + answered,
+    }
+    values = np.column_stack(list(columns.values())).astype(np.float64)
+    kinds = kinds_of_values(values, groups)
+    drawn = np.concatenate([*redrawn(kinds, seed=seed), values.sum(axis=0, keepdims=True)])
+    edges = np.cumsum([column.shape[1] for column in columns.values()])[:-1]
+    return dict(zip(columns, np.split(drawn, edges, axis=1), strict=True)), kinds.num_groups
 
 
-def _sequences(truth: Sequence[Phrase], predicted: Sequence[Phrase], orders: int) -> Floats:
-    """What BLEU adds up over images: sequences found and predicted of each length, predicted and true tags."""
-    rows = []
-    for one, other in zip(truth, predicted, strict=True):
-        found = [modified_precision([one], other, order) for order in range(1, orders + 1)]
-        parts = [part.numerator for part in found], [part.denominator for part in found]  # which are not reduced
-        rows.append([*parts[0], *parts[1], len(other), len(one)])
-    return np.array(rows, np.float64)
+class _Judged(NamedTuple):
+    """What is added up of an image."""
+
+    exact: list[float]
+    edits: list[float]
+    sequences: list[float]
+    """What BLEU adds up: sequences found and predicted of each length, predicted and true tags."""
+    attributes: list[float]
+    """Whether each is right."""
 
 
-def _bleu(sums: Floats, orders: int) -> Floats:
-    found, possible, (predicted, true) = sums[:, :orders], sums[:, orders : 2 * orders], sums[:, 2 * orders :].T
+class _Judge:
+    """Judges a phrase against the true one, and remembers the pair: there are far fewer pairs than images."""
+
+    def __init__(self, truth: Sequence[Phrase], attributes: Mapping[str, Sequence[str]]) -> None:
+        self._orders = _num_orders(truth)
+        self._attributes = [set(tags) for tags in attributes.values()]
+        self._known: dict[tuple[Phrase, Phrase], _Judged] = {}
+
+    def __call__(self, truth: Phrase, predicted: Phrase) -> _Judged:
+        pair = truth, predicted
+        if pair not in self._known:
+            parts = [modified_precision([truth], predicted, order) for order in range(1, self._orders + 1)]
+            self._known[pair] = _Judged(
+                [float(truth == predicted)],
+                [float(edit_distance(list(truth), list(predicted)))],
+                [
+                    *(part.numerator for part in parts),  # which are not reduced
+                    *(part.denominator for part in parts),
+                    len(predicted),
+                    len(truth),
+                ],
+                [float(tags & set(truth) == tags & set(predicted)) for tags in self._attributes],
+            )
+        return self._known[pair]
+
+
+def _num_orders(truth: Sequence[Phrase]) -> int:
+    return max(1, min(_ORDERS, max(len(phrase) for phrase in truth)))
+
+
+def _bleu(sums: Floats) -> Estimate:
+    """BLEU of draws and of all groups once, which stand last."""
+    orders = (sums.shape[1] - 2) // 2
+    found, possible, (num_predicted, num_true) = sums[:, :orders], sums[:, orders : 2 * orders], sums[:, 2 * orders :].T
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.exp(np.log(found / possible).mean(axis=1))
-        return np.asarray(mean * np.exp(np.minimum(0, 1 - true / predicted)))
+        every = mean * np.exp(np.minimum(0, 1 - num_true / num_predicted))
+    return estimate(float(every[-1]), every[:-1])
+
+
+def _f1(tags: Sequence[str], sums: Mapping[str, Floats]) -> dict[str, object]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = 2 * sums["hits"] / sums["sizes"]
+    of_tags = {
+        tag: estimate(float(each[-1, at]), each[:-1, at], undefined="neither there nor predicted")
+        for at, tag in enumerate(tags)
+    }
+    return {"f1": of_tags, "macro_f1": _mean(each, "no tag is there or predicted")}
+
+
+def _mean(each: Floats, undefined: str) -> Estimate:
+    """The mean over columns that are defined, of draws and of all groups once, which stand last."""
+    counts = (~np.isnan(each)).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        means = np.nansum(each, axis=1) / np.where(counts, counts, np.nan)
+    return estimate(float(means[-1]), means[:-1], undefined=undefined)

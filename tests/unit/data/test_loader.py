@@ -18,7 +18,7 @@ from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, open_set
 from tlbatch.data.order import EpochOrder, State, prediction_batches, training_batches
 from tlbatch.data.staging import stage_locally
 from tlbatch.data.views import Samples, Views
-from tlbatch.job.config import Slurm
+from tlbatch.job.cluster import Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import SetPaths

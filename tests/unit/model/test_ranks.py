@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tlbatch.job.config import Slurm
+from tlbatch.job.cluster import Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import to_json, write_text
 from tlbatch.job.world import World

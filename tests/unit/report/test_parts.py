@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlbatch.job.errors import UserError
-from tlbatch.report.parts import Part, merge_parts, read_rows, write_part
+from tlbatch.report.parts import Part, Width, merge_parts, read_rows, write_part
 
 HEADER = {"run": "one", "weights": "w"}
 KEYS = np.array([f"eye{number}" for number in range(100)], np.bytes_)
@@ -18,11 +18,11 @@ def part_of(rows: list[int], *, num_classes: int = 3) -> Part:
     errors = {row: f"cannot be read {row}" for row in rows if row % 10 == 7}
     rising = np.abs(at[:, None]) + np.arange(1, num_classes + 1) ** 2
     probabilities = (rising / rising.sum(axis=1, keepdims=True)).astype(np.float32)
-    return Part(at, probabilities, at.astype(np.float32) / 2, errors)
+    return Part.of_classes(at, probabilities, at.astype(np.float32) / 2, errors)
 
 
 def merged(folder: Path, expected: list[int]) -> Part:
-    return merge_parts(folder, HEADER, np.array(expected, np.int64), keys=KEYS, num_classes=3)
+    return merge_parts(folder, HEADER, np.array(expected, np.int64), keys=KEYS, width=Width(3))
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,9 +104,9 @@ def test_what_was_predicted_is_known_again_and_what_is_of_no_use_removed(
     for rows in ([3, 1], [7, 0], [5]):
         write_part(tmp_path, part_of(rows), HEADER)
     write_part(tmp_path, part_of([9]), HEADER | {"run": "two"})
-    assert sorted(read_rows(tmp_path, HEADER, 3).tolist()) == [0, 1, 3, 5, 7]
+    assert sorted(read_rows(tmp_path, HEADER, Width(3)).tolist()) == [0, 1, 3, 5, 7]
     assert "of another run (two, not one)" in caplog.text
     assert len(list(tmp_path.iterdir())) == 3
     next(tmp_path.glob("*.npz")).write_bytes(b"")
-    assert len(read_rows(tmp_path, HEADER, 3)) < 5
+    assert len(read_rows(tmp_path, HEADER, Width(3))) < 5
     assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,174 @@
+"""Predicted phrases of a run: every validation and test image with its truth, as arrays and as predictions.csv."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import atomic_file, plain_text
+from tlbatch.job.records import SPLITS
+from tlbatch.job.report import SCORES, Estimate, Scored, ScoreName, Subgroup
+from tlbatch.job.section import SplitName
+from tlbatch.report.draws import numbered
+from tlbatch.report.predictions import exact_bytes, texts
+from tlbatch.report.summary import values_of
+from tlbatch.report.tables import Decided, judge
+from tlbatch.report.tags import Vocabulary, judge_tags
+
+_COLUMNS = {
+    "key": pl.String, "group": pl.String, "split": pl.String, "label": pl.String, "prediction": pl.String,
+    "log_probability": pl.Float32, "error": pl.String,
+}  # fmt: skip
+_NO_CLASSES = Estimate(value=None, undefined="phrases are no classes")
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """Images with their true phrase and the one that was written, each as one text."""
+
+    keys: npt.NDArray[np.bytes_]
+    """(n,), sorted within a split."""
+    groups: npt.NDArray[np.bytes_]
+    splits: npt.NDArray[np.int64]
+    """Numbers of `SPLITS`, (n,)."""
+    labels: npt.NDArray[np.object_]
+    written: npt.NDArray[np.object_]
+    """Empty where an image could not be read."""
+    log_probabilities: npt.NDArray[np.float32]
+    """Of what was written, (n,); NaN where an image could not be read."""
+    errors: npt.NDArray[np.object_]
+    """Why, (n,); empty where it could be."""
+
+    def where(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Phrases":
+        """Some of the images."""
+        return Phrases(
+            self.keys[some], self.groups[some], self.splits[some], self.labels[some], self.written[some],
+            self.log_probabilities[some], self.errors[some],
+        )  # fmt: skip
+
+    def of(self, split: SplitName) -> "Phrases":
+        """The images of a split."""
+        return self.where(self.splits == SPLITS.index(split))
+
+    @property
+    def is_read(self) -> npt.NDArray[np.bool_]:
+        """Whether each image could be read, (n,)."""
+        return np.asarray(~np.isnan(self.log_probabilities))
+
+    @property
+    def is_right(self) -> npt.NDArray[np.bool_]:
+        """Whether each phrase is exactly the true one, (n,)."""
+        return np.asarray(self.labels == self.written, np.bool_)
+
+    @property
+    def decided(self) -> Decided:
+        """Right or not, as if that were the class: so exact match is an accuracy, and is compared as one."""
+        right = self.is_right.astype(np.int64)
+        return Decided(np.ones_like(right), right, numbered(self.groups), 2)
+
+
+def write_phrases(path: Path, found: Phrases) -> None:
+    """Write predictions.csv: no cell of text can begin a formula."""
+    columns = {
+        "key": texts(found.keys),
+        "group": texts(found.groups),
+        "split": pl.Series([SPLITS[number] for number in found.splits], dtype=pl.String),
+        "label": pl.Series([plain_text(text) for text in found.labels], dtype=pl.String),
+        "prediction": pl.Series([plain_text(text) for text in found.written], dtype=pl.String),
+        "log_probability": pl.Series(found.log_probabilities).fill_nan(None),
+        "error": pl.Series([plain_text(text) for text in found.errors], dtype=pl.String),
+    }
+    with atomic_file(path) as file:
+        pl.DataFrame(columns).write_csv(file)
+
+
+def read_phrases(path: Path) -> Phrases:
+    """Read predictions.csv back; phrases as they are written there.
+
+    Raises
+    ------
+    UserError
+        When it is missing or damaged.
+    """
+    try:
+        table = pl.read_csv(path, schema=_COLUMNS)
+        columns = {name: table[name].fill_null("").to_list() for name in _COLUMNS if name != "log_probability"}
+        splits = np.array([SPLITS.index(name) for name in columns["split"]], np.int64)
+        values = table["log_probability"].fill_null(np.nan).to_numpy().astype(np.float32)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: missing or damaged ({first}); run reduce again: python -m tlbatch.reduce RUN"
+        ) from None
+    labels, written, errors = (np.array(columns[name], np.object_) for name in ("label", "prediction", "error"))
+    keys, groups = exact_bytes(columns["key"]), exact_bytes(columns["group"])
+    return Phrases(keys, groups, splits, labels, written, values, errors)
+
+
+def summarise_phrases(
+    found: Phrases,
+    vocabulary: Vocabulary,
+    columns: Mapping[str, Sequence[str]],
+    *,
+    separator: str,
+    seed: int,
+) -> Scored:
+    """Scores of the test images that could be read; the accuracy is the share of phrases that are exactly right.
+
+    Parameters
+    ----------
+    columns
+        Values of columns of the labels file for each test image, readable or not.
+    separator
+        What stands between two tags.
+    """
+    every = found.of("test")
+    read = every.is_read
+    test = every.where(read)
+    decided = test.decided
+    truth, written = ([split_phrase(one, separator) for one in some] for some in (test.labels, test.written))
+    tags = judge_tags(truth, written, decided.groups, vocabulary, seed=seed)
+    scores: dict[ScoreName, Estimate] = dict.fromkeys(SCORES, _NO_CLASSES)
+    scores |= {"accuracy": tags.exact_match, "macro_f1": tags.macro_f1}
+    return Scored(
+        metric="accuracy",
+        score=tags.exact_match.value,
+        n=len(test.keys),
+        num_groups=len(np.unique(test.groups)),
+        num_errors=int((~read).sum()),
+        scores=scores,
+        classes=(),
+        confusion=(),
+        questions=(),
+        tags=tags,
+        calibration=None,
+        thresholds=None,
+        deployed=None,
+        subgroups=tuple(_subgroups(decided, columns, read, seed=seed)),
+        external=(),
+    )
+
+
+def split_phrase(text: str, separator: str) -> list[str]:
+    """The tags of a phrase."""
+    return text.split(separator) if text else []
+
+
+def _subgroups(
+    decided: Decided, columns: Mapping[str, Sequence[str]], read: npt.NDArray[np.bool_], *, seed: int
+) -> list[Subgroup]:
+    return [
+        Subgroup(
+            column=column,
+            value=value,
+            n=int(some.sum()),
+            num_groups=len(np.unique(decided.groups[some])),
+            scores={"accuracy": judge(decided.where(some), seed=seed)["accuracy"]},
+        )
+        for column, values in columns.items()
+        for value, some in values_of(np.array(values, np.object_)[read])
+    ]

@@ -1,0 +1,68 @@
+"""From a run's merged phrases to their scores, its predictions.csv and its submission."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.data.loader import ImageSet
+from tlbatch.data.phrases import odd_phrases
+from tlbatch.data.sources import name_of
+from tlbatch.job.records import Best
+from tlbatch.job.report import Scored
+from tlbatch.report.parts import Part
+from tlbatch.report.phrases import Phrases, summarise_phrases, write_phrases
+from tlbatch.report.tags import Vocabulary
+from tlbatch.scoring import Scoring
+
+
+def write_scored_phrases(
+    scoring: Scoring, images: ImageSet, merged: Part, best: Best, causes: Sequence[str]
+) -> tuple[Phrases, Scored]:
+    """Write predictions.csv and submission.csv; the phrases, and their scores.
+
+    Parameters
+    ----------
+    causes
+        Why images were left out of the set.
+
+    Raises
+    ------
+    UserError
+        When a column does not fit.
+    """
+    job, manifest = scoring.record.job, scoring.manifest
+    index, separator = images.index, job.data.tag_separator
+    rows = index[merged.rows]
+    found = Phrases(
+        keys=rows["key"],
+        groups=rows["group"],
+        splits=rows["split"].astype(np.int64),
+        labels=_texts(rows["tags"], manifest.classes, separator),
+        written=_texts(merged.phrases, best.classes, separator),
+        log_probabilities=merged.grades,
+        errors=np.array([merged.errors.get(row, "") for row in merged.rows.tolist()], np.object_),
+    )
+    write_phrases(scoring.folder / "predictions.csv", found)
+    test = found.of("test")
+    names = [name_of(key.decode()) for key in test.keys]
+    scoring.write_submission(dict(zip(names, test.written.tolist(), strict=True)), _commonest(images, separator))
+    odd = odd_phrases(index, manifest, best.classes, best.max_tags, causes)
+    vocabulary = Vocabulary(manifest.classes, job.data.attributes_in(manifest.classes), odd, len(best.classes))
+    columns = scoring.columns(test.keys)
+    return found, summarise_phrases(found, vocabulary, columns, separator=separator, seed=job.seed)
+
+
+def _texts(phrases: npt.NDArray[np.integer], names: Sequence[str], separator: str) -> npt.NDArray[np.object_]:
+    """Phrases as texts, (n,)."""
+    different, of = np.unique(phrases, axis=0, return_inverse=True)
+    texts = np.array([separator.join(names[tag] for tag in row if tag >= 0) for row in different.tolist()], np.object_)
+    return np.asarray(texts[of.ravel()], np.object_)
+
+
+def _commonest(images: ImageSet, separator: str) -> str:
+    """The commonest phrase of the training images."""
+    phrases = Counter(map(tuple, images.tags("train").tolist()))
+    tags = max(sorted(phrases), key=lambda phrase: phrases[phrase])
+    return separator.join(images.manifest.classes[tag] for tag in tags if tag >= 0)
