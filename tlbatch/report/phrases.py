@@ -12,9 +12,8 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file, plain_text
 from tlbatch.job.records import SPLITS
 from tlbatch.job.report import SCORES, Estimate, Scored, ScoreName, Subgroup
-from tlbatch.job.section import SplitName
 from tlbatch.report.draws import numbered
-from tlbatch.report.predictions import exact_bytes, texts
+from tlbatch.report.predictions import Rows, exact_bytes, texts
 from tlbatch.report.summary import values_of
 from tlbatch.report.tables import Decided, judge
 from tlbatch.report.tags import Vocabulary, judge_tags
@@ -27,14 +26,13 @@ _NO_CLASSES = Estimate(value=None, undefined="phrases are no classes")
 
 
 @dataclass(frozen=True)
-class Phrases:
+class Phrases(Rows):
     """Images with their true phrase and the one that was written, each as one text."""
 
     keys: npt.NDArray[np.bytes_]
     """(n,), sorted within a split."""
     groups: npt.NDArray[np.bytes_]
     splits: npt.NDArray[np.int64]
-    """Numbers of `SPLITS`, (n,)."""
     labels: npt.NDArray[np.object_]
     written: npt.NDArray[np.object_]
     """Empty where an image could not be read."""
@@ -42,17 +40,6 @@ class Phrases:
     """Of what was written, (n,); NaN where an image could not be read."""
     errors: npt.NDArray[np.object_]
     """Why, (n,); empty where it could be."""
-
-    def where(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Phrases":
-        """Some of the images."""
-        return Phrases(
-            self.keys[some], self.groups[some], self.splits[some], self.labels[some], self.written[some],
-            self.log_probabilities[some], self.errors[some],
-        )  # fmt: skip
-
-    def of(self, split: SplitName) -> "Phrases":
-        """The images of a split."""
-        return self.where(self.splits == SPLITS.index(split))
 
     @property
     def is_read(self) -> npt.NDArray[np.bool_]:

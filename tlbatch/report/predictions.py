@@ -2,8 +2,9 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,22 @@ _FIXED = ("key", "group", "split", "label", "prediction")
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Rows:
+    """What has arrays with a row an image, of which ``splits`` has numbers of `SPLITS`."""
+
+    def where(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Self:
+        """Some of the images."""
+        columns = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: own[some] for name, own in columns.items() if isinstance(own, np.ndarray)})
+
+    def of(self, split: SplitName) -> Self:
+        """The images of a split."""
+        splits: npt.NDArray[np.int64] = vars(self)["splits"]
+        return self.where(splits == SPLITS.index(split))
+
+
+@dataclass(frozen=True)
+class Predictions(Rows):
     """Images with their truth and what was predicted."""
 
     classes: tuple[str, ...]
@@ -29,23 +45,11 @@ class Predictions:
     """(n,), sorted within a split."""
     groups: npt.NDArray[np.bytes_]
     splits: npt.NDArray[np.int64]
-    """Numbers of `SPLITS`, (n,)."""
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     """(n, num_classes); NaN where an image could not be read."""
     errors: npt.NDArray[np.object_]
     """Why, (n,); empty where it could be."""
-
-    def where(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Predictions":
-        """Some of the images."""
-        return Predictions(
-            self.classes, self.keys[some], self.groups[some], self.splits[some], self.labels[some],
-            self.probabilities[some], self.errors[some],
-        )  # fmt: skip
-
-    def of(self, split: SplitName) -> "Predictions":
-        """The images of a split."""
-        return self.where(self.splits == SPLITS.index(split))
 
     @property
     def is_read(self) -> npt.NDArray[np.bool_]:
