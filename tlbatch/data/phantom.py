@@ -1,6 +1,6 @@
-"""Draw a synthetic data set: fundus photographs that a grader has graded.
+"""Draw a synthetic data set: fundus photographs that a grader has graded, or photographs of garments with phrases.
 
-Nothing in it comes from a person. It is for trying and testing the whole chain without data, not for medicine.
+Nothing in it comes from a person or a shop. It is for trying and testing the whole chain without data, no more.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from PIL import Image
 
 from tlbatch.data.phantom_patients import plan_fundus
 from tlbatch.data.phantom_plan import Picture, Plan, require
+from tlbatch.data.phantom_products import plan_garments
 from tlbatch.job.files import DRAFT_LASTS_S, atomic_file, atomic_folder, remove_drafts, write_text
 from tlbatch.job.images import Phantom
 
@@ -64,11 +65,13 @@ def make_once(folder: Path, phantom: Phantom, *, workers: int) -> None:
             return
         remove_drafts(folder.parent, older_s=DRAFT_LASTS_S)
         plan = _plan(phantom)
-        log.info("drawing %d synthetic images in %s", len(plan.pictures), folder)
+        log.info("drawing %d synthetic images (%s) in %s", len(plan.pictures), phantom.kind, folder)
         make(folder, plan, workers=workers)
 
 
 def _plan(phantom: Phantom) -> Plan:
+    if phantom.kind == "garments":
+        return plan_garments(num_images=phantom.num_images, side=phantom.side, seed=phantom.seed)
     return plan_fundus(
         images_per_grade=phantom.images_per_grade,
         side=phantom.side,
@@ -99,9 +102,15 @@ def _write(picture: Picture, *, folder: Path, seed: int, side: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tlbatch.data.phantom", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; must not exist yet")
-    parser.add_argument("--images-per-grade", type=int, default=200, help="images of each label (default: 200)")
+    parser.add_argument(
+        "--kind", choices=("fundus", "garments"), default="fundus", help="what to draw (default: fundus)"
+    )
+    parser.add_argument("--images", type=int, default=2000, help="garments: images in all (default: 2000)")
+    parser.add_argument("--images-per-grade", type=int, default=200, help="fundus: images of each label (default: 200)")
     parser.add_argument("--side", type=int, default=384, help="height and width in pixels (default: 384)")
-    parser.add_argument("--grader-noise", type=float, default=0.1, help="share of labels one off (default: 0.1)")
+    parser.add_argument(
+        "--grader-noise", type=float, default=0.1, help="fundus: share of labels one off (default: 0.1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws others (default: 0)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw (default: 1)")
     return parser
@@ -112,12 +121,15 @@ def main() -> None:
     parser = _parser()
     given = parser.parse_args()
     try:
-        plan = plan_fundus(
-            images_per_grade=given.images_per_grade,
-            side=given.side,
-            grader_noise=given.grader_noise,
-            seed=given.seed,
-        )
+        if given.kind == "garments":
+            plan = plan_garments(num_images=given.images, side=given.side, seed=given.seed)
+        else:
+            plan = plan_fundus(
+                images_per_grade=given.images_per_grade,
+                side=given.side,
+                grader_noise=given.grader_noise,
+                seed=given.seed,
+            )
         make(given.folder, plan, workers=given.workers)
     except (FileExistsError, ValueError) as error:
         parser.error(str(error))
