@@ -81,7 +81,8 @@ def _sleeve(fit: Fit, size: float, angle: float, bend: float, *, wide: bool) -> 
     t = np.linspace(0, 1, 12)
     elbow = 1 / (1 + np.exp(-14 * (t * size - 0.55)))
     steps = np.exp(1j * (np.pi / 2 - angle + bend * elbow)) * size / t.size
-    axis = complex(fit.shoulder * 0.74, 0.25) + np.cumsum(steps)
+    # It begins below the body's cloth, so that no gap shows at the shoulder.
+    axis = complex(fit.shoulder * 0.74, 0.25) + np.cumsum(steps) - steps[0] * (1 + 0.07 * t.size / size)
     outline = ribbons(axis[None, :], 0.4 if wide else 0.35, taper=0.42 if size > 1 else 0.12)[0]
     return outline, complex(steps[0] / abs(steps[0])) / 1j
 
