@@ -230,8 +230,8 @@ def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
 
 
 def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
-    """What a perfect reader of synthetic test images would score against the noisy labels."""
-    if job.data.source != "phantom":
+    """What a perfect reader of synthetic fundus photographs for the test would score against the noisy labels."""
+    if job.data.source != "phantom" or job.data.phantom.kind != "fundus":
         return ()
     from tlbatch.report.metrics import score  # noqa: PLC0415 (scikit-learn takes seconds to import)
 

@@ -22,7 +22,7 @@ _SETTLE_S = 30.0
 _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-_SYNTHETIC = "synthetic images: the scores say that the software works, nothing about patients"
+_SYNTHETIC = "synthetic images: the scores say that the software works, nothing about real ones"
 
 
 class Bar:

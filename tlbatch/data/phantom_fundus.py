@@ -10,7 +10,6 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
-from PIL import Image
 
 from tlbatch.data.phantom_lesions import BURDENS, add_lesions, vein_beading
 from tlbatch.data.phantom_paint import (
@@ -20,7 +19,6 @@ from tlbatch.data.phantom_paint import (
     Range,
     absorb,
     blobs,
-    blurred,
     cover,
     enlarge,
     grow,
@@ -29,11 +27,12 @@ from tlbatch.data.phantom_paint import (
     mask_of,
     ribbons,
     scatter,
+    sensed,
+    stream,
 )
+from tlbatch.data.phantom_plan import MIN_SIDE, require
 
 EyeSide = Literal["left", "right"]
-
-MIN_SIDE: Final = 64
 
 _VESSEL: Final = (0.36, 0.66, 0.52)
 _PIGMENT: Final = (0.42, 0.46, 0.40)
@@ -82,8 +81,7 @@ def draw(seed: int, patient: int, eye_side: EyeSide, *, grade: int, side: int) -
     """
     if grade not in range(len(BURDENS)):
         raise ValueError(f"grade must be 0 to {len(BURDENS) - 1} (got {grade})")
-    if side < MIN_SIDE:
-        raise ValueError(f"side must be at least {MIN_SIDE} pixels (got {side})")
+    require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
     traits = _traits(stream(seed, patient))
     # A stream for each layer: a lesion more must not move a vessel or change the sensor's noise.
     anatomy, specks, lesions, camera = (stream(seed, patient, int(eye_side == "right"), layer) for layer in range(4))
@@ -95,11 +93,6 @@ def draw(seed: int, patient: int, eye_side: EyeSide, *, grade: int, side: int) -
     add_lesions(planes, lesions, eye, burden)
     image = _photograph(planes, camera, traits, eye)
     return image if eye_side == "right" else np.ascontiguousarray(image[:, ::-1])
-
-
-def stream(seed: int, *key: int) -> Generator:
-    """Random numbers of each key's own, whoever asks and in whatever order."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def _traits(rng: Generator) -> Patient:
@@ -213,13 +206,4 @@ def _photograph(planes: Plane, rng: Generator, traits: Patient, eye: Eye) -> npt
     blur_px = traits.blur * rng.uniform(0.8, 1.3) * eye.radius_px
     grain = np.float32(255 * traits.noise) * rng.standard_normal((eye.side, eye.side), dtype=np.float32)
     stop = mask_of(eye, [(np.exp(2j * np.pi * np.arange(180) / 180)[None, :], 1.0)])
-    return np.stack([_bytes((_defocus(plane, blur_px) + grain) * stop) for plane in planes], axis=-1)
-
-
-def _defocus(plane: Plane, blur_px: float) -> Plane:
-    return np.asarray(blurred(Image.fromarray(_bytes(255 * plane)), blur_px), dtype=np.float32)
-
-
-def _bytes(values: Plane) -> npt.NDArray[np.uint8]:
-    rounded: npt.NDArray[np.uint8] = np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
-    return rounded
+    return sensed(planes, blur_px=blur_px, grain=grain, stop=stop)

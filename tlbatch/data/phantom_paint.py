@@ -1,7 +1,7 @@
-"""What a synthetic fundus photograph is painted with: where an eye lies in its image, outlines, and ink.
+"""What synthetic images are painted with: where things lie in an image, outlines, ink, and the camera.
 
-Geometry is complex numbers in *field units*: the centre of the round field of view is 0, its radius 1, +x points to
-the nose and +y down. Every eye is drawn as a right eye.
+Geometry is complex numbers in *field units*: the centre of the field of view is 0, its radius 1, +x points to the right
+(in an eye to the nose: every eye is drawn as a right eye) and +y down.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,8 @@ Colour = tuple[float, float, float]
 Shapes = tuple[Points, float]
 """Outlines of shape (outlines, corners), and the ink from 0 to 1 that fills them."""
 
+SHADOW: Final[Colour] = (0.62, 0.60, 0.56)
+"""What a soft shadow takes from the light."""
 _OVERSAMPLING: Final = 2
 _COARSE: Final = 64
 _CORNERS: Final = 14
@@ -29,41 +31,52 @@ _STEPS: Final = 24
 
 
 @dataclass(frozen=True)
-class Eye:
-    """Where things lie in one eye, and where its round field lies in the square image."""
+class Frame:
+    """Where the field lies in the square image."""
 
     side: int
     radius_px: float
     turn: complex
-    disc: complex
-    disc_radius: float
-    fovea: complex
 
     def pixels(self, points: Points) -> Reals:
         """Corners of shape (..., 2) in pixels of the oversampled canvas."""
         z = (points * self.turn * self.radius_px + complex(1, 1) * self.side / 2) * _OVERSAMPLING
         return np.stack([z.real, z.imag], axis=-1)
 
-    def grid(self) -> Points:
-        """Places of the cells of a coarse raster over the image, for what varies slowly."""
-        axis = ((np.arange(_COARSE) + 0.5) / _COARSE - 0.5) * self.side / self.radius_px
+    def grid(self, cells: int = _COARSE) -> Points:
+        """Places of the cells of a raster over the image, by default a coarse one for what varies slowly."""
+        axis = ((np.arange(cells) + 0.5) / cells - 0.5) * self.side / self.radius_px
         return (axis[None, :] + 1j * axis[:, None]) / self.turn
 
 
-def mask_of(eye: Eye, shapes: Sequence[Shapes], *, blur: float = 0.0) -> Plane:
+@dataclass(frozen=True)
+class Eye(Frame):
+    """Where things lie in one eye, too."""
+
+    disc: complex
+    disc_radius: float
+    fovea: complex
+
+
+def stream(seed: int, *key: int) -> Generator:
+    """Random numbers of each key's own, whoever asks and in whatever order."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def mask_of(frame: Frame, shapes: Sequence[Shapes], *, blur: float = 0.0) -> Plane:
     """Ink of shape (side, side) from 0 to 1, where later shapes cover earlier ones."""
     if not any(outlines.size for outlines, _ in shapes):
-        return np.zeros((eye.side, eye.side), dtype=np.float32)
-    canvas = Image.new("L", (eye.side * _OVERSAMPLING,) * 2)
+        return np.zeros((frame.side, frame.side), dtype=np.float32)
+    canvas = Image.new("L", (frame.side * _OVERSAMPLING,) * 2)
     pen = ImageDraw.Draw(canvas)
     for outlines, ink in shapes:
-        for corners in eye.pixels(outlines):
+        for corners in frame.pixels(outlines):
             pen.polygon(corners.ravel().tolist(), fill=round(255 * ink))
     if not blur:
         return _shares(canvas.reduce(_OVERSAMPLING))
     # What is blurred anyway is blurred at half the size, in a quarter of the time.
-    small = blurred(canvas.reduce(2 * _OVERSAMPLING), blur * eye.radius_px / 2)
-    return _shares(small.resize((eye.side,) * 2, Image.Resampling.BILINEAR))
+    small = blurred(canvas.reduce(2 * _OVERSAMPLING), blur * frame.radius_px / 2)
+    return _shares(small.resize((frame.side,) * 2, Image.Resampling.BILINEAR))
 
 
 def blurred(image: Image.Image, sigma_px: float) -> Image.Image:
@@ -81,8 +94,8 @@ def absorb(planes: Plane, mask: Plane, strength: Colour) -> None:
         planes[channel] *= 1 - np.float32(share) * mask
 
 
-def cover(planes: Plane, mask: Plane, colour: Colour) -> None:
-    """Lay a colour over three planes, in place, as thickly as ``mask`` has ink."""
+def cover(planes: Plane, mask: Plane, colour: Colour | Plane) -> None:
+    """Lay a colour, or three planes of them, over three planes, in place, as thickly as ``mask`` has ink."""
     for channel, value in enumerate(colour):
         planes[channel] += (np.float32(value) - planes[channel]) * mask
 
@@ -123,11 +136,11 @@ def grow(rng: Generator, starts: Points, headings: Reals, lengths: Reals, bends:
     return curves
 
 
-def ribbons(curves: Points, width: float, *, beading: float = 0.0) -> Points:
-    """Outlines of vessels that taper to two fifths; beading swells them like a string of sausages."""
+def ribbons(curves: Points, width: float, *, beading: float = 0.0, taper: float = 0.6) -> Points:
+    """Outlines of curves that taper by a share; beading swells them like a string of sausages."""
     along = np.gradient(curves, axis=1)
     t = np.linspace(0, 1, curves.shape[1])
-    half = width / 2 * (1 - 0.6 * t) * (1 + beading * np.sin(44 * t))
+    half = width / 2 * (1 - taper * t) * (1 + beading * np.sin(44 * t))
     across = 1j * along / np.abs(along) * half
     return np.concatenate([curves + across, (curves - across)[:, ::-1]], axis=1)
 
@@ -146,3 +159,28 @@ def heap_around(rng: Generator, centre: complex, num: int, *, spread: float) -> 
     east, south = rng.normal(0, spread / 2, (2, num))
     places: Points = centre + east + 1j * south
     return places
+
+
+def sensed(planes: Plane, *, blur_px: float, grain: Plane, stop: Plane | None = None) -> npt.NDArray[np.uint8]:
+    """What a camera makes of three planes from 0 to 1: uint8 of shape (side, side, 3).
+
+    Parameters
+    ----------
+    blur_px
+        Standard deviation of the defocus.
+    grain
+        What the sensor adds to each pixel, of 255.
+    stop
+        From 0, where no light comes, to 1.
+    """
+    lit = [_defocused(plane, blur_px) + grain for plane in planes]
+    return np.stack([_bytes(plane if stop is None else plane * stop) for plane in lit], axis=-1)
+
+
+def _defocused(plane: Plane, blur_px: float) -> Plane:
+    return np.asarray(blurred(Image.fromarray(_bytes(255 * plane)), blur_px), dtype=np.float32)
+
+
+def _bytes(values: Plane) -> npt.NDArray[np.uint8]:
+    rounded: npt.NDArray[np.uint8] = np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
+    return rounded

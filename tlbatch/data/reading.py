@@ -26,6 +26,8 @@ def read_images(job: Job, *, workers: int) -> Source:
     if data.source == "phantom":
         drawn = phantom_folder(job)
         make_once(drawn, data.phantom, workers=workers)
+        if data.phantom.kind == "garments":
+            return read_source(data, drawn / "images", drawn / "garments.csv")
         return read_source(data, drawn / "train", drawn / "trainLabels.csv")
     images = data.images or staged_folder(job)
     if data.urls:

@@ -62,16 +62,21 @@ class Split(Section):
 
 
 class Phantom(Section):
-    """The synthetic fundus photographs of ``data.source = "phantom"``."""
+    """The synthetic images of ``data.source = "phantom"``."""
 
+    kind: Literal["fundus", "garments"] = "fundus"
+    """fundus: photographs of eyes, whose level is a grade; garments: clothes, with columns phrase, type, colour,
+    pattern, sleeve and length, of which data.label_column names one."""
     images_per_grade: Annotated[int, Field(ge=2)] = 200
-    """Images of each of the five grades."""
+    """Images of each of the five grades (fundus)."""
+    num_images: Annotated[int, Field(ge=2)] = 2000
+    """Images in all (garments)."""
     side: Annotated[int, Field(ge=64, le=4096)] = 384
     """Height and width in pixels."""
     grader_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Probability that the label is one grade off the drawn one."""
+    """Probability that the label is one grade off the drawn one (fundus)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Another seed draws other eyes."""
+    """Another seed draws other images."""
 
 
 class Data(Section):

@@ -176,7 +176,7 @@ def _markdown(groups: Sequence[Sequence[Entry]], tables: Sequence[pd.DataFrame])
         lines += [
             f"## {metric} on {first.n} test images (`{first.test_digest[:12]}`)",
             "",
-            *(["Synthetic images: the scores say nothing about patients.", ""] if first.synthetic else []),
+            *(["Synthetic images: the scores say nothing about real ones.", ""] if first.synthetic else []),
             f"| rank | run | {metric} | 95 % interval | behind the leader | 95 % interval, paired |",
             "|---:|---|---:|---|---:|---|",
         ]

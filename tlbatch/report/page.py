@@ -160,7 +160,7 @@ def warnings_of(report: Report) -> list[tuple[str, str]]:
             f"The audit found a leak: an equal or nearly equal image, or one of the same group, is {'; '.join(leaks)}.",
         ))  # fmt: skip
     if report.synthetic:
-        found.append(("Synthetic images", "The images are computed: the scores say nothing about patients."))
+        found.append(("Synthetic images", "The images are computed: the scores say nothing about real ones."))
     if report.num_errors:
         found.append((
             "Unreadable test images",

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tlbatch.data import phantom
-from tlbatch.data.phantom import draw, make, make_once, photographs
+from tlbatch.data import phantom, phantom_patients
+from tlbatch.data.phantom import make, make_once
+from tlbatch.data.phantom_fundus import draw
+from tlbatch.data.phantom_patients import photographs, plan_fundus
 from tlbatch.job.images import Phantom
 
 
-def _make(folder: Path, **changes: Any) -> Path:
-    make(folder, **({"images_per_grade": 3, "side": 64, "grader_noise": 0.1, "seed": 5} | changes))
+def _make(folder: Path, *, workers: int = 1, **changes: Any) -> Path:
+    plan = plan_fundus(**({"images_per_grade": 3, "side": 64, "grader_noise": 0.1, "seed": 5} | changes))
+    make(folder, plan, workers=workers)
     return folder
 
 
@@ -148,7 +151,7 @@ def test_nothing_is_left_when_drawing_fails_midway(tmp_path: Path, monkeypatch: 
             raise MemoryError
         return draw(seed, patient, *eye_side, **options)
 
-    monkeypatch.setattr(phantom, "draw", fail_at_patient_3)
+    monkeypatch.setattr(phantom_patients, "draw", fail_at_patient_3)
     with pytest.raises(MemoryError):
         _make(tmp_path / "made")
     assert not list(tmp_path.iterdir())

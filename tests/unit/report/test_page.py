@@ -197,7 +197,7 @@ def test_a_leak_and_synthetic_images_are_said_before_anything_else(tmp_path: Pat
     words = Page(page(tmp_path, sample.shown(report))).words
     before = words[: words.index("All scores on the test images")]
     assert "The scores are not to be trusted. The audit found a leak: " in before
-    assert "the scores say nothing about patients" in before
+    assert "the scores say nothing about real ones" in before
     assert "is in training for 3 images of test." in before
     assert "Unreadable" not in before
 
