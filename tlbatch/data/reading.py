@@ -3,7 +3,7 @@
 import logging
 
 from tlbatch.data.listing import read_source
-from tlbatch.data.phantom import make_once
+from tlbatch.data.phantom.writing import make_once
 from tlbatch.data.sources import Source
 from tlbatch.data.staging import stage_urls
 from tlbatch.job.config import Job

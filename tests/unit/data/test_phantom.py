@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tlbatch.data import phantom, phantom_patients
-from tlbatch.data.phantom import make, make_once
-from tlbatch.data.phantom_fundus import draw
-from tlbatch.data.phantom_patients import photographs, plan_fundus
+from tlbatch.data.phantom import patients
+from tlbatch.data.phantom.__main__ import main
+from tlbatch.data.phantom.fundus import draw
+from tlbatch.data.phantom.patients import photographs, plan_fundus
+from tlbatch.data.phantom.writing import make, make_once
 from tlbatch.job.images import Phantom
 
 
@@ -151,7 +152,7 @@ def test_nothing_is_left_when_drawing_fails_midway(tmp_path: Path, monkeypatch: 
             raise MemoryError
         return draw(seed, patient, *eye_side, **options)
 
-    monkeypatch.setattr(phantom_patients, "draw", fail_at_patient_3)
+    monkeypatch.setattr(patients, "draw", fail_at_patient_3)
     with pytest.raises(MemoryError):
         _make(tmp_path / "made")
     assert not list(tmp_path.iterdir())
@@ -170,8 +171,8 @@ def test_the_command_writes_the_folder_and_refuses_it_the_second_time(
 ) -> None:
     words = [str(tmp_path / "made"), "--images-per-grade", "1", "--side", "64", "--seed", "5", "--grader-noise", "0"]
     monkeypatch.setattr("sys.argv", ["phantom", *words])
-    phantom.main()
+    main()
     assert _levels(tmp_path / "made" / "trainLabels.csv") == _levels(tmp_path / "made" / "truth.csv")
     with pytest.raises(SystemExit):
-        phantom.main()
+        main()
     assert "exists already" in capsys.readouterr().err

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from tlbatch import shard
-from tlbatch.data import phantom
-from tlbatch.data.phantom import make
-from tlbatch.data.phantom_garments import draw
-from tlbatch.data.phantom_phrases import ATTRIBUTES, LENGTHS_OF, SLEEVES_OF, Garment, phrase
-from tlbatch.data.phantom_products import photographs, plan_garments
+from tlbatch.data.phantom.__main__ import main
+from tlbatch.data.phantom.garments import draw
+from tlbatch.data.phantom.phrases import ATTRIBUTES, LENGTHS_OF, SLEEVES_OF, Garment, phrase
+from tlbatch.data.phantom.products import photographs, plan_garments
+from tlbatch.data.phantom.writing import make
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
@@ -275,10 +275,10 @@ def test_the_command_writes_garments_and_refuses_the_folder_the_second_time(
 ) -> None:
     words = [str(tmp_path / "made"), "--kind", "garments", "--images", "5", "--side", "64", "--seed", "5"]
     monkeypatch.setattr("sys.argv", ["phantom", *words])
-    phantom.main()
+    main()
     assert _files(tmp_path / "made") == _files(_make(tmp_path / "other", num_images=5))
     with pytest.raises(SystemExit):
-        phantom.main()
+        main()
     assert "exists already" in capsys.readouterr().err
 
 

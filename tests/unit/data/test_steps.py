@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tlbatch.data.decode import Rgb, UnreadableImageError
-from tlbatch.data.phantom_fundus import draw
+from tlbatch.data.phantom.fundus import draw
 from tlbatch.data.steps import apply_steps, clahe, fundus_crop, local_average
 from tlbatch.job.images import StepName
 

@@ -1,4 +1,4 @@
-"""The shapes of synthetic garments by type, in the garment units of `tlbatch.data.phantom_sewing`."""
+"""The shapes of synthetic garments by type, in the garment units of `tlbatch.data.phantom.sewing`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from tlbatch.data.phantom_paint import Points, ribbons
-from tlbatch.data.phantom_sewing import (
+from tlbatch.data.phantom.paint import Points, ribbons
+from tlbatch.data.phantom.sewing import (
     Fit,
     Silhouette,
     Sleeves,

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
-from tlbatch.data.phantom_fabric import Fabric, Threads, fabric, lay_cloth
-from tlbatch.data.phantom_paint import (
+from tlbatch.data.phantom.fabric import Fabric, Threads, fabric, lay_cloth
+from tlbatch.data.phantom.paint import (
     SHADOW,
     Frame,
     Plane,
@@ -24,11 +24,11 @@ from tlbatch.data.phantom_paint import (
     sensed,
     stream,
 )
-from tlbatch.data.phantom_phrases import Garment, check_garment
-from tlbatch.data.phantom_plan import MIN_SIDE, require
-from tlbatch.data.phantom_room import draw_room, lay_over
-from tlbatch.data.phantom_sewing import Silhouette, fit_of
-from tlbatch.data.phantom_shapes import reach, silhouette
+from tlbatch.data.phantom.phrases import Garment, check_garment
+from tlbatch.data.phantom.plan import MIN_SIDE, require
+from tlbatch.data.phantom.room import draw_room, lay_over
+from tlbatch.data.phantom.sewing import Silhouette, fit_of
+from tlbatch.data.phantom.shapes import reach, silhouette
 
 _LINING: Final = 0.45
 """How bright the inside of a garment is, whose colour is the opposite of its cloth's."""

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 
-from tlbatch.data.phantom_paint import (
+from tlbatch.data.phantom.paint import (
     Eye,
     Plane,
     Points,

@@ -1,7 +1,7 @@
 """One synthetic fundus photograph: the eye, what is wrong with it, and the camera.
 
 The order of the layers is the order of the light: retina, vessels, lesions, lens, sensor. Geometry is that of
-`tlbatch.data.phantom_paint`: every eye is drawn as a right eye, and a left eye is mirrored at the end.
+`tlbatch.data.phantom.paint`: every eye is drawn as a right eye, and a left eye is mirrored at the end.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
-from tlbatch.data.phantom_lesions import BURDENS, add_lesions, vein_beading
-from tlbatch.data.phantom_paint import (
+from tlbatch.data.phantom.lesions import BURDENS, add_lesions, vein_beading
+from tlbatch.data.phantom.paint import (
     Eye,
     Plane,
     Points,
@@ -30,7 +30,7 @@ from tlbatch.data.phantom_paint import (
     sensed,
     stream,
 )
-from tlbatch.data.phantom_plan import MIN_SIDE, require
+from tlbatch.data.phantom.plan import MIN_SIDE, require
 
 EyeSide = Literal["left", "right"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from tlbatch.data.phantom_paint import Points, ribbons
+from tlbatch.data.phantom.paint import Points, ribbons
 
 Sleeves = tuple[tuple[Points, complex], ...]
 """Outlines, and where the threads run."""

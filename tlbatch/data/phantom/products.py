@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
-from tlbatch.data.phantom_garments import draw
-from tlbatch.data.phantom_paint import stream
-from tlbatch.data.phantom_phrases import ATTRIBUTES, LENGTHS_OF, SLEEVES_OF, Garment, phrase
-from tlbatch.data.phantom_plan import MIN_SIDE, Plan, require, table
+from tlbatch.data.phantom.garments import draw
+from tlbatch.data.phantom.paint import stream
+from tlbatch.data.phantom.phrases import ATTRIBUTES, LENGTHS_OF, SLEEVES_OF, Garment, phrase
+from tlbatch.data.phantom.plan import MIN_SIDE, Plan, require, table
 
 MIN_IMAGES: Final = 2
 _MOST_PHOTOGRAPHS: Final = 3
@@ -49,7 +49,7 @@ garments.csv  image, phrase, and what is true of the garment: type, colour, patt
 images/       PRODUCT_NUMBER.jpeg; each says in its JPEG comment that it is synthetic
 
 A garment has one to {most} photographs that share its cut and cloth: split by product. The words of a phrase stand in
-an order that depends on the garment, and what goes without saying is not said: see tlbatch/data/phantom_phrases.py.
+an order that depends on the garment, and what goes without saying is not said: see tlbatch/data/phantom/phrases.py.
 """
 
 

@@ -5,9 +5,9 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 
-from tlbatch.data.phantom_fabric import fabric, lay_cloth, turned_threads, woven
-from tlbatch.data.phantom_paint import SHADOW, Frame, Plane, Points, Range, absorb, blobs, cover, enlarge, mask_of
-from tlbatch.data.phantom_phrases import ATTRIBUTES
+from tlbatch.data.phantom.fabric import fabric, lay_cloth, turned_threads, woven
+from tlbatch.data.phantom.paint import SHADOW, Frame, Plane, Points, Range, absorb, blobs, cover, enlarge, mask_of
+from tlbatch.data.phantom.phrases import ATTRIBUTES
 
 _NAP: Final = 96
 """Cells of a texture in each direction, so that a larger image shows the same room."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
-from tlbatch.data.phantom_paint import Colour, Frame, Plane, Range
+from tlbatch.data.phantom.paint import Colour, Frame, Plane, Range
 
 Threads = npt.NDArray[np.complexfloating]
 Distances = npt.NDArray[np.floating]

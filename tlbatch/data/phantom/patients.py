@@ -1,6 +1,6 @@
 """Which synthetic fundus photographs there are, in the layout of Kaggle's Diabetic Retinopathy Detection (2015).
 
-Nothing in it comes from a person: the pictures are drawn by `tlbatch.data.phantom_fundus`, and the labels are those of
+Nothing in it comes from a person: the pictures are drawn by `tlbatch.data.phantom.fundus`, and the labels are those of
 a grader whose errors are of a known size.
 """
 
@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tlbatch.data.phantom_fundus import EyeSide, draw
-from tlbatch.data.phantom_lesions import BURDENS
-from tlbatch.data.phantom_paint import stream
-from tlbatch.data.phantom_plan import MIN_SIDE, Plan, require, table
+from tlbatch.data.phantom.fundus import EyeSide, draw
+from tlbatch.data.phantom.lesions import BURDENS
+from tlbatch.data.phantom.paint import stream
+from tlbatch.data.phantom.plan import MIN_SIDE, Plan, require, table
 
 _NUM_GRADES: Final = len(BURDENS)
 _EYE_SIDES: Final[tuple[EyeSide, EyeSide]] = ("left", "right")
