@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.data.activations import open_stores, view_keys
-from tlbatch.data.loader import open_set
+from tlbatch.data.loader import labels_of, open_set
 from tlbatch.data.sources import name_of
 from tlbatch.job.cli import finished, leave_with
 from tlbatch.job.errors import UserError
@@ -55,7 +55,7 @@ def read_vectors(paths: RunPaths, *, phase: int) -> Table:
         chosen.append(rows)
     every = index[np.concatenate(chosen)]
     names = [name_of(key.decode()) for key in every["key"]]
-    return np.concatenate(vectors), every["label"].astype(np.int64), names, [SPLITS[code] for code in every["split"]]
+    return np.concatenate(vectors), labels_of(every).numpy(), names, [SPLITS[code] for code in every["split"]]
 
 
 def write_vectors(folder: Path, table: Table, *, text: bool) -> None:
@@ -67,7 +67,8 @@ def write_vectors(folder: Path, table: Table, *, text: bool) -> None:
         return
     with atomic_file(folder / "images-X.txt") as file:
         file.writelines(_lines(vectors))
-    for letter, column in (("y", classes.tolist()), ("f", names), ("s", splits)):
+    labels = [",".join(map(str, row)) for row in classes.reshape(len(classes), -1).tolist()]
+    for letter, column in (("y", labels), ("f", names), ("s", splits)):
         write_text(folder / f"images-{letter}.txt", "".join(f"{value}\n" for value in column))
 
 
