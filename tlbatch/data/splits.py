@@ -30,7 +30,8 @@ GIVEN_NAMES: dict[str, SplitName] = {
 
 
 def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
-    """``data.per_class`` images of each label, those whose keys hash lowest; all, where it is 0.
+    """``data.per_class`` images of each label, those whose keys hash lowest; all, where it is 0, and of other splits than
+    training, where it is of that alone.
 
     Raises
     ------
@@ -40,9 +41,10 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
     if not data.per_class:
         return list(images)
     of_label: dict[str, list[Labelled]] = defaultdict(list)
-    for image in images:
-        of_label[image.label].append(image)
     drawn: list[Labelled] = []
+    counted = [data.per_class_of == "all" or name == "train" for name in _names_given(images, data)]
+    for image, counts in zip(images, counted, strict=True):
+        (of_label[image.label] if counts else drawn).append(image)
     for label, some in of_label.items():
         if len(some) < data.per_class:
             raise UserError(
@@ -165,8 +167,7 @@ def _strata(images: Sequence[Labelled], data: Data) -> tuple[npt.NDArray[np.int6
 def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> npt.NDArray[np.int64]:
     """What the source says; where it has no validation images, ``split.val`` of the training groups, stratified."""
     split = data.split
-    names = _listed(images, split.files) if split.files else (_named(image.part, split) for image in images)
-    found = _numbers(names)
+    found = _numbers(_names_given(images, data))
     if not (found == SPLITS.index("test")).any():
         raise UserError(
             "data.split: the source has no test images; say what it calls them, e.g. data.split.names={valid='test'}"
@@ -178,6 +179,14 @@ def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> n
     shares = split.model_copy(update={"test": 0.0, "folds": 0})
     found[train] = _split(groups, shares, known)[groups.codes]
     return found
+
+
+def _names_given(images: Sequence[Labelled], data: Data) -> Sequence[SplitName]:
+    """What the source calls the split of each image; training, where no splits are given."""
+    split = data.split
+    if split.method != "given":
+        return ["train"] * len(images)
+    return _listed(images, split.files) if split.files else [_named(image.part, split) for image in images]
 
 
 def _named(part: str, split: Split) -> SplitName:

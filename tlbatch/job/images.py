@@ -110,6 +110,8 @@ class Data(Section):
     image is its own group."""
     per_class: Annotated[int, Field(ge=0)] = 0
     """Images drawn of each class; 0: all."""
+    per_class_of: Literal["all", "train"] = "all"
+    """train: with given splits, so many of the training images, and all of the others."""
     per_class_seed: Annotated[int, Field(ge=0)] = 0
     """Another seed draws others."""
     resize: Annotated[int, Field(ge=0, le=16384)] = 256
@@ -206,6 +208,8 @@ class Data(Section):
             raise ValueError("audit: resolve would change the split of a published system; set it to warn")
         if self.source == "tars" and self.steps:
             raise ValueError("steps: tars are indexed where they lie and never changed; leave it empty")
+        if self.per_class_of == "train" and (self.split.method != "given" or not self.per_class):
+            raise ValueError("per_class_of = train goes with split.method = given and per_class; leave it out")
         if self.resize == 0 and self.steps:
             raise ValueError("steps: resize = 0 keeps the files untouched; set resize, or leave steps empty")
         return self

@@ -151,6 +151,19 @@ def test_a_sample_takes_the_same_images_of_each_class_whatever_else_there_is() -
         draw_sample(some, data_of({}, per_class=200))
 
 
+def test_a_sample_of_the_training_images_leaves_the_others_whole() -> None:
+    some = labelled([(f"a{number}", str(number % 2)) for number in range(40)], "train")
+    some += labelled([(f"b{number}", str(number % 2)) for number in range(30)], "t10k")
+    data = data_of({"method": "given", "val": 0}, per_class=5, per_class_of="train")
+    drawn = draw_sample(some, data)
+    assert Counter((image.part, image.label) for image in drawn) == {
+        ("train", "0"): 5, ("train", "1"): 5, ("t10k", "0"): 15, ("t10k", "1"): 15,
+    }  # fmt: skip
+    assert drawn == sorted(drawn, key=lambda image: image.key)
+    with pytest.raises(ValueError, match=r"per_class_of = train goes with split\.method = given"):
+        data_of({}, per_class=5, per_class_of="train")
+
+
 def grades() -> list[Labelled]:
     return labelled([(f"g{number}", str(number % 5)) for number in range(1000)])
 
