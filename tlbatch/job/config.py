@@ -167,7 +167,8 @@ class Job(Section):
     """Which class is chosen; expected-grade: for ordered classes, the mean of the grades under their probabilities, cut
     at thresholds that are fitted as those of a regression."""
     recipes: Mapping[str, dict[str, Any]] = {}
-    """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own on the same images."""
+    """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own; one that holds
+    recipes itself, say those of one set of images, lends them its keys."""
     sweep: Mapping[str, Any] = {}
     """Lists of values for keys, e.g. { seed = [0, 1], phase.0.optimizer.lr = [1e-3, 1e-2] }: every combination is a run
     of its own."""
