@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 import sample_report as sample
 
 from tlbatch.job.report import Estimate
-from tlbatch.report.page import write_comparison, write_page
+from tlbatch.report.domains import Domain, write_comparison
+from tlbatch.report.page import write_page
 
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -103,7 +104,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     worse = Estimate(value=-0.05, low=-0.09, high=-0.01)
     pairs = [(reports[0].run, sample.comparison(other="third")),
              (reports[1].run, sample.comparison(other="third", verdict="worse", difference=worse))]  # fmt: skip
-    write_comparison(folder / "comparison.html", reports, pairs)
+    write_comparison(folder / "comparison.html", [Domain(reports, pairs)])
     return folder
 
 
