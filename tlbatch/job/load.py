@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import date, time
@@ -122,7 +123,8 @@ def _of_sweep(line: str, swept: Tree) -> str | None:
     where, _, what = line.partition(": ")
     if any(f"{where}.".startswith(f"{key}.") for key in swept):
         return f"sweep.{line}"
-    within = [key for key in swept if key.startswith(f"{where}.")]
+    names = re.findall(r"\w+", what)
+    within = [key for key in swept if key.startswith(f"{where}.") and key.rpartition(".")[2] in names]
     return f"sweep.{within[0]}: {what}" if within else None
 
 

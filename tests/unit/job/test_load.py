@@ -152,6 +152,12 @@ def test_a_recipe_lends_its_keys_and_its_sweep_to_those_it_holds(small: Path, tm
     assert [job.metric for job in jobs] == ["quadratic_kappa"] * 4 + ["accuracy"] * 2
     assert [job.head.widths for job in jobs[2:]] == [(8,), (8,), (), (9,)]
     assert {job.seed for job in jobs} == {7}
+    with pytest.raises(UserError) as error:
+        load_jobs([small, more], ["recipes.eyes.data.source=csv"])
+    assert str(error.value).splitlines() == [
+        f"recipes.eyes.recipes.{name}.data: labels is required with source csv, e.g. data.labels=PATH"
+        for name in ("plain", "wide")
+    ]
     with pytest.raises(
         UserError, match=r"^recipes: two of them make a run both-eyes-wide-fold0; name them differently$"
     ):
