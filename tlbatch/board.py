@@ -21,14 +21,16 @@ _MOST_COMPARED = 20
 
 def show_end(runs: Sequence[Run]) -> None:
     """Put the folds of a job together where all are there, print what is then to compare, and have it compared."""
-    whole = {sets[0][1]: _put_together(sets) for sets in _whole_sets(runs)}
-    in_sets = {paths for sets in _whole_sets(runs) if whole[sets[0][1]] for _, paths in sets}
-    shown_runs = [whole.get(paths) or paths for _, paths in runs if paths not in in_sets or whole.get(paths)]
-    reports = [_report(paths) for paths in shown_runs]
+    whole: dict[RunPaths, RunPaths] = {}
+    for folds in _whole_sets(runs):
+        if made := _put_together(folds):
+            whole |= {paths: made for _, paths in folds}
+    ended = list(dict.fromkeys(whole.get(paths, paths) for _, paths in runs))
+    reports = [_report(paths) for paths in ended]
     print_board(reports, leaderboard(runs[0][0].job))
-    for paths in filter(None, whole.values()):
+    for paths in dict.fromkeys(whole.values()):
         print(f"folds together  {paths.folder}")
-    _compare(shown_runs, reports)
+    _compare(ended, reports)
 
 
 def print_folds(runs: Sequence[Run]) -> None:

@@ -68,7 +68,7 @@ def _groups(entries: Sequence[Entry], compared: Container[tuple[str, str]]) -> l
 
 
 def _domain(group: Sequence[Entry], compared: Mapping[tuple[str, str], Comparison]) -> Domain:
-    best_first = sorted((entry for entry in group), key=lambda entry: entry.order)
+    best_first = sorted(group, key=lambda entry: entry.order)
     runs = {entry.report.run for entry in group}
     own = [(first, found) for (first, _), found in compared.items() if first in runs]
     return Domain([entry.report for entry in best_first], own)
