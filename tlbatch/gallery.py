@@ -63,7 +63,8 @@ def draw_report(
     torch.set_num_threads(world.num_threads)
     keep_freed_memory()
     model = trained_classifier(record, len(classes), checkpoint).eval()
-    figures.draw_filters(folder / "filters.png", insight.first_filters(model))
+    if not model.by_hand:
+        figures.draw_filters(folder / "filters.png", insight.first_filters(model))
     if not len(tested.rows):
         return []
     _draw_images(model, images, tested, folder, seed=record.job.seed)
@@ -76,9 +77,10 @@ def _draw_images(model: Classifier, images: ImageSet, tested: Tested, folder: Pa
     matrix = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(matrix, (truth, chosen), 1)
     figures.draw_confusion(folder / "confusion.png", matrix.tolist(), classes)
-    first = _read(images, places[:1], model.spec.size)
-    maps = insight.activation_maps(model, first[0], insight.telling_places(model))
-    figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
+    if not model.by_hand:
+        first = _read(images, places[:1], model.spec.size)
+        maps = insight.activation_maps(model, first[0], insight.telling_places(model))
+        figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
     some = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_MOST_POINTS])
     parts = [
         insight.features(model, _read(images, places[some[start : start + _BATCH]], model.spec.size))

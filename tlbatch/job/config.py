@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tlbatch.job.images import Data
-from tlbatch.job.learning import Cache, Decision, Head, Model, Objective, Phase, StoredAs, Train
+from tlbatch.job.learning import (
+    FROZEN,
+    HANDCRAFTED,
+    Cache,
+    Decision,
+    Head,
+    Model,
+    Objective,
+    Phase,
+    StoredAs,
+    Train,
+)
 from tlbatch.job.nightly import Nightly
 from tlbatch.job.reporting import Reporting
 from tlbatch.job.secrecy import gives_secret, holds_secret, is_secret_name
@@ -185,6 +196,42 @@ class Job(Section):
     nightly: Nightly = Nightly()
     slurm: Slurm = Slurm()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _the_cut_names_hand_made_features(cls, tree: object) -> object:
+        """The cut handcrafted chooses the backbone too, where the job names none."""
+        if not isinstance(tree, Mapping):
+            return tree
+        model, phases = tree.get("model", {}), tree.get("phase", ())
+        named = isinstance(phases, list | tuple) and any(
+            isinstance(phase, Mapping) and phase.get("cut") == HANDCRAFTED for phase in phases
+        )
+        return {**tree, "model": {"backbone": HANDCRAFTED, **model}} if named and isinstance(model, Mapping) else tree
+
+    @model_validator(mode="after")
+    def _hand_made_features_need_no_network(self) -> Self:
+        if HANDCRAFTED not in (self.model.backbone, *(phase.cut for phase in self.phase)):
+            return self
+        if self.strategy == "auto":
+            raise ValueError("strategy = auto chooses among cuts of a network, and handcrafted is none; name phases")
+        for number, phase in enumerate(self.phase):
+            if phase.cut != HANDCRAFTED or not phase.fit:
+                raise ValueError(
+                    f"phase.{number} must have cut = handcrafted, as all phases of such a job, and a fit, e.g. svm"
+                )
+        usual = Model(backbone=HANDCRAFTED)
+        keys = ("backbone", "weights", "mean", "std")
+        unread = [f"model.{key}" for key in keys if getattr(self.model, key) != getattr(usual, key)]
+        unread += ["head.after"] if self.head.after else []
+        if unread:
+            raise ValueError(
+                f"cut = handcrafted reads no network, so there is no {', '.join(unread)}; leave it out, or where "
+                'recipes share it set model = { backbone = "handcrafted", weights = "none" }'
+            )
+        if self.cache.stored_as not in ("auto", "fp32"):
+            raise ValueError(f"cut = handcrafted is stored as fp32 (got cache.stored_as = {self.cache.stored_as})")
+        return self
+
     @model_validator(mode="after")
     def _somebody_decides(self) -> Self:
         if self.strategy == "phases" and not self.phase:
@@ -213,7 +260,7 @@ class Job(Section):
     @model_validator(mode="after")
     def _fits_need_frozen_backbones(self) -> Self:
         for number, phase in enumerate(self.phase):
-            if phase.fit and (phase.cut not in ("pool", "flatten") or self.head.widths):
+            if phase.fit and (phase.cut not in FROZEN or self.head.widths):
                 raise ValueError(
                     f"phase.{number}.fit fits a linear head on frozen features: cut = pool, and no head.widths"
                 )
@@ -243,7 +290,7 @@ class Job(Section):
     @model_validator(mode="after")
     def _joined_vectors_need_the_cache(self) -> Self:
         for key in ("view_mean", "group_mean"):
-            all_frozen = all(phase.cut in ("pool", "flatten") for phase in self.phase)
+            all_frozen = all(phase.cut in FROZEN for phase in self.phase)
             if getattr(self.head, key) and not (self.cache.enabled and all_frozen):
                 raise ValueError(f"head.{key} needs the cache and cut = pool in all phases")
             if getattr(self.head, key) and self.train.test_views:
@@ -267,5 +314,7 @@ class Job(Section):
     @property
     def stored_as(self) -> StoredAs:
         """The type of cached numbers."""
+        if self.model.backbone == HANDCRAFTED:
+            return "fp32"
         automatic: dict[str, StoredAs] = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
         return automatic[self.train.mixed_precision] if self.cache.stored_as == "auto" else self.cache.stored_as
