@@ -1,7 +1,7 @@
 """Several runs: a page that compares them, or one report of their predictions put together."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from tlbatch.job.load import changed_keys
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.private import common_mode
 from tlbatch.job.records import Audit, Manifest, RunRecord, load_record
-from tlbatch.job.report import Cost, Ensemble, Report
+from tlbatch.job.report import Comparison, Cost, Ensemble, Report
+from tlbatch.report.domains import Domain, named, write_comparison
 from tlbatch.report.ensemble import together
 from tlbatch.report.leaderboard import Entry, compare_entries, load_entries, rebuild_leaderboard, rival_of
-from tlbatch.report.page import Mistake, Shown, write_comparison, write_page
+from tlbatch.report.page import Mistake, Shown, write_page
 from tlbatch.report.predictions import Predictions, read_predictions
 from tlbatch.scoring import Scoring
 
@@ -37,14 +38,40 @@ def compare_runs(runs: Sequence[Path], name: str | None) -> None:
     """
     entries = sorted(_entries(runs), key=lambda entry: entry.order)
     pairs = [(one, other, compare_entries(one, other)) for one, other in combinations(entries, 2)]
-    compared = [(one.report.run, found) for one, _, found in pairs if found is not None]
+    compared = {(one.report.run, other.report.run): found for one, other, found in pairs if found is not None}
     if not compared:
         raise UserError(f"{runs[0]}: shares no labelled test images and classes with the others; name runs of one task")
     path = runs[0].absolute().parent / f"{name or 'comparison'}.html"
-    write_comparison(path, [entry.report for entry in entries], compared)
+    given = [RunPaths(folder).report for folder in runs]
+    groups = sorted(_groups(entries, compared), key=lambda group: min(given.index(entry.folder) for entry in group))
+    domains = named([_domain(group, compared) for group in groups])
+    write_comparison(path, domains)
     log.info("wrote %s", path)
-    for first, found in compared:
-        log.info("%s against %s: %s", first, found.other, found.verdict)
+    for (first, other), found in compared.items():
+        log.info("%s against %s: %s", first, other, found.verdict)
+    for domain in domains if len(domains) > 1 else []:
+        log.info("%s: %s", domain.name, domain.verdict)
+
+
+def _groups(entries: Sequence[Entry], compared: Container[tuple[str, str]]) -> list[list[Entry]]:
+    """Those that can be compared, be it by way of others, or that are ranked together."""
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        own = [
+            group
+            for group in groups
+            if any(one.terms == entry.terms or (one.report.run, entry.report.run) in compared for one in group)
+        ]
+        groups = [group for group in groups if group not in own]
+        groups.append([*(one for group in own for one in group), entry])
+    return groups
+
+
+def _domain(group: Sequence[Entry], compared: Mapping[tuple[str, str], Comparison]) -> Domain:
+    best_first = sorted(group, key=lambda entry: entry.order)
+    runs = {entry.report.run for entry in group}
+    own = [(first, found) for (first, _), found in compared.items() if first in runs]
+    return Domain([entry.report for entry in best_first], own)
 
 
 def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
@@ -139,6 +166,7 @@ def _joined(reports: Sequence[Report], how: Ensemble, name: str) -> Report:
         update={
             **_shared(reports),
             "run": name,
+            "job": _alike([report.job for report in reports]),
             "members": tuple(report.run for report in reports),
             "ensemble": how,
             "strategy": None,
@@ -169,6 +197,13 @@ def _shared(reports: Sequence[Report]) -> dict[str, Any]:
         tables = [getattr(report, key) for report in reports]
         found[key] = {name: _all_of([table.get(name) for table in tables]) for name in tables[0]}
     return found
+
+
+def _alike(names: Sequence[str]) -> str:
+    """The words that names of as many words share, as eyes-seed0 of eyes-fold0-seed0 and eyes-fold1-seed0."""
+    places = [set(words) for words in zip(*(name.split("-") for name in names), strict=False)]
+    same = len({name.count("-") for name in names}) == 1
+    return "-".join(next(iter(words)) for words in places if len(words) == 1) * same or names[0]
 
 
 def _all_of(values: Sequence[object]) -> object:

@@ -134,6 +134,11 @@ def _graphs(model: ExportedModel, reference: Reference, folder: Path) -> dict[Fo
     ways: dict[FormName, tuple[Make, Run]] = {"onnx": (to_onnx, run_onnx), "pt2": (to_pt2, run_pt2)}
     if model.draws_crops:
         why = "head.view_mean is over crops that are drawn from the whole image, and the graph has a square of it"
+    elif model.answering.model.by_hand:
+        why = "hand-made features are no network; python -m tlbatch.predict FOLDER computes them"
+    else:
+        why = ""
+    if why:
         return {name: Form(file=f"model.{name}", difference=None, left_out=why) for name in ways}
     try:
         program = program_of(model.answering)

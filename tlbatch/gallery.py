@@ -64,12 +64,14 @@ def draw_report(
     torch.set_num_threads(world.num_threads)
     keep_freed_memory()
     model = trained_classifier(record, len(classes), checkpoint).eval()
-    figures.draw_filters(folder / "filters.png", insight.first_filters(model))
+    if not model.by_hand:
+        figures.draw_filters(folder / "filters.png", insight.first_filters(model))
     if not len(tested.rows):
         return []
-    first = _read(images, tested.places[:1], model.spec.size)
-    maps = insight.activation_maps(model, first[0], insight.telling_places(model))
-    figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
+    if not model.by_hand:
+        first = _read(images, tested.places[:1], model.spec.size)
+        maps = insight.activation_maps(model, first[0], insight.telling_places(model))
+        figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
     if isinstance(tested.found, Predictions):
         _draw_classes(model, images, tested, tested.found, folder, seed=record.job.seed)
     return mistakes(images, tested, size=model.spec.size, model=model)

@@ -13,16 +13,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
+from tlbatch.board import print_folds, show_end
 from tlbatch.job.cli import EXIT_AGAIN, leave_with
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_of
 from tlbatch.job.load import config_keys, load_jobs, split_arguments
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import Run, begun_in, make_run, open_run, resolve, run_paths, taken_up
 from tlbatch.job.records import RunRecord, StageName
-from tlbatch.watch import print_board, print_scores, wait_for_chain
-
-_MOST_COMPARED = 20
+from tlbatch.watch import print_scores, wait_for_chain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,7 +89,7 @@ def _submit(options: argparse.Namespace) -> int:
     elif missing:
         arrays.submit_runs(missing)
     if not options.wait:
-        _print_folds(runs)
+        print_folds(runs)
         return 0
     if left:
         arrays.wait_for_runs(left)
@@ -132,13 +130,11 @@ def _left(runs: Sequence[Run]) -> list[Run]:
 
 
 def _end_of_several(runs: Sequence[Run]) -> int:
-    """Print what the runs that ended well scored; the exit code."""
+    """Say what the runs that ended well came to, and which failed; the exit code."""
     failed = _unfinished(runs)
     ended = [run for run in runs if run not in failed]
     if ended:
-        print_board(ended)
-        _compare(ended)
-        _print_folds(ended)
+        show_end(ended)
     if failed:
         names = " ".join(shlex.quote(str(paths.folder)) for _, paths in failed)
         sys.stderr.write(
@@ -149,19 +145,6 @@ def _end_of_several(runs: Sequence[Run]) -> int:
 
 def _unfinished(runs: Sequence[Run]) -> list[Run]:
     return [(record, paths) for record, paths in runs if paths.stages_left(record.job)]
-
-
-def _print_folds(runs: Sequence[Run]) -> None:
-    """Name the command that puts the folds of a job together, for every job of which all are there."""
-    of_job: dict[str, list[Run]] = {}
-    for record, paths in runs:
-        tree = record.job.model_dump(mode="json", exclude={"name", "run", "slurm"})
-        del tree["data"]["split"]["fold"]
-        of_job.setdefault(digest_of(tree), []).append((record, paths))
-    for folds in of_job.values():
-        if len(folds) == folds[0][0].job.data.split.folds:
-            names = shlex.join(str(paths.folder) for _, paths in folds)
-            print(f"folds together  python -m tlbatch.reduce {names} --ensemble")
 
 
 def _runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
@@ -189,17 +172,6 @@ def _runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
             if not paths.record.exists():
                 make_run(record)
     return placed
-
-
-def _compare(runs: Sequence[Run]) -> None:
-    """Have reduce write the page that compares the runs; it needs what a login command does not load."""
-    folds = [record.job.data.split.fold for record, _ in runs if record.job.data.split.folds]
-    if len(set(folds)) == len(runs) or len(runs) > _MOST_COMPARED:  # nothing in common, or too many pairs to read
-        return
-    command = [sys.executable, "-m", "tlbatch.reduce", *(str(paths.folder) for _, paths in runs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
-    print(f"comparison      {said if done.returncode else runs[0][1].folder.parent / 'comparison.html'}")
 
 
 def _show_scripts(runs: Sequence[Run], *, check: bool) -> None:

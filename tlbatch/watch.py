@@ -22,7 +22,7 @@ _SETTLE_S = 30.0
 _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-_SYNTHETIC = "synthetic images: the scores say that the software works, nothing about real ones"
+SYNTHETIC = "synthetic images: the scores say that the software works, nothing about real ones"
 
 
 class Bar:
@@ -221,37 +221,15 @@ def last_lines(log: Path, number: int) -> list[str]:
         return file.read().decode(errors="replace").splitlines()[-number:]
 
 
-def print_board(runs: Sequence[tuple[RunRecord, RunPaths]]) -> None:
-    """The end of a job of several recipes: what each scored, the best first, and what auto has chosen."""
-    reports = [json.loads(paths.report_json.read_text(encoding="utf-8")) for _, paths in runs]
-    best_first = sorted(reports, key=lambda report: (report["score"] is None, -(report["score"] or 0), report["run"]))
-    metric, first = reports[0]["metric"], reports[0]
-    print()
-    if first["synthetic"]:
-        print(_SYNTHETIC)
-    width = max(len(report["job"]) for report in reports)
-    heading = f"{metric} (95 % interval)"
-    print(f"{'recipe':<{width}}  {heading:<32}{'' if metric == 'accuracy' else 'accuracy'}".rstrip())
-    for report in best_first:
-        chosen = report["strategy"]
-        auto = f"chosen: {chosen['chosen']} ({chosen['scenario']})" if chosen else ""
-        other = "" if metric == "accuracy" else _shown(report["scores"]["accuracy"]["value"])
-        print(f"{report['job']:<{width}}  {_estimated(report['scores'][metric]):<32}{other:<10}{auto}".rstrip())
-    ceiling = [one["score"] for one in first["ceilings"] if one["metric"] == metric]
-    if ceiling:
-        print(f"{'best reachable':<{width}}  {ceiling[0]:.4f}")
-    print(f"test images     {first['n']}")
-    print(f"leaderboard     {leaderboard(runs[0][0].job)}")
-
-
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """A score in four decimals."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _estimated(estimate: Mapping[str, float | None]) -> str:
+def estimated(estimate: Mapping[str, float | None]) -> str:
     """A value and its interval."""
     if estimate["value"] is None or estimate["low"] is None or estimate["high"] is None:
-        return _shown(estimate["value"])
+        return shown(estimate["value"])
     return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
 
 
@@ -261,14 +239,14 @@ def print_scores(record: RunRecord, paths: RunPaths) -> None:
     ceilings = {ceiling["metric"]: ceiling for ceiling in report["ceilings"]}
     print()
     if report["synthetic"]:
-        print(_SYNTHETIC)
+        print(SYNTHETIC)
     for metric in ("accuracy", "quadratic_kappa"):
         if report["scores"][metric]["value"] is None and metric != report["metric"]:
             continue
         best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""
-        print(f"{metric:<16}{_estimated(report['scores'][metric])}{best}")
+        print(f"{metric:<16}{estimated(report['scores'][metric])}{best}")
     for name in ("edit_distance", "bleu", "mean_attribute") if report["tags"] else ():
-        print(f"{name:<16}{_estimated(report['tags'][name])}")
+        print(f"{name:<16}{estimated(report['tags'][name])}")
     groups = "" if report["num_groups"] == report["n"] else f" of {report['num_groups']} groups"
     print(f"test images     {report['n']}{groups}")
     if report["strategy"]:

@@ -20,13 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 import sample_report as sample
 
 from tlbatch.job.report import Estimate
-from tlbatch.report.page import write_comparison, write_page
+from tlbatch.report.domains import Domain, named, write_comparison
+from tlbatch.report.page import write_page
 
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PAGES = ("run", "bare", "classes-33", "classes-70", "comparison", "long-names")
+PAGES = ("run", "bare", "classes-33", "classes-70", "comparison", "domains", "long-names")
 MOST_TABS = 200
 FAINT = """
 const luminance = ([r, g, b]) => {
@@ -103,7 +104,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     worse = Estimate(value=-0.05, low=-0.09, high=-0.01)
     pairs = [(reports[0].run, sample.comparison(other="third")),
              (reports[1].run, sample.comparison(other="third", verdict="worse", difference=worse))]  # fmt: skip
-    write_comparison(folder / "comparison.html", reports, pairs)
+    write_comparison(folder / "comparison.html", [Domain(reports, pairs)])
+    others = [sample.report(run="fourth" * 20, job="other", metric="accuracy")]
+    write_comparison(folder / "domains.html", named([Domain(reports, pairs), Domain(others)]))
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tlbatch import submit, task
+from tlbatch import board, task
 from tlbatch.arrays import common_name, place_of, plan, scripts
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_jobs
@@ -226,7 +226,7 @@ def test_folds_that_are_all_there_are_named_with_the_command_that_puts_them_toge
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = make("data.split.folds=2", "sweep.seed=[0, 1]", "sweep.data.split.fold=[0, 1]")
-    submit._print_folds(runs[:3])
+    board.print_folds(runs[:3])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("folds together  python -m tlbatch.reduce '")
     assert line.endswith("s-seed0-fold1' --ensemble")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from tlbatch import cache, predict, reduce, shard, train
+from tlbatch.board import show_end
 from tlbatch.combine import average_runs, compare_runs
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
@@ -235,6 +237,50 @@ def test_runs_are_compared_on_a_page_and_strangers_refused(make: Callable[..., R
     other = make("data.split.salt=x", "metric=quadratic_kappa", "run=other")
     with pytest.raises(UserError, match="shares no labelled test images and classes with the others"):
         compare_runs([runs[0].folder, other.folder], None)
+
+
+def test_runs_of_two_domains_are_compared_within_each_in_the_order_they_are_named(
+    make: Callable[..., RunPaths], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def runs(domain: str, *overrides: str) -> list[Path]:
+        names = [f"{domain}-{seed}" for seed in "01"]
+        return [make(f"seed={name[-1]}", f"run=r-{name}", f"name=t-{name}", *overrides).folder for name in names]
+
+    eyes, clothes = runs("eyes"), runs("clothes", "data.split.salt=x", "metric=quadratic_kappa")
+    with caplog.at_level("INFO", logger="tlbatch.combine"):
+        compare_runs([clothes[0], eyes[0], eyes[1], clothes[1]], None)
+    page = (tmp_path / "space" / "runs" / "comparison.html").read_text("utf-8")
+    assert page.index('<h2 id="domain-1-title"><bdi>clothes<') < page.index('<h2 id="domain-2-title"><bdi>eyes<')
+    pairs = [message for message in caplog.messages if " against " in message]
+    assert sorted({frozenset(pair.partition(":")[0].split(" against ")) for pair in pairs}, key=sorted) == [
+        {"r-clothes-0", "r-clothes-1"}, {"r-eyes-0", "r-eyes-1"}
+    ]  # fmt: skip
+    assert [message.partition(":")[0] for message in caplog.messages[-2:]] == ["clothes", "eyes"]
+    with pytest.raises(UserError, match="shares no labelled test images and classes with the others"):
+        compare_runs([clothes[0], eyes[0]], None)
+
+
+def test_the_end_of_a_job_puts_folds_together_and_compares_what_came_of_them(
+    make: Callable[..., RunPaths], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = [
+        make("data.split.folds=2", "data.split.val=0", f"data.split.fold={fold}", f"run=r-{name}-fold{fold}",
+             f"name=t-{name}-fold{fold}", f"seed={seed}")
+        for seed, name in enumerate(("plain", "other")) for fold in range(2)
+    ]  # fmt: skip
+    show_end([(paths.load(), paths) for paths in folds])
+    heading, *rows, tests, _, first, second, compared = capsys.readouterr().out.strip().splitlines()
+    assert sorted(row.split()[0] for row in rows) == ["t-other", "t-plain"]
+    assert tests == "test images     36"
+    runs = folds[0].folder.parent
+    assert [first, second] == [f"folds together  {runs}/r-plain", f"folds together  {runs}/r-other"]
+    assert compared == f"comparison      {runs}/comparison.html"
+    page = (runs / "comparison.html").read_text("utf-8")
+    assert "Comparison of 2 runs" in page
+    assert "fold0" not in page
+    assert heading.startswith("recipe")
+    show_end([(folds[0].load(), folds[0]), *[(paths.load(), paths) for paths in folds[2:]]])
+    assert len(re.findall("^t-", capsys.readouterr().out, re.MULTILINE)) == 2  # a fold, and one of whole sets
 
 
 def test_the_command_takes_one_run_several_or_an_ensemble(

@@ -30,8 +30,8 @@ GIVEN_NAMES: dict[str, SplitName] = {
 
 
 def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
-    """``data.per_class`` images of each label, those whose keys hash lowest; all, where it is 0, and of other splits than
-    training, where it is of that alone.
+    """``data.per_class`` images of each label, those whose keys hash lowest; all, where it is 0, and all that do not
+    train, where it is of training images alone.
 
     Raises
     ------

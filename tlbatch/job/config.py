@@ -9,7 +9,19 @@ from pydantic import Field, model_validator
 from tlbatch.job.cluster import RUN_NAME, Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.images import Data
-from tlbatch.job.learning import Cache, Decision, Decoder, Head, Model, Objective, Phase, StoredAs, Train
+from tlbatch.job.learning import (
+    FROZEN,
+    HANDCRAFTED,
+    Cache,
+    Decision,
+    Decoder,
+    Head,
+    Model,
+    Objective,
+    Phase,
+    StoredAs,
+    Train,
+)
 from tlbatch.job.nightly import Nightly
 from tlbatch.job.reporting import Reporting
 from tlbatch.job.section import Metric, Positive, Section
@@ -41,7 +53,8 @@ class Job(Section):
     """Which class is chosen; expected-grade: for ordered classes, the mean of the grades under their probabilities, cut
     at thresholds that are fitted as those of a regression."""
     recipes: Mapping[str, dict[str, Any]] = {}
-    """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own on the same images."""
+    """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own; one that holds
+    recipes itself, say those of one set of images, lends them its keys."""
     sweep: Mapping[str, Any] = {}
     """Lists of values for keys, e.g. { seed = [0, 1], phase.0.optimizer.lr = [1e-3, 1e-2] }: every combination is a run
     of its own."""
@@ -57,6 +70,42 @@ class Job(Section):
     report: Reporting = Reporting()
     nightly: Nightly = Nightly()
     slurm: Slurm = Slurm()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_cut_names_hand_made_features(cls, tree: object) -> object:
+        """The cut handcrafted chooses the backbone too, where the job names none."""
+        if not isinstance(tree, Mapping):
+            return tree
+        model, phases = tree.get("model", {}), tree.get("phase", ())
+        named = isinstance(phases, list | tuple) and any(
+            isinstance(phase, Mapping) and phase.get("cut") == HANDCRAFTED for phase in phases
+        )
+        return {**tree, "model": {"backbone": HANDCRAFTED, **model}} if named and isinstance(model, Mapping) else tree
+
+    @model_validator(mode="after")
+    def _hand_made_features_need_no_network(self) -> Self:
+        if HANDCRAFTED not in (self.model.backbone, *(phase.cut for phase in self.phase)):
+            return self
+        if self.strategy == "auto":
+            raise ValueError("strategy = auto chooses among cuts of a network, and handcrafted is none; name phases")
+        for number, phase in enumerate(self.phase):
+            if phase.cut != HANDCRAFTED or not phase.fit:
+                raise ValueError(
+                    f"phase.{number} must have cut = handcrafted, as all phases of such a job, and a fit, e.g. svm"
+                )
+        usual = Model(backbone=HANDCRAFTED)
+        keys = ("backbone", "weights", "mean", "std")
+        unread = [f"model.{key}" for key in keys if getattr(self.model, key) != getattr(usual, key)]
+        unread += ["head.after"] if self.head.after else []
+        if unread:
+            raise ValueError(
+                f"cut = handcrafted reads no network, so there is no {', '.join(unread)}; leave it out, or where "
+                'recipes share it set model = { backbone = "handcrafted", weights = "none" }'
+            )
+        if self.cache.stored_as not in ("auto", "fp32"):
+            raise ValueError(f"cut = handcrafted is stored as fp32 (got cache.stored_as = {self.cache.stored_as})")
+        return self
 
     @model_validator(mode="after")
     def _somebody_decides(self) -> Self:
@@ -86,7 +135,7 @@ class Job(Section):
     @model_validator(mode="after")
     def _fits_need_frozen_backbones(self) -> Self:
         for number, phase in enumerate(self.phase):
-            if phase.fit and (phase.cut not in ("pool", "flatten") or self.head.widths):
+            if phase.fit and (phase.cut not in FROZEN or self.head.widths):
                 raise ValueError(
                     f"phase.{number}.fit fits a linear head on frozen features: cut = pool, and no head.widths"
                 )
@@ -131,7 +180,7 @@ class Job(Section):
     @model_validator(mode="after")
     def _joined_vectors_need_the_cache(self) -> Self:
         for key in ("view_mean", "group_mean"):
-            all_frozen = all(phase.cut in ("pool", "flatten") for phase in self.phase)
+            all_frozen = all(phase.cut in FROZEN for phase in self.phase)
             if getattr(self.head, key) and not (self.cache.enabled and all_frozen):
                 raise ValueError(f"head.{key} needs the cache and cut = pool in all phases")
             if getattr(self.head, key) and self.train.test_views:
@@ -166,6 +215,8 @@ class Job(Section):
     @property
     def stored_as(self) -> StoredAs:
         """The type of cached numbers."""
+        if self.model.backbone == HANDCRAFTED:
+            return "fp32"
         automatic: dict[str, StoredAs] = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
         return automatic[self.train.mixed_precision] if self.cache.stored_as == "auto" else self.cache.stored_as
 

@@ -18,6 +18,10 @@ _OF_EPOCHS = (
     "label_smoothing", "mixup", "cutmix", "balance", "patience", "ema", "average", "accumulate",
 )  # fmt: skip
 """Keys of a phase that a fit does not read."""
+HANDCRAFTED = "handcrafted"
+"""The cut, and the backbone, of features that no network computes."""
+FROZEN = ("pool", "flatten", HANDCRAFTED)
+"""Cuts after which the head alone is left."""
 Fit = Literal["logistic", "ridge", "svm", "kernel-logistic", "kernel-ridge", "kernel-svm", "neighbours"]
 
 
@@ -25,7 +29,7 @@ class Model(Section):
     """The pre-trained backbone."""
 
     backbone: str = "timm:tf_efficientnet_lite0"
-    """``timm:NAME`` or the name of a torchvision classifier."""
+    """``timm:NAME`` or the name of a torchvision classifier; handcrafted where the cut is."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """A file (.safetensors, .pth), ``package:MODULE/FILE`` inside an installed package, the folder of another run,
     library (torchvision's or timm's own, fetched when the job is submitted), or none (random)."""
@@ -123,7 +127,8 @@ class Phase(Section):
 
     cut: Annotated[str, Field(min_length=1)] = "pool"
     """Last frozen module of the backbone, e.g. blocks.4; layer N: layers from number N on train; pool or flatten: all
-    frozen; none: all trains; auto: probes choose. ``python -m tlbatch.model BACKBONE`` lists them."""
+    frozen; none: all trains; auto: probes choose; handcrafted: no network, but hand-made features, in all phases.
+    ``python -m tlbatch.model BACKBONE`` lists them."""
     epochs: Annotated[int, Field(ge=1)] = 1
     """Passes over the training images."""
     fit: Fit | None = None

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import date, time
@@ -13,9 +14,8 @@ from pydantic_core import ErrorDetails
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.sweep import Combination, combinations
+from tlbatch.job.sweep import Combination, Tree, combinations, merged, variants
 
-Tree = dict[str, Any]
 _UNTOLD = {"slurm.setup", "slurm.environment", "data.urls", "run"}
 
 
@@ -45,7 +45,8 @@ def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
 def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
     """The same for every recipe and every combination of what is swept, each named after the job and what it is.
 
-    The recipe's keys go over those of the files, the overrides over both, and what is swept over all.
+    The recipe's keys go over those of what holds it, the files or another recipe, the overrides over both, and what
+    is swept over all.
 
     Raises
     ------
@@ -54,25 +55,24 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
     """
     tree: Tree = {}
     for file in files:
-        tree = _merged(tree, _read_toml(file))
+        tree = merged(tree, _read_toml(file))
     of_several = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("recipes", "sweep")]
     overrides = [one for one in overrides if one not in of_several]
     for override in of_several:
         _set(tree, *_parsed(override))
-    recipes = tree.pop("recipes", {})
-    if not isinstance(recipes, dict) or not all(isinstance(own, dict) for own in recipes.values()):
-        raise UserError("recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys")
     jobs: list[Job] = []
     wrong: dict[str, None] = {}
-    for name, own in recipes.items() or [("", {})]:
-        merged = _merged(tree, own)
-        for combination in combinations(merged.pop("sweep", {})):
+    for recipe, own in variants(tree):
+        for combination in combinations(own.pop("sweep", {})):
             try:
-                jobs.append(_validated(merged, overrides, name, combination))
+                jobs.append(_validated(own, overrides, recipe, combination))
             except UserError as error:
                 wrong |= dict.fromkeys(str(error).splitlines())
     if wrong:
         raise UserError("\n".join(wrong))
+    names = [job.name for job in jobs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"recipes: two of them make a run {twice}; name them differently")
     return jobs
 
 
@@ -90,7 +90,9 @@ def with_slurm(job: Job, overrides: Sequence[str]) -> Job:
     return _validated(job.model_dump(mode="json"), overrides) if overrides else job
 
 
-def _validated(tree: Tree, overrides: Sequence[str], recipe: str = "", combination: Combination = ("", {})) -> Job:
+def _validated(
+    tree: Tree, overrides: Sequence[str], recipe: Sequence[str] = (), combination: Combination = ("", {})
+) -> Job:
     tree = copy.deepcopy(tree)
     label, swept = combination
     for override in overrides:
@@ -104,14 +106,14 @@ def _validated(tree: Tree, overrides: Sequence[str], recipe: str = "", combinati
         except UserError as error:
             raise UserError(f"sweep.{error}") from None
     if recipe or label:
-        what = f"-{recipe}{label}" if recipe else label
+        what = "".join(f"-{name}" for name in recipe) + label
         tree |= {"name": f"{tree.get('name', 'job')}{what}"} | (
             {"run": f"{tree['run']}{what}"} if tree.get("run") else {}
         )
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
-        of_recipe = f"recipes.{recipe}." if recipe else ""
+        of_recipe = "".join(f"recipes.{name}." for name in recipe)
         lines = [_line(detail) for detail in error.errors()]
         raise UserError("\n".join(_of_sweep(line, swept) or of_recipe + line for line in lines)) from None
 
@@ -121,7 +123,8 @@ def _of_sweep(line: str, swept: Tree) -> str | None:
     where, _, what = line.partition(": ")
     if any(f"{where}.".startswith(f"{key}.") for key in swept):
         return f"sweep.{line}"
-    within = [key for key in swept if key.startswith(f"{where}.")]
+    names = re.findall(r"\w+", what)
+    within = [key for key in swept if key.startswith(f"{where}.") and key.rpartition(".")[2] in names]
     return f"sweep.{within[0]}: {what}" if within else None
 
 
@@ -172,14 +175,6 @@ def _read_toml(file: Path) -> Tree:
         raise UserError(f"{file}: cannot be read ({error}); name a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{file}: not valid TOML: {error}; mend that line") from None
-
-
-def _merged(left: Tree, right: Tree) -> Tree:
-    both = dict(left)
-    for key, value in right.items():
-        old = both.get(key)
-        both[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return both
 
 
 def _parsed(override: str) -> tuple[str, object]:

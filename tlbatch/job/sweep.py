@@ -1,4 +1,4 @@
-"""What is swept: lists of values for keys of a job, every combination of which is a run of its own."""
+"""What makes several runs of a job: its recipes, and lists of values for its keys."""
 
 import math
 import re
@@ -14,7 +14,36 @@ MOST = 1000
 _LONGEST = 100
 _LONGEST_VALUE = 24
 _NAMES = ("name", "run", "workspace", "recipes", "sweep")
-Combination = tuple[str, dict[str, Any]]
+Tree = dict[str, Any]
+Combination = tuple[str, Tree]
+
+
+def variants(tree: Tree, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tree]]:
+    """The names that lead to each recipe, and its keys over those of what holds it; a recipe may hold recipes itself.
+
+    Raises
+    ------
+    UserError
+        When they are not sections by name.
+    """
+    tree = dict(tree)
+    recipes = tree.pop("recipes", {})
+    if not isinstance(recipes, dict) or not all(isinstance(own, dict) for own in recipes.values()):
+        where = "".join(f"recipes.{name}." for name in names)
+        raise UserError(f"{where}recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys")
+    if not recipes:
+        yield names, tree
+    for name, own in recipes.items():
+        yield from variants(merged(tree, own), (*names, name))
+
+
+def merged(left: Tree, right: Tree) -> Tree:
+    """The keys of both; where both have one that is no section, the right one's."""
+    both = dict(left)
+    for key, value in right.items():
+        old = both.get(key)
+        both[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
 
 
 def combinations(sweep: object) -> list[Combination]:

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.learning import Model
+from tlbatch.job.learning import HANDCRAFTED, Model
 from tlbatch.model.backbones import Input, build_backbone, write_weights
 from tlbatch.model.chain import Chain, last_of_layers
 
@@ -18,7 +18,7 @@ from tlbatch.model.chain import Chain, last_of_layers
 def main() -> None:
     """``python -m tlbatch.model BACKBONE``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.model", description=__doc__)
-    parser.add_argument("backbone", help="timm:NAME or the name of a torchvision classifier")
+    parser.add_argument("backbone", help="timm:NAME, the name of a torchvision classifier, or handcrafted")
     parser.add_argument("--size", type=int, help="input height and width in pixels")
     parser.add_argument("--all", action="store_true", help="every place, in place of the last of each layer")
     parser.add_argument(
@@ -58,7 +58,7 @@ def listing(name: str, size: int | None, *, every: bool) -> list[str]:
         place, shape = places[at], shapes[at]
         frozen = sum(parameter.numel() for parameter in chain.parameters(0, at).values())
         kilobytes = torch.Size(shape).numel() * 4 / 1e3
-        cut = "pool" if at == len(places) - 1 else place.name
+        cut = "pool" if at == len(places) - 1 and place.name != HANDCRAFTED else place.name
         shape_shown = "x".join(map(str, shape))
         lines.append(
             f"{place.layer:>5}  {cut:<36}{shape_shown:>16}{frozen:>14,}{total - frozen:>14,}{kilobytes:>13,.1f}"

@@ -19,8 +19,9 @@ from torch import nn
 
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_file
-from tlbatch.job.learning import Model
+from tlbatch.job.learning import HANDCRAFTED, Model
 from tlbatch.job.section import Triple
+from tlbatch.model.handcrafted import DEFAULT_SIZE, NUM_FEATURES, Handcrafted
 
 log = logging.getLogger(__name__)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -66,6 +67,9 @@ def build_backbone(model: Model, weights: Path | None = None) -> Backbone:
     UserError
         When there is no such backbone; the text names similar ones.
     """
+    if model.backbone == HANDCRAFTED:
+        size = model.size or DEFAULT_SIZE
+        return Backbone(Handcrafted(), NUM_FEATURES, "", size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     family, _, name = model.backbone.rpartition(":")
     if family not in ("", "timm"):
         raise UserError(f"model.backbone: {model.backbone!r} must be timm:NAME or the name of a torchvision classifier")

@@ -16,6 +16,8 @@ import torch
 from torch import fx, nn
 
 from tlbatch.job.errors import UserError
+from tlbatch.job.learning import HANDCRAFTED
+from tlbatch.model.handcrafted import Handcrafted
 from tlbatch.model.tracing import (
     UNTRACEABLE,
     Shapes,
@@ -80,7 +82,8 @@ class Chain:
     def places(self) -> tuple[Place, ...]:
         """The places in the order of the network."""
         if self._graphs is None:
-            return Place(ALL_TRAIN, (), 0), Place(ALL_FROZEN[0], (), 1)
+            last = HANDCRAFTED if isinstance(self._net, Handcrafted) else ALL_FROZEN[0]
+            return Place(ALL_TRAIN, (), 0), Place(last, (), 1)
         graph = self._graphs[False]
         ends = module_ends(graph)
         blocks = blocks_of(self._net, graph.graph)

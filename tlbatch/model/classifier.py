@@ -15,6 +15,7 @@ from tlbatch.job.learning import Decoder, Head, Pool
 from tlbatch.job.section import Triple
 from tlbatch.model.backbones import Backbone, build_backbone
 from tlbatch.model.chain import ALL_FROZEN, Chain, Segment
+from tlbatch.model.handcrafted import Handcrafted
 from tlbatch.model.heads import Pooling, build_head, is_map
 from tlbatch.model.objectives import Rule
 from tlbatch.model.tags import PhraseDecoder
@@ -138,6 +139,11 @@ class Classifier(nn.Module):
     def end(self) -> int:
         """The last place that the head stands on."""
         return self.ends[-1]
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether hand-made features stand in place of a network."""
+        return isinstance(self.backbone, Handcrafted)
 
     @property
     def pool_is_fixed(self) -> bool:

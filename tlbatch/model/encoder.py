@@ -8,9 +8,10 @@ import torch
 import xxhash
 from accelerate import Accelerator
 
-from tlbatch.job.learning import StoredAs
+from tlbatch.job.learning import HANDCRAFTED, StoredAs
 from tlbatch.job.records import RunRecord
 from tlbatch.model.classifier import Classifier
+from tlbatch.model.handcrafted import VERSION
 
 _AT_ONCE = 8
 """Images in one pass on a CPU, whose cache holds the activations of few."""
@@ -83,7 +84,10 @@ def cache_identity(record: RunRecord, model: Classifier, tap: Tap, stored_as: St
     the one that it was fine-tuned from.
     """
     job = record.job
+    by_hand = job.model.backbone == HANDCRAFTED
     library = "timm" if job.model.backbone.startswith("timm:") else "torchvision"
+    libraries = ("scikit-image", "scipy", "numpy", "pillow") if by_hand else ("torch", library)
+    versions = {name: version(name) for name in libraries}
     return {
         "backbone": job.model.backbone,
         "weights": _digest_of_weights(model, tap.place),
@@ -92,9 +96,9 @@ def cache_identity(record: RunRecord, model: Classifier, tap: Tap, stored_as: St
         "size": model.spec.size,
         "mean": model.spec.mean,
         "std": model.spec.std,
-        "precision": job.train.mixed_precision,
+        "precision": "no" if by_hand else job.train.mixed_precision,
         "stored_as": stored_as,
-        "versions": {name: version(name) for name in ("torch", library)},
+        "versions": versions | {"features": str(VERSION)} if by_hand else versions,
     }
 
 

@@ -1,4 +1,4 @@
-"""The report of a run, and a comparison of several, as one HTML file each that needs nothing else.
+"""The report of a run, as one HTML file that needs nothing else.
 
 The same reports give the same bytes. Whatever stands in them is text: templates escape it, and what could not be seen
 is written with backslashes.
@@ -95,36 +95,6 @@ def write_page(path: Path, shown: Shown) -> None:
 def _names(report: Report) -> list[str]:
     """Of the classes, or of the tags."""
     return list(report.tags.f1) if report.tags else [one.name for one in report.classes]
-
-
-def write_comparison(path: Path, reports: Sequence[Report], comparisons: Sequence[tuple[str, Comparison]]) -> None:
-    """Write the page that compares runs, atomically.
-
-    Parameters
-    ----------
-    reports
-        At least two, the best first.
-    comparisons
-        The name of the first run and what it is against another, for all pairs that can be compared.
-    """
-    assert len(reports) >= 2
-    warned: dict[tuple[str, str], list[str]] = {}
-    for one in reports:
-        for warning in warnings_of(one):
-            warned.setdefault(warning, []).append(one.run)
-    names = [[one.name for one in report.classes] for report in reports]
-    render(path, "comparison.html.j2", {
-        "reports": reports,
-        "comparisons": comparisons,
-        "warnings": [
-            (title if len(runs) == len(reports) else f"{title} ({', '.join(runs)})", text)
-            for (title, text), runs in warned.items()
-        ],
-        "metrics": sorted({one.metric for one in reports}),
-        "num_pairs": len(reports) * (len(reports) - 1) // 2,
-        "same_test": len({one.test_digest for one in reports}) == 1,
-        "classes": names[0] if all(one == names[0] for one in names) else [],
-    })  # fmt: skip
 
 
 def _sections(shown: Shown) -> Iterable[tuple[str, str, bool]]:

@@ -82,10 +82,18 @@ def test_every_shipped_job_loads_and_its_first_comment_says_the_command(jobs: Pa
     site = jobs.parent / "slurm" / "site.toml"
     for file in jobs_there:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
-        source, script = tree.get("data", {}).get("source", "folders"), "nightly" if "nightly" in tree else "finetune"
+        script = "nightly" if "nightly" in tree else "finetune"
+        own = {
+            f"recipes.{name}.": recipe["data"] for name, recipe in tree.get("recipes", {}).items() if "data" in recipe
+        }
         places = {"csv": ["data.images=somewhere", "data.labels=somewhere.csv"], "phantom": []}
+        options = [
+            f"{of}{place}"
+            for of, data in (own or {"": tree.get("data", {})}).items()
+            for place in places.get(data.get("source", "folders"), ["data.images=somewhere"])
+        ]
         for files in ([site, file], [file]):
-            load_jobs(files, places.get(source, ["data.images=somewhere"]))
+            load_jobs(files, options)
         assert (
             f"slurm/{script}.sh {'' if file.stem == 'quickstart' else 'jobs/' + file.name}".strip()
             in file.read_text(encoding="utf-8")
@@ -117,12 +125,58 @@ def test_every_recipe_is_a_job_of_its_own_and_overrides_win_over_it(small: Path,
         load_job([small, more], [])
 
 
+DOMAINS = """
+[recipes.eyes]
+metric = "quadratic_kappa"
+data.split = { folds = 2 }
+sweep.data.split.fold = [0, 1]
+[recipes.eyes.recipes.plain]
+[recipes.eyes.recipes.wide]
+head.widths = [8]
+[recipes.clothes]
+recipes = { plain = {}, wide = { head.widths = [9] } }
+"""
+
+
+def test_a_recipe_lends_its_keys_and_its_sweep_to_those_it_holds(small: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.toml"
+    more.write_text('name = "both"\n' + DOMAINS, encoding="utf-8")
+    jobs = load_jobs(
+        [small, more], ["recipes.eyes.data.images=a", "recipes.clothes.recipes.wide.data.images=b", "run=r", "seed=7"]
+    )
+    assert [job.run for job in jobs] == [
+        "r-eyes-plain-fold0", "r-eyes-plain-fold1", "r-eyes-wide-fold0", "r-eyes-wide-fold1",
+        "r-clothes-plain", "r-clothes-wide",
+    ]  # fmt: skip
+    assert [str(job.data.images) for job in jobs] == ["a"] * 4 + [str(load_job([small], []).data.images), "b"]
+    assert [job.metric for job in jobs] == ["quadratic_kappa"] * 4 + ["accuracy"] * 2
+    assert [job.head.widths for job in jobs[2:]] == [(8,), (8,), (), (9,)]
+    assert {job.seed for job in jobs} == {7}
+    with pytest.raises(UserError) as error:
+        load_jobs([small, more], ["recipes.eyes.data.source=csv"])
+    assert str(error.value).splitlines() == [
+        f"recipes.eyes.recipes.{name}.data: labels is required with source csv, e.g. data.labels=PATH"
+        for name in ("plain", "wide")
+    ]
+    with pytest.raises(
+        UserError, match=r"^recipes: two of them make a run both-eyes-wide-fold0; name them differently$"
+    ):
+        load_jobs(
+            [small, more], ["recipes.eyes-wide.data.split.folds=2", "recipes.eyes-wide.sweep.data.split.fold=[0]"]
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
         ("[recipes.wide]\nhead.widths = [0]\n", "recipes.wide.head.widths.0: must be at least 1 (got 0)"),
         ("[recipes.wide]\nhaed = 1\n", "recipes.wide.haed: unknown key, did you mean head?; see --help for the keys"),
         ("recipes = [1]\n", "recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys"),
+        (
+            "[recipes.a.recipes]\nb = 1\n",
+            "recipes.a.recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys",
+        ),
+        ("[recipes.a.recipes.b]\nseed = -1\n", "recipes.a.recipes.b.seed: must be at least 0 (got -1)"),
     ],
 )
 def test_a_wrong_value_in_a_recipe_is_named_with_the_recipe(small: Path, tmp_path: Path, text: str, line: str) -> None:

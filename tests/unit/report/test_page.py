@@ -19,7 +19,8 @@ from tlbatch.job.records import Audit
 from tlbatch.job.report import Estimate, Report
 from tlbatch.report import plots
 from tlbatch.report.checklist import checklist
-from tlbatch.report.page import MOST_REJECTED, Mistake, Shown, write_comparison, write_page
+from tlbatch.report.domains import Domain, write_comparison
+from tlbatch.report.page import MOST_REJECTED, Mistake, Shown, write_page
 
 HOSTILE = "<script>alert(1)</script>\"'`--></style></title></svg>]]>{{ 7*7 }}{% x %}\n\r\t\x00\x1b\x7f\u202e\ud800&amp;"
 BLOCKS = {"p", "th", "td", "tr", "dt", "dd", "li", "div", "section", "h2", "h3"}
@@ -122,7 +123,7 @@ def test_no_name_in_a_report_can_be_more_than_text(tmp_path: Path) -> None:
 
 def test_no_name_in_a_comparison_can_be_more_than_text(tmp_path: Path) -> None:
     path = tmp_path / "comparison.html"
-    write_comparison(path, [poisoned(sample.report())] * 2, [(HOSTILE, poisoned(sample.comparison()))])
+    write_comparison(path, [Domain([poisoned(sample.report())] * 2, [(HOSTILE, poisoned(sample.comparison()))])])
     harmless(path.read_bytes().decode())
 
 
@@ -286,16 +287,17 @@ def test_limits_follow_from_the_numbers(tmp_path: Path) -> None:
 def test_a_comparison_ranks_runs_and_names_pairs_that_cannot_be_compared(tmp_path: Path) -> None:
     reports = [sample.report(), sample.report(run="second"), sample.report(run="third", metric="accuracy", score=0.63)]
     path = tmp_path / "comparison.html"
-    write_comparison(path, reports, [(reports[0].run, sample.comparison(other="second", verdict="better"))])
+    domains = [Domain(reports, [(reports[0].run, sample.comparison(other="second", verdict="better"))])]
+    write_comparison(path, domains)
     words = Page(path.read_text()).words
     assert "Comparison of 3 runs" in words
     assert f"{reports[0].run} second better +0.0442" in words
     assert "2 of 3 pairs could not be compared" in words
     assert "Rejected images." in words
     before = path.read_bytes()
-    write_comparison(path, reports, [(reports[0].run, sample.comparison(other="second", verdict="better"))])
+    write_comparison(path, domains)
     assert path.read_bytes() == before
-    write_comparison(path, [*reports[:2], sample.report(run="third", num_rejected=0)], [])
+    write_comparison(path, [Domain([*reports[:2], sample.report(run="third", num_rejected=0)])])
     assert f"Rejected images ({reports[0].run}, second)." in Page(path.read_text()).words
 
 

@@ -1,0 +1,118 @@
+"""The end of several runs: folds put together, what each scored, and the page that compares them."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tlbatch.job.files import digest_of
+from tlbatch.job.paths import RunPaths, leaderboard
+from tlbatch.job.prepare import Run
+from tlbatch.watch import SYNTHETIC, estimated, shown
+
+_MOST_COMPARED = 20
+"""Runs on the same images; more make too many pairs to read."""
+
+
+def show_end(runs: Sequence[Run]) -> None:
+    """Put the folds of a job together where all are there, print what is then to compare, and have it compared."""
+    whole: dict[RunPaths, RunPaths] = {}
+    for folds in _whole_sets(runs):
+        if made := _put_together(folds):
+            whole |= {paths: made for _, paths in folds}
+    ended = list(dict.fromkeys(whole.get(paths, paths) for _, paths in runs))
+    reports = [_report(paths) for paths in ended]
+    print_board(reports, leaderboard(runs[0][0].job))
+    for paths in dict.fromkeys(whole.values()):
+        print(f"folds together  {paths.folder}")
+    _compare(ended, reports)
+
+
+def print_folds(runs: Sequence[Run]) -> None:
+    """Name the command that puts the folds of a job together, for every job of which all are there."""
+    for folds in _whole_sets(runs):
+        names = shlex.join(str(paths.folder) for _, paths in folds)
+        print(f"folds together  python -m tlbatch.reduce {names} --ensemble")
+
+
+def _whole_sets(runs: Sequence[Run]) -> list[list[Run]]:
+    """The folds of each job of which all are there."""
+    of_job: dict[str, list[Run]] = {}
+    for record, paths in runs:
+        tree = record.job.model_dump(mode="json", exclude={"name", "run", "slurm"})
+        del tree["data"]["split"]["fold"]
+        of_job.setdefault(digest_of(tree), []).append((record, paths))
+    return [folds for folds in of_job.values() if len(folds) == folds[0][0].job.data.split.folds]
+
+
+def _put_together(folds: Sequence[Run]) -> RunPaths | None:
+    """One report of all folds under the run's name without that of the fold; None where reduce refuses, as it says."""
+    record, paths = folds[0]
+    name = re.sub(rf"-fold{record.job.data.split.fold}(?=-|$)", "", record.run, count=1)
+    name = f"{name}-folds" if name == record.run else name
+    said = _reduce([paths for _, paths in folds], "--ensemble", "--name", name)
+    if said:
+        print(f"folds together  {said}")
+    return None if said else RunPaths(paths.folder.parent / name)
+
+
+def _compare(runs: Sequence[RunPaths], reports: Sequence[dict[str, Any]]) -> None:
+    """Have reduce write the page that compares the runs, where any two are on the same images."""
+    times = Counter(report["test_digest"] for report in reports)
+    if max(times.values()) < 2 or max(times.values()) > _MOST_COMPARED:
+        return
+    print(f"comparison      {_reduce(runs) or runs[0].folder.parent / 'comparison.html'}")
+
+
+def _reduce(runs: Sequence[RunPaths], *options: str) -> str:
+    """Let reduce work on several runs; it needs what a login command does not load. Why it has not, or nothing."""
+    command = [sys.executable, "-m", "tlbatch.reduce", *(str(paths.folder) for paths in runs), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
+    return said if done.returncode else ""
+
+
+def _report(paths: RunPaths) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(paths.report_json.read_text(encoding="utf-8"))
+    return found
+
+
+def _terms(report: dict[str, Any]) -> tuple[str, str]:
+    return report["metric"], report["test_digest"]
+
+
+def print_board(reports: Sequence[dict[str, Any]], board: Path) -> None:
+    """What each run scored, those on the same images together, the best first; and what auto has chosen."""
+    by_terms: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for report in reports:
+        by_terms.setdefault(_terms(report), []).append(report)
+    for group in by_terms.values():
+        print()
+        _print_group(group)
+    if len(by_terms) > 1:
+        print()
+    print(f"leaderboard     {board}")
+
+
+def _print_group(reports: Sequence[dict[str, Any]]) -> None:
+    best_first = sorted(reports, key=lambda report: (report["score"] is None, -(report["score"] or 0), report["run"]))
+    metric, first = reports[0]["metric"], reports[0]
+    if first["synthetic"]:
+        print(SYNTHETIC)
+    width = max(len(report["job"]) for report in reports)
+    heading = f"{metric} (95 % interval)"
+    print(f"{'recipe':<{width}}  {heading:<32}{'' if metric == 'accuracy' else 'accuracy'}".rstrip())
+    for report in best_first:
+        chosen = report["strategy"]
+        auto = f"chosen: {chosen['chosen']} ({chosen['scenario']})" if chosen else ""
+        other = "" if metric == "accuracy" else shown(report["scores"]["accuracy"]["value"])
+        print(f"{report['job']:<{width}}  {estimated(report['scores'][metric]):<32}{other:<10}{auto}".rstrip())
+    ceiling = [one["score"] for one in first["ceilings"] if one["metric"] == metric]
+    if ceiling:
+        print(f"{'best reachable':<{width}}  {ceiling[0]:.4f}")
+    print(f"test images     {first['n']}")

@@ -1,0 +1,85 @@
+"""What hand-made features are computed from: an image in several colours and sizes, each made once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+from skimage import color, exposure
+
+Floats = npt.NDArray[np.floating[Any]]
+Mask = npt.NDArray[np.bool_]
+LEAST_SIDE = 32
+_SHAPE_SIDE = 128
+"""Largest side on which shapes, textures and colours are described; lesions are looked for at full size."""
+_DARK = 6.0
+"""Grey levels that noise on a black margin does not reach."""
+_CLIP_LIMIT = 2 / 256
+
+
+@dataclass(frozen=True)
+class Planes:
+    """One square image, uint8 (side, side, 3)."""
+
+    rgb: npt.NDArray[np.uint8]
+
+    @cached_property
+    def green(self) -> Floats:
+        """The green channel without single noisy pixels, (side, side), 0..1."""
+        found: Floats = ndimage.median_filter(self.rgb[..., 1], 3).astype(np.float32) / 255
+        return found
+
+    @cached_property
+    def disc(self) -> Mask:
+        """What is brighter than a tenth of the mean of the image, as B. Graham (2015) found the disc of the retina."""
+        brightest = ndimage.uniform_filter(self.rgb.max(axis=2).astype(np.float32), 5)
+        found: Mask = brightest > max(_DARK, float(brightest.mean()) / 10)
+        return found
+
+    @cached_property
+    def small(self) -> Floats:
+        """(s, s, 3), 0..1, s being at most 128."""
+        side = min(len(self.rgb), _SHAPE_SIDE)
+        return np.stack([scaled(self.rgb[..., at].astype(np.float32) / 255, side) for at in range(3)], axis=2)
+
+    @cached_property
+    def grey(self) -> Floats:
+        """Lightness of CIE Lab, (s, s), 0..1."""
+        return self.lab[..., 0]
+
+    @cached_property
+    def lab(self) -> Floats:
+        """CIE Lab, (s, s, 3): L 0..1, a and b about -1..1."""
+        found: Floats = (color.rgb2lab(self.small) / 100).astype(np.float32)
+        return found
+
+    @cached_property
+    def hsv(self) -> Floats:
+        """Hue, saturation, value, (s, s, 3), 0..1."""
+        found: Floats = color.rgb2hsv(self.small)
+        return found
+
+    @cached_property
+    def equal(self) -> Floats:
+        """Green with equalised local contrast (CLAHE, Zuiderveld 1994), (s, s), 0..1."""
+        green = scaled(self.green, len(self.small))
+        found: Floats = exposure.equalize_adapthist(green, clip_limit=_CLIP_LIMIT)
+        return found
+
+
+def planes_of(image: npt.NDArray[np.uint8]) -> Planes:
+    """Of an image uint8 (side, side, 3); a tiny one is enlarged first."""
+    if len(image) < LEAST_SIDE:
+        image = np.asarray(Image.fromarray(image).resize((LEAST_SIDE, LEAST_SIDE), Image.Resampling.BILINEAR))
+    return Planes(image)
+
+
+def scaled(plane: Floats, side: int) -> Floats:
+    """To (side, side): smaller, each pixel the mean of what it covers; larger, linearly between pixels."""
+    if plane.shape == (side, side):
+        return plane
+    way = Image.Resampling.BOX if side < len(plane) else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(plane.astype(np.float32)).resize((side, side), way))
