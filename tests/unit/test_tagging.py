@@ -143,6 +143,8 @@ def test_the_lstm_and_the_linear_classifiers_are_ranked_and_compared(runs: dict[
     compare_runs([runs["lstm"].folder, runs["linear"].folder], "phrases")
     page = (runs["lstm"].folder.parent / "phrases.html").read_text("utf-8")
     assert page.count("McNemar p") == 1
+    for words in ("Edit distance", "Accuracy of <bdi>colour</bdi>", "Accuracy of an attribute"):
+        assert words in page, words
     assert "<bdi>lstm</bdi>, the best other run on the same test images" in runs["linear"].report_page.read_text(
         "utf-8"
     )

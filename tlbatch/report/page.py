@@ -30,6 +30,19 @@ SCORE_NAMES: Mapping[ScoreName, str] = {name: name.replace("_", " ") for name in
     "mcc": "Matthews correlation",
     "grade_error": "mean grade error",
 }
+_PHRASE_SCORES = {
+    "exact_match": "Exact match",
+    "edit_distance": "Edit distance",
+    "bleu": "BLEU",
+    "macro_f1": "Macro F1",
+    "mean_attribute": "Accuracy of an attribute",
+}
+_PHRASE_HINTS = {
+    "exact_match": "the same tags in the same order",
+    "edit_distance": "tags to insert, delete or replace; lower is better",
+    "macro_f1": "mean over tags",
+    "mean_attribute": "mean over attributes",
+}
 _SPLIT_NAMES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test"}
 _FIGURES = {
     "features": "Map of the test images as the network sees them",
@@ -193,8 +206,9 @@ def _pages() -> Environment:
         "things": formats.things, "titled": formats.titled,
     }  # fmt: skip
     pages.globals |= {
-        "leaks": _leaks, "main_score": main_score, "plots": plots, "pr": _pr, "replicates": REPLICATES, "roc": _roc,
-        "run_rows": _run_rows, "score_names": SCORE_NAMES, "splits": SPLITS, "subgroup_rows": _subgroup_rows,
+        "leaks": _leaks, "main_score": main_score, "phrase_hints": _PHRASE_HINTS, "phrase_scores": _PHRASE_SCORES,
+        "plots": plots, "pr": _pr, "replicates": REPLICATES, "roc": _roc, "run_rows": _run_rows,
+        "score_names": SCORE_NAMES, "splits": SPLITS, "subgroup_rows": _subgroup_rows,
     }  # fmt: skip
     return pages
 
