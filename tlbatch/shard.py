@@ -192,7 +192,7 @@ def _write_index(job: Job, source: Source, target: SetPaths, unusable: Sequence[
             source_digest=source.digest,
             data_digest=data_digest(job),
             index_digest=digest_file(written.index_file),
-            test_digest=digest_split(built.index, "test"),
+            test_digest=digest_split(built.index, "test", source.classes),
             classes=source.classes,
             tags=bool(data.tag_separator),
             counts=built.counts,

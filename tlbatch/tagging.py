@@ -12,7 +12,7 @@ from tlbatch.data.sources import name_of
 from tlbatch.job.records import Best
 from tlbatch.job.report import Scored
 from tlbatch.report.parts import Part
-from tlbatch.report.phrases import Phrases, summarise_phrases, write_phrases
+from tlbatch.report.phrases import Phrases, Tagged, summarise_phrases, write_phrases
 from tlbatch.report.tags import Vocabulary
 from tlbatch.scoring import Scoring
 
@@ -48,17 +48,23 @@ def write_scored_phrases(
     test = found.of("test")
     names = [name_of(key.decode()) for key in test.keys]
     scoring.write_submission(dict(zip(names, test.written.tolist(), strict=True)), _commonest(images, separator))
-    odd = odd_phrases(index, manifest, best.classes, best.max_tags, causes)
-    vocabulary = Vocabulary(manifest.classes, job.data.attributes_in(manifest.classes), odd, len(best.classes))
-    columns = scoring.columns(test.keys)
-    return found, summarise_phrases(found, vocabulary, columns, separator=separator, seed=job.seed)
+    attributes = job.data.attributes_in(manifest.classes)
+    odd = odd_phrases(index, manifest, best.classes, best.max_tags, attributes=attributes, causes=causes)
+    vocabulary = Vocabulary(manifest.classes, attributes, odd, len(best.classes))
+    tagged = Tagged(found, _tags(rows["tags"], manifest.classes), _tags(merged.phrases, best.classes))
+    return found, summarise_phrases(tagged, vocabulary, scoring.columns(test.keys), seed=job.seed)
+
+
+def _tags(phrases: npt.NDArray[np.integer], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The tags of each phrase."""
+    different, of = np.unique(phrases, axis=0, return_inverse=True)
+    named = [tuple(names[tag] for tag in row if tag >= 0) for row in different.tolist()]
+    return [named[number] for number in of.ravel().tolist()]
 
 
 def _texts(phrases: npt.NDArray[np.integer], names: Sequence[str], separator: str) -> npt.NDArray[np.object_]:
     """Phrases as texts, (n,)."""
-    different, of = np.unique(phrases, axis=0, return_inverse=True)
-    texts = np.array([separator.join(names[tag] for tag in row if tag >= 0) for row in different.tolist()], np.object_)
-    return np.asarray(texts[of.ravel()], np.object_)
+    return np.array([separator.join(tags) for tags in _tags(phrases, names)], np.object_)
 
 
 def _commonest(images: ImageSet, separator: str) -> str:

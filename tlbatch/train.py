@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tlbatch.course import Session
@@ -17,6 +17,7 @@ from tlbatch.job.files import copy_file
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.records import SPLITS, RunRecord, job_digest
 from tlbatch.job.world import World, read_world
+from tlbatch.model.attributes import attributes_in
 from tlbatch.model.checkpoint import Keeper, load_best, pretrained_classifier
 from tlbatch.model.ranks import joined_ranks
 from tlbatch.model.snapshot import Saver
@@ -86,20 +87,30 @@ def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world:
     cached = finished("cache", paths, record)
     model = pretrained_classifier(record, images.manifest)
     if isinstance(model.head, PhraseHead) and world.is_main:
-        _tell_odd_phrases(images, outputs_named(job, images.manifest), model.head.max_tags)
+        _tell_odd_phrases(job, images)
     with joined_ranks("train", paths, world, job) as crew:
         train_phases(Session(job, images, paths, crew, model, Keeper(paths, world), saver), cached.outputs)
         crew.accelerator.wait_for_everyone()
 
 
-def _tell_odd_phrases(images: ImageSet, vocabulary: Sequence[str], max_tags: int) -> None:
-    odd = odd_phrases(images.index, images.manifest, vocabulary, max_tags, ())
+def _tell_odd_phrases(job: Job, images: ImageSet) -> None:
+    names, data = images.manifest.classes, job.data
+    vocabulary, attributes = outputs_named(job, images.manifest), data.attributes_in(names)
+    of_fit = len(attributes_in(vocabulary, data.attributes_in(vocabulary)))
+    max_tags = of_fit if job.phase[0].fit else job.decoder.max_tags
+    odd = odd_phrases(images.index, images.manifest, vocabulary, max_tags, attributes=attributes, causes=())
     log.info("phrases are written with %d tags, at most %d each", len(vocabulary), max_tags)
+    lacking = [tag for own in data.attributes.values() for tag in own if tag not in names]
+    if lacking:
+        log.warning("data.attributes: no image has %s", ", ".join(lacking[:10]))
     for split in SPLITS:
-        if odd.num_too_long[split]:
-            log.warning("%d %s images have more tags: what follows is not learned", odd.num_too_long[split], split)
-        if odd.num_unseen[split]:
-            log.warning("%d %s images have a tag that is not among them", odd.num_unseen[split], split)
+        for number, what in (
+            (odd.num_too_long[split], "more tags than that"),
+            (odd.num_unseen[split], "a tag that is not among them"),
+            (odd.num_several[split], "several tags of an attribute"),
+        ):
+            if number:
+                log.warning("%d %s images have %s", number, split, what)
     if odd.num_contradicting:
         log.warning("%d images have another phrase than an equal or nearly equal one", odd.num_contradicting)
 

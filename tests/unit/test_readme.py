@@ -1,4 +1,5 @@
 import re
+import tomllib
 from pathlib import Path
 
 from tlbatch import status
@@ -31,3 +32,10 @@ def test_every_cause_of_a_user_error_stands_in_the_readme() -> None:
             if "; " in text and not any(re.search(pattern, text) for pattern in patterns):
                 missing.append(f"{file.name}: {text}")
     assert missing == []
+
+
+def test_every_example_of_a_job_file_is_toml() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        assert tomllib.loads(block)

@@ -104,6 +104,7 @@ def test_odd_phrases_are_counted_and_stated(runs: dict[str, RunPaths]) -> None:
     odd = report_of(runs["lstm"])["tags"]["odd"]
     assert (odd["num_empty"], odd["num_contradicting"]) == (1, 2)
     assert sum(odd["num_too_long"].values()) == 1
+    assert sum(odd["num_several"].values()) == 1
     page = runs["lstm"].report_page.read_text("utf-8")
     for words in ("Phrases of tags", "Odd phrases", "Accuracy of each attribute", "Exact match"):
         assert words in page, words
@@ -165,6 +166,8 @@ def test_what_is_of_classes_alone_is_refused(runs: dict[str, RunPaths], tmp_path
     [
         (["data.tag_separator=''"], "attributes are of labels with several tags"),
         (["data.tag_separator=''", "data.attributes={}"], "objective tags: set data.tag_separator"),
+        (["data.per_class=2"], "per_class is of images with one class each"),
+        (["data.attributes={ a = ['x y'] }"], "'x y' holds data.tag_separator, so it is no tag"),
         (["metric=quadratic_kappa"], "objective tags does not go with metric = quadratic_kappa (accuracy is the share"),
         (["head.widths=[8]"], "objective tags does not go with head.widths"),
         (["phase.0.mixup=0.2"], "objective tags does not go with phase.0.mixup or cutmix"),

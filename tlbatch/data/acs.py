@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from tlbatch.data.sources import Found, key_of
+from tlbatch.data.sources import TWO_LABELS, Found, key_of
 from tlbatch.data.walk import ENDINGS, walk
 from tlbatch.job.errors import UserError
 from tlbatch.job.images import Data
@@ -21,16 +21,18 @@ TYPES: Final = (
     "t-shirt", "undergarment", "uniform", "vest",
 )  # fmt: skip
 """By number of the class; a folder of another name is the name of its type."""
+Words = Mapping[str, str | None]
+"""Tags of images by key; None where a labels file says different ones."""
 _LISTS = ("train", "test")
 
 
-def from_acs(folder: Path, data: Data, words: Mapping[str, str] | None, rejected: list[Rejected]) -> Iterator[Found]:
+def from_acs(folder: Path, data: Data, words: Words | None, rejected: list[Rejected]) -> Iterator[Found]:
     """All images that a list names.
 
     Parameters
     ----------
     words
-        Tags by key of the image, to stand before the type; None: there are none.
+        What stands before the type; None: nothing.
 
     Raises
     ------
@@ -52,9 +54,7 @@ def from_acs(folder: Path, data: Data, words: Mapping[str, str] | None, rejected
         yield Found(stem, f"{folder}/images/{files[stem]}", label, part=part_of[stem])
 
 
-def _cause(
-    stem: str, folder: Path, files: Mapping[str, str], part_of: Mapping[str, str], words: Mapping[str, str] | None
-) -> str:
+def _cause(stem: str, folder: Path, files: Mapping[str, str], part_of: Mapping[str, str], words: Words | None) -> str:
     """Why an image cannot be used; empty where it can."""
     if stem not in files:
         return f"{part_of[stem]}.txt names it, and there is no such image below {folder}/images"
@@ -62,6 +62,8 @@ def _cause(
         return "neither train.txt nor test.txt names it"
     if words is not None and key_of(stem) not in words:
         return "the labels file has no line for it"
+    if words is not None and words[key_of(stem)] is None:
+        return TWO_LABELS
     return ""
 
 

@@ -98,6 +98,11 @@ def _sample(
         rejected.append(Rejected(key=key_of(name), cause=f"{path}: no {lacks}"))
         return
     if isinstance(label, list):
+        split = [tag for tag in map(str, label) if data.tag_separator and data.tag_separator in tag]
+        if split:
+            cause = f"{path}: the tag {split[0]!r} holds data.tag_separator"
+            rejected.append(Rejected(key=key_of(name), cause=cause))
+            return
         label = (data.tag_separator or " ").join(map(str, label))
     for column in filter(None, (data.group_column, data.split.column)):
         if fields.get(column) in (None, ""):

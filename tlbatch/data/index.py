@@ -101,10 +101,10 @@ def split_rows(index: Index, split: SplitName) -> npt.NDArray[np.int64]:
     return np.flatnonzero(index["split"] == SPLITS.index(split))
 
 
-def digest_split(index: Index, split: SplitName) -> str:
-    """SHA-256 of keys, labels and contents of one split, in the order of the keys."""
+def digest_split(index: Index, split: SplitName, classes: Sequence[str]) -> str:
+    """SHA-256 of keys, labels and contents of one split, in the order of the keys; of tags by their names."""
     sha = hashlib.sha256()
     for row in index[split_rows(index, split)]:
-        labels = row["label"] if row["tags"].size == 0 else row["tags"].tobytes().hex()
+        labels = "\1".join(classes[tag] for tag in row["tags"] if tag >= 0) or row["label"]
         sha.update(f"{row['key'].decode()}\0{labels}\0{row['content'].decode()}\n".encode())
     return sha.hexdigest()

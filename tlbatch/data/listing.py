@@ -38,10 +38,7 @@ def read_source(data: Data, images: Path, labels: Path | None) -> Source:
     if data.source == "tars":
         return make_source(from_tars(images, data, rejected), data, rejected, columns=("image", "label"))
     if data.source == "acs":
-        words = None
-        if labels is not None:
-            found_words = label_columns(data, labels, [data.label_column])
-            words = {key: word for key, (word,) in found_words.items()}
+        words = None if labels is None else _words(data, labels)
         return make_source(from_acs(images, data, words, rejected), data, rejected, columns=("image", "label"))
     if labels is not None:
         columns = (data.key_column, data.label_column)
@@ -78,7 +75,7 @@ def _from_csv(images: Path, labels: Path, data: Data, rejected: list[Rejected]) 
     files = _Files(images, rejected)
     for line, row in _rows(labels, data, rejected):
         name = (row[data.key_column] or "").strip()
-        stem = os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122
+        stem = _stem(name)
         path, cause = files.find(name, stem)
         if path is None:
             rejected.append(Rejected(key=key_of(stem), cause=f"{labels}:{line}: {cause}"))
@@ -130,6 +127,21 @@ class _Files:
             log.info("%d images below %s have no line in the labels file", self._total - self._used, self._images)
 
 
+def _words(data: Data, labels: Path) -> dict[str, str | None]:
+    """The words of each image by its key; None where there are different ones."""
+    found: dict[str, str | None] = {}
+    for _, row in _rows(labels, data, []):
+        key, words = key_of(_stem(row[data.key_column] or "")), (row[data.label_column] or "").strip()
+        found[key] = words if found.get(key, words) == words else None
+    return found
+
+
+def _stem(name: str) -> str:
+    """The name of an image without its ending."""
+    name = name.strip()
+    return os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122 (a Path costs too much)
+
+
 def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Values of some columns of the labels file by the key of the image.
 
@@ -140,9 +152,7 @@ def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str,
     """
     found = {}
     for _, row in _rows(labels, data, [], more=columns):
-        name = (row[data.key_column] or "").strip()
-        stem = os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122
-        found[key_of(stem)] = tuple((row[column] or "").strip() for column in columns)
+        found[key_of(_stem(row[data.key_column] or ""))] = tuple((row[column] or "").strip() for column in columns)
     return found
 
 

@@ -75,7 +75,9 @@ def build_index(
         index[column] = store.rows[column][place[numbers]]
     used, index["shard"] = np.unique(store.tar[place[numbers]], return_inverse=True)
     counts = {split: _counts(index[split_rows(index, split)], len(source.classes)) for split in SPLITS}
-    if not data.tag_separator:  # a tag of test images alone is one that no phrase can be written with
+    if data.tag_separator:  # a tag of test images alone is one that no phrase can be written with
+        _check_sizes(index)
+    else:
         _check_counts(source.classes, counts)
     shards = tuple(_shard_file(store, number, stored=int((store.tar == number).sum())) for number in used.tolist())
     return Built(index, images, findings, rejected, shards, counts)
@@ -133,6 +135,12 @@ def _check_counts(classes: Sequence[str], counts: Mapping[SplitName, Sequence[in
                 raise UserError(
                     f"class {name!r}: no image in the {split} split; add images of it, or change data.split"
                 )
+
+
+def _check_sizes(index: Index) -> None:
+    for split in ("train", "test"):
+        if not len(split_rows(index, split)):
+            raise UserError(f"no image in the {split} split; add some, or change data.split")
 
 
 def _shard_file(store: Store, number: int, *, stored: int) -> ShardFile:

@@ -182,7 +182,7 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
                     "mend the pattern"
                 )
             group = _text(match.group(1))
-        label = labels.setdefault(one.label, _text(one.label))
+        label = labels.setdefault(one.label, _text(data.tag_separator.join(tags_of(one.label, data))))
         where = f"{key_of(one.path)}\0{one.offset}" if one.size >= 0 else f"{one.offset}"
         stamp = xxhash.xxh3_64_intdigest(f"{key}\0{label}\0{size}\0{time}\0{where}".encode())
         yield Labelled(key, one.path, label, group, _text(one.part), stamp, one.offset, one.size)

@@ -17,6 +17,8 @@ from tlbatch.job.images import Data, Split
 from tlbatch.job.records import SPLITS
 from tlbatch.job.section import SplitName
 
+_SMALL = 20
+"""Groups below which strata of tags are one stratum together."""
 GIVEN_NAMES: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -108,7 +110,9 @@ class _Groups:
     """Number of the group of each image."""
     sizes: list[int]
     strata: list[list[int]]
-    """Numbers of the groups by their commonest label; where labels hold several tags, by the rarest of an image's."""
+    """Numbers of the groups by their commonest label; where labels hold several tags, by the rarest of an image's, and
+    those of rare tags together.
+    """
 
     @staticmethod
     def of(images: Sequence[Labelled], data: Data) -> "_Groups":
@@ -119,6 +123,9 @@ class _Groups:
         order = np.lexsort((stratum, -counts, group))
         commonest = stratum[order][np.unique(group[order], return_index=True)[1]]
         members = [np.flatnonzero(commonest == number).tolist() for number in range(num_strata)]
+        if data.tag_separator:  # most tags are rare, and the share of a stratum of few groups is none
+            small = [group for some in members if len(some) < _SMALL for group in some]
+            members = [some for some in members if len(some) >= _SMALL] + [sorted(small)]
         return _Groups(names, codes, np.bincount(codes).tolist(), members)
 
 

@@ -180,6 +180,15 @@ class Data(Section):
         return value
 
     @model_validator(mode="after")
+    def _tags_are_no_classes(self) -> Self:
+        if self.tag_separator and self.per_class:
+            raise ValueError("per_class is of images with one class each, and data.tag_separator of tags; leave it out")
+        wrong = [tag for tags in self.attributes.values() for tag in tags if self.tag_separator in tag]
+        if self.tag_separator and wrong:
+            raise ValueError(f"attributes: {wrong[0]!r} holds data.tag_separator, so it is no tag; name its parts")
+        return self
+
+    @model_validator(mode="after")
     def _attributes_are_of_tags(self) -> Self:
         if self.attributes and not self.tag_separator:
             raise ValueError("attributes are of labels with several tags: set data.tag_separator")

@@ -188,6 +188,8 @@ class OddPhrases(Record):
     """Left out with two phrases of one image, or with an equal or nearly equal image of another phrase."""
     num_too_long: dict[SplitName, int]
     """With more tags than can be written."""
+    num_several: dict[SplitName, int]
+    """With several tags of an attribute that the job names."""
     num_unseen: dict[SplitName, int]
     """With a tag that cannot be written: too few training images have it, or none."""
     unseen: dict[str, int]
@@ -206,13 +208,15 @@ class TagScores(Record):
     """Tags to insert, delete or replace, a mean over images."""
     bleu: Estimate
     macro_f1: Estimate
-    """Mean over tags."""
+    """Mean over the tags that a true phrase has."""
     f1: dict[str, Estimate]
     """By tag."""
     mean_attribute: Estimate
-    """Mean over attributes."""
+    """Mean over the attributes that a true phrase has."""
     attributes: dict[str, Estimate]
     """Accuracy of the tags of each attribute that the job names, none included."""
+    num_with: dict[str, int]
+    """Images of which a true tag is of the attribute."""
 
 
 class Scored(Record):

@@ -1,5 +1,6 @@
 """The plain rival of the LSTM: a linear classifier for each attribute, and the order of its words from training."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tlbatch.model.heads import head_like
 from tlbatch.model.tags import NONE, PhraseHead
 
 Ints = npt.NDArray[np.int64]
+_LEAST = math.log(1e-6)
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,14 @@ class AttributeHead(PhraseHead):
         rows = phrases.cpu().numpy()
         for stretch, said in zip(self._stretches, self._log_probabilities(features), strict=True):
             attribute = Attribute("", tuple(self.tags[stretch][1:].tolist()))
-            total -= said.gather(1, torch.from_numpy(attribute.values(rows)).to(said.device)[:, None])[:, 0]
+            values = torch.from_numpy(attribute.values(rows)).to(said.device)
+            total -= said.gather(1, values[:, None])[:, 0].clamp_min(_LEAST)  # training may not have had the value
         return total
 
     def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most probable value of each attribute, as a phrase."""
-        found = [said.max(1) for said in self._log_probabilities(features)]
-        chosen = [self.tags[stretch][best.indices] for stretch, best in zip(self._stretches, found, strict=True)]
+        """The most probable value of each attribute, as a phrase, which has one tag at least."""
+        values, every = self._values(features)
+        chosen = [self.tags[stretch][own] for stretch, own in zip(self._stretches, values, strict=True)]
         orders = {frozenset(order): order for order in _rows(self.orders)}
         place = dict(enumerate(self.places.tolist()))
         phrases = [
@@ -93,7 +96,23 @@ class AttributeHead(PhraseHead):
         padded = torch.full((len(features), self.max_tags), NONE)
         for row, phrase in zip(padded, phrases, strict=True):
             row[: len(phrase)] = torch.tensor(phrase, dtype=torch.int64)
-        return padded.to(features.device), torch.stack([best.values for best in found]).sum(0)
+        return padded.to(features.device), every
+
+    def _values(self, features: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The value of each attribute, (n,) each, and the log probability of all together, (n,).
+
+        Where none is the most probable of all, the tag that costs least is there in its place.
+        """
+        said = self._log_probabilities(features)
+        found = [one.max(1) for one in said]
+        values = [best.indices for best in found]
+        total = torch.stack([best.values for best in found]).sum(0)
+        gains = [one[:, 1:].max(1).values - one[:, 0] for one in said]
+        gain, which = torch.stack(gains).max(0)
+        empty = torch.stack(values).sum(0) == 0
+        for at, one in enumerate(said):
+            values[at] = torch.where(empty & (which == at), one[:, 1:].argmax(1) + 1, values[at])
+        return values, total + torch.where(empty, gain, 0.0)
 
 
 def restored_head(tensors: Mapping[str, torch.Tensor], head: nn.Module) -> nn.Module:
@@ -114,8 +133,8 @@ def attributes_in(vocabulary: Sequence[str], named: Mapping[str, Sequence[str]])
     """The attributes that a job names, of tags that there are, and each tag that none of them has as one of its own."""
     number = {name: place for place, name in enumerate(vocabulary)}
     taken = {tag for tags in named.values() for tag in tags}
-    every = {**named, **{tag: (tag,) for tag in vocabulary if tag not in taken}}
-    return [Attribute(name, tuple(number[tag] for tag in tags)) for name, tags in every.items()]
+    found = [Attribute(name, tuple(number[tag] for tag in tags)) for name, tags in named.items()]
+    return found + [Attribute(f"tag {tag}", (number[tag],)) for tag in vocabulary if tag not in taken]
 
 
 def fit_attributes(

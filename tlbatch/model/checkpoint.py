@@ -57,6 +57,12 @@ def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
 
 def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> None:
     best, file = load_best(run)
+    if best.classes != classes and best.max_tags:
+        differ = sorted(set(best.classes) ^ set(classes))
+        raise UserError(
+            f"head.weights: the head of {run.folder} is another: of {len(best.classes)} tags, and not {len(classes)} "
+            f"({', '.join(differ[:3])} differ); give this job the same training split and decoder.min_images"
+        )
     if best.classes != classes:
         raise UserError(
             f"head.weights: the head of {run.folder} is another: of the classes {', '.join(best.classes)}, and not "

@@ -145,7 +145,7 @@ class PhraseDecoder(PhraseHead):
     def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The most probable phrases that a beam search finds, for all images at once.
 
-        What is followed of an image depends on no other one; a phrase that has ended stays in its place.
+        What is followed of an image depends on no other one; a phrase that has ended stays in its place. None is empty.
         """
         number, device = len(features), features.device
         _, state = self.lstm(self.see(features)[:, None])
@@ -155,6 +155,8 @@ class PhraseDecoder(PhraseHead):
         for step in range(self.max_tags + 1):
             said, state = self._said(last, state)
             said[:, :, self.unknown] = -torch.inf
+            if step == 0:
+                said[:, :, self.end] = -torch.inf  # no image is without a tag
             if step == self.max_tags:
                 said[:, :, : self.end] = -torch.inf
             if step:

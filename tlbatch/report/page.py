@@ -40,8 +40,8 @@ _PHRASE_SCORES = {
 _PHRASE_HINTS = {
     "exact_match": "the same tags in the same order",
     "edit_distance": "tags to insert, delete or replace; lower is better",
-    "macro_f1": "mean over tags",
-    "mean_attribute": "mean over attributes",
+    "macro_f1": "mean over the tags of true phrases",
+    "mean_attribute": "mean over the attributes of true phrases",
 }
 _SPLIT_NAMES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test"}
 _FIGURES = {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -96,13 +97,16 @@ def read_phrases(path: Path) -> Phrases:
     return Phrases(keys, groups, splits, labels, written, values, errors)
 
 
+class Tagged(NamedTuple):
+    """Phrases, and the tags that they are of: a text does not always tell them."""
+
+    found: Phrases
+    truth: Sequence[tuple[str, ...]]
+    written: Sequence[tuple[str, ...]]
+
+
 def summarise_phrases(
-    found: Phrases,
-    vocabulary: Vocabulary,
-    columns: Mapping[str, Sequence[str]],
-    *,
-    separator: str,
-    seed: int,
+    tagged: Tagged, vocabulary: Vocabulary, columns: Mapping[str, Sequence[str]], *, seed: int
 ) -> Scored:
     """Scores of the test images that could be read; the accuracy is the share of phrases that are exactly right.
 
@@ -110,14 +114,14 @@ def summarise_phrases(
     ----------
     columns
         Values of columns of the labels file for each test image, readable or not.
-    separator
-        What stands between two tags.
     """
+    found = tagged.found
     every = found.of("test")
     read = every.is_read
     test = every.where(read)
     decided = test.decided
-    truth, written = ([split_phrase(one, separator) for one in some] for some in (test.labels, test.written))
+    scored = np.flatnonzero((found.splits == SPLITS.index("test")) & found.is_read).tolist()
+    truth, written = ([some[at] for at in scored] for some in (tagged.truth, tagged.written))
     tags = judge_tags(truth, written, decided.groups, vocabulary, seed=seed)
     scores: dict[ScoreName, Estimate] = dict.fromkeys(SCORES, _NO_CLASSES)
     scores |= {"accuracy": tags.exact_match, "macro_f1": tags.macro_f1}
@@ -138,11 +142,6 @@ def summarise_phrases(
         subgroups=tuple(_subgroups(decided, columns, read, seed=seed)),
         external=(),
     )
-
-
-def split_phrase(text: str, separator: str) -> list[str]:
-    """The tags of a phrase."""
-    return text.split(separator) if text else []
 
 
 def _subgroups(

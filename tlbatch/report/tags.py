@@ -1,6 +1,6 @@
 """Scores of images with several tags, a short ordered phrase each, with intervals over groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,7 +43,8 @@ def judge_tags(
     An exact match has the same tags in the same order. The edit distance (Levenshtein 1966) counts tags to insert,
     delete or replace, a mean over images. BLEU (Papineni et al. 2002) is that of all images together, of sequences of
     one up to four tags, or as many as the longest true phrase has. F1 and the accuracy of an attribute, which is right
-    where all its tags are and no other one of it, do not look at the order.
+    where all its tags are and no other one of it, do not look at the order; their means are over the tags and
+    attributes that a true phrase has, so that they are of the same ones for all runs.
 
     Parameters
     ----------
@@ -66,6 +67,7 @@ def judge_tags(
         none = Estimate(value=None, undefined=_NO_IMAGES)
         of_all = dict.fromkeys(("exact_match", "edit_distance", "bleu", "macro_f1", "mean_attribute"), none)
         of_each = {"f1": dict.fromkeys(tags, none), "attributes": dict.fromkeys(vocabulary.attributes, none)}
+        known |= {"num_with": dict.fromkeys(vocabulary.attributes, 0)}
         return TagScores.model_validate(known | of_all | of_each)
     sums, num_groups = _drawn_sums(truth, predicted, groups, vocabulary, seed=seed)
     total = sums["one"][:, 0]
@@ -76,7 +78,12 @@ def judge_tags(
             undefined=_NO_IMAGES,
         )  # fmt: skip
 
-    of_attributes = {name: share("attributes", at) for at, name in enumerate(vocabulary.attributes)}
+    num_with = {
+        name: sum(bool(set(own) & set(phrase)) for phrase in truth) for name, own in vocabulary.attributes.items()
+    }
+    absent = Estimate(value=None, undefined="no image has one")
+    of_attributes = {name: share("attributes", at) if num_with[name] else absent for at, name in enumerate(num_with)}
+    there = np.array([bool(number) for number in num_with.values()], np.bool_)
     return TagScores.model_validate(
         known
         | {
@@ -84,9 +91,10 @@ def judge_tags(
             "edit_distance": estimate(sums["edits"][-1, 0] / len(truth), sums["edits"][:-1, 0] / total[:-1]),
             "bleu": _bleu(sums["sequences"]),
             "attributes": of_attributes,
-            "mean_attribute": _mean(sums["attributes"] / total[:, None], "no attributes are named"),
+            "num_with": num_with,
+            "mean_attribute": _mean(sums["attributes"][:, there] / total[:, None], "none is named, or none is there"),
         }
-        | _f1(tags, sums)
+        | _f1(tags, {tag for phrase in truth for tag in phrase}, sums)
     )
 
 
@@ -124,7 +132,7 @@ class _Judged(NamedTuple):
     exact: list[float]
     edits: list[float]
     sequences: list[float]
-    """What BLEU adds up: sequences found and predicted of each length, predicted and true tags."""
+    """What BLEU adds up: sequences of each length that are found, predicted and true; the first of these are tags."""
     attributes: list[float]
     """Whether each is right."""
 
@@ -140,16 +148,14 @@ class _Judge:
     def __call__(self, truth: Phrase, predicted: Phrase) -> _Judged:
         pair = truth, predicted
         if pair not in self._known:
-            parts = [modified_precision([truth], predicted, order) for order in range(1, self._orders + 1)]
+            orders = range(1, self._orders + 1)
+            found = [
+                modified_precision([truth], predicted, order).numerator for order in orders
+            ]  # which is not reduced
             self._known[pair] = _Judged(
                 [float(truth == predicted)],
                 [float(edit_distance(list(truth), list(predicted)))],
-                [
-                    *(part.numerator for part in parts),  # which are not reduced
-                    *(part.denominator for part in parts),
-                    len(predicted),
-                    len(truth),
-                ],
+                [*found, *(max(0, len(phrase) - order + 1) for phrase in (predicted, truth) for order in orders)],
                 [float(tags & set(truth) == tags & set(predicted)) for tags in self._attributes],
             )
         return self._known[pair]
@@ -160,23 +166,25 @@ def _num_orders(truth: Sequence[Phrase]) -> int:
 
 
 def _bleu(sums: Floats) -> Estimate:
-    """BLEU of draws and of all groups once, which stand last."""
-    orders = (sums.shape[1] - 2) // 2
-    found, possible, (num_predicted, num_true) = sums[:, :orders], sums[:, orders : 2 * orders], sums[:, 2 * orders :].T
+    """BLEU of draws and of all groups once, which stand last; sequences as long as no true phrase do not count."""
+    found, predicted, true = np.split(sums, 3, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.exp(np.log(found / possible).mean(axis=1))
-        every = mean * np.exp(np.minimum(0, 1 - num_true / num_predicted))
+        precision = np.where(predicted > 0, found / predicted, 0.0)
+        counts = true > 0
+        mean = np.exp(np.where(counts, np.log(precision), 0.0).sum(axis=1) / counts.sum(axis=1))
+        every = mean * np.exp(np.minimum(0, 1 - true[:, 0] / predicted[:, 0]))
     return estimate(float(every[-1]), every[:-1])
 
 
-def _f1(tags: Sequence[str], sums: Mapping[str, Floats]) -> dict[str, object]:
+def _f1(tags: Sequence[str], present: Container[str], sums: Mapping[str, Floats]) -> dict[str, object]:
     with np.errstate(divide="ignore", invalid="ignore"):
         each = 2 * sums["hits"] / sums["sizes"]
     of_tags = {
         tag: estimate(float(each[-1, at]), each[:-1, at], undefined="neither there nor predicted")
         for at, tag in enumerate(tags)
     }
-    return {"f1": of_tags, "macro_f1": _mean(each, "no tag is there or predicted")}
+    there = np.array([tag in present for tag in tags], np.bool_)
+    return {"f1": of_tags, "macro_f1": _mean(each[:, there], "no tag is there")}
 
 
 def _mean(each: Floats, undefined: str) -> Estimate:

@@ -89,6 +89,12 @@ def test_images_and_lists_that_do_not_fit_are_rejected_one_by_one(
     assert [(one.key, one.cause.startswith(cause)) for one in found.rejected] == [(key, True)]
 
 
+def test_an_image_with_two_different_words_is_rejected_and_the_same_twice_are_one(read: Callable[..., Source]) -> None:
+    words = "4/a,red\n4/b,blue\n7/c,red\n7/d.e,red\n4/b,red\n7/c,red\n"
+    found = read(words, tag_separator=" ", max_rejected=1)
+    assert [(one.key, one.cause) for one in found.rejected] == [("4/b", "the key is there twice, with two labels")]
+
+
 def test_an_image_without_words_is_rejected_and_one_in_both_lists_is_an_error(
     folder: Path, read: Callable[..., Source]
 ) -> None:

@@ -110,6 +110,14 @@ def test_images_with_several_tags_are_spread_by_their_rarest() -> None:
     assert Counter(hats) == {"test": 10, "train": 30}
 
 
+def test_rare_tags_are_tested_as_often_as_others_and_every_fold_has_its_share() -> None:
+    some = labelled([(f"g{number}", f"tag{number // 2} {'dress' if number % 3 else 'hat'}") for number in range(1000)])
+    splits = Counter(splits_of(some, {"test": 0.25, "val": 0.1}, tag_separator=" "))
+    assert splits == {"test": 250, "val": 100, "train": 650}
+    folds = [splits_of(some, {"folds": 5, "fold": fold, "val": 0}, tag_separator=" ") for fold in range(5)]
+    assert [Counter(fold)["test"] for fold in folds] == [200] * 5
+
+
 def test_given_splits_are_kept_and_validation_is_taken_from_train_where_there_is_none() -> None:
     some = labelled([(f"a{number}", str(number % 2)) for number in range(40)], "train")
     some += labelled([(f"b{number}", str(number % 2)) for number in range(10)], "extra")

@@ -26,7 +26,7 @@ def decoder(**changed: object) -> PhraseDecoder:
     made = PhraseDecoder(Decoder.model_validate({"embedding": 8, "hidden": 16, "max_tags": 3} | changed), WIDTH, TAGS)
     for weight in made.parameters():  # far from uniform, so that the best phrase is clearly the best
         weight.data.mul_(4)
-    made.say.bias.data[made.end] -= 3
+    made.say.bias.data[made.end] -= 5
     return made.eval()
 
 
@@ -35,7 +35,8 @@ def images(number: int) -> torch.Tensor:
 
 
 def every_phrase(most: int) -> list[tuple[int, ...]]:
-    return [phrase for length in range(most + 1) for phrase in product(range(TAGS), repeat=length)]
+    """But the empty one."""
+    return [phrase for length in range(1, most + 1) for phrase in product(range(TAGS), repeat=length)]
 
 
 def test_a_wide_beam_writes_the_most_probable_of_all_phrases() -> None:
@@ -90,7 +91,7 @@ def test_it_learns_phrases_whose_order_depends_on_the_image() -> None:
     made = PhraseDecoder(Decoder(embedding=16, hidden=32, dropout=0.1, max_tags=3), WIDTH, TAGS).train()
     made.read_classes("abcd", "abcd")
     seen = torch.eye(WIDTH)[:4].repeat(16, 1)
-    labels = rows([0, 1], [1, 0], [3, 2, 0], []).repeat(16, 1)
+    labels = rows([0, 1], [1, 0], [3, 2, 0], [2]).repeat(16, 1)
     optimizer = torch.optim.Adam(made.parameters(), 1e-2)
     for _ in range(80):
         optimizer.zero_grad()
@@ -147,7 +148,8 @@ def test_attributes_are_those_that_are_named_and_every_other_tag() -> None:
     named = data.attributes_in(["blue", "coat", "red"])
     assert named == {"colour": ("red", "blue")}
     found = attributes_in(["blue", "coat", "red"], named)
-    assert found == [Attribute("colour", (2, 0)), Attribute("coat", (1,))]
+    assert found == [Attribute("colour", (2, 0)), Attribute("tag coat", (1,))]
+    assert attributes_in(["coat", "red"], {"coat": ("red",)}) == [Attribute("coat", (1,)), Attribute("tag coat", (0,))]
 
 
 def test_the_value_of_an_attribute_is_its_first_tag_or_none() -> None:
@@ -177,6 +179,18 @@ def test_an_attribute_that_never_varies_is_always_said() -> None:
     head, losses = fit_attributes("svm", vectors(phrases), phrases.numpy(), [COLOURS, COAT], num_tags=TAGS, seed=0)
     assert set(losses) == {"colour"}
     assert head.write(torch.zeros(1, WIDTH))[0][0, 0] == 2
+
+
+def test_no_phrase_is_empty_and_a_value_that_training_lacks_costs_no_more_than_a_millionth() -> None:
+    phrases = rows(*([at % 2, 2 + at % 2] for at in range(40)))
+    head, _ = fit_attributes("logistic", vectors(phrases), phrases.numpy(), [COLOURS, COAT, HAT], num_tags=TAGS, seed=0)
+    seen = images(20) * 0.1
+    head.eval().linear.bias.data[[3, 5]] += 50  # neither coat nor hat
+    head.linear.bias.data[0] += 60  # no colour either, which training never had
+    written, log_probability = head.write(seen)
+    assert ((written >= 0).sum(1) == 1).all()
+    assert torch.allclose(-log_probability.clamp_min(-13.8), head.losses(seen, written).clamp_max(13.8), atol=0.1)
+    assert float(head.losses(seen, rows([2, 3]).expand(20, -1)).max()) <= 3 * 13.82
 
 
 def test_a_fitted_head_comes_back_from_its_tensors() -> None:

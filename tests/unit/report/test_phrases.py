@@ -8,10 +8,10 @@ import pytest
 from tlbatch.job.errors import UserError
 from tlbatch.job.report import OddPhrases
 from tlbatch.report.compare import compare
-from tlbatch.report.phrases import Phrases, read_phrases, summarise_phrases, write_phrases
+from tlbatch.report.phrases import Phrases, Tagged, read_phrases, summarise_phrases, write_phrases
 from tlbatch.report.tags import Vocabulary
 
-ODD = OddPhrases(num_empty=0, num_contradicting=0, num_too_long={}, num_unseen={}, unseen={})
+ODD = OddPhrases(num_empty=0, num_contradicting=0, num_too_long={}, num_several={}, num_unseen={}, unseen={})
 WORDS = Vocabulary(["=red", "long", "coat", "hat"], {}, ODD, 4)
 
 
@@ -60,7 +60,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, spoiled: str) -> None:
 
 
 def test_the_accuracy_is_the_share_of_readable_test_phrases_that_are_exactly_right() -> None:
-    found = summarise_phrases(SOME, WORDS, {"site": ["a", "b", "b"]}, separator=" ", seed=0)
+    truth, written = ([tuple(text.split()) for text in some] for some in (SOME.labels, SOME.written))
+    found = summarise_phrases(Tagged(SOME, truth, written), WORDS, {"site": ["a", "b", "b"]}, seed=0)
     assert (found.n, found.num_errors, found.score) == (2, 1, 0.5)
     assert found.scores["accuracy"] == found.tags.exact_match
     assert found.scores["macro_f1"] == found.tags.macro_f1
