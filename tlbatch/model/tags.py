@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, layer_norm
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
@@ -135,7 +135,7 @@ class PhraseDecoder(PhraseHead):
         ends = torch.arange(wanted.shape[1], device=tokens.device) == lengths[:, None]
         wanted = torch.where(ends, self.end, wanted)
         given = torch.cat([torch.full_like(steps, self.start), shown.clamp_min(0)], 1)
-        seen = torch.cat([self.see(features)[:, None], self.read(given)], 1)
+        seen = torch.cat([self._seen(features), self.read(given)], 1)
         states, _ = self.lstm(self.dropout(seen))
         said = self.say(self.dropout(states[:, 1:])).transpose(1, 2)
         smoothing = self.smoothing if self.training else 0.0
@@ -148,7 +148,7 @@ class PhraseDecoder(PhraseHead):
         What is followed of an image depends on no other one; a phrase that has ended stays in its place. None is empty.
         """
         number, device = len(features), features.device
-        _, state = self.lstm(self.see(features)[:, None])
+        _, state = self.lstm(self._seen(features))
         last = torch.full((number, 1), self.start, device=device)
         scores = features.new_zeros((number, 1))
         phrases = torch.full((number, 1, self.max_tags), NONE, device=device)
@@ -173,6 +173,11 @@ class PhraseDecoder(PhraseHead):
             if bool((last == self.end).all()):
                 break
         return phrases[:, 0], scores[:, 0]
+
+    def _seen(self, features: torch.Tensor) -> torch.Tensor:
+        """The first step, (n, 1, embedding): the vector of the image, standardised, since its numbers have any size."""
+        found: torch.Tensor = self.see(layer_norm(features, features.shape[1:]))
+        return found[:, None]
 
     def _said(
         self, last: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]

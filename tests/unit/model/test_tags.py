@@ -26,7 +26,7 @@ def decoder(**changed: object) -> PhraseDecoder:
     made = PhraseDecoder(Decoder.model_validate({"embedding": 8, "hidden": 16, "max_tags": 3} | changed), WIDTH, TAGS)
     for weight in made.parameters():  # far from uniform, so that the best phrase is clearly the best
         weight.data.mul_(4)
-    made.say.bias.data[made.end] -= 5
+    made.say.bias.data[made.end] -= 3
     return made.eval()
 
 
@@ -46,18 +46,17 @@ def test_a_wide_beam_writes_the_most_probable_of_all_phrases() -> None:
     best, which = losses.min(0)
     assert torch.allclose(log_probability, -best, atol=1e-5)
     assert same_phrases(written, rows(*(every_phrase(3)[one] for one in which.tolist()))).all()
-    assert len({len(every_phrase(3)[one]) for one in which.tolist()}) > 1
+    assert len(set(which.tolist())) > 1
 
 
-def test_log_probabilities_are_those_that_training_maximises_and_a_wider_beam_never_finds_a_worse_phrase() -> None:
-    seen, before = images(50), None
-    for beam in (1, 2, 5):
-        made = decoder(beam=beam)
-        written, log_probability = made.write(seen)
-        assert torch.allclose(log_probability, -made.losses(seen, written), atol=1e-4)
-        assert before is None or (log_probability >= before - 1e-5).all()
-        before = log_probability
-    assert (decoder(beam=1).write(seen)[1] < decoder(beam=100).write(seen)[1] - 1e-3).any()
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_log_probabilities_are_those_that_training_maximises_and_no_beam_beats_all_phrases(beam: int) -> None:
+    seen, made = images(50), decoder(beam=beam)
+    written, log_probability = made.write(seen)
+    assert torch.allclose(log_probability, -made.losses(seen, written), atol=1e-4)
+    best = decoder(beam=100).write(seen)[1]
+    assert (log_probability <= best + 1e-5).all()
+    assert beam > 1 or (log_probability < best - 1e-3).any()
 
 
 def test_what_is_written_of_an_image_does_not_depend_on_the_others() -> None:
