@@ -25,8 +25,9 @@ from tlbatch.job.learning import Fit
 from tlbatch.job.paths import RunPaths, decided
 from tlbatch.job.records import RunRecord, Strategy, Trial, job_digest
 from tlbatch.job.world import World, read_world
+from tlbatch.model.building import build_classifier
 from tlbatch.model.chain import stages
-from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.ranks import joined_ranks
 from tlbatch.trials import Candidate, Judged, NotCachedError, Study
 

@@ -15,8 +15,8 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.exported import RECORD, WEIGHTS, Exported
 from tlbatch.job.files import digest_file
 from tlbatch.job.records import load_record
+from tlbatch.model.building import build_classifier
 from tlbatch.model.checkpoint import load_trained
-from tlbatch.model.classifier import build_classifier
 from tlbatch.model.graph import Answering
 from tlbatch.model.turns import turned
 

@@ -21,8 +21,8 @@ from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
+from tlbatch.model.building import build_classifier
 from tlbatch.model.checkpoint import pretrained_classifier
-from tlbatch.model.classifier import build_classifier
 from tlbatch.model.phase import RunningPhase
 from tlbatch.model.ranks import Crew
 

@@ -19,7 +19,8 @@ from tlbatch.job.records import Best, Manifest, RunRecord, load_record
 from tlbatch.job.world import World
 from tlbatch.model.attributes import restored_head
 from tlbatch.model.backbones import Input, load_weights, read_tensors, write_weights
-from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.building import build_classifier
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.tags import PhraseHead, outputs_named
 from tlbatch.model.thresholds import fit_thresholds
 

@@ -62,40 +62,63 @@ def judge_tags(
     unknown = {tag for phrase in (*truth, *predicted) for tag in phrase} - set(tags)
     if unknown:
         raise ValueError(f"not among the tags: {', '.join(sorted(unknown))}")
-    known = {"n": len(truth), "num_writable": vocabulary.num_writable, "odd": vocabulary.odd}
     if not truth:
-        none = Estimate(value=None, undefined=_NO_IMAGES)
-        of_all = dict.fromkeys(("exact_match", "edit_distance", "bleu", "macro_f1", "mean_attribute"), none)
-        of_each = {"f1": dict.fromkeys(tags, none), "attributes": dict.fromkeys(vocabulary.attributes, none)}
-        known |= {"num_with": dict.fromkeys(vocabulary.attributes, 0)}
-        return TagScores.model_validate(known | of_all | of_each)
+        return _undefined(vocabulary)
     sums, num_groups = _drawn_sums(truth, predicted, groups, vocabulary, seed=seed)
-    total = sums["one"][:, 0]
-
-    def share(column: str, at: int) -> Estimate:
-        return proportion(
-            int(sums[column][-1, at]), len(truth), sums[column][:-1, at] / total[:-1], num_groups=num_groups,
-            undefined=_NO_IMAGES,
-        )  # fmt: skip
-
-    num_with = {
-        name: sum(bool(set(own) & set(phrase)) for phrase in truth) for name, own in vocabulary.attributes.items()
-    }
-    absent = Estimate(value=None, undefined="no image has one")
-    of_attributes = {name: share("attributes", at) if num_with[name] else absent for at, name in enumerate(num_with)}
-    there = np.array([bool(number) for number in num_with.values()], np.bool_)
+    (exact,) = _shares(sums, "exact", num_groups)
+    edits = sums["edits"] / sums["one"]
     return TagScores.model_validate(
-        known
-        | {
-            "exact_match": share("exact", 0),
-            "edit_distance": estimate(sums["edits"][-1, 0] / len(truth), sums["edits"][:-1, 0] / total[:-1]),
+        {
+            "n": len(truth),
+            "num_writable": vocabulary.num_writable,
+            "odd": vocabulary.odd,
+            "exact_match": exact,
+            "edit_distance": estimate(float(edits[-1, 0]), edits[:-1, 0]),
             "bleu": _bleu(sums["sequences"]),
-            "attributes": of_attributes,
-            "num_with": num_with,
-            "mean_attribute": _mean(sums["attributes"][:, there] / total[:, None], "none is named, or none is there"),
         }
         | _f1(tags, {tag for phrase in truth for tag in phrase}, sums)
+        | _attributes(truth, vocabulary.attributes, sums, num_groups)
     )
+
+
+def _undefined(vocabulary: Vocabulary) -> TagScores:
+    none = Estimate(value=None, undefined=_NO_IMAGES)
+    return TagScores(
+        n=0,
+        num_writable=vocabulary.num_writable,
+        odd=vocabulary.odd,
+        exact_match=none,
+        edit_distance=none,
+        bleu=none,
+        macro_f1=none,
+        f1=dict.fromkeys(vocabulary.tags, none),
+        mean_attribute=none,
+        attributes=dict.fromkeys(vocabulary.attributes, none),
+        num_with=dict.fromkeys(vocabulary.attributes, 0),
+    )
+
+
+def _attributes(
+    truth: Sequence[Phrase], attributes: Mapping[str, Sequence[str]], sums: Mapping[str, Floats], num_groups: int
+) -> dict[str, object]:
+    num_with = {name: sum(bool(set(own) & set(phrase)) for phrase in truth) for name, own in attributes.items()}
+    absent = Estimate(value=None, undefined="no image has one")
+    shares = zip(num_with.items(), _shares(sums, "attributes", num_groups), strict=True)
+    there = np.array([bool(number) for number in num_with.values()], np.bool_)
+    return {
+        "attributes": {name: share if number else absent for (name, number), share in shares},
+        "num_with": num_with,
+        "mean_attribute": _mean(sums["attributes"][:, there] / sums["one"], "none is named, or none is there"),
+    }
+
+
+def _shares(sums: Mapping[str, Floats], name: str, num_groups: int) -> list[Estimate]:
+    """Shares of the images, one a column."""
+    (total,), each = sums["one"][-1], sums[name] / sums["one"]
+    return [
+        proportion(int(number), int(total), drawn[:-1], num_groups=num_groups, undefined=_NO_IMAGES)
+        for number, drawn in zip(sums[name][-1], each.T, strict=True)
+    ]
 
 
 def _drawn_sums(

@@ -7,7 +7,8 @@ from torch import nn
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.building import build_classifier
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.encoder import Encoder, Tap, tap_shape, taps_of
 from tlbatch.model.heads import KernelMap
 

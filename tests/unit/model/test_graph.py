@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tlbatch.job.config import Job
-from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.building import build_classifier
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.graph import Answering, program_of, reason_of, run_onnx, run_pt2, to_onnx, to_pt2
 from tlbatch.model.heads import KernelMap, Neighbours
 from tlbatch.model.turns import turned, turned_alike

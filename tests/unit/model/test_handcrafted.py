@@ -26,8 +26,8 @@ from tlbatch.job.prepare import make_run, resolve
 from tlbatch.model import descriptors, encoder
 from tlbatch.model.__main__ import listing
 from tlbatch.model.backbones import build_backbone
+from tlbatch.model.building import build_classifier
 from tlbatch.model.chain import Chain
-from tlbatch.model.classifier import build_classifier
 from tlbatch.model.encoder import Tap, cache_identity
 from tlbatch.model.handcrafted import NUM_FEATURES, Handcrafted, features, groups
 from tlbatch.model.lesions import blobs_above, bright_blobs, dark_blobs, lesions, relief_of

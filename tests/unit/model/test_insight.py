@@ -9,7 +9,8 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.learning import Head, Objective
 from tlbatch.model.backbones import Backbone
-from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.building import build_classifier
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.insight import activation_maps, features, first_filters, flat_map, grad_cam, telling_places
 from tlbatch.model.objectives import Rule
 

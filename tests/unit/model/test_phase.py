@@ -11,8 +11,9 @@ from torchvision.transforms import v2
 from tlbatch.data.order import balanced
 from tlbatch.job.config import Job
 from tlbatch.job.learning import Optimizer, Phase
+from tlbatch.model.building import build_classifier
 from tlbatch.model.checkpoint import Average, averaged
-from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.classifier import Classifier
 from tlbatch.model.optim import Anchor, build_optimizer, build_schedule
 from tlbatch.model.phase import RunningPhase, class_weights, mixed, start_phase
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tlbatch.job.load import load_job
-from tlbatch.model.classifier import Classifier, build_classifier
+from tlbatch.model.building import build_classifier
+from tlbatch.model.classifier import Classifier
 
 
 def phases_of(jobs: Path, name: str, num_classes: int) -> tuple[Classifier, list[int]]:
