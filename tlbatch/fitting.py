@@ -85,7 +85,7 @@ def _fit_phrases(session: Session, vectors: Vectors, phase: Phase, head: PhraseH
     """A linear classifier for each attribute."""
     assert phase.fit, "phrases are fitted at once, or in epochs"
     vocabulary = outputs_named(session.job, session.images.manifest)
-    attributes = attributes_in(vocabulary, session.job.data.attributes_in(vocabulary))
+    attributes = attributes_in(vocabulary, session.job.data)
     phrases = head.phrases(torch.from_numpy(vectors.labels).to(head.of_class.device)).cpu().numpy()
     new, losses = fit_attributes(
         phase.fit, vectors, phrases, attributes, num_tags=len(vocabulary), seed=session.job.seed

@@ -35,24 +35,27 @@ def write_scored_phrases(
     job, manifest = scoring.record.job, scoring.manifest
     index, separator = images.index, job.data.tag_separator
     rows = index[merged.rows]
+    truth, written = _tags(rows["tags"], manifest.classes), _tags(merged.phrases, best.classes)
     found = Phrases(
         keys=rows["key"],
         groups=rows["group"],
         splits=rows["split"].astype(np.int64),
-        labels=_texts(rows["tags"], manifest.classes, separator),
-        written=_texts(merged.phrases, best.classes, separator),
+        labels=np.array([separator.join(tags) for tags in truth], np.object_),
+        written=np.array([separator.join(tags) for tags in written], np.object_),
         log_probabilities=merged.grades,
         errors=np.array([merged.errors.get(row, "") for row in merged.rows.tolist()], np.object_),
     )
     write_phrases(scoring.folder / "predictions.csv", found)
     test = found.of("test")
     names = [name_of(key.decode()) for key in test.keys]
-    scoring.write_submission(dict(zip(names, test.written.tolist(), strict=True)), _commonest(images, separator))
+    (commonest, _), *_ = Counter(_tags(images.tags("train"), manifest.classes)).most_common(1)
+    scoring.write_submission(dict(zip(names, test.written.tolist(), strict=True)), separator.join(commonest))
     attributes = job.data.attributes_in(manifest.classes)
     odd = odd_phrases(index, manifest, best.classes, best.max_tags, attributes=attributes, causes=causes)
     vocabulary = Vocabulary(manifest.classes, attributes, odd, len(best.classes))
-    tagged = Tagged(found, _tags(rows["tags"], manifest.classes), _tags(merged.phrases, best.classes))
-    return found, summarise_phrases(tagged, vocabulary, scoring.columns(test.keys), seed=job.seed)
+    return found, summarise_phrases(
+        Tagged(found, truth, written), vocabulary, scoring.columns(test.keys), seed=job.seed
+    )
 
 
 def _tags(phrases: npt.NDArray[np.integer], names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -60,15 +63,3 @@ def _tags(phrases: npt.NDArray[np.integer], names: Sequence[str]) -> list[tuple[
     different, of = np.unique(phrases, axis=0, return_inverse=True)
     named = [tuple(names[tag] for tag in row if tag >= 0) for row in different.tolist()]
     return [named[number] for number in of.ravel().tolist()]
-
-
-def _texts(phrases: npt.NDArray[np.integer], names: Sequence[str], separator: str) -> npt.NDArray[np.object_]:
-    """Phrases as texts, (n,)."""
-    return np.array([separator.join(tags) for tags in _tags(phrases, names)], np.object_)
-
-
-def _commonest(images: ImageSet, separator: str) -> str:
-    """The commonest phrase of the training images."""
-    phrases = Counter(map(tuple, images.tags("train").tolist()))
-    tags = max(sorted(phrases), key=lambda phrase: phrases[phrase])
-    return separator.join(images.manifest.classes[tag] for tag in tags if tag >= 0)

@@ -96,8 +96,7 @@ def _join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world:
 def _tell_odd_phrases(job: Job, images: ImageSet) -> None:
     names, data = images.manifest.classes, job.data
     vocabulary, attributes = outputs_named(job, images.manifest), data.attributes_in(names)
-    of_fit = len(attributes_in(vocabulary, data.attributes_in(vocabulary)))
-    max_tags = of_fit if job.phase[0].fit else job.decoder.max_tags
+    max_tags = len(attributes_in(vocabulary, data)) if job.phase[0].fit else job.decoder.max_tags
     odd = odd_phrases(images.index, images.manifest, vocabulary, max_tags, attributes=attributes, causes=())
     log.info("phrases are written with %d tags, at most %d each", len(vocabulary), max_tags)
     lacking = [tag for own in data.attributes.values() for tag in own if tag not in names]

@@ -245,7 +245,7 @@ def print_scores(record: RunRecord, paths: RunPaths) -> None:
             continue
         best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""
         print(f"{metric:<16}{estimated(report['scores'][metric])}{best}")
-    for name in ("edit_distance", "bleu", "mean_attribute") if report["tags"] else ():
+    for name in ("edit_distance", "bleu", "mean_attribute") if report.get("tags") else ():
         print(f"{name:<16}{estimated(report['tags'][name])}")
     groups = "" if report["num_groups"] == report["n"] else f" of {report['num_groups']} groups"
     print(f"test images     {report['n']}{groups}")

@@ -20,7 +20,9 @@ _OF_EPOCHS = (
 """Keys of a phase that a fit does not read."""
 HANDCRAFTED = "handcrafted"
 """The cut, and the backbone, of features that no network computes."""
-FROZEN = ("pool", "flatten", HANDCRAFTED)
+ALL_FROZEN = ("pool", "flatten")
+"""Cuts of a network after which the head alone is left."""
+FROZEN = (*ALL_FROZEN, HANDCRAFTED)
 """Cuts after which the head alone is left."""
 Fit = Literal["logistic", "ridge", "svm", "kernel-logistic", "kernel-ridge", "kernel-svm", "neighbours"]
 
@@ -179,7 +181,7 @@ class Phase(Section):
             return self
         if len(set(self.rates)) < len(self.rates):
             raise ValueError("rates must differ; name each once")
-        if self.cut not in ("pool", "flatten") or self.fit:
+        if self.cut not in ALL_FROZEN or self.fit:
             raise ValueError("rates are those of a head that trains alone: cut = pool, and no fit")
         beside = ("mixup", "cutmix", "patience", "ema", "average")
         used = [key for key in beside if getattr(self, key)]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tlbatch.job.images import Data
 from tlbatch.job.learning import Fit
 from tlbatch.model.fitted import Vectors, fit_head
 from tlbatch.model.heads import head_like
@@ -129,8 +130,9 @@ def _rows(phrases: torch.Tensor) -> list[tuple[int, ...]]:
     return [tuple(tag for tag in row if tag >= 0) for row in phrases.tolist()]
 
 
-def attributes_in(vocabulary: Sequence[str], named: Mapping[str, Sequence[str]]) -> list[Attribute]:
+def attributes_in(vocabulary: Sequence[str], data: Data) -> list[Attribute]:
     """The attributes that a job names, of tags that there are, and each tag that none of them has as one of its own."""
+    named = data.attributes_in(vocabulary)
     number = {name: place for place, name in enumerate(vocabulary)}
     taken = {tag for tags in named.values() for tag in tags}
     found = [Attribute(name, tuple(number[tag] for tag in tags)) for name, tags in named.items()]

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.learning import HANDCRAFTED
+from tlbatch.job.learning import ALL_FROZEN, HANDCRAFTED
 from tlbatch.model.handcrafted import Handcrafted
 from tlbatch.model.tracing import (
     UNTRACEABLE,
@@ -34,7 +34,7 @@ from tlbatch.model.tracing import (
     traced,
 )
 
-ALL_TRAIN, ALL_FROZEN = "none", ("pool", "flatten")
+ALL_TRAIN = "none"
 _FEWEST, _MOST = 6, 12
 
 

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlbatch.job.errors import UserError
-from tlbatch.job.learning import Decoder, Head, Pool
+from tlbatch.job.learning import ALL_FROZEN, Decoder, Head, Pool
 from tlbatch.job.section import Triple
 from tlbatch.model.backbones import Backbone
-from tlbatch.model.chain import ALL_FROZEN, Chain, Segment
+from tlbatch.model.chain import Chain, Segment
 from tlbatch.model.handcrafted import Handcrafted
 from tlbatch.model.heads import Pooling, build_head, is_map
 from tlbatch.model.objectives import Rule

@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from tlbatch.model.chain import ALL_FROZEN
+from tlbatch.job.learning import ALL_FROZEN
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.heads import is_map
 

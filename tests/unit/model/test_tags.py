@@ -144,11 +144,11 @@ COLOURS, COAT, HAT = Attribute("colour", (0, 1)), Attribute("coat", (2,)), Attri
 
 def test_attributes_are_those_that_are_named_and_every_other_tag() -> None:
     data = Data(images="x", tag_separator=" ", attributes={"colour": ("red", "blue"), "none": ("pink",)})
-    named = data.attributes_in(["blue", "coat", "red"])
-    assert named == {"colour": ("red", "blue")}
-    found = attributes_in(["blue", "coat", "red"], named)
+    assert data.attributes_in(["blue", "coat", "red"]) == {"colour": ("red", "blue")}
+    found = attributes_in(["blue", "coat", "red"], data)
     assert found == [Attribute("colour", (2, 0)), Attribute("tag coat", (1,))]
-    assert attributes_in(["coat", "red"], {"coat": ("red",)}) == [Attribute("coat", (1,)), Attribute("tag coat", (0,))]
+    same_name = Data(images="x", tag_separator=" ", attributes={"coat": ("red",)})
+    assert attributes_in(["coat", "red"], same_name) == [Attribute("coat", (1,)), Attribute("tag coat", (0,))]
 
 
 def test_the_value_of_an_attribute_is_its_first_tag_or_none() -> None:
