@@ -2,16 +2,25 @@
 # Makes the environment of tlbatch: a virtual environment with the pinned packages, in .venv or $TLBATCH_ENV.
 #
 #   bash slurm/env.sh [EXTRA,...]      default: quickstart,export; tests take dev,quickstart,export
+#   bash slurm/env.sh host             without torch, where tasks run in a container (200 MB in place of 6 GB)
 #
-# Compiled at once: where Python may not write bytecode, each stage would spend ten seconds on it. Remade only when the
-# pins change. Run it on a login node if compute nodes have no internet. Prints its python.
+# One for the host that is there stays the default. Compiled at once: where Python may not write bytecode, each stage
+# would spend ten seconds on it. Remade only when the pins change. Run it on a login node if compute nodes have no internet. Prints its python.
 set -euo pipefail
 
 UV_VERSION=0.13.9
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-extras=${1:-quickstart,export}
 env=${TLBATCH_ENV:-$root/.venv}
 case "$env" in /*) ;; *) env=$PWD/$env ;; esac
+
+extras=${1:-}
+if [ "${extras:-host}" = host ]; then # what a whole environment can do too
+  if compgen -G "$env/.tlbatch-*quickstart*" > /dev/null || [ -z "$extras$(compgen -G "$env/.tlbatch-host")" ]; then
+    extras=quickstart,export
+  else
+    extras=host
+  fi
+fi
 
 find_python() {
   local name
@@ -31,18 +40,27 @@ pins() {
   { cat "$root/constraints.txt" "$root/pyproject.toml"; echo "$root uv $UV_VERSION"; } | sha256sum | cut -d' ' -f1
 }
 
+install() { # ARGUMENT...
+  "$env/bin/uv" pip install --quiet --compile-bytecode --python "$env/bin/python" --constraint constraints.txt "$@" >&2
+}
+
 make_env() {
   local python stamp
   stamp="$env/.tlbatch-$extras"
   [ "$(cat "$stamp" 2>/dev/null)" = "$(pins)" ] && return
   python=$(find_python)
-  echo "making the environment $env (once; needs about 6 GB and a package index)" >&2
+  echo "making the environment $env (once; needs about $([ "$extras" = host ] && echo 200 MB || echo 6 GB) and a package" \
+    "index)" >&2
   [ -x "$env/bin/python" ] || "$python" -m venv "$env" >&2
   "$env/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION" >&2
   (
     CDPATH='' cd -- "$root" # no name of the checkout can be read as a URL or as extras
-    "$env/bin/uv" pip install --quiet --compile-bytecode --python "$env/bin/python" --constraint constraints.txt \
-      --editable ".[$extras]" >&2
+    if [ "$extras" = host ]; then
+      install --group host
+      install --no-deps --editable .
+    else
+      install --editable ".[$extras]"
+    fi
   )
   pins > "$stamp"
 }

@@ -5,6 +5,7 @@
 #   sbatch [--nodes=2 --gpus-per-node=4 --ntasks-per-node=4] slurm/finetune.sh [JOB.toml ...] [key=value ...]
 #
 # Without a job file it runs jobs/quickstart.toml, which needs no data. Options of sbatch override the lines below.
+# TLBATCH_CONTAINER=RUNTIME:IMAGE before it runs the tasks in a container, as slurm.container does.
 #SBATCH --job-name=tlbatch
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -8,6 +8,7 @@
 #
 # In an allocation its stages are steps of it; elsewhere each is a SLURM job of its own, as slurm.* says, or without SLURM
 # all run on this machine. Nights of one registry never overlap: the second one says so and ends.
+# TLBATCH_CONTAINER=RUNTIME:IMAGE before it runs the tasks in a container, as slurm.container does.
 #SBATCH --job-name=tlbatch-nightly
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -3,9 +3,13 @@
 # steps of the allocation that they are in, which goes into the queue again when its time has run out.
 
 run_module() { # ROOT MODULE SIGNAL_DELAY_S [ARGUMENT...]
-  local root=$1 module=$2 delay=$3 python code=0 where=()
+  local root=$1 module=$2 delay=$3 python code=0 where=() needed=()
   shift 3
-  python=$(bash "$root/slurm/env.sh")
+  if [ -n "${TLBATCH_CONTAINER:-}" ]; then
+    set -- "slurm.container=$TLBATCH_CONTAINER" "$@"
+    [ "$TLBATCH_CONTAINER" = none ] || needed=(host)
+  fi
+  python=$(bash "$root/slurm/env.sh" "${needed[@]}")
   # In a batch script or under salloc; a shell that srun started is one step already and cannot start others.
   if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${SLURM_STEP_ID:-}" ]; then
     if [ "$module" = tlbatch.submit ] || ! command -v sbatch > /dev/null; then where=(--local); fi

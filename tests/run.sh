@@ -8,18 +8,19 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+packages=(slurm-wlm munge dataset-fashion-mnist curl chromium chromium-driver charliecloud-runtime fuse3 squashfs-tools)
+
 install_packages() {
-  command -v slurmctld slurmd munged sbatch curl chromium chromedriver > /dev/null &&
+  command -v slurmctld slurmd munged sbatch curl chromium chromedriver ch-run mksquashfs > /dev/null &&
     [ -d /usr/share/datasets/fashion-mnist ] && return
   if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
-    echo "left out: tests on SLURM, Fashion-MNIST, downloads or pages (not all of slurm-wlm, munge," \
-      "dataset-fashion-mnist, curl, chromium and chromium-driver are installed, and only root on Debian or Ubuntu can)"
+    echo "left out: tests on SLURM, in containers, of Fashion-MNIST, downloads or pages (not all of ${packages[*]} are" \
+      "installed, and only root on Debian or Ubuntu can)"
     return
   fi
-  echo "installing slurm-wlm, munge, dataset-fashion-mnist, curl, chromium and chromium-driver"
+  echo "installing ${packages[*]}"
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    slurm-wlm munge dataset-fashion-mnist curl chromium chromium-driver > /dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" > /dev/null
 }
 
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -32,7 +33,7 @@ bin=$(dirname "$python")
 "$bin/codespell" tlbatch tests jobs slurm README.md CHANGELOG.md Containerfile
 "$bin/mypy"
 "$bin/lint-imports" --no-cache > /dev/null || "$bin/lint-imports" --no-cache
-if command -v shellcheck > /dev/null; then shellcheck slurm/*.sh tests/*.sh .ci/run && shellcheck --shell=bash tlbatch/job/host.sh; fi
+if command -v shellcheck > /dev/null; then shellcheck slurm/*.sh tests/*.sh .ci/run && shellcheck --shell=bash tlbatch/job/*.sh; fi
 
 # One thread a process where several run at once; a test that measures sets its own.
 export OMP_NUM_THREADS=1

@@ -4,12 +4,12 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tlbatch.job.container import command_of, mounts_of
 from tlbatch.job.files import digest_of
 from tlbatch.job.paths import RunPaths, leaderboard
 from tlbatch.job.prepare import Run
@@ -30,7 +30,7 @@ def show_end(runs: Sequence[Run]) -> None:
     print_board(reports, leaderboard(runs[0][0].job))
     for paths in dict.fromkeys(whole.values()):
         print(f"folds together  {paths.folder}")
-    _compare(ended, reports)
+    _compare(runs, ended, reports)
 
 
 def print_folds(runs: Sequence[Run]) -> None:
@@ -57,23 +57,27 @@ def _put_together(folds: Sequence[Run]) -> RunPaths | None:
     record, paths = folds[0]
     name = re.sub(rf"-fold{record.job.data.split.fold}(?=-|$)", "", record.run, count=1)
     name = f"{name}-folds" if name == record.run else name
-    said = _reduce([paths for _, paths in folds], "--ensemble", "--name", name)
+    said = _reduce(folds, [paths for _, paths in folds], "--ensemble", "--name", name)
     if said:
         print(f"folds together  {said}")
     return None if said else RunPaths(paths.folder.parent / name)
 
 
-def _compare(runs: Sequence[RunPaths], reports: Sequence[dict[str, Any]]) -> None:
-    """Have reduce write the page that compares the runs, where any two are on the same images."""
+def _compare(runs: Sequence[Run], ended: Sequence[RunPaths], reports: Sequence[dict[str, Any]]) -> None:
+    """Have reduce write the page that compares what the runs came to, where any two are on the same images."""
     times = Counter(report["test_digest"] for report in reports)
-    if max(times.values()) < 2 or max(times.values()) > _MOST_COMPARED:
-        return
-    print(f"comparison      {_reduce(runs) or runs[0].folder.parent / 'comparison.html'}")
+    if 1 < max(times.values()) <= _MOST_COMPARED:
+        print(f"comparison      {_reduce(runs, ended) or ended[0].folder.parent / 'comparison.html'}")
 
 
-def _reduce(runs: Sequence[RunPaths], *options: str) -> str:
-    """Let reduce work on several runs; it needs what a login command does not load. Why it has not, or nothing."""
-    command = [sys.executable, "-m", "tlbatch.reduce", *(str(paths.folder) for paths in runs), *options]
+def _reduce(runs: Sequence[Run], ended: Sequence[RunPaths], *options: str) -> str:
+    """Let reduce work on what several runs came to, where they run; it needs what a login command does not load.
+
+    Why it has not, or nothing.
+    """
+    records = [record for record, _ in runs]
+    arguments = ["-m", "tlbatch.reduce", *(str(paths.folder) for paths in ended), *options]
+    command = command_of(records[0].job.slurm, mounts_of(records), arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
     return said if done.returncode else ""

@@ -1,9 +1,10 @@
 """Three ways to start the stages of a run: a SLURM chain, this machine, or the allocation we are in."""
 
+import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 
 from tlbatch.job.cli import AGAIN, EXIT_AGAIN
 from tlbatch.job.cluster import Slurm
+from tlbatch.job.container import command_of, in_shell, is_inside, mounts_of, start_of
 from tlbatch.job.errors import UserError
 from tlbatch.job.ledger import note_job
 from tlbatch.job.paths import RunPaths
@@ -38,6 +40,32 @@ def check_place(where: Where) -> None:
     """
     if where == "chain" and shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
+
+
+def check_start(where: Where, slurm: Slurm) -> None:
+    """Refuse what no task could start with.
+
+    Raises
+    ------
+    UserError
+        When this environment is for submitting alone and the job names no container, or one that cannot run here.
+    """
+    if slurm.runtime == "none" or is_inside():
+        if importlib.util.find_spec("torch") is None:
+            raise UserError(
+                "torch: not installed here, so tasks need a container; set slurm.container=RUNTIME:IMAGE, or install "
+                "it with bash slurm/env.sh quickstart,export"
+            )
+        return
+    if where != "here":
+        return
+    if slurm.runtime == "pyxis":
+        raise UserError(
+            "slurm.container: pyxis runs in SLURM's steps only; leave --local out, or set another container"
+        )
+    program = "ch-run" if slurm.runtime == "charliecloud" else slurm.runtime
+    if shutil.which(program) is None:
+        raise UserError(f"slurm.container: {program} is not on PATH; load it, or set slurm.container=none")
 
 
 def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
@@ -89,7 +117,7 @@ def submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
 
 def executor_of(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None) -> submitit.SlurmExecutor:
     """What submits a stage."""
-    executor = submitit.SlurmExecutor(batch.logs, python=python_command())
+    executor = submitit.SlurmExecutor(batch.logs, python=python_command(slurm, batch, stage))
     executor.update_parameters(**slurm_parameters(slurm, batch, stage, after=after))
     return executor
 
@@ -140,7 +168,7 @@ def _run_locally(
 ) -> str:
     """Start processes for some stages and wait for their end; submitit's id of the job."""
     slurm = record.job.slurm
-    executor = submitit.LocalExecutor(paths.logs)
+    executor = submitit.LocalExecutor(paths.logs, python=shlex.join(command_of(slurm, mounts_of([record]), [])))
     executor.update_parameters(
         timeout_min=slurm.timeout_min * num_stages,
         tasks_per_node=slurm.num_tasks_per_node if wide else 1,
@@ -182,18 +210,22 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
             f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
         )
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
-    srun = ["srun", "--kill-on-bad-exit=1", *cpus]
-    task = ["env", "--block-signal=USR2", sys.executable, "-u", "-m", "tlbatch.task"]
-    job = paths.load_submitted().job
+    record = paths.load_submitted()
+    job, mounts = record.job, mounts_of([record])
     own = {**environment, **job.slurm.environment}
+
+    def step(shape: Sequence[str], arguments: Sequence[str], *, gpus: bool = False) -> list[str]:
+        start = start_of(job.slurm, mounts, gpus=gpus)
+        text = f"{shlex.join(['srun', '--kill-on-bad-exit=1', *cpus, *shape])} {start.srun} {start.python}"
+        return in_shell(text, ["-u", "-m", "tlbatch.task", *arguments, str(paths.folder)])
+
     if job.slurm.shard_tasks > 1 and tasks > 1 and not paths.marker("shard").exists():
-        share = [*srun, f"--ntasks={tasks}", *task, "--share", "shard", str(paths.folder)]
-        run_step(share, paths, own)
+        run_step(step([f"--ntasks={tasks}"], ["--share", "shard"]), paths, own)
     attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
     for stage in stages or stages_of(job):
         shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
         again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
-        run_step([*srun, *shape, *task, stage, str(paths.folder)], paths, {**own, AGAIN: str(again)})
+        run_step(step(shape, [stage], gpus=stage in WIDE and gpus > 0), paths, {**own, AGAIN: str(again)})
         if again.exists() and int(environment.get("SLURM_RESTART_COUNT", "0")) < job.slurm.max_restarts:
             return EXIT_AGAIN
         if not paths.marker(stage).exists():

@@ -66,6 +66,7 @@ def _night(texts: Sequence[str], where: Where) -> int:
         raise UserError("run: every night has a run of its own, named after the task and the time; leave it out")
     run = f"{job.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"  # two tasks may begin in the same second
     record = resolve(job.model_copy(update={"run": run}))
+    launch.check_start(where, record.job.slurm)
     registry = Registry.of(record.job)
     registry.make(private=job.private)
     try:
@@ -108,7 +109,7 @@ def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, wh
     if not paths.record.exists():
         make_run(_begun(record, registry, pending.run))
     own = paths.load_submitted()
-    own = own.model_copy(update={"job": own.job.model_copy(update={"slurm": record.job.slurm})})
+    own = own.with_slurm(record.job.slurm, record.images)
     own.save(paths.record)
     return _work(own, paths, registry, pending, where)
 

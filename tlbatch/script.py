@@ -1,7 +1,6 @@
 """The batch scripts: what sbatch is told of a stage, and what stands around its tasks."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from submitit.slurm.slurm import _make_sbatch_string
 
 from tlbatch.job.cluster import Slurm
+from tlbatch.job.container import Mount, mounts_of, start_of
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import Run
 from tlbatch.job.records import RunRecord, StageName, stages_of
@@ -34,6 +34,8 @@ class Batch:
     """Below which the logs of the tasks lie, and the mark that the job is to start again."""
     owned: tuple[str, ...]
     """Folders that nobody else may write to."""
+    mounts: tuple[Mount, ...]
+    """What is seen of the host, in a container."""
     done: str
     """What is there when the work is done."""
     at_once: int = 1
@@ -45,14 +47,15 @@ class Batch:
 def one_run(record: RunRecord, paths: RunPaths, stage: StageName) -> Batch:
     """A stage of one run."""
     folder, logs, marker = map(_word, (paths.folder, paths.logs, paths.marker(stage)))
-    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), marker)
+    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), mounts_of([record]), marker)
 
 
 def one_share(record: RunRecord, paths: RunPaths) -> Batch:
     """Shards that an array writes side by side."""
     folder, logs = _word(paths.folder), _word(paths.logs)
     done = f"{_word(paths.share(0).with_suffix(''))}.$SLURM_ARRAY_TASK_ID"
-    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), done, record.job.slurm.shard_tasks)
+    mounts = mounts_of([record])
+    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), mounts, done, record.job.slurm.shard_tasks)
 
 
 def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> Batch:
@@ -66,6 +69,7 @@ def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) 
         runs=_folders(runs),
         folder=folder,
         owned=owned,
+        mounts=mounts_of(record for record, _ in runs),
         done=f"{folder}/markers/{stage}.json",
         at_once=job.slurm.parallel,
         needed=f"{folder}/markers/{before}.json",
@@ -76,7 +80,8 @@ def all_runs(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) 
     """A stage of several runs, all in one job, whose logs lie in the place that they share."""
     folder, runs_, logs = _word(place.folder), '"${tlbatch_runs[@]}"', '"${tlbatch_runs[@]/%//logs}"'
     done = f'"${{tlbatch_runs[@]/%//markers/{stage}.json}}"'
-    return Batch(name, place.logs, _folders(runs), folder, (folder, _word(place.logs), runs_, logs), done)
+    owned, mounts = (folder, _word(place.logs), runs_, logs), mounts_of(record for record, _ in runs)
+    return Batch(name, place.logs, _folders(runs), folder, owned, mounts, done)
 
 
 def _word(path: Path) -> str:
@@ -142,12 +147,13 @@ def _runs_lines(batch: Batch) -> list[str]:
     ]
 
 
-def python_command() -> str:
+def python_command(slurm: Slurm, batch: Batch, stage: StageName) -> str:
     """What starts a task, in the shell: a log of its own for each life, and no signal lost while Python begins.
 
     submitit puts it behind its own options of srun, of which the last one counts.
     """
-    return f'--output="$TLBATCH_LOG" env --block-signal=USR2 {shlex.quote(sys.executable)}'
+    start = start_of(slurm, batch.mounts, gpus=stage in WIDE and slurm.gpus_per_node > 0)
+    return " ".join(filter(None, ['--output="$TLBATCH_LOG"', start.srun, start.python]))
 
 
 def render(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None, elements: int | None = None) -> str:
@@ -158,7 +164,7 @@ def render(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None, e
     elements
         Of the job array; None for a plain job.
     """
-    command = f"{python_command()} -u -m submitit.core._submit {_word(batch.logs)}"
+    command = f"{python_command(slurm, batch, stage)} -u -m submitit.core._submit {_word(batch.logs)}"
     chosen = slurm_parameters(slurm, batch, stage, after=after)
     if elements is not None:
         chosen |= {"map_count": elements}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from tlbatch.board import print_folds, show_end
 from tlbatch.job.cli import EXIT_AGAIN, leave_with
@@ -68,7 +69,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.dry_run or options.check:
         _show_scripts(_runs(options, make=False), check=options.check)
         return 0
-    launch.check_place("here" if options.local else "inside" if options.inside else "chain")
+    launch.check_place(_where(options))
     runs = _runs(options, make=True)
     if len(runs) == 1:
         return _submit_one(*runs[0], options)
@@ -94,6 +95,10 @@ def _submit(options: argparse.Namespace) -> int:
     if left:
         arrays.wait_for_runs(left)
     return _end_of_several(runs)
+
+
+def _where(options: argparse.Namespace) -> Literal["here", "inside", "chain"]:
+    return "here" if options.local else "inside" if options.inside else "chain"
 
 
 def _submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) -> int:
@@ -157,7 +162,9 @@ def _runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
         other = next(file for file in files if file not in folders)
         raise UserError(f"{other}: a run goes on with its own job; name run folders, or job files")
     if folders:
-        return [open_run(folder, overrides) for folder in dict.fromkeys(folders)]
+        opened = [open_run(folder, overrides) for folder in dict.fromkeys(folders)]
+        _check_starts(opened, options, make=make)
+        return opened
     allocation = os.environ.get("SLURM_JOB_ID") if options.inside else None
     restarted = bool(allocation) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     records = [resolve(job).model_copy(update={"allocation": allocation}) for job in load_jobs(files, overrides)]
@@ -167,11 +174,19 @@ def _runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
     placed = [one or (record, run_paths(record)) for one, record in zip(known, records, strict=True)]
     if len(placed) > 1 and not (options.local or options.inside):
         arrays.check_alike(placed)
+    _check_starts(placed, options, make=make)
     if make:
         for record, paths in placed:
             if not paths.record.exists():
                 make_run(record)
     return placed
+
+
+def _check_starts(runs: Sequence[Run], options: argparse.Namespace, *, make: bool) -> None:
+    from tlbatch import launch  # noqa: PLC0415 (as above)
+
+    for record, _ in runs if make else ():
+        launch.check_start(_where(options), record.job.slurm)
 
 
 def _show_scripts(runs: Sequence[Run], *, check: bool) -> None:

@@ -54,6 +54,8 @@ class Campaign:
     wrong: list[str] = field(default_factory=list)
     released: set[tuple[str, str]] = field(default_factory=set)
     """Jobs and restarts that wait no longer."""
+    otherwise: tuple[str, ...] = ()
+    """Overrides of the chains that are interrupted."""
 
     def submit(self, *arguments: str) -> dict[str, str]:
         """Submit a chain, or what is left of one; the jobs by stage."""
@@ -62,10 +64,10 @@ class Campaign:
             raise RuntimeError(done.stdout + done.stderr)
         return {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE)}
 
-    def new_run(self, name: str) -> tuple[Path, dict[str, str]]:
+    def new_run(self, name: str, *overrides: str) -> tuple[Path, dict[str, str]]:
         """A run of the common job."""
         fixed = [str(TINY), f"data.images={self.folder / 'images'}", f"workspace={self.folder / name}", f"run={name}"]
-        return self.folder / name / "runs" / name, self.submit(*fixed, *OPTIONS)
+        return self.folder / name / "runs" / name, self.submit(*fixed, *OPTIONS, *overrides)
 
     def active(self, jobs: dict[str, str]) -> tuple[str, str] | None:
         """Stage and job that is running, if one is."""
@@ -221,7 +223,7 @@ def repeated_epochs(run: Path) -> int:
 
 def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
     """Run a chain and let the faults happen to it, one after another; its folder."""
-    run, jobs = campaign.new_run(name)
+    run, jobs = campaign.new_run(name, *campaign.otherwise)
     wanted = sorted(campaign.rng.choices(STAGES, WEIGHTS, k=len(kinds)), key=STAGES.index)
     for kind, aim in zip(kinds, wanted, strict=True):
         found = await_stage(campaign, run, jobs, aim)

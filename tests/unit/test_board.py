@@ -46,14 +46,14 @@ def test_runs_are_compared_where_two_share_test_images_and_no_domain_has_too_man
 ) -> None:
     asked: list[int] = []
 
-    def reduce(runs: list[RunPaths]) -> str:
-        asked.append(len(runs))
-        return "" if len(runs) > 2 else "error: refused"
+    def reduce(_: object, ended: list[RunPaths]) -> str:
+        asked.append(len(ended))
+        return "" if len(ended) > 2 else "error: refused"
 
     monkeypatch.setattr(board, "_reduce", reduce)
     one, other = [report(f"a{number}", 0.5) for number in range(21)], [kappa(f"b{number}", 0.5) for number in range(20)]
     for reports in (one, [*one, *other], [one[0], other[0]], [*one[:20], *other], one[:2]):
-        board._compare([RunPaths(tmp_path / entry["run"]) for entry in reports], reports)
+        board._compare([], [RunPaths(tmp_path / entry["run"]) for entry in reports], reports)
     assert asked == [40, 2]
     assert capsys.readouterr().out.splitlines() == [
         f"comparison      {tmp_path}/comparison.html", "comparison      error: refused"

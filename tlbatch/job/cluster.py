@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self, cast, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -15,6 +15,7 @@ _EARLY_S = 60
 """SLURM checks time limits once a minute (sbatch --signal)."""
 _BEGIN_S = 120
 _SbatchText = Annotated[str, Field(min_length=1), AfterValidator(plain)]
+Runtime = Literal["none", "apptainer", "charliecloud", "pyxis", "podman-hpc"]
 
 
 class Slurm(Section):
@@ -57,6 +58,14 @@ class Slurm(Section):
     notify: Path | None = None
     """Program that is called on the host at the end of every life of a stage, with the stage, the run folder, and
     finished, again or failed; whatever secrets it needs stay in it."""
+    container: str = "none"
+    """What tasks run in: RUNTIME:IMAGE, with apptainer and a SIF file, charliecloud or pyxis and a SquashFS file, or
+    podman-hpc and a name; none: the environment that submits."""
+    container_options: tuple[str, ...] = ()
+    """Options of the runtime (pyxis: of srun), e.g. ["--rocm"]."""
+    mounts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Files and folders of the host to be seen in the container, read-only, or with :rw behind it, beside what the job
+    names."""
     parallel: Annotated[int, Field(ge=1)] = 16
     """Runs of a sweep, or recipes, that are at the same stage at once."""
     setup: tuple[str, ...] = ()
@@ -74,6 +83,25 @@ class Slurm(Section):
     shards first; empty: read them where they lie."""
     rendezvous_s: Annotated[int, Field(ge=5)] = 300
     """Seconds that the ranks wait for one another at the start."""
+
+    @field_validator("container")
+    @classmethod
+    def _container_is_a_runtime_and_an_image(cls, value: str) -> str:
+        runtime, _, image = value.partition(":")
+        if value != "none" and (runtime not in get_args(Runtime)[1:] or not image or not value.isprintable()):
+            known = ", ".join(get_args(Runtime)[1:])
+            raise ValueError(f"must be none or RUNTIME:IMAGE, with one of {known} (got {value!r})")
+        return value
+
+    @field_validator("container_options", "mounts")
+    @classmethod
+    def _words_hold_no_secret(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, word in enumerate(value):
+            if "\0" in word:
+                raise ValueError(f"number {number} must not hold the character NUL; leave it out")
+            if gives_secret(word):
+                raise ValueError(f"number {number} holds what looks like a password or key, and the job is kept")
+        return value
 
     @field_validator("setup")
     @classmethod
@@ -137,3 +165,13 @@ class Slurm(Section):
     def num_cpus_per_task(self) -> int | None:
         """Cores of each task, where the job says it."""
         return self.cpus_per_task or (self.cpus_per_node and self.cpus_per_node // self.num_tasks_per_node)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs the container."""
+        return cast("Runtime", self.container.partition(":")[0])
+
+    @property
+    def image(self) -> str:
+        """The file, or for podman-hpc the name, of the image; empty without a container."""
+        return self.container.partition(":")[2]

@@ -16,7 +16,10 @@ from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.sweep import Combination, Tree, combinations, merged, variants
 
-_UNTOLD = {"slurm.setup", "slurm.environment", "data.urls", "run"}
+_UNTOLD = {
+    "slurm.setup", "slurm.environment", "slurm.container", "slurm.container_options", "slurm.mounts", "data.urls",
+    "run",
+}  # fmt: skip
 
 
 def split_arguments(texts: Sequence[str]) -> tuple[list[Path], list[str]]:

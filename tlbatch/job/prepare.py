@@ -3,7 +3,6 @@
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from tlbatch import __version__
 from tlbatch.job.cluster import Slurm
 from tlbatch.job.config import Job
+from tlbatch.job.container import Mount, check_container, command_of, image_digest, mounts_of
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import atomic_folder, digest_file, to_json
 from tlbatch.job.images import Data
@@ -36,9 +36,12 @@ def resolve(job: Job) -> RunRecord:
     report = job.report.model_copy(update=files)
     report.check_files()
     workspace = job.workspace.expanduser().absolute()
+    slurm = _slurm(job.slurm)
     model = job.model
     if model.weights == "library":
-        model = model.model_copy(update={"weights": str(_library_weights(model.backbone, workspace / "weights"))})
+        model = model.model_copy(
+            update={"weights": str(_library_weights(model.backbone, workspace / "weights", slurm))}
+        )
     weights = weights_file(model.weights)
     if weights is not None and not model.weights.startswith("package:"):
         model = model.model_copy(update={"weights": str(weights)})
@@ -51,7 +54,6 @@ def resolve(job: Job) -> RunRecord:
         head = head.model_copy(update={"weights": str(other)})
     now = datetime.now(UTC)
     run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
-    slurm = _slurm(job.slurm)
     return RunRecord(
         run=run,
         job=job.model_copy(
@@ -59,6 +61,7 @@ def resolve(job: Job) -> RunRecord:
             | {"data": data, "model": model, "head": head, "workspace": workspace, "run": run, "report": report}
         ),
         weights_digest=digest_file(weights) if weights else None,
+        images=_images(slurm),
         tlbatch_version=__version__,
         commit=_commit(),
         created=now.isoformat(timespec="seconds"),
@@ -87,16 +90,30 @@ def _data(data: Data) -> Data:
 
 
 def _slurm(slurm: Slurm) -> Slurm:
-    """The section with the path of a program that may be executed."""
-    if slurm.notify is None:
-        return slurm
-    notify = slurm.notify.expanduser().absolute()
-    if not (notify.is_file() and os.access(notify, os.X_OK)):
-        raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
-    return slurm.model_copy(update={"notify": notify})
+    """The section with absolute paths: a program that may be executed, an image, mounts that are there."""
+    update: dict[str, object] = {}
+    if slurm.notify is not None:
+        notify = slurm.notify.expanduser().absolute()
+        if not (notify.is_file() and os.access(notify, os.X_OK)):
+            raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
+        update["notify"] = notify
+    if slurm.runtime not in ("none", "podman-hpc"):
+        update["container"] = f"{slurm.runtime}:{Path(slurm.image).expanduser().absolute()}"
+    mounts = {text: Path(text.removesuffix(":rw")).expanduser().absolute() for text in slurm.mounts}
+    for text, path in mounts.items():
+        if not path.exists():
+            raise UserError(f"slurm.mounts: no file or folder {path}; mend or leave out {text!r}")
+    update["mounts"] = tuple(f"{path}{':rw' if text.endswith(':rw') else ''}" for text, path in mounts.items())
+    return slurm.model_copy(update=update)
 
 
-def _library_weights(backbone: str, folder: Path) -> Path:
+def _images(slurm: Slurm) -> tuple[str, ...]:
+    """What is kept of the container's image."""
+    digest = image_digest(slurm)
+    return (digest,) if digest else ()
+
+
+def _library_weights(backbone: str, folder: Path, slurm: Slurm) -> Path:
     """The library's own weights of a backbone, fetched once, by a process of its own: this one stays without torch.
 
     Raises
@@ -106,7 +123,9 @@ def _library_weights(backbone: str, folder: Path) -> Path:
     """
     file = folder / f"{backbone.replace(':', '-')}.safetensors"
     if not file.exists():
-        command = [sys.executable, "-m", "tlbatch.model", backbone, "--fetch", str(file)]
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = ["-m", "tlbatch.model", backbone, "--fetch", str(file)]
+        command = command_of(slurm, [Mount(folder, writable=True)], arguments)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no cause given"])[-1]
@@ -124,6 +143,7 @@ def run_paths(record: RunRecord) -> RunPaths:
     """
     paths = RunPaths(record.job.workspace / "runs" / record.run)
     _check_names(record, paths)
+    check_container(record.job.slurm, mounts_of([record]))
     if paths.folder.exists():
         raise UserError(
             f"{paths.folder}: there is a run of this name; choose another with run=NAME, or go on with it: "
@@ -155,10 +175,12 @@ def open_run(folder: Path, overrides: Sequence[str]) -> Run:
     """
     paths = RunPaths(folder.absolute())
     record = paths.load_submitted()
-    if overrides:
-        record = record.model_copy(update={"job": with_slurm(record.job, overrides)})
-        record.save(paths.record)
-    return record, paths
+    slurm = _slurm(with_slurm(record.job, overrides).slurm) if overrides else record.job.slurm
+    again = record.with_slurm(slurm, _images(slurm))
+    check_container(slurm, mounts_of([again]))
+    if again != record:
+        again.save(paths.record)
+    return again, paths
 
 
 def taken_up(record: RunRecord, *, save: bool) -> Run | None:
@@ -170,7 +192,7 @@ def taken_up(record: RunRecord, *, save: bool) -> Run | None:
     jobs = [one.job.model_dump(mode="json", exclude={"slurm", "workspace", "run"}) for one in (found, record)]
     if jobs[0] != jobs[1] or found.weights_digest != record.weights_digest:
         return None
-    updated = found.model_copy(update={"job": found.job.model_copy(update={"slurm": record.job.slurm})})
+    updated = found.with_slurm(record.job.slurm, record.images)
     if save and updated != found:
         updated.save(paths.record)
     return updated, paths

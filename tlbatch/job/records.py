@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tlbatch.job.cluster import Slurm
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of, to_json, write_text
@@ -66,10 +67,17 @@ class RunRecord(Record):
     commit: str | None
     """git commit of the tlbatch checkout, with ``+`` when it had changes."""
     created: str
+    images: tuple[str, ...] = ()
+    """SHA-256 of the container images that its tasks have run in, the newest last; none without a container."""
     allocation: str | None = None
     """Id of the SLURM job that made the run and holds all of its stages; none where each stage is a job."""
     checkpoint_of: str | None = None
     """Folder of another run whose checkpoint this one takes in place of training, to predict the images of this job."""
+
+    def with_slurm(self, slurm: Slurm, images: tuple[str, ...]) -> "RunRecord":
+        """The same with another section slurm, and the image that goes with it."""
+        kept = tuple(image for image in self.images if image not in images)
+        return self.model_copy(update={"job": self.job.model_copy(update={"slurm": slurm}), "images": kept + images})
 
 
 def stages_of(job: Job) -> tuple[StageName, ...]:

@@ -1,0 +1,206 @@
+"""Stages in a container, in steps of a real SLURM: Charliecloud, which needs no daemon and no rights.
+
+TLBATCH_TEST_CONTAINER=FILE.sqfs    the image that Containerfile makes, as tests/container.sh builds it; without it an
+                                    image of this machine's own system files, into which this environment is mounted
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import faults
+import pytest
+from faults import Campaign, hold, write_images
+from slurm_cluster import SlurmCluster
+
+from tlbatch import image as make_image
+from tlbatch.job.cluster import Slurm
+from tlbatch.job.container import PYTHON, Mount, in_shell, start_of
+from tlbatch.job.files import digest_file
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tlbatch" / "job" / "charliecloud.sh"
+BUILT = os.environ.get("TLBATCH_TEST_CONTAINER", "")
+PACKAGES = (
+    "base-files", "bash", "coreutils", "dash", "gcc-12-base", "libacl1", "libattr1", "libbz2-1.0", "libc-bin", "libc6",
+    "libcrypt1", "libexpat1", "libffi8", "libgcc-s1", "libgmp10", "libgomp1", "liblzma5", "libncursesw6",
+    "libpcre2-8-0", "libpython3.11-minimal", "libpython3.11-stdlib", "libreadline8", "libselinux1", "libsqlite3-0",
+    "libssl3", "libstdc++6", "libtinfo6", "libuuid1", "python3.11", "python3.11-minimal", "zlib1g",
+)  # fmt: skip
+"""Of Debian 12."""
+
+
+def missing() -> str:
+    """What the tests need and is not here."""
+    programs = [name for name in ("ch-run", "mksquashfs", "unshare", "findmnt") if shutil.which(name) is None]
+    if programs:
+        return f"not on PATH: {', '.join(programs)}"
+    return "" if Path("/dev/fuse").exists() else "no /dev/fuse"
+
+
+pytestmark = [pytest.mark.slurm]
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """An image for Charliecloud."""
+    if why := missing():
+        if os.environ.get("TLBATCH_REQUIRE_SLURM") == "1":
+            pytest.fail(f"no container can be run: {why}", pytrace=False)
+        pytest.skip(f"no container can be run: {why}")
+    if BUILT:
+        yield Path(BUILT).absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="tlbatch-image-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield light_image(Path(folder))
+
+
+def light_image(folder: Path) -> Path:
+    """System files of this machine, and a Python that is the one of this environment."""
+    root = folder / "root"
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    listed = subprocess.run(["dpkg", "-L", *PACKAGES], capture_output=True, text=True, check=False).stdout
+    copy = "tar --create --no-recursion --files-from=- --directory=/ | tar --extract --keep-directory-symlink"
+    subprocess.run(["bash", "-c", copy], input=listed, cwd=root, text=True, stderr=subprocess.DEVNULL, check=False)
+    (root / "opt").mkdir(exist_ok=True)
+    (root / "opt" / "tlbatch").symlink_to(sys.prefix)
+    for name in ("passwd", "group"):
+        (root / "etc" / name).touch()
+    archive, image = folder / "light.tar", folder / "light.sqfs"
+    subprocess.run(["tar", "--create", "--file", archive, "--directory", root, "."], check=True)
+    with pytest.raises(SystemExit) as end:
+        make_image.main([str(archive), f"charliecloud:{image}"])
+    assert end.value.code == 0
+    return image
+
+
+def settings(image: Path) -> tuple[str, ...]:
+    """The overrides that put a job into the image."""
+    own = [] if BUILT else sorted({str(ROOT), sys.prefix, sys.base_prefix} - {"/usr"})
+    return f"slurm.container=charliecloud:{image}", f"slurm.mounts={json.dumps(own)}"
+
+
+@pytest.fixture
+def campaign(slurm: SlurmCluster, image: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Campaign]:
+    folder = Path(tempfile.mkdtemp(prefix="tlbatch-container-"))
+    monkeypatch.setattr(faults, "WEIGHTS", (0, 0, 1, 0, 0))
+    write_images(folder / "images")
+    try:
+        yield Campaign(slurm, folder, random.Random(0), otherwise=settings(image))
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_two_nodes_in_containers_come_to_the_same_bytes_as_without_whatever_interrupts_them(
+    campaign: Campaign, image: Path
+) -> None:
+    kinds = ["pre-emption", "USR2", "scancel", "admin requeue"] if BUILT else ["pre-emption"]
+    hold(campaign, kinds=kinds, each=2)
+    assert campaign.wrong == []
+    assert {kind for kind, stage in campaign.happened if stage == "train"} >= set(kinds)
+    run = campaign.folder / "chain-0" / "runs" / "chain-0"
+    assert json.loads((run / "job.json").read_text("utf-8"))["images"] == [digest_file(image)]
+    script = next(file.read_text("utf-8") for file in run.glob("logs/*_submission.sh"))
+    assert PYTHON in script
+    assert sys.executable not in script
+    train = json.loads((run / "markers" / "train.json").read_text("utf-8"))
+    assert (train["world_size"], train["hosts"]) == (2, ["n[1-2]"])
+
+
+def test_an_allocation_runs_its_steps_in_the_container(campaign: Campaign, image: Path) -> None:
+    container, mounts = settings(image)
+    log, space = campaign.folder / "batch.log", campaign.folder / "batch"
+    given = [str(faults.TINY), f"data.images={campaign.folder / 'images'}", f"workspace={space}", "run=batch", mounts]
+    done = campaign.slurm.run(
+        "sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={log}", "slurm/finetune.sh", *given,
+        cwd=ROOT, env={"TLBATCH_ENV": sys.prefix, "TLBATCH_CONTAINER": container.partition("=")[2]},
+    )  # fmt: skip
+    assert campaign.slurm.wait([done.stdout.strip()], 180) == {done.stdout.strip(): "COMPLETED"}, log.read_text("utf-8")
+    assert json.loads((space / "runs" / "batch" / "job.json").read_text("utf-8"))["images"] == [digest_file(image)]
+    assert "train 2 ranks on CPU" in log.read_text("utf-8")
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> dict[str, Path]:
+    """Folders and a file to be mounted, in a place whose name is hard on shells."""
+    places = {name: tmp_path / "a b$(c)'d,e" / name for name in ("images", "images/deep/work", "file", "tmp", "hidden")}
+    for name, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("hello", encoding="utf-8") if name == "file" else place.mkdir()
+    (places["images"] / "one.jpg").write_text("one", encoding="utf-8")
+    return places
+
+
+def inside(image: Path, space: dict[str, Path], text: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """Run a text of the shell in the image."""
+    mounts = [f"rw:{space['tmp']}", f"rw:{space['images/deep/work']}", f"ro:{space['images']}", f"ro:{space['file']}"]
+    command = [*before, "bash", str(SCRIPT), str(image), *mounts, "--", "--", "sh", "-c", text, "sh"]
+    places = [str(space[name]) for name in ("images", "images/deep/work", "file", "tmp", "hidden")]
+    environment = {**os.environ, "TMPDIR": str(space["tmp"])}
+    return subprocess.run([*command, *places], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_only_what_is_mounted_is_there_and_only_what_is_to_be_written_can_be(
+    image: Path, space: dict[str, Path]
+) -> None:
+    done = inside(image, space, 'cat "$1/one.jpg" "$3"; echo; echo out > "$2/new" && echo > "$4/new" && ls -d "$5"')
+    assert done.stdout == "onehello\n"
+    assert "No such file" in done.stderr
+    assert (space["images/deep/work"] / "new").read_text("utf-8") == "out\n"
+    for place in ('"$1/one.jpg"', '"$1/new"', '"$3"', "/new", "/usr/new", "/opt/new"):
+        done = inside(image, space, f"echo x > {place}")
+        assert "Read-only file system" in done.stderr, place
+    assert sorted(path.name for path in space["images"].iterdir()) == ["deep", "one.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_any_user_can_run_it_and_stays_who_he_is(image: Path, space: dict[str, Path]) -> None:
+    for folder in space["tmp"].parents:
+        if len(folder.parts) > 2:
+            folder.chmod(0o755)
+    for name in ("tmp", "images/deep/work"):
+        os.chown(space[name], 12345, 12345)
+    user = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "env", "--unset=USER", "HOME=/nowhere"]
+    opened = Path("/dev/fuse").stat().st_mode
+    Path("/dev/fuse").chmod(0o666)  # as udev has it
+    try:
+        done = inside(image, space, 'id -u; echo x > "$2/new"; echo x > "$1/new"', *user)
+    finally:
+        Path("/dev/fuse").chmod(opened)
+    assert done.stdout == "12345\n", done.stderr
+    assert "Read-only file system" in done.stderr
+    assert (space["images/deep/work"] / "new").stat().st_uid == 12345
+
+
+def test_a_container_that_is_told_to_end_keeps_its_image_until_its_program_has(image: Path, tmp_path: Path) -> None:
+    """A runtime that serves the image from a process of its own must not take it away when SLURM warns all of them."""
+    code = (
+        "import signal, sys, time; [signal.signal(one, lambda *_: None) for one in (12, 15)];"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {12, 15});"
+        "open(sys.argv[1], 'w').close(); time.sleep(3); import json.tool, tarfile, sqlite3; print('saved')"
+    )
+    own = json.loads(settings(image)[1].partition("=")[2])
+    mounts = [Mount(tmp_path, writable=True), *(Mount(Path(place)) for place in own)]
+    start = start_of(Slurm(container=f"charliecloud:{image}"), mounts, gpus=False)
+    ready = tmp_path / "ready"
+    process = subprocess.Popen(
+        in_shell(start.python, ["-c", code, str(ready)]),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, 15)
+    os.killpg(process.pid, 12)
+    out, err = process.communicate(timeout=60)
+    assert out == "saved\n", err

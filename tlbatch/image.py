@@ -1,0 +1,123 @@
+"""Image: make of an exported container what a site's runtime takes, once, with its SHA-256 beside it.
+
+podman build --tag tlbatch . && podman export --output tlbatch.tar $(podman create tlbatch)     (or docker)
+python -m tlbatch.image tlbatch.tar charliecloud:tlbatch.sqfs
+"""
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tlbatch.job.cli import leave_with
+from tlbatch.job.cluster import Slurm
+from tlbatch.job.container import PYTHON, image_digest
+from tlbatch.job.errors import UserError
+from tlbatch.job.files import digest_file, write_text
+
+_ENVIRONMENT = "NVIDIA_VISIBLE_DEVICES=all\nNVIDIA_DRIVER_CAPABILITIES=compute,utility\n"
+"""enroot mounts the GPUs' driver where an image asks for it."""
+_NOT_MOUNTED = {"lost+found", "boot"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m tlbatch.image ARCHIVE RUNTIME:IMAGE``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tlbatch.image", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="tar file of podman export or docker export")
+    parser.add_argument(
+        "container", metavar="RUNTIME:IMAGE", help="as slurm.container: charliecloud:FILE.sqfs, apptainer:FILE.sif, ..."
+    )
+    options = parser.parse_args(arguments)
+    leave_with(lambda: _make(options.archive, options.container))
+
+
+def _make(archive: Path, container: str) -> int:
+    try:
+        slurm = Slurm(container=container)
+    except ValidationError as error:
+        raise UserError(f"{container}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    if slurm.runtime == "none":
+        raise UserError("none: is no container; name a runtime and an image, e.g. apptainer:tlbatch.sif")
+    if not archive.is_file():
+        raise UserError(f"{archive}: no such file; name the tar file of podman export or docker export")
+    if slurm.runtime == "podman-hpc":
+        _run("podman-hpc", "import", str(archive), slurm.image)
+        _run("podman-hpc", "migrate", slurm.image)  # ends with 0 whatever happened
+        print(f"slurm.container={slurm.container}  digest {image_digest(slurm)}")
+        return 0
+    image = Path(slurm.image).expanduser().absolute()
+    if image.exists():
+        raise UserError(f"{image}: is there already; remove it, or name another")
+    with tempfile.TemporaryDirectory(prefix="tlbatch-image-") as folder:
+        root = _unpack(archive, Path(folder) / "root")
+        draft = image.with_name(f".{image.name}.draft")
+        draft.unlink(missing_ok=True)
+        try:
+            if slurm.runtime == "apptainer":
+                _run("apptainer", "build", str(draft), str(root))
+            else:
+                if slurm.runtime == "charliecloud" and shutil.which("nvidia-container-cli"):
+                    _run("ch-fromhost", "--nvidia", str(root))
+                _run("mksquashfs", str(root), str(draft), "-all-root", "-comp", "zstd", "-no-progress")
+            draft.replace(image)
+        finally:
+            draft.unlink(missing_ok=True)
+    write_text(Path(f"{image}.sha256"), f"{digest_file(image)}  {image.name}\n")
+    print(
+        f"slurm.container={slurm.runtime}:{image}  {image.stat().st_size / 1e9:.2f} GB, {image.name}.sha256 beside it"
+    )
+    return 0
+
+
+def _unpack(archive: Path, root: Path) -> Path:
+    """The file system as a folder of ours, with what runtimes look for in it."""
+    root.mkdir()
+    _run(
+        "tar", "--extract", "--file", str(archive), "--directory", str(root), "--no-same-owner", "--exclude=dev/*",
+        "--exclude=./dev/*", "--delay-directory-restore",
+    )  # fmt: skip
+    if (root / "manifest.json").exists() and not (root / "etc").exists():
+        raise UserError(
+            f"{archive}: holds layers, as of podman save; make it with podman export --output FILE "
+            "$(podman create IMAGE), or docker"
+        )
+    if not (root / PYTHON[1:]).is_symlink() and not (root / PYTHON[1:]).exists():
+        raise UserError(f"{archive}: has no {PYTHON}; build it with tlbatch's Containerfile")
+    _run("chmod", "--recursive", "u+rwX,go+rX", str(root))
+    (root / "etc").mkdir(exist_ok=True)
+    for name, text in (("environment", _ENVIRONMENT), ("fstab", ""), ("resolv.conf", ""), ("hosts", "")):
+        file = root / "etc" / name
+        if name == "environment" or not file.exists():
+            file.unlink(missing_ok=True)
+            file.write_text(text, encoding="utf-8")
+    for place in Path("/").iterdir():  # what may be mounted: a read-only image gets no other folders later
+        if place.is_dir() and place.name not in _NOT_MOUNTED:
+            (root / place.name).mkdir(exist_ok=True)
+    return root
+
+
+def _run(*command: str) -> None:
+    """Run a program.
+
+    Raises
+    ------
+    UserError
+        When it is not there, or fails.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]}: not on PATH; install or load it") from None
+    if done.returncode:
+        last = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise UserError(f"{command[0]}: {last[-1] if last else f'exit code {done.returncode}'}")
+
+
+if __name__ == "__main__":
+    main()
