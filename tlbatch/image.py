@@ -17,7 +17,7 @@ from tlbatch.job.cli import leave_with
 from tlbatch.job.cluster import Slurm
 from tlbatch.job.container import PYTHON, image_digest
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_file, write_text
+from tlbatch.job.files import absolute, digest_file, write_text
 
 _ENVIRONMENT = "NVIDIA_VISIBLE_DEVICES=all\nNVIDIA_DRIVER_CAPABILITIES=compute,utility\n"
 """enroot mounts the GPUs' driver where an image asks for it."""
@@ -51,7 +51,7 @@ def _make(archive: Path, container: str) -> int:
         _run("podman-hpc", "migrate", slurm.image)  # ends with 0 whatever happened
         print(f"slurm.container={slurm.container}  digest {image_digest(slurm)}")
         return 0
-    image = Path(slurm.image).expanduser().absolute()
+    image = absolute(Path(slurm.image))
     if image.exists():
         raise UserError(f"{image}: is there already; remove it, or name another")
     with tempfile.TemporaryDirectory(prefix="tlbatch-image-") as folder:

@@ -14,6 +14,7 @@ from tlbatch.data.index import Index
 from tlbatch.data.listing import label_columns
 from tlbatch.data.sources import name_of
 from tlbatch.job.config import Job
+from tlbatch.job.container import image_commit
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_file, write_text
 from tlbatch.job.ledger import ON_GPUS, read_ledger
@@ -190,7 +191,7 @@ def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, 
         },
         versions={"tlbatch": record.tlbatch_version, "python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
-        commit=record.commit,
+        commit=image_commit() or record.commit,
         cost=_cost(record, paths, num_predicted),
     )
 

@@ -28,7 +28,13 @@ def stage_urls(urls: Sequence[str], folder: Path) -> None:
     UserError
         When a transfer fails; what came whole is kept.
     """
-    from webdataset.shardlists import expand_urls  # noqa: PLC0415 (imports torch)
+    try:
+        from webdataset.shardlists import expand_urls  # noqa: PLC0415 (imports torch)
+    except ModuleNotFoundError:
+        raise UserError(
+            "data.urls: webdataset, which fetches tars, is not installed here; name fetched tars with data.images, or "
+            "install it with bash slurm/env.sh quickstart,export"
+        ) from None
 
     addresses = [address for url in urls for address in expand_urls(url)]
     names = _names(addresses)

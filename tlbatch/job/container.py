@@ -63,7 +63,7 @@ def mounts_of(records: Iterable[RunRecord]) -> tuple[Mount, ...]:
         read += [path for path in own if path.is_absolute()]
         read += [_literal(url.removeprefix("file:"), "{*?[") for url in data.urls]
         read += [Path(text) for text in job.slurm.mounts if not text.endswith(_WRITABLE)]
-        write = [job.workspace, _literal(job.slurm.local_folder, "$")]
+        write = [job.workspace, _above(job.slurm.local_folder)]
         write += [Path(text.removesuffix(_WRITABLE)) for text in job.slurm.mounts if text.endswith(_WRITABLE)]
         found |= {path: found.get(path, False) for path in read if path is not None}
         found |= {path: True for path in write if path is not None}
@@ -78,6 +78,12 @@ def _literal(text: str, signs: str) -> Path | None:
         return None
     path = Path(before)
     return path if before == text or before.endswith("/") else path.parent
+
+
+def _above(folder: str) -> Path | None:
+    """The folder of a node in which one is to be made whose name may hold variables; $TMPDIR is mounted anyway."""
+    path = _literal(folder, "$")
+    return path.parent if path is not None and "$" not in folder and len(path.parts) > 2 else path
 
 
 def _holds(other: Mount, one: Mount) -> bool:
@@ -184,6 +190,12 @@ def command_of(slurm: Slurm, mounts: Sequence[Mount], arguments: Sequence[str]) 
         return [sys.executable, *arguments]
     start = start_of(slurm, mounts, gpus=False)
     return in_shell(f"{_srun_alone(slurm)} {start.srun} {start.python}" if start.srun else start.python, arguments)
+
+
+def image_commit() -> str | None:
+    """The commit of tlbatch that the image around us was built from, as far as that was said."""
+    file = Path(sys.prefix) / "revision"
+    return (file.read_text(encoding="ascii").strip() or None) if file.is_file() else None
 
 
 def in_shell(text: str, arguments: Sequence[str] = ()) -> list[str]:

@@ -179,6 +179,12 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(to_json(value).encode()).hexdigest()
 
 
+def absolute(path: Path) -> Path:
+    """The absolute path, without the .. of a relative one: a container may lack the folder that it leads out of."""
+    path = path.expanduser().absolute()
+    return path.resolve() if ".." in path.parts else path
+
+
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:

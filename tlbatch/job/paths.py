@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_of
+from tlbatch.job.files import absolute, digest_of
 from tlbatch.job.records import Best, Marker, RunRecord, StageName, Strategy, load_record, stages_of
 
 
@@ -258,7 +258,7 @@ def weights_file(weights: str) -> Path | None:
     if weights == "none":
         return None
     if not weights.startswith("package:"):
-        path = Path(weights).expanduser().absolute()
+        path = absolute(Path(weights))
         if path.is_dir():
             run = RunPaths(path)
             missing = "model.weights names a folder, which must be a run that has been trained"

@@ -12,7 +12,7 @@ from tlbatch.job.cluster import Slurm
 from tlbatch.job.config import Job
 from tlbatch.job.container import Mount, check_container, command_of, image_digest, mounts_of
 from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_folder, digest_file, to_json
+from tlbatch.job.files import absolute, atomic_folder, digest_file, to_json
 from tlbatch.job.images import Data
 from tlbatch.job.load import with_slurm
 from tlbatch.job.paths import RunPaths, weights_file
@@ -32,10 +32,10 @@ def resolve(job: Job) -> RunRecord:
         When images, labels or weights are not there.
     """
     data = _data(job.data)
-    files = {key: file.expanduser().absolute() for key, file in job.report.files.items()}
+    files = {key: absolute(file) for key, file in job.report.files.items()}
     report = job.report.model_copy(update=files)
     report.check_files()
-    workspace = job.workspace.expanduser().absolute()
+    workspace = absolute(job.workspace)
     slurm = _slurm(job.slurm)
     model = job.model
     if model.weights == "library":
@@ -47,7 +47,7 @@ def resolve(job: Job) -> RunRecord:
         model = model.model_copy(update={"weights": str(weights)})
     head = job.head
     if head.weights:
-        other = Path(head.weights).expanduser().absolute()
+        other = absolute(Path(head.weights))
         load_record(
             Best, RunPaths(other).best, missing="head.weights must be the folder of a run that has been trained"
         )
@@ -72,10 +72,10 @@ def _data(data: Data) -> Data:
     """The section with absolute paths, which must all be there."""
     data = data.model_copy(
         update={
-            "images": data.images.expanduser().absolute() if data.images else None,
-            "labels": data.labels.expanduser().absolute() if data.labels else None,
+            "images": absolute(data.images) if data.images else None,
+            "labels": absolute(data.labels) if data.labels else None,
             "split": data.split.model_copy(
-                update={"files": {name: file.expanduser().absolute() for name, file in data.split.files.items()}}
+                update={"files": {name: absolute(file) for name, file in data.split.files.items()}}
             ),
         }
     )
@@ -93,13 +93,13 @@ def _slurm(slurm: Slurm) -> Slurm:
     """The section with absolute paths: a program that may be executed, an image, mounts that are there."""
     update: dict[str, object] = {}
     if slurm.notify is not None:
-        notify = slurm.notify.expanduser().absolute()
+        notify = absolute(slurm.notify)
         if not (notify.is_file() and os.access(notify, os.X_OK)):
             raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
         update["notify"] = notify
     if slurm.runtime not in ("none", "podman-hpc"):
-        update["container"] = f"{slurm.runtime}:{Path(slurm.image).expanduser().absolute()}"
-    mounts = {text: Path(text.removesuffix(":rw")).expanduser().absolute() for text in slurm.mounts}
+        update["container"] = f"{slurm.runtime}:{absolute(Path(slurm.image))}"
+    mounts = {text: absolute(Path(text.removesuffix(":rw"))) for text in slurm.mounts}
     for text, path in mounts.items():
         if not path.exists():
             raise UserError(f"slurm.mounts: no file or folder {path}; mend or leave out {text!r}")
@@ -173,7 +173,7 @@ def open_run(folder: Path, overrides: Sequence[str]) -> Run:
     UserError
         When it is no run, or an override is not one of ``slurm``.
     """
-    paths = RunPaths(folder.absolute())
+    paths = RunPaths(absolute(folder))
     record = paths.load_submitted()
     slurm = _slurm(with_slurm(record.job, overrides).slurm) if overrides else record.job.slurm
     again = record.with_slurm(slurm, _images(slurm))

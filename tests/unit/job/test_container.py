@@ -23,6 +23,7 @@ from tlbatch.job.container import (
     Mount,
     check_container,
     command_of,
+    image_commit,
     image_digest,
     in_shell,
     mounts_of,
@@ -176,6 +177,31 @@ def test_what_the_job_names_is_mounted_to_read_and_the_workspace_to_write(tiny_j
         "/boards/public.csv", "/data/eyes", "/lists/labels.csv", "/lists/test.csv", "/others/runs/champion",
         "/site/nccl", "/weights/net.pth",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folder", "mounted"),
+    [
+        ("/nvme/$USER/x", ["/nvme"]), ("/nvme/job-$SLURM_JOB_ID", ["/nvme"]), ("/nvme/x", ["/nvme"]),
+        ("/nvme", ["/nvme"]), ("$TMPDIR/x", []), ("", []),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_to_be_made_on_a_node_is_written_in_what_is_there(
+    tiny_job: Path, folder: str, mounted: list[str]
+) -> None:
+    record = record_of(tiny_job, "data.images=/data/eyes", f"slurm.local_folder='{folder}'")
+    found = {str(mount.path) for mount in mounts_of([record]) if mount.writable}
+    assert found == {"/scratch/space", *mounted}
+
+
+def test_the_report_names_the_commit_that_the_image_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert image_commit() is None
+    for text, commit in (("\n", None), ("abc+\n", "abc+")):
+        (tmp_path / "revision").write_text(text, encoding="ascii")
+        assert image_commit() == commit
 
 
 def test_tars_from_elsewhere_are_mounted_where_they_are_files_and_packages_are_not(tiny_job: Path) -> None:

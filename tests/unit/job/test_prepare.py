@@ -64,3 +64,15 @@ def test_a_program_to_notify_must_be_one(tmp_path: Path, tiny_job: Path) -> None
         resolve(job)
     program.chmod(0o755)
     assert resolve(job).job.slurm.notify == program
+
+
+def test_paths_of_a_job_have_no_dots_that_a_container_could_not_follow(
+    tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folders()
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    record = resolve(load_job([tiny_job], ["data.images=../../images", "workspace=../w", "run=r"]))
+    assert (record.job.data.images, record.job.workspace) == (tmp_path / "images", tmp_path / "deep" / "w")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert resolve(load_job([tiny_job], [f"data.images={tmp_path}/link"])).job.data.images == tmp_path / "link"
