@@ -15,7 +15,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 
 from tlbatch.job.cli import AGAIN, EXIT_AGAIN
 from tlbatch.job.cluster import Slurm
-from tlbatch.job.container import command_of, in_shell, is_inside, mounts_of, start_of
+from tlbatch.job.container import command_of, in_shell, is_bare, mounts_of, start_of
 from tlbatch.job.errors import UserError
 from tlbatch.job.ledger import note_job
 from tlbatch.job.paths import RunPaths
@@ -50,7 +50,7 @@ def check_start(where: Where, slurm: Slurm) -> None:
     UserError
         When this environment is for submitting alone and the job names no container, or one that cannot run here.
     """
-    if slurm.runtime == "none" or is_inside():
+    if is_bare(slurm):
         if importlib.util.find_spec("torch") is None:
             raise UserError(
                 "torch: not installed here, so tasks need a container; set slurm.container=RUNTIME:IMAGE, or install "

@@ -25,6 +25,15 @@ _STAGE = Path(__file__).with_name("charliecloud.sh")
 _WRITABLE = ":rw"
 _OF_IMAGE = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "opt", "proc", "sbin", "sys", "usr"}
 """Folders of the image that nothing may be mounted over."""
+_OUTSIDE = "env --chdir=/ --block-signal=USR2 --block-signal=TERM"
+"""Signals are for Python, which takes them when it is ready; a runtime that one ends would take the image away."""
+_PODMAN = (
+    "--rm", "--pull=never", "--userns=keep-id", "--read-only", "--read-only-tmpfs=false", "--network=host",
+    "--ipc=host", "--pid=host", "--env-host", "--entrypoint=", "--workdir=/",
+)  # fmt: skip
+_PLAIN = r"[A-Za-z0-9/._+@=-]+"
+_ODD = "other signs than letters, digits and . _ + @ = -"
+"""pyxis has no way to write them."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,9 @@ class Start:
     """Options of srun that belong to it."""
 
 
-def is_inside() -> bool:
-    """Whether this process is in the container already."""
-    return INSIDE in os.environ
+def is_bare(slurm: Slurm) -> bool:
+    """Whether tasks run in the environment of this process: outside of a container, or in one that it is in already."""
+    return slurm.runtime == "none" or INSIDE in os.environ
 
 
 def mounts_of(records: Iterable[RunRecord]) -> tuple[Mount, ...]:
@@ -92,38 +101,27 @@ def _holds(other: Mount, one: Mount) -> bool:
 
 def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
     """What starts Python for the tasks of a stage; outside of a container, or in one already, this Python."""
-    if slurm.runtime == "none" or is_inside():
+    if is_bare(slurm):
         return Start(f"env --block-signal=USR2 {shlex.quote(sys.executable)}")
-    options = list(slurm.container_options)
-    inside = _inside(slurm.image)
+    options, image, inside = slurm.container_options, shlex.quote(slurm.image), _inside(slurm.image)
     match slurm.runtime:
         case "apptainer":
-            words = ["apptainer", "exec", "--no-home", *(["--nv"] if gpus else []), *options]
-            binds = " ".join(["--mount " + _apptainer_tmp(), *(shlex.join(_apptainer(one)) for one in mounts)])
-            return Start(f"{_OUTSIDE} {shlex.join(words)} {binds} {shlex.quote(slurm.image)} {inside}")
+            words = shlex.join(["apptainer", "exec", "--no-home", *(["--nv"] if gpus else []), *options])
+            told = " ".join(shlex.join(_apptainer(one)) for one in mounts)
+            return Start(f"{_OUTSIDE} {words} --mount type=bind,src={_TMP},dst={_TMP} {told} {image} {inside}")
         case "charliecloud":
             told = shlex.join(f"{'rw' if one.writable else 'ro'}:{one.path}" for one in mounts)
-            script = shlex.join(["bash", str(_STAGE), slurm.image])
-            return Start(f"{_OUTSIDE} {script} rw:{_TMP} {told} -- {shlex.join(options)} -- {inside}")
+            script = f"bash {shlex.quote(str(_STAGE))}"
+            return Start(f"{_OUTSIDE} {script} {image} rw:{_TMP} {told} -- {shlex.join(options)} -- {inside}")
         case "pyxis":
             told = "".join(f",{one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
             own = ["--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", *options]
-            where = f"--container-image={shlex.quote(slurm.image)} --container-mounts={_TMP}:{_TMP}{shlex.quote(told)}"
+            where = f"--container-image={image} --container-mounts={_TMP}:{_TMP}{shlex.quote(told)}"
             return Start(inside, srun=f"{where} {shlex.join(own)}")
         case "podman-hpc":
-            words = ["podman-hpc", "run", *_PODMAN, *(["--gpu"] if gpus else []), *options]
+            words = shlex.join(["podman-hpc", "run", *_PODMAN, *(["--gpu"] if gpus else []), *options])
             told = shlex.join(f"--volume={one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
-            return Start(
-                f"{_OUTSIDE} {shlex.join(words)} --volume={_TMP}:{_TMP} {told} {shlex.quote(slurm.image)} {inside}"
-            )
-
-
-_OUTSIDE = "env --chdir=/ --block-signal=USR2 --block-signal=TERM"
-"""Signals are for Python, which takes them when it is ready; a runtime that one ends would take the image away."""
-_PODMAN = (
-    "--rm", "--pull=never", "--userns=keep-id", "--read-only", "--read-only-tmpfs=false", "--network=host",
-    "--ipc=host", "--pid=host", "--env-host", "--entrypoint=", "--workdir=/",
-)  # fmt: skip
+            return Start(f"{_OUTSIDE} {words} --volume={_TMP}:{_TMP} {told} {image} {inside}")
 
 
 def _inside(image: str) -> str:
@@ -147,10 +145,6 @@ def _apptainer(mount: Mount) -> list[str]:
     return ["--mount", line.getvalue()]
 
 
-def _apptainer_tmp() -> str:
-    return f"type=bind,src={_TMP},dst={_TMP}"
-
-
 def check_container(slurm: Slurm, mounts: Sequence[Mount]) -> None:
     """Refuse what the runtime cannot mount.
 
@@ -168,10 +162,6 @@ def check_container(slurm: Slurm, mounts: Sequence[Mount]) -> None:
         raise UserError(f"slurm.container: pyxis takes no image whose path has {_ODD}; move {slurm.image}")
 
 
-_PLAIN = r"[A-Za-z0-9/._+@=-]+"
-_ODD = "other signs than letters, digits and . _ + @ = -"
-
-
 def _unmountable(runtime: str, path: Path) -> str:
     if runtime == "pyxis" and not re.fullmatch(_PLAIN, str(path)):
         return f"whose name has {_ODD}; rename it, or name another"
@@ -186,7 +176,7 @@ def _unmountable(runtime: str, path: Path) -> str:
 
 def command_of(slurm: Slurm, mounts: Sequence[Mount], arguments: Sequence[str]) -> list[str]:
     """What runs this project's Python here, on the machine that this is called on, wherever tasks run."""
-    if slurm.runtime == "none" or is_inside():
+    if is_bare(slurm):
         return [sys.executable, *arguments]
     start = start_of(slurm, mounts, gpus=False)
     return in_shell(f"{_srun_alone(slurm)} {start.srun} {start.python}" if start.srun else start.python, arguments)
@@ -220,7 +210,7 @@ def image_digest(slurm: Slurm) -> str | None:
     UserError
         When there is no such image.
     """
-    if slurm.runtime == "none" or is_inside():
+    if is_bare(slurm):
         return None
     if slurm.runtime == "podman-hpc":
         return _podman_digest(slurm.image)
