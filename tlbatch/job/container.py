@@ -118,7 +118,7 @@ def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
             own = ["--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", *options]
             where = f"--container-image={image} --container-mounts={_TMP}:{_TMP}{shlex.quote(told)}"
             return Start(inside, srun=f"{where} {shlex.join(own)}")
-        case "podman-hpc":
+        case _:  # podman-hpc
             words = shlex.join(["podman-hpc", "run", *_PODMAN, *(["--gpu"] if gpus else []), *options])
             told = shlex.join(f"--volume={one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
             return Start(f"{_OUTSIDE} {words} --volume={_TMP}:{_TMP} {told} {image} {inside}")
