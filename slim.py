@@ -39,7 +39,7 @@ def remove(path: Path) -> int:
 
 
 def cut(library: Path) -> int:
-    """Cut off what the loader never maps: sections after the last segment, of debuggers and linkers; the bytes saved."""
+    """Cut off what is never loaded, symbols of debuggers and linkers after the last segment; the bytes left."""
     with library.open("r+b") as file:
         header = file.read(64)
         if header[:5] != b"\x7fELF\x02":  # 64-bit
@@ -57,7 +57,9 @@ def cut(library: Path) -> int:
 
 def main(site: Path) -> None:
     """Remove each kind and say what it saved."""
-    saved = {kind: sum(remove(path) for rule in rules for path in list(site.glob(rule))) for kind, rules in KINDS.items()}
+    saved = {
+        kind: sum(remove(path) for rule in rules for path in list(site.glob(rule))) for kind, rules in KINDS.items()
+    }
     before = after = 0
     for library in site.rglob("*.so*"):
         if "nvidia" not in library.parts and library.is_file() and not library.is_symlink():  # theirs stay as they are
