@@ -98,8 +98,8 @@ EOF
 convert() {
   local container
   container=$(build from localhost/tlbatch)
-  mksquashfs "$(build mount "$container")" "$scratch/tlbatch.sqfs" -comp zstd -all-root -no-xattrs -quiet -no-progress \
-    > /dev/null
+  mksquashfs "$(build mount "$container")" "$scratch/tlbatch.sqfs" -comp zstd -Xcompression-level 3 -b 1M \
+    -all-root -no-xattrs -quiet -no-progress > /dev/null
   build rm "$container" > /dev/null
   chmod 644 "$scratch/tlbatch.sqfs"
   stat --format='%s' "$scratch/tlbatch.sqfs" | awk '{printf "%8.1f MB  SquashFS\n", $1 / 1e6}'
