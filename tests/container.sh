@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Builds the image of Containerfile on a base made here, and runs it without a network, read-only and as another user.
+#
+#   bash tests/container.sh [FOLDER]     FOLDER keeps tlbatch.tar and tlbatch.sqfs
+#
+# Installs what it needs, needs root on Debian or Ubuntu, a package index, 25 GB of $TMPDIR and ten minutes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+keep=${1:+$(realpath -- "$1")}
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+install_packages() {
+  local packages=(buildah charliecloud debootstrap squashfs-tools squashfuse slurm-wlm munge)
+  dpkg --status "${packages[@]}" > /dev/null 2>&1 && return
+  echo "installing ${packages[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" > /dev/null
+}
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+  fail "the image is built and run only as root on Debian or Ubuntu; elsewhere, podman build --tag tlbatch ."
+fi
+export PATH="$PATH:/usr/sbin:/sbin" OMP_NUM_THREADS=1
+install_packages
+[ -c /dev/fuse ] || mknod /dev/fuse c 10 229
+chmod 666 /dev/fuse
+
+scratch=$(mktemp -d -t tlbatch-container-XXXXXX)
+chmod 711 "$scratch"
+clean() {
+  local mounts
+  mounts=$(cut -d ' ' -f 2 /proc/mounts | grep "^$scratch/" | sort --reverse || true)
+  [ -z "$mounts" ] || xargs umount --lazy <<< "$mounts"
+  rm -rf --one-file-system "$scratch"
+}
+trap clean EXIT
+export TMPDIR=$scratch/tmp BUILDAH_ISOLATION=chroot STORAGE_DRIVER=overlay
+mkdir -p "$TMPDIR" "$scratch/base" "$scratch/mount"
+chmod 1777 "$TMPDIR"
+
+build() { buildah --root "$scratch/$STORAGE_DRIVER" --runroot "$scratch/run" "$@"; }
+build info > /dev/null 2>&1 || STORAGE_DRIVER=vfs
+build info > /dev/null
+
+timed() { # WHAT COMMAND...
+  local start=$SECONDS
+  "${@:2}"
+  echo "$((SECONDS - start)) s: $1"
+}
+
+make_base() { # a minimal Debian or Ubuntu that trusts and reads what this machine does
+  local container suite mirror file settings=()
+  # shellcheck source=/dev/null
+  suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  # shellcheck disable=SC2016
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $suite" 'Created-By: Packages' | sed -n 1p)
+  eval "$(apt-config shell http_proxy Acquire::http::Proxy)"
+  http_proxy=${http_proxy:-} debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
+    "$suite" "$scratch/base" ${mirror:+"$mirror"} > "$scratch/log" || { cat "$scratch/log"; return 1; }
+  for file in /usr/local/share/ca-certificates /etc/ssl/certs /etc/pip.conf /root/.config/pip/pip.conf; do
+    [ ! -e "$file" ] || (cd / && cp --archive --parents -- "${file#/}" "$scratch/base")
+  done
+  while read -r file; do settings+=(--env "$file"); done \
+    < <(env | grep -iE '^(PIP_|UV_|SSL_CERT_|REQUESTS_CA_BUNDLE=|https?_proxy=|no_proxy=)')
+  container=$(build from scratch)
+  build add --quiet "$container" "$scratch/base" / > /dev/null
+  build config "${settings[@]}" --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+  build commit --quiet --rm "$container" localhost/base > /dev/null
+  rm -rf --one-file-system "$scratch/base"
+}
+
+make_image() {
+  local layers=--layers
+  [ "$STORAGE_DRIVER" = overlay ] || layers= # vfs would copy everything for each
+  build build $layers --tag tlbatch --build-arg BASE=localhost/base --build-arg "CREATED=$(date --utc +%FT%TZ)" \
+    --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || true)" . > "$scratch/log" 2>&1 ||
+    { cat "$scratch/log"; return 1; }
+  grep ' MB  ' "$scratch/log" # what slim.py removed
+}
+
+save_archive() {
+  build push --quiet localhost/tlbatch "docker-archive:$scratch/tlbatch.tar:localhost/tlbatch:latest"
+  python3 - "$scratch/tlbatch.tar" << 'EOF'
+import json, sys, tarfile
+with tarfile.open(sys.argv[1]) as archive:
+    image = json.load(archive.extractfile("manifest.json"))[0]
+    steps = [step["created_by"] for step in json.load(archive.extractfile(image["Config"]))["history"]
+             if not step.get("empty_layer")]
+    sizes = [archive.getmember(layer).size for layer in image["Layers"]]
+for size, step in zip(sizes, steps, strict=True):
+    print(f"{size / 1e6:8.1f} MB  layer: {step[:90]}")
+print(f"{sum(sizes) / 1e6:8.1f} MB  {len(sizes)} layers")
+EOF
+}
+
+# TO BE REPLACED by:  "$python" -m tlbatch.image "$scratch/tlbatch.tar" "$scratch/tlbatch.sqfs"
+convert() {
+  local container
+  container=$(build from localhost/tlbatch)
+  mksquashfs "$(build mount "$container")" "$scratch/tlbatch.sqfs" -comp zstd -Xcompression-level 3 -b 1M \
+    -all-root -no-xattrs -quiet -no-progress > /dev/null
+  build rm "$container" > /dev/null
+  chmod 644 "$scratch/tlbatch.sqfs"
+  stat --format='%s' "$scratch/tlbatch.sqfs" | awk '{printf "%8.1f MB  SquashFS\n", $1 / 1e6}'
+}
+
+inside() { # UID ARGUMENT...: tlbatch's python with no network, and only /mnt and /tmp to write to
+  local uid=$1 folder=$scratch/user$1
+  mkdir -p "$folder/mount" "$folder/mnt"
+  cp tests/tiny.toml tests/container_check.py "$folder/mnt"
+  chown -R "$uid:$uid" "$folder"
+  unshare --net setpriv --reuid "$uid" --regid "$uid" --clear-groups \
+    env --ignore-environment PATH="$PATH" USER=nobody OMP_NUM_THREADS=1 TRITON_CACHE_DIR=/tmp/triton \
+    ch-run --mount="$folder/mount" --private-tmp --bind="$folder/mnt:/mnt" "$scratch/tlbatch.sqfs" -- \
+    /opt/tlbatch/bin/python "${@:2}"
+}
+
+check_inside() {
+  local uid out
+  for uid in 0 12345; do
+    inside "$uid" -m tlbatch.submit --help > /dev/null
+    out=$(inside "$uid" -m tlbatch.submit --local /mnt/tiny.toml workspace=/mnt/workspace run=tiny data.source=phantom \
+      data.phantom.images_per_grade=10 'data.group_pattern=^(\d+)_' 2>&1) || { echo "$out"; return 1; }
+    [ -s "$scratch/user$uid/mnt/workspace/runs/tiny/report/report.html" ] || { echo "$out"; return 1; }
+    out=$(inside "$uid" -c 'open("/opt/tlbatch/written", "w")' 2>&1 || true)
+    grep --quiet 'Read-only file system' <<< "$out" || { echo "$out"; return 1; }
+  done
+  inside 12345 /mnt/container_check.py /mnt
+}
+
+timed "base" make_base
+timed "image, on $STORAGE_DRIVER" make_image
+timed "archive" save_archive
+timed "SquashFS" convert
+timed "runs in it" check_inside
+# TO BE ADDED:
+#   python=$(bash slurm/env.sh dev,quickstart,export)
+#   TLBATCH_TEST_CONTAINER=charliecloud:$scratch/tlbatch.sqfs "$python" -m pytest tests/integration/test_container.py
+[ -z "$keep" ] || mv -- "$scratch/tlbatch.tar" "$scratch/tlbatch.sqfs" "$keep"
