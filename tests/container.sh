@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds the image of Containerfile on a base made here, and runs it without a network, read-only and as another user.
+# Builds the image of Containerfile on a base made here, converts it for Charliecloud, and runs it: without a network,
+# read-only, as another user, and in the steps of a real SLURM, where it must come to the same bytes as without.
 #
 #   bash tests/container.sh [FOLDER]     FOLDER keeps tlbatch.tar and tlbatch.sqfs
 #
-# Installs what it needs, needs root on Debian or Ubuntu, a package index, 25 GB of $TMPDIR and ten minutes.
+# Installs what it needs, needs root on Debian or Ubuntu, a package index, 35 GB of $TMPDIR and a quarter of an hour.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 keep=${1:+$(realpath -- "$1")}
@@ -11,7 +12,7 @@ keep=${1:+$(realpath -- "$1")}
 fail() { echo "error: $*" >&2; exit 2; }
 
 install_packages() {
-  local packages=(buildah charliecloud debootstrap squashfs-tools squashfuse slurm-wlm munge)
+  local packages=(buildah charliecloud-runtime debootstrap squashfs-tools squashfuse slurm-wlm munge python3-venv)
   dpkg --status "${packages[@]}" > /dev/null 2>&1 && return
   echo "installing ${packages[*]}"
   apt-get update -qq
@@ -74,14 +75,13 @@ make_image() {
   local layers=--layers
   [ "$STORAGE_DRIVER" = overlay ] || layers= # vfs would copy everything for each
   build build $layers --tag tlbatch --build-arg BASE=localhost/base --build-arg "CREATED=$(date --utc +%FT%TZ)" \
-    --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || true)" . > "$scratch/log" 2>&1 ||
-    { cat "$scratch/log"; return 1; }
-  grep ' MB  ' "$scratch/log" # what slim.py removed
+    --build-arg "REVISION=$(git describe --always --abbrev=40 --dirty=+ --exclude='*' 2> /dev/null || true)" . \
+    > "$scratch/log" 2>&1 || { cat "$scratch/log"; return 1; }
 }
 
-save_archive() {
-  build push --quiet localhost/tlbatch "docker-archive:$scratch/tlbatch.tar:localhost/tlbatch:latest"
-  python3 - "$scratch/tlbatch.tar" << 'EOF'
+show_layers() {
+  build push --quiet localhost/tlbatch "docker-archive:$scratch/layers.tar:localhost/tlbatch:latest"
+  python3 - "$scratch/layers.tar" << 'EOF'
 import json, sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
     image = json.load(archive.extractfile("manifest.json"))[0]
@@ -92,17 +92,28 @@ for size, step in zip(sizes, steps, strict=True):
     print(f"{size / 1e6:8.1f} MB  layer: {step[:90]}")
 print(f"{sum(sizes) / 1e6:8.1f} MB  {len(sizes)} layers")
 EOF
+  rm "$scratch/layers.tar"
 }
 
-# TO BE REPLACED by:  "$python" -m tlbatch.image "$scratch/tlbatch.tar" "$scratch/tlbatch.sqfs"
-convert() {
+export_image() { # as podman export does
   local container
   container=$(build from localhost/tlbatch)
-  mksquashfs "$(build mount "$container")" "$scratch/tlbatch.sqfs" -comp zstd -Xcompression-level 3 -b 1M \
-    -all-root -no-xattrs -quiet -no-progress > /dev/null
+  tar --create --file "$scratch/tlbatch.tar" --directory "$(build mount "$container")" .
   build rm "$container" > /dev/null
+}
+
+make_environment() { # of the system's Python, which is that of the image
+  TLBATCH_PYTHON=/usr/bin/python3 TLBATCH_ENV=$scratch/env bash slurm/env.sh dev,quickstart,export > /dev/null
+}
+
+convert() {
+  "$scratch/env/bin/python" -m tlbatch.image "$scratch/tlbatch.tar" "charliecloud:$scratch/tlbatch.sqfs"
   chmod 644 "$scratch/tlbatch.sqfs"
-  stat --format='%s' "$scratch/tlbatch.sqfs" | awk '{printf "%8.1f MB  SquashFS\n", $1 / 1e6}'
+}
+
+run_in_steps() {
+  TLBATCH_TEST_CONTAINER=$scratch/tlbatch.sqfs TLBATCH_REQUIRE_SLURM=1 \
+    "$scratch/env/bin/python" -m pytest -p no:cacheprovider -q tests/integration/test_container.py
 }
 
 inside() { # UID ARGUMENT...: tlbatch's python with no network, and only /mnt and /tmp to write to
@@ -131,10 +142,10 @@ check_inside() {
 
 timed "base" make_base
 timed "image, on $STORAGE_DRIVER" make_image
-timed "archive" save_archive
-timed "SquashFS" convert
-timed "runs in it" check_inside
-# TO BE ADDED:
-#   python=$(bash slurm/env.sh dev,quickstart,export)
-#   TLBATCH_TEST_CONTAINER=charliecloud:$scratch/tlbatch.sqfs "$python" -m pytest tests/integration/test_container.py
+timed "layers" show_layers
+timed "export" export_image
+timed "environment without a container" make_environment
+timed "SquashFS, by tlbatch.image" convert
+timed "runs without a network, as root and another user" check_inside
+timed "two nodes of SLURM" run_in_steps
 [ -z "$keep" ] || mv -- "$scratch/tlbatch.tar" "$scratch/tlbatch.sqfs" "$keep"
