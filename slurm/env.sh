@@ -15,7 +15,8 @@ case "$env" in /*) ;; *) env=$PWD/$env ;; esac
 
 extras=${1:-}
 if [ "${extras:-host}" = host ]; then # what a whole environment can do too
-  if compgen -G "$env/.tlbatch-*quickstart*" > /dev/null || [ -z "$extras$(compgen -G "$env/.tlbatch-host")" ]; then
+  whole=("$env"/.tlbatch-*quickstart*)
+  if [ -f "${whole[0]}" ] || { [ -z "$extras" ] && [ ! -f "$env/.tlbatch-host" ]; }; then
     extras=quickstart,export
   else
     extras=host

@@ -5,8 +5,11 @@ python -m tlbatch.image tlbatch.tar charliecloud:tlbatch.sqfs
 """
 
 import argparse
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,15 +51,18 @@ def _make(archive: Path, container: str) -> int:
         raise UserError("none: is no container; name a runtime and an image, e.g. apptainer:tlbatch.sif")
     if not archive.is_file():
         raise UserError(f"{archive}: no such file; name the tar file of podman export or docker export")
-    if slurm.runtime == "podman-hpc":
-        _run("podman-hpc", "import", str(archive), slurm.image)
-        _run("podman-hpc", "migrate", slurm.image)  # ends with 0 whatever happened
-        print(f"slurm.container={slurm.container}  digest {image_digest(slurm)}")
-        return 0
-    image = absolute(Path(slurm.image))
-    if image.exists():
-        raise UserError(f"{image}: is there already; remove it, or name another")
+    tool = {"apptainer": "apptainer", "podman-hpc": "podman-hpc"}.get(slurm.runtime, "mksquashfs")
+    if shutil.which(tool) is None:
+        raise UserError(f"{tool}: not on PATH; install or load it")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a batch job's time is over: leave nothing behind
     with tempfile.TemporaryDirectory(prefix="tlbatch-image-") as folder:
+        if slurm.runtime == "podman-hpc":
+            return _make_by_name(archive, slurm, Path(folder))
+        image = absolute(Path(slurm.image))
+        if image.exists():
+            raise UserError(f"{image}: is there already; remove it, or name another")
+        if not (image.parent.is_dir() and os.access(image.parent, os.W_OK)):
+            raise UserError(f"{image.parent}: no folder to write to; make it, or name another")
         root = _unpack(archive, Path(folder) / "root")
         draft = image.with_name(f".{image.name}.draft")
         draft.unlink(missing_ok=True)
@@ -77,12 +83,22 @@ def _make(archive: Path, container: str) -> int:
     return 0
 
 
+def _make_by_name(archive: Path, slurm: Slurm, folder: Path) -> int:
+    """An image in podman-hpc's own store."""
+    root = _unpack(archive, folder / "root")
+    _run("tar", "--create", "--file", str(folder / "root.tar"), "--directory", str(root), ".")
+    _run("podman-hpc", "import", str(folder / "root.tar"), slurm.image)
+    _run("podman-hpc", "migrate", slurm.image)  # ends with 0 whatever happened
+    print(f"slurm.container={slurm.container}  digest {image_digest(slurm)}")
+    return 0
+
+
 def _unpack(archive: Path, root: Path) -> Path:
     """The file system as a folder of ours, with what runtimes look for in it."""
     root.mkdir()
     _run(
-        "tar", "--extract", "--file", str(archive), "--directory", str(root), "--no-same-owner", "--exclude=dev/*",
-        "--exclude=./dev/*", "--delay-directory-restore",
+        "tar", "--extract", "--file", str(archive), "--directory", str(root), "--no-same-owner", "--anchored",
+        "--exclude=dev/*", "--exclude=./dev/*", "--delay-directory-restore",
     )  # fmt: skip
     if (root / "manifest.json").exists() and not (root / "etc").exists():
         raise UserError(
@@ -91,16 +107,20 @@ def _unpack(archive: Path, root: Path) -> Path:
         )
     if not (root / PYTHON[1:]).is_symlink() and not (root / PYTHON[1:]).exists():
         raise UserError(f"{archive}: has no {PYTHON}; build it with tlbatch's Containerfile")
+    if (root / "etc").is_symlink() or not (root / "etc").is_dir():
+        raise UserError(f"{archive}: its etc is no folder; build it with tlbatch's Containerfile")
     _run("chmod", "--recursive", "u+rwX,go+rX", str(root))
-    (root / "etc").mkdir(exist_ok=True)
     for name, text in (("environment", _ENVIRONMENT), ("fstab", ""), ("resolv.conf", ""), ("hosts", "")):
         file = root / "etc" / name
-        if name == "environment" or not file.exists():
+        if name == "environment" or file.is_symlink() or not file.exists():
             file.unlink(missing_ok=True)
             file.write_text(text, encoding="utf-8")
+            file.chmod(0o644)
     for place in Path("/").iterdir():  # what may be mounted: a read-only image gets no other folders later
-        if place.is_dir() and place.name not in _NOT_MOUNTED:
-            (root / place.name).mkdir(exist_ok=True)
+        own = root / place.name
+        if place.name not in _NOT_MOUNTED and os.path.isdir(place) and not os.path.lexists(own):  # noqa: PTH112
+            own.mkdir()
+            own.chmod(0o755)
     return root
 
 
@@ -117,8 +137,10 @@ def _run(*command: str) -> None:
     except FileNotFoundError:
         raise UserError(f"{command[0]}: not on PATH; install or load it") from None
     if done.returncode:
-        last = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise UserError(f"{command[0]}: {last[-1] if last else f'exit code {done.returncode}'}")
+        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        first = said[0].removeprefix(f"{command[0]}: ") if said else f"exit code {done.returncode}"
+        free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
+        raise UserError(f"{command[0]}: {first}; mend it, or set TMPDIR, where {free:.1f} GB are free")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName]
         When sbatch refuses a stage; those submitted before are cancelled.
     """
     claim_logs(paths)
+    _forget_failures(paths)
     jobs: dict[StageName, str] = {}
     array = submit_shares(record, paths)
     after = f"afterok:{array}" if array else None
@@ -143,6 +144,7 @@ def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = (
     They share a process where there is one task: importing torch takes longer than many a stage.
     """
     slurm, stages = record.job.slurm, stages or stages_of(record.job)
+    _forget_failures(paths)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
     if slurm.num_cpus_per_task:
@@ -210,6 +212,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
             f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
         )
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
+    _forget_failures(paths)
     record = paths.load_submitted()
     job, mounts = record.job, mounts_of([record])
     own = {**environment, **job.slurm.environment}
@@ -231,6 +234,12 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, environment["SLURM_JOB_ID"])
     return 0
+
+
+def _forget_failures(paths: RunPaths) -> None:
+    """What failed before is no cause of what happens from here on, even where a stage does not come to begin."""
+    for old in (paths.folder / "markers").glob("*.failed.*.json"):
+        old.unlink(missing_ok=True)
 
 
 def _last_line(error: Exception) -> str:

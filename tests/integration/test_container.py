@@ -143,7 +143,7 @@ def space(tmp_path: Path) -> dict[str, Path]:
 
 def inside(image: Path, space: dict[str, Path], text: str, *before: str) -> subprocess.CompletedProcess[str]:
     """Run a text of the shell in the image."""
-    mounts = [f"rw:{space['tmp']}", f"rw:{space['images/deep/work']}", f"ro:{space['images']}", f"ro:{space['file']}"]
+    mounts = [f"rw:{space['images/deep/work']}", f"ro:{space['images']}", f"ro:{space['file']}"]
     command = [*before, "bash", str(SCRIPT), str(image), *mounts, "--", "--", "sh", "-c", text, "sh"]
     places = [str(space[name]) for name in ("images", "images/deep/work", "file", "tmp", "hidden")]
     environment = {**os.environ, "TMPDIR": str(space["tmp"])}
@@ -161,6 +161,72 @@ def test_only_what_is_mounted_is_there_and_only_what_is_to_be_written_can_be(
         done = inside(image, space, f"echo x > {place}")
         assert "Read-only file system" in done.stderr, place
     assert sorted(path.name for path in space["images"].iterdir()) == ["deep", "one.jpg"]
+
+
+def test_no_part_of_a_read_only_mount_can_be_written_and_nothing_to_where_it_would_be_lost(
+    image: Path, space: dict[str, Path]
+) -> None:
+    deep = space["images/deep/work"].parent / "other"
+    deep.mkdir()
+    text = 'unshare --mount bash -c \'mount -t tmpfs tmpfs "$1"; shift; exec "$@"\' sh'
+    done = inside(
+        image, space, 'echo x > "$1/deep/other/x"; echo x > "$5"', "bash", "-c", f'{text} "$@"', "sh", str(deep)
+    )
+    assert done.stderr.count("Read-only file system") == 2, done.stderr
+
+
+def test_a_link_that_leads_out_of_a_mount_is_followed_where_the_job_names_it(
+    image: Path, space: dict[str, Path]
+) -> None:
+    (space["images"] / "link").symlink_to(space["hidden"])
+    (space["hidden"] / "two.jpg").write_text("two", encoding="utf-8")
+    assert inside(image, space, 'cat "$1/link/two.jpg"').returncode != 0
+    mounts = [f"ro:{space['images']}", f"ro:{space['images'] / 'link'}"]
+    command = ["bash", str(SCRIPT), str(image), *mounts, "--", "--", "cat", f"{space['images']}/link/two.jpg"]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "two"
+
+
+def test_the_exit_code_is_that_of_the_program(image: Path, space: dict[str, Path]) -> None:
+    """ch-run takes the end of any child for that of its program, so it must have no other."""
+    assert {inside(image, space, "exit 3").returncode for _ in range(20)} == {3}
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("rel/dir", "TMPDIR=rel/dir is no whole path; set TMPDIR to one"),
+        ("/no/where", "TMPDIR=/no/where is not there; set TMPDIR to a folder"),
+        ("/usr/lib", "TMPDIR=/usr/lib lies in a folder that the image has itself; set TMPDIR to another"),
+        ("", ""), ("/dev/shm", ""),
+    ],
+)  # fmt: skip
+def test_an_odd_folder_for_temporary_files_is_named_in_one_line(image: Path, folder: str, message: str) -> None:
+    command = [
+        "bash",
+        str(SCRIPT),
+        str(image),
+        "--",
+        "--",
+        "sh",
+        "-c",
+        'touch "$0" && rm "$0"',
+        f"{folder or '/tmp'}/tlbatch-x",
+    ]
+    done = subprocess.run(command, env={**os.environ, "TMPDIR": folder}, capture_output=True, text=True, check=False)
+    if message:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: slurm.container: on ")
+        assert line.endswith(message)
+    assert (done.returncode == 0) == (not message), done.stderr
+
+
+def test_what_is_gone_is_named_in_one_line(image: Path) -> None:
+    command = ["bash", str(SCRIPT), str(image), "ro:/no/where", "--", "--", "true"]
+    (line,) = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
+    assert line.endswith("there is no /no/where, which the job names; mend it, or slurm.mounts")
+    command[2] = "/no/image"
+    (line,) = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
+    assert line.endswith("there is no image /no/image; name one that all nodes see")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tlbatch.image import main
+from tlbatch.image import _unpack, main
 
 FAKE = """#!/bin/bash
-printf '%s\\n' "$(basename "$0") $*" >> "$LOG"
+printf '%s\\n' "$(basename "$0") $1 $(basename "$2")${3:+ $3}" >> "$LOG"
 case "$(basename "$0") $1" in
   "apptainer build") [ -e "$3/$PWD_TOP" ] && cat "$3/etc/environment" > "$2" ;;
   "podman-hpc image") [ -n "$KNOWN" ] && echo sha256:ab ;;
@@ -70,7 +70,7 @@ def test_podman_hpc_squashes_it_and_is_not_believed(
     assert make(archive, "podman-hpc:tlbatch:1") == 0
     assert capsys.readouterr().out == "slurm.container=podman-hpc:tlbatch:1  digest ab\n"
     assert (tmp_path / "log").read_text("utf-8").splitlines()[:2] == [
-        f"podman-hpc import {archive} tlbatch:1", "podman-hpc migrate tlbatch:1",
+        "podman-hpc import root.tar tlbatch:1", "podman-hpc migrate tlbatch:1",
     ]  # fmt: skip
     monkeypatch.setenv("KNOWN", "")
     assert make(archive, "podman-hpc:tlbatch:1") == 2
@@ -89,7 +89,7 @@ def test_what_is_no_image_is_refused_in_one_line(
     assert refused(archive, "none").startswith("error: none: is no container; name a runtime")
     assert "no such file; name the tar file" in refused(tmp_path / "no.tar", f"apptainer:{image}")
     (tmp_path / "no.tar").write_text("text", encoding="utf-8")
-    assert refused(tmp_path / "no.tar", f"apptainer:{image}").startswith("error: tar: ")
+    assert refused(tmp_path / "no.tar", f"apptainer:{image}").startswith("error: tar: This does not look like")
     (tmp_path / "layers").mkdir()
     (tmp_path / "layers" / "manifest.json").touch()
     layers = packed(tmp_path / "layers", tmp_path / "layers.tar")
@@ -97,7 +97,34 @@ def test_what_is_no_image_is_refused_in_one_line(
     (tmp_path / "root" / "opt" / "tlbatch" / "bin" / "python").unlink()
     other = packed(tmp_path / "root", tmp_path / "other.tar")
     assert "has no /opt/tlbatch/bin/python; build it with" in refused(other, f"apptainer:{image}")
+    (tmp_path / "root" / "etc").rmdir()
+    (tmp_path / "root" / "opt" / "tlbatch" / "bin" / "python").symlink_to("python3")
+    (tmp_path / "root" / "etc").symlink_to(tmp_path)
+    assert "its etc is no folder" in refused(packed(tmp_path / "root", tmp_path / "link.tar"), f"apptainer:{image}")
+    assert not (tmp_path / "environment").exists()
+    assert "no folder to write to" in refused(archive, f"apptainer:{tmp_path}/none/out.sif")
     monkeypatch.setenv("PATH", os.defpath)
     assert refused(archive, f"apptainer:{image}") == "error: apptainer: not on PATH; install or load it"
     assert not list(tmp_path.glob("*out*"))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("archive")
+def test_what_an_image_holds_stays_and_can_be_read_by_all(tmp_path: Path) -> None:
+    for name in ("home/dev", "srv"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    (tmp_path / "root" / "home" / "dev" / "kept").touch()
+    (tmp_path / "root" / "srv" / "closed").touch(0o600)
+    (tmp_path / "root" / "root").symlink_to("nowhere")
+    (tmp_path / "root" / "etc" / "hosts").symlink_to("/nowhere/hosts")
+    before = os.umask(0o077)
+    try:
+        root = _unpack(packed(tmp_path / "root", tmp_path / "more.tar"), tmp_path / "unpacked")
+    finally:
+        os.umask(before)
+    assert (root / "home" / "dev" / "kept").exists()
+    assert not (root / "dev" / "console").exists()
+    assert (root / "root").readlink() == Path("nowhere")
+    assert (root / "etc" / "hosts").read_text("utf-8") == ""
+    closed = [path for path in root.rglob("*") if not path.is_symlink() and not path.stat().st_mode & 0o004]
+    assert closed == []

@@ -36,7 +36,10 @@ def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iter
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names = sorted(name for name in files if not name.startswith("."))
         yield Path(place).relative_to(root), [name for name in names if ending_of(name) in endings]
-        others.update(ending_of(name) or name for name in names if ending_of(name) not in endings)
+        other = [name for name in names if ending_of(name) not in endings]
+        links = [link for name in other if (link := Path(place, name)).is_symlink() and not link.exists()]
+        rejected += [Rejected(key=str(link), cause=f"a symbolic link to nowhere ({link.readlink()})") for link in links]
+        others.update(ending_of(name) or name for name in other)
     if others:
         shown = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
         log.warning("%d files below %s are of no kind that is read here: %s", others.total(), root, shown)

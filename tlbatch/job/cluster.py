@@ -99,6 +99,8 @@ class Slurm(Section):
         for number, word in enumerate(value):
             if "\0" in word:
                 raise ValueError(f"number {number} must not hold the character NUL; leave it out")
+            if not word.removesuffix(":rw"):
+                raise ValueError(f"number {number} is empty; leave it out")
             if gives_secret(word):
                 raise ValueError(f"number {number} holds what looks like a password or key, and the job is kept")
         return value

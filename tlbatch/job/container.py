@@ -27,6 +27,7 @@ _OF_IMAGE = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "opt", "pro
 """Folders of the image that nothing may be mounted over."""
 _OUTSIDE = "env --chdir=/ --block-signal=USR2 --block-signal=TERM"
 """Signals are for Python, which takes them when it is ready; a runtime that one ends would take the image away."""
+_NOT_INSIDE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_AUDIT")
 _PODMAN = (
     "--rm", "--pull=never", "--userns=keep-id", "--read-only", "--read-only-tmpfs=false", "--network=host",
     "--ipc=host", "--pid=host", "--env-host", "--entrypoint=", "--workdir=/",
@@ -106,13 +107,16 @@ def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
     options, image, inside = slurm.container_options, shlex.quote(slurm.image), _inside(slurm.image)
     match slurm.runtime:
         case "apptainer":
-            words = shlex.join(["apptainer", "exec", "--no-home", *(["--nv"] if gpus else []), *options])
+            words = shlex.join(
+                ["apptainer", "exec", "--no-home", "--no-mount=tmp", *(["--nv"] if gpus else []), *options]
+            )
+            tmp = f"""'type=bind,"src='{_TMP}'","dst='{_TMP}'"'"""
             told = " ".join(shlex.join(_apptainer(one)) for one in mounts)
-            return Start(f"{_OUTSIDE} {words} --mount type=bind,src={_TMP},dst={_TMP} {told} {image} {inside}")
+            return Start(f"{_OUTSIDE} {words} --mount {tmp} {told} {image} {inside}")
         case "charliecloud":
             told = shlex.join(f"{'rw' if one.writable else 'ro'}:{one.path}" for one in mounts)
             script = f"bash {shlex.quote(str(_STAGE))}"
-            return Start(f"{_OUTSIDE} {script} {image} rw:{_TMP} {told} -- {shlex.join(options)} -- {inside}")
+            return Start(f"{_OUTSIDE} {script} {image} {told} -- {shlex.join(options)} -- {inside}")
         case "pyxis":
             told = "".join(f",{one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
             own = ["--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", *options]
@@ -133,7 +137,7 @@ def _inside(image: str) -> str:
         [*(f"{name}={shlex.quote(text)}" for name, text in fixed.items()), f"TMPDIR={_TMP}"]
         + [f"{name}={caches}" for name in places]
     )
-    unset = "--unset=PYTHONPATH --unset=PYTHONHOME --unset=LD_PRELOAD"
+    unset = " ".join(f"--unset={name}" for name in _NOT_INSIDE)
     return f"env {unset} --block-signal=USR2 --block-signal=TERM {given} {PYTHON}"
 
 
@@ -155,6 +159,11 @@ def check_container(slurm: Slurm, mounts: Sequence[Mount]) -> None:
     """
     if slurm.runtime == "none":
         return
+    if slurm.local_folder.startswith("$") and not re.match(r"\$(TMPDIR\b|\{TMPDIR\})", slurm.local_folder):
+        raise UserError(
+            f"slurm.local_folder: in a container it must begin with $TMPDIR or a folder (got {slurm.local_folder}); "
+            "name another"
+        )
     for path in (one.path for one in mounts):
         if wrong := _unmountable(slurm.runtime, path):
             raise UserError(f"slurm.container: {slurm.runtime} cannot mount {path}, {wrong}")
@@ -203,7 +212,7 @@ def _srun_alone(slurm: Slurm) -> str:
 def image_digest(slurm: Slurm) -> str | None:
     """What tells one image from another: the SHA-256 of its file, or what podman-hpc calls its digest.
 
-    A file FILE.sha256 beside it that is not older is believed, as sha256sum and tlbatch.image write it.
+    A file FILE.sha256 beside it that is not older is believed, as tlbatch.image writes it.
 
     Raises
     ------
@@ -219,11 +228,14 @@ def image_digest(slurm: Slurm) -> str | None:
         raise UserError(
             f"slurm.container: no file {image}; make it with python -m tlbatch.image ARCHIVE {slurm.runtime}:{image}"
         )
+    with image.open("rb") as file:
+        if slurm.runtime in ("charliecloud", "pyxis") and file.read(4) != b"hsqs":
+            raise UserError(f"slurm.container: {image} is no SquashFS file; make it again with python -m tlbatch.image")
     told = Path(f"{image}.sha256")
-    if told.is_file() and told.stat().st_mtime_ns >= image.stat().st_mtime_ns:
-        digest = told.read_text(encoding="utf-8").partition(" ")[0]
-        if re.fullmatch("[0-9a-f]{64}", digest):
-            return digest
+    if told.is_file() and told.stat().st_mtime_ns >= image.stat().st_ctime_ns:
+        line = re.fullmatch(rb"([0-9a-f]{64})  (.+)\n", told.read_bytes())
+        if line and line[2] == image.name.encode():
+            return line[1].decode()
     return digest_file(image)
 
 

@@ -133,6 +133,7 @@ def run_onnx(data: bytes, images: torch.Tensor) -> Floats:
     """Probabilities by ONNX Runtime on the CPU."""
     import onnxruntime  # noqa: PLC0415 (of an extra)
 
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
