@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import re
 import sys
@@ -8,11 +9,12 @@ import pytest
 
 from tlbatch import launch
 from tlbatch.job.cli import EXIT_AGAIN
+from tlbatch.job.cluster import Slurm
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_job
 from tlbatch.job.paths import RunPaths
 from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import RunRecord
+from tlbatch.job.records import Failure, RunRecord
 
 NASTY = "a 'b' \"c\" $(d)\n%j \\"
 Make = Callable[[], tuple[RunRecord, RunPaths]]
@@ -63,6 +65,33 @@ def test_nothing_is_started_in_a_run_folder_that_others_can_write(make: Make, mo
     with pytest.raises(UserError, match="others can write to it"):
         launch._run_locally(record, paths, 1, sys.exit)
     assert list(paths.logs.iterdir()) == []
+
+
+def test_what_failed_before_is_no_cause_of_a_stage_that_does_not_begin(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, paths = make()
+    Failure(stage="shard", rank=0, message="of yesterday", kind="user").save(paths.failure("shard", 0))
+    (tmp_path / "srun").write_text("#!/bin/sh\nexit 2\n", encoding="utf-8")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert launch.run_in_allocation(paths, {**os.environ, "SLURM_JOB_ID": "7"}) == 1
+    assert "of yesterday" not in capsys.readouterr().err
+
+
+def test_an_environment_without_torch_needs_a_container_that_can_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else name)
+    for where in ("here", "inside", "chain"):
+        with pytest.raises(UserError, match=r"^torch: not installed here, so tasks need a container"):
+            launch.check_start(where, Slurm())
+    monkeypatch.setenv("PATH", "/nowhere")
+    launch.check_start("chain", Slurm(container="apptainer:/i"))
+    for container, message in (
+        ("pyxis:/i", "pyxis runs in SLURM's steps only"), ("apptainer:/i", "apptainer is not on PATH"),
+        ("charliecloud:/i", "ch-run is not on PATH"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^slurm.container: {message}"):
+            launch.check_start("here", Slurm(container=container))
 
 
 @pytest.mark.parametrize(("restarts", "code"), [("0", EXIT_AGAIN), ("99", EXIT_AGAIN), ("100", 1)])

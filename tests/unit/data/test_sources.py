@@ -258,6 +258,14 @@ def test_a_labels_file_without_its_columns_is_refused(
         read(make_folders(classes=("x", "y"), each=2), labels)
 
 
+def test_a_link_to_a_folder_that_is_not_there_is_listed(tmp_path: Path, make_folders: Callable[..., Path]) -> None:
+    """As one that leads out of what a container sees: its class would be gone without a word."""
+    images = make_folders()
+    (images / "black").symlink_to(tmp_path / "elsewhere" / "black")
+    source = read(images, max_rejected=1)
+    assert causes(source) == {str(images / "black"): f"a symbolic link to nowhere ({tmp_path}/elsewhere/black)"}
+
+
 def test_links_to_folders_are_followed_and_a_loop_is_listed(tmp_path: Path, make_folders: Callable[..., Path]) -> None:
     images = make_folders(classes=("a", "b"), each=2)
     (images / "b").rename(tmp_path / "elsewhere")
