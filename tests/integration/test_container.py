@@ -28,6 +28,7 @@ from tlbatch.job.files import digest_file
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tlbatch" / "job" / "charliecloud.sh"
 BUILT = os.environ.get("TLBATCH_TEST_CONTAINER", "")
+IN_USR = sys.base_prefix.startswith("/usr/")
 PACKAGES = (
     "base-files", "bash", "coreutils", "dash", "gcc-12-base", "libacl1", "libattr1", "libbz2-1.0", "libc-bin", "libc6",
     "libcrypt1", "libexpat1", "libffi8", "libgcc-s1", "libgmp10", "libgomp1", "liblzma5", "libncursesw6",
@@ -76,6 +77,8 @@ def light_image(folder: Path) -> Path:
     (root / "opt" / "tlbatch").symlink_to(sys.prefix)
     for name in ("passwd", "group"):
         (root / "etc" / name).touch()
+    if IN_USR:
+        shutil.copytree(sys.base_prefix, root / sys.base_prefix[1:], symlinks=True)
     archive, image = folder / "light.tar", folder / "light.sqfs"
     subprocess.run(["tar", "--create", "--file", archive, "--directory", root, "."], check=True)
     with pytest.raises(SystemExit) as end:
@@ -86,7 +89,7 @@ def light_image(folder: Path) -> Path:
 
 def settings(image: Path) -> tuple[str, ...]:
     """The overrides that put a job into the image."""
-    own = [] if BUILT else sorted({str(ROOT), sys.prefix, sys.base_prefix} - {"/usr"})
+    own = [] if BUILT else sorted({str(ROOT), sys.prefix, *([] if IN_USR else [sys.base_prefix])} - {"/usr"})
     return f"slurm.container=charliecloud:{image}", f"slurm.mounts={json.dumps(own)}"
 
 
