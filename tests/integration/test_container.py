@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import faults
@@ -31,9 +31,9 @@ BUILT = os.environ.get("TLBATCH_TEST_CONTAINER", "")
 IN_USR = sys.base_prefix.startswith("/usr/")
 PACKAGES = (
     "base-files", "bash", "coreutils", "dash", "gcc-12-base", "libacl1", "libattr1", "libbz2-1.0", "libc-bin", "libc6",
-    "libcrypt1", "libexpat1", "libffi8", "libgcc-s1", "libgmp10", "libgomp1", "liblzma5", "libncursesw6",
+    "libcap-ng0", "libcrypt1", "libexpat1", "libffi8", "libgcc-s1", "libgmp10", "libgomp1", "liblzma5", "libncursesw6",
     "libpcre2-8-0", "libpython3.11-minimal", "libpython3.11-stdlib", "libreadline8", "libselinux1", "libsqlite3-0",
-    "libssl3", "libstdc++6", "libtinfo6", "libuuid1", "python3.11", "python3.11-minimal", "zlib1g",
+    "libssl3", "libstdc++6", "libtinfo6", "libuuid1", "python3.11", "python3.11-minimal", "util-linux", "zlib1g",
 )  # fmt: skip
 """Of Debian 12."""
 
@@ -251,6 +251,27 @@ def test_any_user_can_run_it_and_stays_who_he_is(image: Path, space: dict[str, P
     assert (space["images/deep/work"] / "new").stat().st_uid == 12345
 
 
+def test_a_program_does_not_outlive_the_process_that_serves_its_image(image: Path, tmp_path: Path) -> None:
+    own = json.loads(settings(image)[1].partition("=")[2])
+    mounts = [Mount(tmp_path, writable=True), *(Mount(Path(place)) for place in own)]
+    start = start_of(Slurm(container=f"charliecloud:{image}"), mounts, gpus=False)
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    process = subprocess.Popen(in_shell(start.python, ["-c", code, str(tmp_path / "pid")]))
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text("utf-8") != "")
+    pid = int((tmp_path / "pid").read_text("utf-8"))
+    assert Path(f"/proc/{pid}").exists()
+    process.kill()
+    process.wait()
+    until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text("utf-8"))
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_container_that_is_told_to_end_keeps_its_image_until_its_program_has(image: Path, tmp_path: Path) -> None:
     """A runtime that serves the image from a process of its own must not take it away when SLURM warns all of them."""
     code = (
@@ -266,9 +287,7 @@ def test_a_container_that_is_told_to_end_keeps_its_image_until_its_program_has(i
         in_shell(start.python, ["-c", code, str(ready)]),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not ready.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(ready.exists)
     os.killpg(process.pid, 15)
     os.killpg(process.pid, 12)
     out, err = process.communicate(timeout=60)

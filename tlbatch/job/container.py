@@ -27,6 +27,8 @@ _OF_IMAGE = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "opt", "pro
 """Folders of the image that nothing may be mounted over."""
 _OUTSIDE = "env --chdir=/ --block-signal=USR2 --block-signal=TERM"
 """Signals are for Python, which takes them when it is ready; a runtime that one ends would take the image away."""
+_DIES_WITH_IT = "setpriv --pdeathsig=KILL"
+"""ch-run serves the image from a process of its own; who kills that means the program too."""
 _NOT_INSIDE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_AUDIT")
 _PODMAN = (
     "--rm", "--pull=never", "--userns=keep-id", "--read-only", "--read-only-tmpfs=false", "--network=host",
@@ -116,7 +118,7 @@ def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
         case "charliecloud":
             told = shlex.join(f"{'rw' if one.writable else 'ro'}:{one.path}" for one in mounts)
             script = f"bash {shlex.quote(str(_STAGE))}"
-            return Start(f"{_OUTSIDE} {script} {image} {told} -- {shlex.join(options)} -- {inside}")
+            return Start(f"{_OUTSIDE} {script} {image} {told} -- {shlex.join(options)} -- {_DIES_WITH_IT} {inside}")
         case "pyxis":
             told = "".join(f",{one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
             own = ["--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", *options]

@@ -53,7 +53,7 @@ GOLDEN = {
     ],
     "charliecloud": [
         "ch-run", "--mount=/boot/.image", "--uid={uid}", "--gid={gid}", "--bind=/boot/tmp:/tmp", "--rocm", "{image}",
-        "--",
+        "--", "setpriv", "--pdeathsig=KILL",
     ],
     "pyxis": [
         "srun", "--ntasks=2", "--container-image={image}",
