@@ -4,8 +4,9 @@
 #   bash slurm/env.sh [EXTRA,...]      default: quickstart,export; tests take dev,quickstart,export
 #   bash slurm/env.sh host             without torch, where tasks run in a container (200 MB in place of 6 GB)
 #
-# One for the host that is there stays the default. Compiled at once: where Python may not write bytecode, each stage
-# would spend ten seconds on it. Remade only when the pins change. Run it on a login node if compute nodes have no internet. Prints its python.
+# Without EXTRA, one for the host that is there is kept. Compiled at once: where Python may not write bytecode, each stage
+# would spend ten seconds on it. Remade only when the pins change. Run it on a login node if compute nodes have no
+# internet. Prints its python.
 set -euo pipefail
 
 UV_VERSION=0.13.9

@@ -4,9 +4,10 @@
 #
 #   bash tests/container.sh [FOLDER]     FOLDER keeps tlbatch.tar and tlbatch.sqfs
 #
-# Installs what it needs, needs root on Debian or Ubuntu, a package index, 35 GB of $TMPDIR and a quarter of an hour.
+# Installs what it needs, needs root on Debian or Ubuntu, a package index, 35 GB of $TMPDIR and ten to twelve minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -z "${1:-}" ] || mkdir -p -- "$1"
 keep=${1:+$(realpath -- "$1")}
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -25,12 +26,14 @@ fi
 export PATH="$PATH:/usr/sbin:/sbin" OMP_NUM_THREADS=1
 install_packages
 [ -c /dev/fuse ] || mknod /dev/fuse c 10 229
+fuse=$(stat --format=%a /dev/fuse)
 chmod 666 /dev/fuse
 
 scratch=$(mktemp -d -t tlbatch-container-XXXXXX)
 chmod 711 "$scratch"
 clean() {
   local mounts
+  chmod "$fuse" /dev/fuse
   mounts=$(cut -d ' ' -f 2 /proc/mounts | grep "^$scratch/" | sort --reverse || true)
   [ -z "$mounts" ] || xargs umount --lazy <<< "$mounts"
   rm -rf --one-file-system "$scratch"
@@ -98,17 +101,29 @@ EOF
 export_image() { # as podman export does
   local container
   container=$(build from localhost/tlbatch)
-  tar --create --file "$scratch/tlbatch.tar" --directory "$(build mount "$container")" .
+  tar --create --file "$scratch/tlbatch.tar" --directory "$(build mount "$container")" \
+    --exclude=./etc/pip.conf --exclude=./root/.config .
   build rm "$container" > /dev/null
 }
 
-make_environment() { # of the system's Python, which is that of the image
+make_environments() { # one of the system's Python, which is that of the image, and one to submit with
   TLBATCH_PYTHON=/usr/bin/python3 TLBATCH_ENV=$scratch/env bash slurm/env.sh dev,quickstart,export > /dev/null
+  TLBATCH_PYTHON=/usr/bin/python3 TLBATCH_ENV=$scratch/host bash slurm/env.sh host > /dev/null
 }
 
 convert() {
-  "$scratch/env/bin/python" -m tlbatch.image "$scratch/tlbatch.tar" "charliecloud:$scratch/tlbatch.sqfs"
-  chmod 644 "$scratch/tlbatch.sqfs"
+  "$scratch/host/bin/python" -m tlbatch.image "$scratch/tlbatch.tar" "charliecloud:$scratch/tlbatch.sqfs"
+}
+
+run_from_host() { # the embedded job with fewer images, then a night
+  local own=(data.phantom.images_per_grade=10 "workspace=$scratch/space") night
+  night=(tests/tiny.toml data.source=phantom "slurm.container=charliecloud:$scratch/tlbatch.sqfs")
+  TLBATCH_ENV=$scratch/host TLBATCH_CONTAINER=charliecloud:$scratch/tlbatch.sqfs bash slurm/finetune.sh "${own[@]}" \
+    > "$scratch/log" 2>&1 || { cat "$scratch/log"; return 1; }
+  [ -s "$scratch/space/runs/comparison.html" ] || { cat "$scratch/log"; return 1; }
+  "$scratch/host/bin/python" -m tlbatch.nightly --local "${night[@]}" "${own[@]}" > "$scratch/log" 2>&1 ||
+    { cat "$scratch/log"; return 1; }
+  grep --quiet "night's page" "$scratch/log" || { cat "$scratch/log"; return 1; }
 }
 
 run_in_steps() {
@@ -144,8 +159,9 @@ timed "base" make_base
 timed "image, on $STORAGE_DRIVER" make_image
 timed "layers" show_layers
 timed "export" export_image
-timed "environment without a container" make_environment
+timed "environments without a container" make_environments
 timed "SquashFS, by tlbatch.image" convert
 timed "runs without a network, as root and another user" check_inside
+timed "the embedded job and a night, submitted without torch" run_from_host
 timed "two nodes of SLURM" run_in_steps
 [ -z "$keep" ] || mv -- "$scratch/tlbatch.tar" "$scratch/tlbatch.sqfs" "$keep"

@@ -1,4 +1,4 @@
-"""Run in the image by container.sh: what slim.py could have broken. It writes into the folder that is its argument."""
+"""Run in the image by container.sh: what Containerfile leaves out could have broken; writes into a folder."""
 
 import io
 import sys

@@ -70,9 +70,10 @@ def _make(archive: Path, container: str) -> int:
             if slurm.runtime == "apptainer":
                 _run("apptainer", "build", str(draft), str(root))
             else:
-                if slurm.runtime == "charliecloud" and shutil.which("nvidia-container-cli"):
-                    _run("ch-fromhost", "--nvidia", str(root))
+                if slurm.runtime == "charliecloud":
+                    _add_driver(root)
                 _run("mksquashfs", str(root), str(draft), "-all-root", *_SQUASH)
+            draft.chmod(0o644)
             draft.replace(image)
         finally:
             draft.unlink(missing_ok=True)
@@ -81,6 +82,14 @@ def _make(archive: Path, container: str) -> int:
         f"slurm.container={slurm.runtime}:{image}  {image.stat().st_size / 1e9:.2f} GB, {image.name}.sha256 beside it"
     )
     return 0
+
+
+def _add_driver(root: Path) -> None:
+    """Copy the libraries of this machine's NVIDIA driver, which Charliecloud does not mount."""
+    if shutil.which("nvidia-container-cli"):
+        _run("ch-fromhost", "--nvidia", str(root))
+    else:
+        print("no driver of a GPU is in it: run this where nvidia-container-cli is, if tasks are to use GPUs")
 
 
 def _make_by_name(archive: Path, slurm: Slurm, folder: Path) -> int:

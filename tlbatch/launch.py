@@ -170,7 +170,8 @@ def _run_locally(
 ) -> str:
     """Start processes for some stages and wait for their end; submitit's id of the job."""
     slurm = record.job.slurm
-    executor = submitit.LocalExecutor(paths.logs, python=shlex.join(command_of(slurm, mounts_of([record]), [])))
+    python = command_of(slurm, mounts_of([record]), [], gpus=wide and slurm.gpus_per_node > 0)
+    executor = submitit.LocalExecutor(paths.logs, python=shlex.join(python))
     executor.update_parameters(
         timeout_min=slurm.timeout_min * num_stages,
         tasks_per_node=slurm.num_tasks_per_node if wide else 1,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch import __version__
 from tlbatch.data.index import Index
 from tlbatch.data.listing import label_columns
 from tlbatch.data.sources import name_of
@@ -189,7 +190,7 @@ def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, 
             "source": manifest.source_digest,
             "pretrained": record.weights_digest,
         },
-        versions={"tlbatch": record.tlbatch_version, "python": platform.python_version()}
+        versions={"tlbatch": __version__, "python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
         commit=image_commit() or record.commit,
         cost=_cost(record, paths, num_predicted),

@@ -79,6 +79,27 @@ def test_what_failed_before_is_no_cause_of_a_stage_that_does_not_begin(
     assert "of yesterday" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("gpus", "asked"), [(0, False), (1, True)])
+def test_on_this_machine_too_the_container_is_asked_for_gpus(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gpus: int, asked: bool
+) -> None:
+    record, paths = make()
+    (tmp_path / "i.sif").touch()
+    slurm = Slurm(container=f"apptainer:{tmp_path / 'i.sif'}", gpus_per_node=gpus)
+    seen: list[str] = []
+
+    class Executor:
+        def __init__(self, _: Path, *, python: str) -> None:
+            seen.append(python)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.submitit, "LocalExecutor", Executor)
+    with pytest.raises(KeyboardInterrupt):
+        launch.run_here(record.with_slurm(slurm, ()), paths)
+    assert "apptainer exec" in seen[0]
+    assert (" --nv " in seen[0]) == asked
+
+
 def test_an_environment_without_torch_needs_a_container_that_can_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else name)
     for where in ("here", "inside", "chain"):

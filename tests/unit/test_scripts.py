@@ -92,3 +92,39 @@ def test_the_embedded_job_runs_where_none_is_named(tmp_path: Path, *, given: lis
     (submit,) = [call for call in calls(tmp_path, "python") if "tlbatch.submit" in call]
     embedded = [] if has_job else [str(ROOT / "jobs" / "quickstart.toml")]
     assert submit == [str(tmp_path), "-m", "tlbatch.submit", "--local", *embedded, *given]
+
+
+@pytest.mark.parametrize("script", ["finetune.sh", "nightly.sh"])
+@pytest.mark.parametrize(
+    ("container", "there", "installed", "told"),
+    [
+        ("apptainer:/a b/i.sif", "", "host", ["slurm.container=apptainer:/a b/i.sif"]),
+        ("apptainer:/i.sif", "quickstart,export", ".[quickstart,export]", ["slurm.container=apptainer:/i.sif"]),
+        ("none", "", ".[quickstart,export]", ["slurm.container=none"]),
+        ("", "", ".[quickstart,export]", []),
+        ("", "host", "host", []),
+        ("", "dev,quickstart,export", ".[quickstart,export]", []),
+    ],
+)
+def test_a_container_needs_no_more_than_an_environment_to_submit_with(
+    tmp_path: Path, script: str, container: str, there: str, installed: str, told: list[str]
+) -> None:
+    python = tmp_path / "e[n]v" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(FAKE, encoding="utf-8")
+    python.chmod(0o755)
+    shutil.copy(python, python.with_name("uv"))
+    if there:
+        (tmp_path / "e[n]v" / f".tlbatch-{there}").write_text("of before", encoding="utf-8")
+    given = {"TLBATCH_CONTAINER": container} if container else {}
+    done = run(
+        ROOT / "slurm" / script, "./a.toml", cwd=tmp_path, LOG=str(tmp_path), TLBATCH_ENV="e[n]v",
+        TLBATCH_PYTHON=str(python), **given,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    installs = [call[-1] for call in calls(tmp_path, "uv")]
+    assert installs == (["host", "."] if installed == "host" else [installed])
+    (submit,) = [
+        call for call in calls(tmp_path, "python") if f"tlbatch.{'submit' if 'fine' in script else 'nightly'}" in call
+    ]
+    assert [word for word in submit if word.startswith("slurm.")] == told

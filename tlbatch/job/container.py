@@ -1,6 +1,7 @@
 """In a container: SLURM stays on the host, and the tasks of its steps run inside, with what their jobs need mounted."""
 
 import csv
+import functools
 import io
 import os
 import re
@@ -29,7 +30,7 @@ _OUTSIDE = "env --chdir=/ --block-signal=USR2 --block-signal=TERM"
 """Signals are for Python, which takes them when it is ready; a runtime that one ends would take the image away."""
 _DIES_WITH_IT = "setpriv --pdeathsig=KILL"
 """ch-run serves the image from a process of its own; who kills that means the program too."""
-_NOT_INSIDE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_AUDIT")
+_NOT_INSIDE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_AUDIT", "TORCH_HOME", "HF_HOME")
 _PODMAN = (
     "--rm", "--pull=never", "--userns=keep-id", "--read-only", "--read-only-tmpfs=false", "--network=host",
     "--ipc=host", "--pid=host", "--env-host", "--entrypoint=", "--workdir=/",
@@ -79,8 +80,12 @@ def mounts_of(records: Iterable[RunRecord]) -> tuple[Mount, ...]:
         write += [Path(text.removesuffix(_WRITABLE)) for text in job.slurm.mounts if text.endswith(_WRITABLE)]
         found |= {path: found.get(path, False) for path in read if path is not None}
         found |= {path: True for path in write if path is not None}
-    mounts = [Mount(path, writable) for path, writable in sorted(found.items())]
-    return tuple(one for one in mounts if not any(_holds(other, one) for other in mounts))
+    kept: list[Mount] = []
+    for path, writable in sorted(found.items()):
+        around = next((one for one in reversed(kept) if one.path in path.parents), None)
+        if around is None or around.writable != writable:
+            kept.append(Mount(path, writable))
+    return tuple(kept)
 
 
 def _literal(text: str, signs: str) -> Path | None:
@@ -98,10 +103,6 @@ def _above(folder: str) -> Path | None:
     return path.parent if path is not None and "$" not in folder and len(path.parts) > 2 else path
 
 
-def _holds(other: Mount, one: Mount) -> bool:
-    return other.writable == one.writable and other.path in one.path.parents
-
-
 def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
     """What starts Python for the tasks of a stage; outside of a container, or in one already, this Python."""
     if is_bare(slurm):
@@ -114,20 +115,20 @@ def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
             )
             tmp = f"""'type=bind,"src='{_TMP}'","dst='{_TMP}'"'"""
             told = " ".join(shlex.join(_apptainer(one)) for one in mounts)
-            return Start(f"{_OUTSIDE} {words} --mount {tmp} {told} {image} {inside}")
+            return Start(f"{_OUTSIDE} {words} {told} --mount {tmp} {image} {inside}")
         case "charliecloud":
             told = shlex.join(f"{'rw' if one.writable else 'ro'}:{one.path}" for one in mounts)
             script = f"bash {shlex.quote(str(_STAGE))}"
             return Start(f"{_OUTSIDE} {script} {image} {told} -- {shlex.join(options)} -- {_DIES_WITH_IT} {inside}")
         case "pyxis":
-            told = "".join(f",{one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
+            told = "".join(f"{one.path}:{one.path}{'' if one.writable else ':ro'}," for one in mounts)
             own = ["--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", *options]
-            where = f"--container-image={image} --container-mounts={_TMP}:{_TMP}{shlex.quote(told)}"
+            where = f"--container-image={image} --container-mounts={shlex.quote(told)}{_TMP}:{_TMP}"
             return Start(inside, srun=f"{where} {shlex.join(own)}")
         case _:  # podman-hpc
             words = shlex.join(["podman-hpc", "run", *_PODMAN, *(["--gpu"] if gpus else []), *options])
             told = shlex.join(f"--volume={one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
-            return Start(f"{_OUTSIDE} {words} --volume={_TMP}:{_TMP} {told} {image} {inside}")
+            return Start(f"{_OUTSIDE} {words} {told} --volume={_TMP}:{_TMP} {image} {inside}")
 
 
 def _inside(image: str) -> str:
@@ -185,11 +186,11 @@ def _unmountable(runtime: str, path: Path) -> str:
     return ""
 
 
-def command_of(slurm: Slurm, mounts: Sequence[Mount], arguments: Sequence[str]) -> list[str]:
+def command_of(slurm: Slurm, mounts: Sequence[Mount], arguments: Sequence[str], *, gpus: bool = False) -> list[str]:
     """What runs this project's Python here, on the machine that this is called on, wherever tasks run."""
     if is_bare(slurm):
         return [sys.executable, *arguments]
-    start = start_of(slurm, mounts, gpus=False)
+    start = start_of(slurm, mounts, gpus=gpus)
     return in_shell(f"{_srun_alone(slurm)} {start.srun} {start.python}" if start.srun else start.python, arguments)
 
 
@@ -233,11 +234,17 @@ def image_digest(slurm: Slurm) -> str | None:
     with image.open("rb") as file:
         if slurm.runtime in ("charliecloud", "pyxis") and file.read(4) != b"hsqs":
             raise UserError(f"slurm.container: {image} is no SquashFS file; make it again with python -m tlbatch.image")
-    told = Path(f"{image}.sha256")
-    if told.is_file() and told.stat().st_mtime_ns >= image.stat().st_ctime_ns:
+    status, told = image.stat(), Path(f"{image}.sha256")
+    if told.is_file() and told.stat().st_mtime_ns >= status.st_ctime_ns:
         line = re.fullmatch(rb"([0-9a-f]{64})  (.+)\n", told.read_bytes())
         if line and line[2] == image.name.encode():
             return line[1].decode()
+    return _digest(image, status.st_size, status.st_ctime_ns)
+
+
+@functools.cache
+def _digest(image: Path, size: int, changed: int) -> str:  # noqa: ARG001
+    """That of a file, read once for all runs of a sweep."""
     return digest_file(image)
 
 

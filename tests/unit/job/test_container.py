@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tlbatch.job import container
 from tlbatch.job.cluster import Slurm
 from tlbatch.job.container import (
     INSIDE,
@@ -40,7 +41,8 @@ from tlbatch.job.records import RunRecord
 MOUNTS = (Mount(Path("/data/eyes")), Mount(Path("/scratch/space"), writable=True))
 INNER = [
     "env", "--unset=PYTHONPATH", "--unset=PYTHONHOME", "--unset=PYTHONSTARTUP", "--unset=LD_PRELOAD",
-    "--unset=LD_AUDIT", "--block-signal=USR2", "--block-signal=TERM", "TLBATCH_INSIDE={image}", "PYTHONNOUSERSITE=1",
+    "--unset=LD_AUDIT", "--unset=TORCH_HOME", "--unset=HF_HOME",
+    "--block-signal=USR2", "--block-signal=TERM", "TLBATCH_INSIDE={image}", "PYTHONNOUSERSITE=1",
     "PYTHONDONTWRITEBYTECODE=1", "TMPDIR={tmp}", "XDG_CACHE_HOME={tmp}/tlbatch-{uid}",
     "MPLCONFIGDIR={tmp}/tlbatch-{uid}", "TRITON_CACHE_DIR={tmp}/tlbatch-{uid}",
     "TORCHINDUCTOR_CACHE_DIR={tmp}/tlbatch-{uid}", PYTHON, "-u", "-m", "tlbatch.task",
@@ -48,8 +50,8 @@ INNER = [
 GOLDEN = {
     "apptainer": [
         "apptainer", "exec", "--no-home", "--no-mount=tmp", "--nv", "--rocm", "--mount",
-        'type=bind,"src={tmp}","dst={tmp}"', "--mount", "type=bind,src=/data/eyes,dst=/data/eyes,ro", "--mount",
-        "type=bind,src=/scratch/space,dst=/scratch/space", "{image}",
+        "type=bind,src=/data/eyes,dst=/data/eyes,ro", "--mount", "type=bind,src=/scratch/space,dst=/scratch/space",
+        "--mount", 'type=bind,"src={tmp}","dst={tmp}"', "{image}",
     ],
     "charliecloud": [
         "ch-run", "--mount=/boot/.image", "--uid={uid}", "--gid={gid}", "--bind=/boot/tmp:/tmp", "--rocm", "{image}",
@@ -57,13 +59,13 @@ GOLDEN = {
     ],
     "pyxis": [
         "srun", "--ntasks=2", "--container-image={image}",
-        "--container-mounts={tmp}:{tmp},/data/eyes:/data/eyes:ro,/scratch/space:/scratch/space",
+        "--container-mounts=/data/eyes:/data/eyes:ro,/scratch/space:/scratch/space,{tmp}:{tmp}",
         "--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", "--rocm",
     ],
     "podman-hpc": [
         "podman-hpc", "run", "--rm", "--pull=never", "--userns=keep-id", "--read-only", "--read-only-tmpfs=false",
         "--network=host", "--ipc=host", "--pid=host", "--env-host", "--entrypoint=", "--workdir=/", "--gpu", "--rocm",
-        "--volume={tmp}:{tmp}", "--volume=/data/eyes:/data/eyes:ro", "--volume=/scratch/space:/scratch/space",
+        "--volume=/data/eyes:/data/eyes:ro", "--volume=/scratch/space:/scratch/space", "--volume={tmp}:{tmp}",
         "{image}",
     ],
 }  # fmt: skip
@@ -140,7 +142,7 @@ def test_signals_wait_until_python_takes_them(runtime: str, tmp_path: Path) -> N
 def test_apptainer_mounts_what_has_any_name(name: str, tmp_path: Path) -> None:
     start = start_of(Slurm(container="apptainer:i"), [Mount(Path(f"/data/{name}"))], gpus=False)
     found = seen(tmp_path, "apptainer", in_shell(start.python))
-    (row,) = csv.reader([found[found.index("i") - 1]], strict=True)
+    (row,) = csv.reader([found[found.index("--mount") + 1]], strict=True)
     assert row == ["type=bind", f"src=/data/{name}", f"dst=/data/{name}", "ro"]
 
 
@@ -220,8 +222,13 @@ def test_folders_within_others_are_mounted_once_and_after_them(tiny_job: Path) -
         Mount(Path("/scratch/space"), writable=True), Mount(Path("/scratch/space/own/eyes")),
     )  # fmt: skip
     other = record_of(tiny_job, "data.images=/scratch")
-    assert mounts_of([record, other])[:2] == (
-        Mount(Path("/scratch")), Mount(Path("/scratch/space"), writable=True),
+    assert mounts_of([record, other]) == (
+        Mount(Path("/scratch")), Mount(Path("/scratch/space"), writable=True), Mount(Path("/scratch/space/own/eyes")),
+    )  # fmt: skip
+    again = record_of(tiny_job, "slurm.mounts=['/work:rw']", "data.images=/work/eyes", "workspace=/work/eyes/space")
+    assert mounts_of([again]) == (
+        Mount(Path("/work"), writable=True), Mount(Path("/work/eyes")),
+        Mount(Path("/work/eyes/space"), writable=True),
     )  # fmt: skip
 
 
@@ -298,6 +305,15 @@ def test_a_local_folder_must_be_one_that_can_be_mounted(folder: str, *, is_known
     else:
         with pytest.raises(UserError, match=r"^slurm.local_folder: in a container it must begin with"):
             check_container(slurm, MOUNTS)
+
+
+def test_an_image_is_read_once_for_all_runs_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, read = tmp_path / "i", list[Path]()
+    image.write_bytes(b"hsqs")
+    monkeypatch.setattr(container, "digest_file", lambda path: read.append(path) or "d")
+    for _ in range(3):
+        assert image_digest(Slurm(container=f"charliecloud:{image}")) == "d"
+    assert read == [image]
 
 
 def test_podman_hpc_is_asked_for_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
