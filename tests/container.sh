@@ -4,7 +4,7 @@
 #
 #   bash tests/container.sh [FOLDER]     FOLDER keeps tlbatch.tar and tlbatch.sqfs
 #
-# Installs what it needs, needs root on Debian or Ubuntu, a package index, 35 GB of $TMPDIR and ten to twelve minutes.
+# Installs what it needs, needs root on Debian or Ubuntu, a package index, 35 GB of $TMPDIR and a quarter of an hour.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -z "${1:-}" ] || mkdir -p -- "$1"
