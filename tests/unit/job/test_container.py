@@ -225,10 +225,10 @@ def test_folders_within_others_are_mounted_once_and_after_them(tiny_job: Path) -
     assert mounts_of([record, other]) == (
         Mount(Path("/scratch")), Mount(Path("/scratch/space"), writable=True), Mount(Path("/scratch/space/own/eyes")),
     )  # fmt: skip
-    again = record_of(tiny_job, "slurm.mounts=['/work:rw']", "data.images=/work/eyes", "workspace=/work/eyes/space")
+    again = record_of(tiny_job, "slurm.mounts=['/big:rw']", "data.images=/big/eyes", "workspace=/big/eyes/space")
     assert mounts_of([again]) == (
-        Mount(Path("/work"), writable=True), Mount(Path("/work/eyes")),
-        Mount(Path("/work/eyes/space"), writable=True),
+        Mount(Path("/big"), writable=True), Mount(Path("/big/eyes")),
+        Mount(Path("/big/eyes/space"), writable=True),
     )  # fmt: skip
 
 
