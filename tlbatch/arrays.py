@@ -14,7 +14,7 @@ from tlbatch.job.paths import RunPaths, set_folder
 from tlbatch.job.prepare import Run
 from tlbatch.job.private import OWN, claim_logs
 from tlbatch.job.records import RunRecord, StageName
-from tlbatch.launch import executor_of, refusal_named, submit_shares, submit_stage
+from tlbatch.launch import executor_of, forget_failures, refusal_named, submit_shares, submit_stage
 from tlbatch.script import Batch, all_runs, each_run, one_run, one_share, render
 from tlbatch.seen import look
 from tlbatch.states import job_at_work
@@ -153,6 +153,7 @@ def submit_runs(runs: Sequence[Run]) -> None:
     place.folder.mkdir(mode=OWN, parents=True, exist_ok=True)
     for paths in (place, *(paths for _, paths in runs)):
         claim_logs(paths)
+        forget_failures(paths)
     shares = [array for paths, record in _first_of_sets(runs) if (array := submit_shares(record, paths))]
     ids: list[str] = []
     for step in plan(runs):

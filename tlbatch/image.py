@@ -52,8 +52,7 @@ def _make(archive: Path, container: str) -> int:
     if not archive.is_file():
         raise UserError(f"{archive}: no such file; name the tar file of podman export or docker export")
     tool = {"apptainer": "apptainer", "podman-hpc": "podman-hpc"}.get(slurm.runtime, "mksquashfs")
-    if shutil.which(tool) is None:
-        raise UserError(f"{tool}: not on PATH; install or load it")
+    _require(tool)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a batch job's time is over: leave nothing behind
     with tempfile.TemporaryDirectory(prefix="tlbatch-image-") as folder:
         if slurm.runtime == "podman-hpc":
@@ -133,6 +132,11 @@ def _unpack(archive: Path, root: Path) -> Path:
     return root
 
 
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        raise UserError(f"{program}: not on PATH; install or load it")
+
+
 def _run(*command: str) -> None:
     """Run a program.
 
@@ -141,10 +145,8 @@ def _run(*command: str) -> None:
     UserError
         When it is not there, or fails.
     """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UserError(f"{command[0]}: not on PATH; install or load it") from None
+    _require(command[0])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         first = said[0].removeprefix(f"{command[0]}: ") if said else f"exit code {done.returncode}"

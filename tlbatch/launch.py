@@ -8,12 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 
-from tlbatch.job.cli import AGAIN, EXIT_AGAIN
+from tlbatch.job.cli import AGAIN, EXIT_AGAIN, Where
 from tlbatch.job.cluster import Slurm
 from tlbatch.job.container import command_of, in_shell, is_bare, mounts_of, start_of
 from tlbatch.job.errors import UserError
@@ -26,8 +25,6 @@ from tlbatch.task import run_chain, run_share, run_stage
 from tlbatch.watch import Follower, report_failure, run_step
 
 _POLL_S = 0.5
-Where = Literal["here", "inside", "chain"]
-"""This machine, the allocation around us, or jobs of their own."""
 
 
 def check_place(where: Where) -> None:
@@ -82,7 +79,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName]
         When sbatch refuses a stage; those submitted before are cancelled.
     """
     claim_logs(paths)
-    _forget_failures(paths)
+    forget_failures(paths)
     jobs: dict[StageName, str] = {}
     array = submit_shares(record, paths)
     after = f"afterok:{array}" if array else None
@@ -144,7 +141,7 @@ def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = (
     They share a process where there is one task: importing torch takes longer than many a stage.
     """
     slurm, stages = record.job.slurm, stages or stages_of(record.job)
-    _forget_failures(paths)
+    forget_failures(paths)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
     if slurm.num_cpus_per_task:
@@ -213,7 +210,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
             f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
         )
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
-    _forget_failures(paths)
+    forget_failures(paths)
     record = paths.load_submitted()
     job, mounts = record.job, mounts_of([record])
     own = {**environment, **job.slurm.environment}
@@ -237,7 +234,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
     return 0
 
 
-def _forget_failures(paths: RunPaths) -> None:
+def forget_failures(paths: RunPaths) -> None:
     """What failed before is no cause of what happens from here on, even where a stage does not come to begin."""
     for old in (paths.folder / "markers").glob("*.failed.*.json"):
         old.unlink(missing_ok=True)

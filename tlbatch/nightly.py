@@ -19,7 +19,7 @@ from tlbatch import arrays, launch
 from tlbatch.controller import Controller
 from tlbatch.data.index import read_index
 from tlbatch.data.reading import digest_lists, read_images
-from tlbatch.job.cli import EXIT_AGAIN, leave_with
+from tlbatch.job.cli import EXIT_AGAIN, Where, leave_with, where_of
 from tlbatch.job.config import Job
 from tlbatch.job.errors import UserError
 from tlbatch.job.files import digest_of
@@ -32,7 +32,6 @@ from tlbatch.job.registry import Event, Night, Pending, Registry
 from tlbatch.job.rescoring import make_rescoring, rescoring_paths
 from tlbatch.job.retention import wrong_files
 from tlbatch.job.turn import Holder, TakenError, held
-from tlbatch.launch import Where
 from tlbatch.watch import cause_of, print_scores, wait_for_chain
 
 _POLL_S = 10.0
@@ -43,8 +42,7 @@ _COMPARED = ("key", "group", "label", "tags", "split", "content")
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.nightly``."""
     given = _parser().parse_intermixed_args(arguments)
-    where: Where = "here" if given.local else "inside" if given.inside else "chain"
-    leave_with(lambda: _night(given.job, where))
+    leave_with(lambda: _night(given.job, where_of(given)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,7 +107,7 @@ def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, wh
     if not paths.record.exists():
         make_run(_begun(record, registry, pending.run))
     own = paths.load_submitted()
-    own = own.with_slurm(record.job.slurm, record.images)
+    own = own.resubmitted(record.job.slurm, record.images)
     own.save(paths.record)
     return _work(own, paths, registry, pending, where)
 

@@ -12,10 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 from tlbatch.board import print_folds, show_end
-from tlbatch.job.cli import EXIT_AGAIN, leave_with
+from tlbatch.job.cli import EXIT_AGAIN, leave_with, where_of
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import config_keys, load_jobs, split_arguments
 from tlbatch.job.paths import RunPaths
@@ -69,7 +68,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.dry_run or options.check:
         _show_scripts(_runs(options, make=False), check=options.check)
         return 0
-    launch.check_place(_where(options))
+    launch.check_place(where_of(options))
     runs = _runs(options, make=True)
     if len(runs) == 1:
         return _submit_one(*runs[0], options)
@@ -95,10 +94,6 @@ def _submit(options: argparse.Namespace) -> int:
     if left:
         arrays.wait_for_runs(left)
     return _end_of_several(runs)
-
-
-def _where(options: argparse.Namespace) -> Literal["here", "inside", "chain"]:
-    return "here" if options.local else "inside" if options.inside else "chain"
 
 
 def _submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) -> int:
@@ -186,7 +181,7 @@ def _check_starts(runs: Sequence[Run], options: argparse.Namespace, *, make: boo
     from tlbatch import launch  # noqa: PLC0415 (as above)
 
     for record, _ in runs if make else ():
-        launch.check_start(_where(options), record.job.slurm)
+        launch.check_start(where_of(options), record.job.slurm)
 
 
 def _show_scripts(runs: Sequence[Run], *, check: bool) -> None:

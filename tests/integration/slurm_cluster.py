@@ -10,10 +10,13 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 FINAL = frozenset(
@@ -100,6 +103,21 @@ class SlurmCluster:
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         return "\n".join(f"== {log.name}\n" + _tail(log) for log in sorted(self.folder.glob("**/*.log")))
+
+
+def until(true: Callable[[], bool], timeout_s: float = 150, *, what: Callable[[], str] = str) -> None:
+    """Wait for something to become true; ``what`` tells of it where it does not."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)
+
+
+def left_out(what: str, why: str) -> NoReturn:
+    """Skip a test that cannot run here, or fail it where all must run."""
+    if os.environ.get("TLBATCH_REQUIRE_SLURM") == "1":
+        pytest.fail(f"{what}: {why}", pytrace=False)
+    pytest.skip(f"{what}: {why}")
 
 
 def missing_programs() -> list[str]:

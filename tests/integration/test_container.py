@@ -11,14 +11,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import faults
 import pytest
 from faults import Campaign, hold, write_images
-from slurm_cluster import SlurmCluster
+from slurm_cluster import SlurmCluster, left_out, until
 
 from tlbatch import image as make_image
 from tlbatch.job.cluster import Slurm
@@ -46,16 +45,14 @@ def missing() -> str:
     return "" if Path("/dev/fuse").exists() else "no /dev/fuse"
 
 
-pytestmark = [pytest.mark.slurm]
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
     """An image for Charliecloud."""
     if why := missing():
-        if os.environ.get("TLBATCH_REQUIRE_SLURM") == "1":
-            pytest.fail(f"no container can be run: {why}", pytrace=False)
-        pytest.skip(f"no container can be run: {why}")
+        left_out("no container can be run", why)
     if BUILT:
         yield Path(BUILT).absolute()
         return
@@ -263,13 +260,6 @@ def test_a_program_does_not_outlive_the_process_that_serves_its_image(image: Pat
     process.kill()
     process.wait()
     until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text("utf-8"))
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_container_that_is_told_to_end_keeps_its_image_until_its_program_has(image: Path, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import faults
 import pytest
 from faults import Campaign, write_images
-from slurm_cluster import SlurmCluster
+from slurm_cluster import SlurmCluster, until
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
@@ -40,13 +40,6 @@ def job_of(campaign: Campaign, *more: str) -> list[str]:
 def history(campaign: Campaign) -> list[dict[str, Any]]:
     file = campaign.folder / "space" / "registry" / "tiny" / "history.jsonl"
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-
-
-def until(is_so: Callable[[], bool], *, what: Callable[[], str], seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
 
 
 def test_nights_in_an_allocation_and_as_jobs(campaign: Campaign) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+from slurm_cluster import left_out
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 
@@ -72,12 +72,8 @@ def missing_programs() -> list[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    missing = missing_programs()
-    why = f"no browser can be started; not on PATH: {', '.join(missing)}"
-    if missing and os.environ.get("TLBATCH_REQUIRE_SLURM") == "1":
-        pytest.fail(why, pytrace=False)
-    if missing:
-        pytest.skip(why)
+    if missing := missing_programs():
+        left_out("no browser can be started", f"not on PATH: {', '.join(missing)}")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):

@@ -1,13 +1,12 @@
 """The cluster that the other tests stand on."""
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import slurm_cluster as module
-from slurm_cluster import SlurmCluster, cluster_processes, slurm_cluster
+from slurm_cluster import SlurmCluster, cluster_processes, slurm_cluster, until
 
 pytestmark = pytest.mark.slurm
 
@@ -23,13 +22,6 @@ def submit(slurm: SlurmCluster, command: str, *options: str) -> str:
     done = slurm.run("sbatch", "--parsable", "--output=/dev/null", *options, "--wrap", command)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-def until(true: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_both_nodes_are_idle_with_eight_cpus_and_four_gpus(slurm: SlurmCluster) -> None:

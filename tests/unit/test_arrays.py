@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tlbatch import board, task
+from tlbatch import arrays, board, task
 from tlbatch.arrays import common_name, place_of, plan, scripts
 from tlbatch.job.errors import UserError
 from tlbatch.job.load import load_jobs
@@ -62,6 +62,15 @@ def test_a_new_sweep_is_a_job_for_what_is_shared_and_an_array_for_each_other_sta
         ("predict", names, "aftercorr:2"), ("reduce", names, "aftercorr:3"),
     ]  # fmt: skip
     assert [step.is_array for step in plan(runs)] == [False, False, True, True, True]
+
+
+def test_runs_that_are_submitted_again_have_no_cause_of_before(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = make("sweep.seed=[0, 1]")
+    for _, paths in runs:
+        Failure(stage="shard", rank=0, message="of yesterday", kind="user").save(paths.failure("shard", 0))
+    monkeypatch.setattr(arrays, "_submit", lambda *_: "7")
+    arrays.submit_runs(runs)
+    assert not [paths for _, paths in runs if paths.failure("shard", 0).exists()]
 
 
 def test_only_what_is_missing_is_run_and_arrays_hold_runs_that_miss_the_same(make: Make) -> None:

@@ -95,7 +95,7 @@ def test_on_this_machine_too_the_container_is_asked_for_gpus(
 
     monkeypatch.setattr(launch.submitit, "LocalExecutor", Executor)
     with pytest.raises(KeyboardInterrupt):
-        launch.run_here(record.with_slurm(slurm, ()), paths)
+        launch.run_here(record.resubmitted(slurm, ()), paths)
     assert "apptainer exec" in seen[0]
     assert (" --nv " in seen[0]) == asked
 

@@ -1,6 +1,9 @@
+import re
 import subprocess
 import sys
 import time
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 from tlbatch.job.load import load_job
@@ -81,3 +84,25 @@ def test_help_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     print(f"--help took {time.perf_counter() - start:.2f} s")
     assert "HEAVY []" in done.stdout
+
+
+def test_the_environment_of_the_host_has_what_its_commands_import() -> None:
+    """Where tasks run in a container it holds no more than the group host of pyproject.toml."""
+    commands = ["submit", "nightly", "registry", "status", "image", "arrays", "launch", "board"]
+    code = (
+        "import sys\nbefore = set(sys.modules)\n"
+        f"for name in {commands}: __import__(f'tlbatch.{{name}}')\nprint(*set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    of_module = metadata.packages_distributions()
+    used = {one.lower() for module in done.stdout.split() for one in of_module.get(module, [])}
+    known = set[str]()
+    left = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["dependency-groups"]["host"]
+    while left:
+        name = re.split(r"[^A-Za-z0-9_.-]", left.pop())[0].lower()
+        if name not in known:
+            known.add(name)
+            left += [one for one in metadata.requires(name) or [] if ";" not in one]
+    same = {name.replace("_", "-") for name in known}
+    assert {name.replace("_", "-") for name in used} - same == {"tlbatch"}
+    assert len(used) > 8

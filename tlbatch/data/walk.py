@@ -37,7 +37,8 @@ def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iter
         names = sorted(name for name in files if not name.startswith("."))
         yield Path(place).relative_to(root), [name for name in names if ending_of(name) in endings]
         other = [name for name in names if ending_of(name) not in endings]
-        links = [link for name in other if (link := Path(place, name)).is_symlink() and not link.exists()]
+        unnamed = [Path(place, name) for name in other if not ending_of(name)]  # as links to folders mostly are
+        links = [link for link in unnamed if link.is_symlink() and not link.exists()]
         rejected += [Rejected(key=str(link), cause=f"a symbolic link to nowhere ({link.readlink()})") for link in links]
         others.update(ending_of(name) or name for name in other)
     if others:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +27,8 @@ EXIT_AGAIN = 75
 """Of a stage whose time ran out (EX_TEMPFAIL of sysexits.h)."""
 _LOST = re.compile(r"^Dist\w*Error|by peer|Timed out|timed out waiting|NCCL|gloo")
 """What torch's collectives say of a rank that has gone."""
+Where = Literal["here", "inside", "chain"]
+"""This machine, the allocation around us, or jobs of their own."""
 AGAIN = "TLBATCH_AGAIN"
 """Variable with the file that tells the batch script to put the job into the queue again."""
 
@@ -45,6 +47,11 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # whoever reads what is printed has seen enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def where_of(options: argparse.Namespace) -> Where:
+    """Where ``--local`` and ``--inside`` say that a command is to run the stages."""
+    return "here" if options.local else "inside" if options.inside else "chain"
 
 
 def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:

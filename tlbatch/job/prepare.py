@@ -176,7 +176,7 @@ def open_run(folder: Path, overrides: Sequence[str]) -> Run:
     paths = RunPaths(absolute(folder))
     record = paths.load_submitted()
     slurm = _slurm(with_slurm(record.job, overrides).slurm) if overrides else record.job.slurm
-    again = record.with_slurm(slurm, _images(slurm))
+    again = record.resubmitted(slurm, _images(slurm))
     check_container(slurm, mounts_of([again]))
     if again != record:
         again.save(paths.record)
@@ -192,7 +192,7 @@ def taken_up(record: RunRecord, *, save: bool) -> Run | None:
     jobs = [one.job.model_dump(mode="json", exclude={"slurm", "workspace", "run"}) for one in (found, record)]
     if jobs[0] != jobs[1] or found.weights_digest != record.weights_digest:
         return None
-    updated = found.with_slurm(record.job.slurm, record.images)
+    updated = found.resubmitted(record.job.slurm, record.images)
     if save and updated != found:
         updated.save(paths.record)
     return updated, paths

@@ -74,7 +74,7 @@ class RunRecord(Record):
     checkpoint_of: str | None = None
     """Folder of another run whose checkpoint this one takes in place of training, to predict the images of this job."""
 
-    def with_slurm(self, slurm: Slurm, images: tuple[str, ...]) -> "RunRecord":
+    def resubmitted(self, slurm: Slurm, images: tuple[str, ...]) -> "RunRecord":
         """The same with another section slurm, and the image that goes with it."""
         kept = tuple(image for image in self.images if image not in images)
         return self.model_copy(update={"job": self.job.model_copy(update={"slurm": slurm}), "images": kept + images})
