@@ -33,7 +33,7 @@ bin=$(dirname "$python")
 "$bin/codespell" tlbatch tests jobs slurm README.md CHANGELOG.md Containerfile
 "$bin/mypy"
 "$bin/lint-imports" --no-cache > /dev/null || "$bin/lint-imports" --no-cache
-if command -v shellcheck > /dev/null; then shellcheck slurm/*.sh tests/*.sh .ci/run && shellcheck --shell=bash tlbatch/job/*.sh; fi
+if command -v shellcheck > /dev/null; then shellcheck slurm/*.sh tests/*.sh .ci/run && shellcheck --shell=bash tlbatch/cluster/*.sh; fi
 
 # One thread a process where several run at once; a test that measures sets its own.
 export OMP_NUM_THREADS=1

@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from tlbatch.data.loader import ImageSet, open_set
-from tlbatch.filling import fill_cache
-from tlbatch.job.cli import once, stage_main
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import RunRecord, job_digest
-from tlbatch.job.world import World, read_world
+from tlbatch.activations.fill import fill_cache
+from tlbatch.data.dataset import ImageSet, open_set
+from tlbatch.distributed.process_group import joined_ranks
 from tlbatch.model.checkpoint import pretrained_classifier
-from tlbatch.model.ranks import joined_ranks
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import RunRecord, job_digest
+from tlbatch.runs.stage import once, stage_main
+from tlbatch.runs.world import World, read_world
 
 
 def run(run_dir: Path) -> None:

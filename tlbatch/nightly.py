@@ -6,37 +6,18 @@ killed goes on where it was; while one is at work, another does nothing.
 
 import argparse
 import os
-import shlex
-import shutil
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
-import numpy as np
-
-from tlbatch import arrays, launch
-from tlbatch.controller import Controller
-from tlbatch.data.index import read_index
-from tlbatch.data.reading import digest_lists, read_images
-from tlbatch.job.cli import EXIT_AGAIN, Where, leave_with, where_of
-from tlbatch.job.config import Job
-from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_of
-from tlbatch.job.images import Data
-from tlbatch.job.load import load_job, split_arguments
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import Best, RunRecord, StageName, job_digest, load_record, stages_of
-from tlbatch.job.registry import Event, Night, Pending, Registry
-from tlbatch.job.rescoring import make_rescoring, rescoring_paths
-from tlbatch.job.retention import wrong_files
-from tlbatch.job.turn import Holder, TakenError, held
-from tlbatch.watch import cause_of, print_scores, wait_for_chain
-
-_POLL_S = 10.0
-_COMPARED = ("key", "group", "label", "tags", "split", "content")
-"""Columns of the index that a training depends on."""
+from tlbatch.cluster import launch
+from tlbatch.cluster.create import resolve
+from tlbatch.cluster.launch import Where, where_of
+from tlbatch.config.load import load_job, split_arguments
+from tlbatch.core.cli import leave_with
+from tlbatch.core.errors import UserError
+from tlbatch.promotion.lease import TakenError, held
+from tlbatch.promotion.night import hold_night, is_active
+from tlbatch.promotion.registry import Registry
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,188 +49,11 @@ def _night(texts: Sequence[str], where: Where) -> int:
     registry = Registry.of(record.job)
     registry.make(private=job.private)
     try:
-        with held(registry.lock_file, os.environ, _is_active) as before:
-            return _hold_night(record, registry, before, where)
+        with held(registry.lock_file, os.environ, is_active) as before:
+            return hold_night(record, registry, before, where)
     except TakenError as taken:
         print(f"a night of {job.task} is at work ({taken}); it is left alone, and this one ends here", flush=True)
         return 0
-
-
-def _is_active(job: str) -> bool | None:
-    """Whether SLURM has a job that has not ended."""
-    found = Controller().ask([job])
-    return None if found is None else any(not one.has_ended for one in found[job])
-
-
-def _hold_night(record: RunRecord, registry: Registry, before: Holder | None, where: Where) -> int:
-    began = time.monotonic()
-    if before is not None:
-        print(f"the registry was held by {before}, which is gone; taken over", flush=True)
-    asked = job_digest(record)
-    seen = _seen(record, asked)
-    pending = registry.pending()
-    if pending is not None and pending.seen != seen:
-        why = "images, labels or job have changed since it began; what it had sharded and cached is used"
-        _note(registry, "given up", pending.run, why)
-        registry.night_file.unlink()
-        pending = None
-    if pending is None:
-        last = next((night for night in reversed(registry.history()) if night.seen), None)
-        if last is not None and last.seen == seen:
-            _note(registry, "nothing new", None, f"as on {last.time}")
-            print(f"nothing new since {last.time} ({time.monotonic() - began:.1f} s)", flush=True)
-            return 0
-        pending = Pending(run=record.run, seen=seen, asked=asked, began=datetime.now(UTC).isoformat(timespec="seconds"))
-        pending.save(registry.night_file)
-    else:
-        print(f"going on with the night that began {pending.began}", flush=True)
-    paths = RunPaths(record.job.workspace / "runs" / pending.run)
-    if not paths.record.exists():
-        make_run(_begun(record, registry, pending.run))
-    own = paths.load_submitted()
-    own = own.resubmitted(record.job.slurm, record.images)
-    own.save(paths.record)
-    return _work(own, paths, registry, pending, where)
-
-
-def _seen(record: RunRecord, asked: str) -> str:
-    """Digest of the images, their labels and splits, and the job: the same one means that there is nothing new."""
-    return digest_of([read_images(record.job, workers=1).digest, digest_lists(record.job.data), asked])
-
-
-def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
-    """The run of a night, with the weights that it begins with."""
-    job = record.job.model_copy(update={"run": run})
-    record = record.model_copy(update={"run": run, "job": job})
-    champion = registry.champion()
-    if champion is None or job.nightly.begin == "pretrained":
-        return record
-    other = registry.run_of(champion)
-    before = other.load().job
-    if not _is_split_alike(job.data, before.data):
-        print("the champion was trained on another split: this night begins with the pre-trained weights", flush=True)
-        return record
-    best = load_record(Best, other.best, missing="the champion's run is not whole; python -m tlbatch.registry verify")
-    update: dict[str, object] = {
-        "model": job.model.model_copy(update={"weights": str(other.checkpoints / best.weights), "match": "name"})
-    }
-    if _has_head_of(job, before):
-        update["head"] = job.head.model_copy(update={"weights": str(other.folder)})
-    return record.model_copy(update={"job": job.model_copy(update=update), "weights_digest": best.digest})
-
-
-def _is_split_alike(one: Data, other: Data) -> bool:
-    """Whether what one job trains on is no test image of the other's."""
-    cuts = [(data.split, data.group_column, data.group_pattern) for data in (one, other)]
-    return cuts[0] == cuts[1]
-
-
-def _has_head_of(job: Job, other: Job) -> bool:
-    """Whether a head can go on where that of another job has ended."""
-    heads = [one.head.model_copy(update={"weights": ""}) for one in (job, other)]
-    return heads[0] == heads[1] and job.objective == other.objective and not (job.chooses or job.phase[0].fit)
-
-
-def _work(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending, where: Where) -> int:
-    """What is left of the night; a failure is a line of the history, and a champion that is its cause is named."""
-    try:
-        code = 0 if paths.marker("shard").exists() else _run(record, paths, where, ("shard",))
-        alike = None if code else _night_alike(record, paths, registry, pending)
-        if alike is not None:
-            return _end_alike(paths, registry, pending, alike)
-        code = code or _stages(record, paths, registry, where)
-    except UserError as error:
-        told = _broken(registry, paths) or str(error)
-        _note(registry, "failed", record.run, told)
-        raise UserError(told) from None
-    if code == EXIT_AGAIN:
-        return code
-    if code:
-        told = _broken(registry, paths)
-        _note(registry, "failed", record.run, told or _cause(record, paths))
-        if told:
-            raise UserError(told)
-        return code
-    registry.night_file.unlink(missing_ok=True)
-    print(f"night's page    {registry.page(record.run)}", flush=True)
-    return 0
-
-
-def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending) -> Night | None:
-    """The night before, where its images, labels, splits and job are those of this run, whatever the files' times."""
-    history = registry.history()
-    last = next((night for night in reversed(history) if night.index), None)
-    if last is None or last.asked != pending.asked or paths.marker("train").exists():
-        return None
-    file = Path(last.index or "") / "index.npy"
-    if not file.exists() or any(night.run == pending.run for night in history):
-        return None
-    now, then = read_index(paths.set_paths(record.job).index_file), read_index(file)
-    return last if all(np.array_equal(now[column], then[column]) for column in _COMPARED) else None
-
-
-def _end_alike(paths: RunPaths, registry: Registry, pending: Pending, alike: Night) -> int:
-    """End a night that found the same images with other times, without a run."""
-    why = f"the files have been touched, the images are those of {alike.time}"
-    _note(registry, "nothing new", None, why, seen=pending.seen)
-    shutil.rmtree(paths.folder)
-    registry.night_file.unlink()
-    print(f"nothing new: {why}", flush=True)
-    return 0
-
-
-def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
-    """The stages that are left, then the champion on the same images, then the decision."""
-    code = _run(record, paths, where)
-    if code == 0:
-        print_scores(record, paths)
-        champion = registry.champion()
-        other = make_rescoring(record, paths, champion) if champion and champion.run != record.run else None
-        if other is not None:
-            code = _run(other.load_submitted(), other, where)
-    return code or _run(record, paths, where, ("promote",))
-
-
-def _cause(record: RunRecord, paths: RunPaths) -> str:
-    """Why a stage of the night has failed, as far as it has left word."""
-    stages: tuple[StageName, ...] = (*stages_of(record.job), "promote")
-    for run, stage in ((run, stage) for run in (paths, rescoring_paths(paths)) for stage in stages):
-        failure = cause_of(stage, run)
-        if failure is not None and not run.marker(stage).exists():
-            return f"{stage}: {failure.message}"
-    return "see its log; the next night goes on with it"
-
-
-def _broken(registry: Registry, paths: RunPaths) -> str:
-    """What is wrong with the champion that a run that has been tested is compared with, and the ways out."""
-    champion = registry.champion()
-    if champion is None or champion.run == paths.folder.name or not paths.marker("reduce").exists():
-        return ""
-    wrong = wrong_files(registry, champion)
-    if not wrong:
-        return ""
-    ways = [f"python -m tlbatch.registry {shlex.quote(str(registry.folder))} rollback"] if champion.previous else []
-    ways.append(f"python -m tlbatch.promote {shlex.quote(str(paths.folder))} --anyway REASON")
-    return f"champion {champion.number} is not whole: {wrong[0]}; {', or '.join(ways)}, and the night again"
-
-
-def _run(record: RunRecord, paths: RunPaths, where: Where, stages: Sequence[StageName] = ()) -> int:
-    """Run the stages of a run, or some, wherever nights are run; the exit code."""
-    if where == "here":
-        return launch.run_here(record, paths, stages)
-    if where == "inside":
-        return launch.run_in_allocation(paths, os.environ, stages)
-    while paths in (jobs := arrays.at_work([(record, paths)])):  # of a night that was killed while they were queued
-        print(f"job {jobs[paths]:>8}  is at work", flush=True)
-        time.sleep(_POLL_S)
-    return wait_for_chain(launch.submit_chain(record, paths, stages), paths)
-
-
-def _note(registry: Registry, event: Event, run: str | None, why: str, *, seen: str | None = None) -> None:
-    champion = registry.champion()
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    number = champion.number if champion else None
-    registry.note(Night(time=now, event=event, run=run, champion=number, reasons=(why,), seen=seen))
 
 
 if __name__ == "__main__":

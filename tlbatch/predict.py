@@ -7,38 +7,20 @@ import argparse
 import logging
 import os
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from accelerate.utils import broadcast_object_list
-
-from tlbatch.answers import answer
-from tlbatch.data.activations import Stored, open_stores, view_keys
-from tlbatch.data.feed import Feed
-from tlbatch.data.loader import ImageSet, num_workers, open_set
-from tlbatch.data.order import Positions, prediction_batches
-from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.job.cli import finished, guarded, leave_with, once
-from tlbatch.job.errors import UserError
-from tlbatch.job.exported import RECORD
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.progress import on_rank_0
-from tlbatch.job.records import Best, Marker, RunRecord, job_digest
-from tlbatch.job.section import SplitName
-from tlbatch.job.world import World, read_world
-from tlbatch.model.checkpoint import load_best, trained_classifier
-from tlbatch.model.classifier import Classifier, predicted
-from tlbatch.model.ranks import Crew, joined_ranks
-from tlbatch.model.tags import NONE, PhraseHead, unpacked
-from tlbatch.report.parts import Part, Width, read_rows, write_part
+from tlbatch.core.cli import leave_with
+from tlbatch.data.dataset import open_set
+from tlbatch.deploy.predict_files import answer
+from tlbatch.deploy.record import RECORD
+from tlbatch.evaluation.inference import join_and_predict
+from tlbatch.model.checkpoint import load_best
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import job_digest
+from tlbatch.runs.stage import finished, guarded, once
+from tlbatch.runs.world import read_world
 
 log = logging.getLogger(__name__)
-PREDICTED: tuple[SplitName, ...] = ("val", "test")
 
 
 def run(run_dir: Path) -> None:
@@ -55,147 +37,9 @@ def run(run_dir: Path) -> None:
         paths,
         inputs,
         world,
-        lambda: _join_and_predict(record, images, best, weights, paths, world),
+        lambda: join_and_predict(record, images, best, weights, paths, world),
         is_there=there,
     )
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the prediction of all splits shares."""
-
-    record: RunRecord
-    images: ImageSet
-    best: Best
-    cached: Marker
-    model: Classifier
-    crew: Crew
-    known: Positions
-    """Rows that an earlier life of the stage has predicted."""
-
-
-def _join_and_predict(
-    record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
-) -> None:
-    cached = finished("cache", paths, record)
-    model = trained_classifier(record, len(best.classes), weights)
-    header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
-    with joined_ranks("predict", paths, world, record.job) as crew:
-        found = [read_rows(paths.predictions, header, Width.of(best)) if world.is_main else None]
-        (known,) = broadcast_object_list(found)
-        assert known is not None
-        if len(known):
-            log.info("%d images are predicted already", len(known))
-        model.to(crew.device)
-        model.set_cut(record.job.phase[best.phase].cut, freeze_batch_norm=False)
-        session = Session(record, images, best, cached, model, crew, known)
-        began = time.monotonic()
-        num = _write_parts(session, paths.predictions, header)
-        crew.end_if_stopped(f"after {num} images on rank {world.rank}", own_s=time.monotonic() - began)
-        log.info("%d images on rank 0", num)
-
-
-def _write_parts(session: Session, folder: Path, header: Mapping[str, str]) -> int:
-    """Predict the share of this rank and write it now and then, until asked to stop; how many images."""
-    crew, every_s = session.crew, 60 * session.record.job.slurm.save_min
-    nothing = Width.of(session.best).no_images()
-    parts, num, written = [nothing], 0, time.monotonic()
-    for part in _share(session):
-        parts.append(part)
-        num += len(part.rows)
-        if crew.stop:
-            break
-        if time.monotonic() - written > every_s:
-            _write(session, folder, Part.joined(parts), header)
-            parts, written = parts[:1], time.monotonic()
-    if len(parts) > 1 or (crew.world.is_main and not len(session.known)):
-        _write(session, folder, Part.joined(parts), header)
-    return num
-
-
-def _share(session: Session) -> Iterator[Part]:
-    for split in PREDICTED:
-        with session.crew.pulse.expected(f"predict {split}"):
-            for rows, store in _sources(session, split):
-                yield from _predict_rows(session, rows, store, where=on_rank_0(split, session.crew.world))
-
-
-def _write(session: Session, folder: Path, part: Part, header: Mapping[str, str]) -> None:
-    write_part(folder, part, header)
-    for row, error in part.errors.items():
-        log.warning("%s: not predicted: %s", session.images.index["key"][row].decode(), error)
-
-
-def _sources(session: Session, split: SplitName) -> list[tuple[Positions, Stored | None]]:
-    """Rows whose activations are cached at the cut that the checkpoint was trained with, and rows that are images."""
-    rows = session.images.rows(split)
-    stored = open_stores(session.record.job, session.cached.outputs, phase=session.best.phase, split=split)
-    if stored is None or session.best.views != "none":
-        return [(rows, None)]
-    views = _views(session).numbers
-    keys = view_keys(session.images.index["content"][rows], views)
-    cached = ~stored.missing(keys).reshape(len(rows), len(views)).any(axis=1)
-    return [(rows[cached], stored), (rows[~cached], None)]
-
-
-def _views(session: Session) -> Views:
-    """Those of an image whose vectors, or whose probabilities, are averaged."""
-    job, size = session.record.job, session.model.spec.size
-    return training_views(job.train, size) if job.head.view_mean else Views(size, session.best.views)
-
-
-def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, where: str) -> Iterator[Part]:
-    job, model, crew, world = session.record.job, session.model, session.crew, session.crew.world
-    cut = prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
-    is_new = ~np.isin(rows, session.known)
-    batches = [batch[is_new[batch]] for batch in cut]  # cut before, so that an image meets the same neighbours
-    done, total = 0, sum(map(len, batches))
-    if not total:
-        return
-    crew.teller.tell(0, total, unit="images", where=where)
-    workers = num_workers(job.train, world, crew.device.type)
-    feed = Feed(session.images, rows, _views(session), stored, workers=workers, strict=False, head=job.head)
-    samples = Samples(len(rows), Views(model.spec.size, session.best.views), every_view=True)
-    each = len(samples.views.numbers)
-    every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches if len(batch))
-    for batch in feed.batches(samples, every):
-        outputs = predicted(model, batch.inputs, batch.turns, crew.accelerator).to(crew.device)
-        seen = rows[batch.positions.numpy()[::each]]
-        errors = {int(seen[place // each]): why for place, why in batch.errors.items() if place % each == 0}
-        done += len(seen)
-        crew.teller.tell(done, total, unit="images", where=where)
-        crew.pulse.beat()
-        yield part_of(model, outputs, seen, errors, each=each)
-
-
-def part_of(model: Classifier, outputs: torch.Tensor, rows: Positions, errors: Mapping[int, str], *, each: int) -> Part:
-    """What the outputs of the head say of some images, each of which stands in ``each`` rows of them.
-
-    Raises
-    ------
-    UserError
-        When a number is not finite.
-    """
-    unread = np.isin(rows, list(errors))
-    if isinstance(model.head, PhraseHead):
-        written, log_probabilities, _ = unpacked(outputs.cpu())
-        judged, phrases = log_probabilities.numpy().copy(), written.numpy().astype(np.int32)
-        _check_finite(judged)
-        judged[unread], phrases[unread] = np.nan, NONE
-        return Part(rows, np.empty((len(rows), 0), np.float32), judged, errors, phrases)
-    found, grades = (
-        values.cpu().numpy().reshape(-1, each, values.shape[1]).mean(axis=1)
-        for values in (model.probabilities(outputs), model.grades(outputs))
-    )
-    _check_finite(found)
-    found[unread] = np.nan
-    cut = grades[:, 0] if model.rule.has_thresholds else np.full(len(rows), np.nan, np.float32)
-    return Part.of_classes(rows, found, cut, errors)
-
-
-def _check_finite(values: npt.NDArray[np.float32]) -> None:
-    if not np.isfinite(values).all():
-        raise UserError("the predictions are not finite: training diverged; lower phase.N.optimizer.lr")
 
 
 def main() -> None:

@@ -10,25 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-
-from tlbatch.challenge import Challenge
-from tlbatch.export import export_run
-from tlbatch.job.cli import finished, guarded, once
-from tlbatch.job.drift import Drift
-from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_folder, copy_file, remove_drafts
-from tlbatch.job.paths import RunPaths, SetPaths
-from tlbatch.job.records import Marker, RunRecord, load_record
-from tlbatch.job.registry import Champion, Decision, Registry, drift_file, promotion_file
-from tlbatch.job.rescoring import make_rescoring
-from tlbatch.job.retention import digests_of, retire
-from tlbatch.job.world import read_world
-from tlbatch.newcomers import doubts_of, night_of
-from tlbatch.report.nightpage import ShownNight, write_night
+from tlbatch.core.errors import UserError
+from tlbatch.promotion.champion import overruled_before, promote_run
+from tlbatch.promotion.registry import Decision, Registry, promotion_file
+from tlbatch.promotion.rescoring import make_rescoring
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import load_record
+from tlbatch.runs.stage import finished, guarded, once
+from tlbatch.runs.world import read_world
 
 log = logging.getLogger(__name__)
-_MOST_DOUBTS = 12
 
 
 def run(run_dir: Path, overruled: str = "") -> None:
@@ -49,120 +40,11 @@ def run(run_dir: Path, overruled: str = "") -> None:
         paths.marker("promote").unlink(missing_ok=True)
         promotion_file(paths).unlink(missing_ok=True)
     else:
-        overruled = _overruled_before(paths)
+        overruled = overruled_before(paths)
     inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
-    if not once("promote", paths, inputs, world, lambda: _promote(record, paths, overruled)):
+    if not once("promote", paths, inputs, world, lambda: promote_run(record, paths, overruled)):
         decision = load_record(Decision, promotion_file(paths), missing="--anyway REASON decides again")
         log.info("%s: %s; --anyway REASON overrules it", decision.outcome, "; ".join(decision.reasons))
-
-
-def _overruled_before(paths: RunPaths) -> str:
-    """Why the rule was overruled when the run was decided on, which stands; empty where it was not."""
-    marker = paths.marker("promote")
-    return load_record(Marker, marker, missing="try again").inputs["overruled"] if marker.exists() else ""
-
-
-def _promote(record: RunRecord, paths: RunPaths, overruled: str) -> None:
-    registry = Registry.of(record.job)
-    registry.make(private=record.job.private)
-    night = night_of(record, paths, registry, overruled)
-    with FileLock(registry.folder / ".lock"):
-        for folder in (
-            registry.folder,
-            *(registry.folder / name for name in ("champions", "models", "indexes", "nights")),
-        ):
-            remove_drafts(folder)
-        decision = _decision(record, paths, registry, overruled)
-        if decision.outcome == "promoted":
-            _crown(record, paths, registry, decision)
-        champion = registry.champion()
-        own = record.run, decision.time, decision.reasons
-        if own not in [(one.run, one.time, one.reasons) for one in registry.history()]:
-            registry.note(night.model_copy(update={
-                "time": decision.time,
-                "event": decision.outcome,
-                "champion": champion.number if champion else None,
-                "against": decision.champion if decision.comparison else None,
-                "reasons": decision.reasons,
-            }))  # fmt: skip
-        shown = ShownNight(
-            decision=decision,
-            champion=champion,
-            history=registry.history(),
-            drift=load_record(Drift, drift_file(paths), missing="try again"),
-            doubts=doubts_of(record, paths),
-            report=os.path.relpath(paths.report_page, registry.page(record.run).parent),
-        )
-        write_night(registry.page(record.run), shown)
-        retire(registry, record.job.nightly, now=record.run)
-    log.info("%s: %s", decision.outcome, "; ".join(decision.reasons))
-    log.info("wrote %s", registry.page(record.run))
-
-
-def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Decision:
-    """What was decided before a kill, if it still stands, or what is decided now."""
-    champion, file = registry.champion(), promotion_file(paths)
-    if file.exists():
-        found = load_record(Decision, file, missing="try again")
-        is_own = champion is not None and champion.run == record.run
-        if found.champion == (champion and champion.number) or (is_own and found.outcome == "promoted"):
-            return found
-    if champion is not None and champion.run == record.run:
-        raise UserError(f"{paths.folder}: is the champion already; python -m tlbatch.registry list shows them")
-    look = registry.looks(champion, but=record.run) + 1 if champion else 0
-    before = registry.champions() if record.job.nightly.begin == "champion" else []
-    challenge = Challenge(record, paths, champion, look, tuple(before))
-    if overruled:
-        decision = challenge.decision(outcome="promoted", rule="by hand", reasons=(overruled,))
-    else:
-        decision = challenge.decided()
-    decision.save(file)
-    return decision
-
-
-def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Decision) -> None:
-    """Export the model, and make the run the champion: until the last rename the one before it is."""
-    before = registry.champion()
-    if before is not None and before.run == record.run:
-        return
-    known = registry.champions()
-    begun = [one.number for one in known if (one.run, one.time) == (record.run, decision.time)]  # before a kill
-    number = begun[0] if begun else max((one.number for one in known), default=0) + 1
-    report = Challenge(record, paths, before).report
-    champion = Champion(
-        number=number,
-        task=record.job.task,
-        run=record.run,
-        time=decision.time,
-        rule=decision.rule,
-        previous=before.number if before else None,
-        metric=report.metric,
-        score=report.scores[report.metric],
-        num_train=decision.num_train,
-        lost=decision.lost,
-        files={},
-    )
-    model, index = registry.model_folder(champion), registry.index_of(champion)
-    if not model.exists():
-        export_run(paths, model)
-    if not index.index_folder.exists():
-        _copy_index(paths.set_paths(record.job), index)
-    registry.swap(champion.model_copy(update={"files": digests_of(_files(paths, index, model), record.job.workspace)}))
-
-
-def _copy_index(of_run: SetPaths, kept: SetPaths) -> None:
-    """Keep which images a champion knows, whatever becomes of the shards."""
-    with atomic_folder(kept.index_folder) as draft:
-        for file in (of_run.index_file, of_run.manifest):
-            copy_file(file, draft / file.name)
-
-
-def _files(paths: RunPaths, index: SetPaths, model: Path) -> list[Path]:
-    """All that a champion needs, from its weights to its predictions."""
-    report = (paths.report_json, paths.report / "predictions.csv", paths.metrics, paths.record)
-    folders = (paths.checkpoints, paths.predictions, model)
-    found = [*report, index.manifest, index.index_file, *(file for folder in folders for file in folder.iterdir())]
-    return sorted(file for file in found if file.is_file())
 
 
 def _rescore(paths: RunPaths) -> None:

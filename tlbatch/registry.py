@@ -12,11 +12,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tlbatch.job.cli import leave_with
-from tlbatch.job.errors import UserError
-from tlbatch.job.registry import Champion, Night, Registry, open_registry
-from tlbatch.job.report import Estimate
-from tlbatch.job.retention import wrong_files
+from tlbatch.core.cli import leave_with
+from tlbatch.core.errors import UserError
+from tlbatch.promotion.registry import Champion, Night, Registry, open_registry
+from tlbatch.promotion.retention import wrong_files
+from tlbatch.runs.report import Estimate
 
 _LAST_NIGHTS = 10
 

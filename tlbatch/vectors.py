@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tlbatch.data.activations import open_stores, view_keys
-from tlbatch.data.loader import labels_of, open_set
-from tlbatch.data.sources import name_of
-from tlbatch.job.cli import finished, leave_with
-from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, write_text
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import SPLITS
+from tlbatch.activations.store import open_stores, view_keys
+from tlbatch.core.cli import leave_with
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file, write_text
+from tlbatch.data.dataset import labels_of, open_set
+from tlbatch.data.sources.base import name_of
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import SPLITS
+from tlbatch.runs.stage import finished
 
 _CHUNK = 256
 Table = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str], list[str]]

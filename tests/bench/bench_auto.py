@@ -22,10 +22,10 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
 from tlbatch import cache, choose, predict, reduce, shard, train
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.model.ranks import keep_freed_memory
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.distributed.process_group import keep_freed_memory
+from tlbatch.runs.paths import RunPaths
 
 LITE0 = """
 figures = false

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tlbatch import cache, shard, train
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.model.ranks import keep_freed_memory
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.distributed.process_group import keep_freed_memory
+from tlbatch.runs.paths import RunPaths
 
 ROUNDS, EPOCHS = 3, 25
 JOB = Path(__file__).parents[2] / "jobs" / "flowers17.toml"

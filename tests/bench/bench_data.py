@@ -32,14 +32,14 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from tlbatch import shard
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.data.dataset import Batch, ImageSet, SplitDataset, load, open_set
 from tlbatch.data.index import new_index, read_index, split_rows, write_index
-from tlbatch.data.loader import Batch, ImageSet, SplitDataset, load, open_set
-from tlbatch.data.order import EpochOrder, Positions, State, prediction_batches, training_batches
+from tlbatch.data.sampler import EpochOrder, Positions, State, prediction_batches, training_batches
 from tlbatch.data.views import Samples, Views
-from tlbatch.job.load import load_job
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.model.ranks import keep_freed_memory
-from tlbatch.model.turns import turned
+from tlbatch.distributed.process_group import keep_freed_memory
+from tlbatch.model.symmetries import turned
 
 BATCH = 64
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -19,7 +19,7 @@ def measure(*, keep: bool) -> float:
     import timm
     import torch
 
-    from tlbatch.model.ranks import keep_freed_memory
+    from tlbatch.distributed.process_group import keep_freed_memory
 
     if keep:
         keep_freed_memory()

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
-from tlbatch.report.draws import REPLICATES
-from tlbatch.report.parts import Part, Width, merge_parts, write_part
-from tlbatch.report.predictions import Predictions, write_predictions
-from tlbatch.report.tables import Decided, judge
+from tlbatch.evaluation.prediction_parts import Part, Width, merge_parts, write_part
+from tlbatch.evaluation.predictions import Predictions, write_predictions
+from tlbatch.metrics.bootstrap import REPLICATES
+from tlbatch.metrics.confusion import Decided, judge
 
 PARTS, CLASSES, ROUNDS = 8, 5, 5
 

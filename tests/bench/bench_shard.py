@@ -17,10 +17,10 @@ import webdataset
 import xxhash
 from PIL import Image
 
-from tlbatch.data.decode import to_shard
-from tlbatch.data.near import WORDS
-from tlbatch.data.sources import Labelled
-from tlbatch.data.store import Chunk, Prepared, prepare, write_chunk
+from tlbatch.data.near_duplicates import WORDS
+from tlbatch.data.shards.encode import to_shard
+from tlbatch.data.shards.store import Chunk, Prepared, prepare, write_chunk
+from tlbatch.data.sources.base import Labelled
 
 ROUNDS = 5
 Way = Callable[[], int]

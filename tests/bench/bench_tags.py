@@ -12,8 +12,8 @@ import time
 
 import torch
 
-from tlbatch.job.learning import Decoder
-from tlbatch.model.tags import NONE, PhraseDecoder
+from tlbatch.config.model import Decoder
+from tlbatch.model.phrase_decoder import NONE, PhraseDecoder
 
 NUM, BATCH, ALONE, ROUNDS, WIDTH, TAGS = 50_000, 128, 200, 3, 1280, 60
 

@@ -28,10 +28,10 @@ from lives import Life, draw_death, live, prepare
 from outputs import differences, is_unfinished, outputs
 from PIL import Image
 
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import STAGES, StageName, stages_of
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import STAGES, StageName, stages_of
 
 Way = Literal["time", "step"]
 WAYS: tuple[Way, ...] = ("time", "step")

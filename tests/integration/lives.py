@@ -15,12 +15,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
-from tlbatch import trials
-from tlbatch.data import activations
-from tlbatch.epochs import Lookout
-from tlbatch.job.cli import guarded
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import STAGES, StageName
+from tlbatch.activations import store
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import STAGES, StageName
+from tlbatch.runs.stage import guarded
+from tlbatch.training import search
+from tlbatch.training.loop import Lookout
 
 STEPS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir", "fdopen")
 """Calls of ``os`` by which a stage changes the disk; what is written to an open file is seen by nobody before them."""
@@ -58,8 +58,8 @@ def prepare() -> None:
     """
     for stage in (*STAGES, "promote"):
         importlib.import_module(f"tlbatch.{stage}")
-    activations.BLOCK_BYTES = 1 << 12
-    trials._REPEATS = 1
+    store.BLOCK_BYTES = 1 << 12
+    search._REPEATS = 1
     look = Lookout.look
 
     @wraps(look)

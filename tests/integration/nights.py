@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tlbatch.job.records import SPLITS
+from tlbatch.runs.records import SPLITS
 
 ROOT = Path(__file__).parents[2]
 FIRST = 30

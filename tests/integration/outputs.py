@@ -39,7 +39,7 @@ def _is_cut(folder: Path) -> bool:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether it is a draft of `tlbatch.job.files`, or one of a snapshot."""
+    """Whether it is a draft of `tlbatch.core.files`, or one of a snapshot."""
     return (path.name.startswith(".") and path.name.count(".") > 1) or path.suffix == ".tmp"
 
 

@@ -18,10 +18,10 @@ import pytest
 from slurm_cluster import SlurmCluster
 
 from tlbatch import reduce, shard
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import stages_of
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import stages_of
 
 ROOT = Path(__file__).parents[2]
 UNRESOLVABLE = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host.invalid && exec "$0" "$@"']

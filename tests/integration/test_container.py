@@ -19,10 +19,10 @@ import pytest
 from faults import Campaign, hold, write_images
 from slurm_cluster import SlurmCluster, left_out, until
 
-from tlbatch import image as make_image
-from tlbatch.job.cluster import Slurm
-from tlbatch.job.container import PYTHON, Mount, in_shell, start_of
-from tlbatch.job.files import digest_file
+from tlbatch import container_image as make_image
+from tlbatch.cluster.container import PYTHON, Mount, in_shell, start_of
+from tlbatch.config.slurm import Slurm
+from tlbatch.core.files import digest_file
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tlbatch" / "job" / "charliecloud.sh"

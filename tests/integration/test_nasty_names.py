@@ -13,11 +13,11 @@ import pytest
 import submitit
 from slurm_cluster import SlurmCluster
 
-from tlbatch import launch, script
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import RunRecord
+from tlbatch.cluster import launch, sbatch
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import RunRecord
 
 pytestmark = pytest.mark.slurm
 WORKSPACE = "a b'c\"d $(touch pwned) `touch pwned` #e;f&g|h*i?[j]{k}~!ü"
@@ -65,7 +65,7 @@ def submit_work(prepared: Prepared, folder: Path) -> str:
     folder.mkdir()
     executor = submitit.SlurmExecutor(paths.logs)
     executor.update_parameters(
-        **script.slurm_parameters(record.job.slurm, script.one_run(record, paths, "train"), "train", after=None)
+        **sbatch.slurm_parameters(record.job.slurm, sbatch.one_run(record, paths, "train"), "train", after=None)
     )
     job_id: str = executor.submit(write, str(folder)).job_id
     return job_id
@@ -142,7 +142,7 @@ def test_a_run_folder_that_was_opened_since_stops_the_job(
 def test_names_reach_slurm_as_they_are(prepare: Callable[..., Prepared], slurm: SlurmCluster, key: str) -> None:
     name = 'it\'s "a" $(b) #c;d' if key == "account" else "a&b"
     record, paths = prepare(f"run={key}", **{key: name})
-    text = script.render(record.job.slurm, script.one_run(record, paths, "shard"), "shard", after=None)
+    text = sbatch.render(record.job.slurm, sbatch.one_run(record, paths, "shard"), "shard", after=None)
     assert re.search(rf"^#SBATCH --{key}='", text, re.MULTILINE)
     file = paths.folder / "script.sh"
     file.write_text(text.replace("srun", "true srun"), encoding="utf-8")

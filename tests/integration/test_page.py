@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 
 import sample_report as sample
 
-from tlbatch.job.report import Estimate
-from tlbatch.report.domains import Domain, named, write_comparison
+from tlbatch.report.comparison import Domain, named, write_comparison
 from tlbatch.report.page import write_page
+from tlbatch.runs.report import Estimate
 
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

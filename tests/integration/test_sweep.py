@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from slurm_cluster import SlurmCluster
 
-from tlbatch.job.ledger import read_jobs, read_ledger
-from tlbatch.job.paths import RunPaths
+from tlbatch.runs.attempts import read_jobs, read_ledger
+from tlbatch.runs.paths import RunPaths
 
 pytestmark = pytest.mark.slurm
 

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from tlbatch import cache, predict, reduce, shard, train
-from tlbatch.job.cli import EXIT_AGAIN
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import Failure, load_record
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.core.cli import EXIT_AGAIN
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import Failure, load_record
 
 CLASSES = ["p_blue", "p_green", "p_red"]
 

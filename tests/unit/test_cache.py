@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from tlbatch import cache, predict, shard, train
-from tlbatch.data.activations import Store, view_keys
-from tlbatch.data.loader import SplitDataset, open_set
+from tlbatch.activations.fill import fill_cache
+from tlbatch.activations.store import Store, view_keys
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.core.errors import UserError
+from tlbatch.data.dataset import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
-from tlbatch.filling import fill_cache
-from tlbatch.job.errors import UserError
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.model.building import build_classifier
+from tlbatch.distributed.process_group import Crew
+from tlbatch.model.build import build_classifier
 from tlbatch.model.checkpoint import pretrained_classifier
-from tlbatch.model.phase import RunningPhase
-from tlbatch.model.ranks import Crew
+from tlbatch.runs.paths import RunPaths
+from tlbatch.training.step import RunningPhase
 
 Make = Callable[..., RunPaths]
 
@@ -226,7 +226,7 @@ def test_a_phase_that_cannot_be_cached_says_why_and_trains_all_the_same(
 def test_a_full_disk_runs_without_the_cache(
     make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tlbatch.filling.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("tlbatch.activations.fill.free_bytes", lambda _: 1000)
     paths = run(make("phase.0.epochs=1", "phase.1.epochs=1"), shard, cache, train)
     assert "of the disk are free: it runs without the cache" in caplog.text
     assert paths.best.exists()

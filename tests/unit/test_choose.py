@@ -10,17 +10,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from tlbatch import cache, choose, filling, predict, reduce, shard, train, trials
-from tlbatch.data.activations import Store, view_keys
-from tlbatch.data.loader import open_set
+from tlbatch import cache, choose, predict, reduce, shard, train
+from tlbatch.activations import fill
+from tlbatch.activations.store import Store, view_keys
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.core.errors import UserError
+from tlbatch.data.dataset import open_set
 from tlbatch.data.views import Views
-from tlbatch.job.errors import UserError
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import Trial
-from tlbatch.model.ranks import Crew
-from tlbatch.trials import Candidate, Study
+from tlbatch.distributed.process_group import Crew
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.strategy import Trial
+from tlbatch.training import candidates, search
+from tlbatch.training.search import Candidate, Study
 
 AUTO = ["strategy=auto", "phase=[]", "data.audit=warn"]
 Make = Callable[..., RunPaths]
@@ -178,15 +180,15 @@ def test_the_cheapest_of_equals_wins_or_where_unlike_what_is_tuned_and_most_is_t
     record = paths.load_submitted()
     images = open_set(paths.set_paths(record.job))
     script = Scripted(Study(record, images, Crew.alone("choose", paths), paths.folder), dict(scores))
-    original = choose._tuned
+    original = candidates._tuned
 
     def named(job: Any, cut: str, **size: Any) -> Candidate:
         found = original(job, cut, **size)
         script.scores[found.name] = scores.get("all" if script.tuned else "middle", 0.5)
         return found
 
-    monkeypatch.setattr(choose, "_tuned", named)
-    found = choose.choose(cast("Study", script))
+    monkeypatch.setattr(candidates, "_tuned", named)
+    found = candidates.choose(cast("Study", script))
     assert found.chosen.startswith(chosen)
     assert len(script.tuned) == tuned
     assert found.scenario == scenario
@@ -205,8 +207,8 @@ def test_what_the_cache_may_not_hold_is_left_out_or_said(make: Make, monkeypatch
         needed.append(arguments[2]["val"].views.numbers)
         return [] if len(needed[-1]) > 1 else within(*arguments)
 
-    within = filling._within_budget
-    monkeypatch.setattr(filling, "_within_budget", budget)
+    within = fill._within_budget
+    monkeypatch.setattr(fill, "_within_budget", budget)
     monkeypatch.setattr(Study, "train", lambda *_: None)
     choose.run(paths.folder)
     found = paths.load_strategy()
@@ -226,10 +228,10 @@ def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(
     crew = Crew.alone("choose", paths)
     monkeypatch.setattr(Study, "_stored", lambda *_: (images, {}))
     monkeypatch.setattr(
-        trials, "train_phases", lambda session, _: SimpleNamespace(outputs=np.eye(3)[session.images.labels("val")])
+        search, "train_phases", lambda session, _: SimpleNamespace(outputs=np.eye(3)[session.images.labels("val")])
     )
     study = Study(record, images, crew, paths.folder)
-    candidate = choose._tuned(record.job, "blocks.2", num_train=30)
+    candidate = candidates._tuned(record.job, "blocks.2", num_train=30)
     assert study.train(candidate) is None
     assert study.left_out[0].startswith("fine-tuned after blocks.2: it would take 0.")
     study._folds = study._folds[:1]
@@ -262,9 +264,9 @@ def test_heads_of_a_small_set_are_judged_on_three_divisions_into_folds_and_their
     features = np.eye(study.num_classes)[study.labels] + generator.normal(
         0, 0.8, (len(study.labels), study.num_classes)
     )
-    told = study.probe(choose._probe(record.job, "told", ["pool"], "ridge", {}), features)
+    told = study.probe(candidates._probe(record.job, "told", ["pool"], "ridge", {}), features)
     untold = study.probe(
-        choose._probe(record.job, "untold", ["pool"], "ridge", {}), generator.normal(size=features.shape)
+        candidates._probe(record.job, "untold", ["pool"], "ridge", {}), generator.normal(size=features.shape)
     )
     assert told.classes.shape == untold.classes.shape == (3, len(study.labels))
     assert len({classes.tobytes() for classes in told.classes}) > 1

@@ -16,15 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlbatch import export, launch, nightly, promote
+from tlbatch import nightly, promote
+from tlbatch.cluster import launch
+from tlbatch.core.errors import UserError
 from tlbatch.data.index import read_index
-from tlbatch.job import registry as registries
-from tlbatch.job.cli import guarded
-from tlbatch.job.errors import UserError
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import SPLITS, RunRecord, StageName, stages_of
-from tlbatch.job.registry import Champion, Decision, Registry, promotion_file
-from tlbatch.job.rescoring import rescoring_paths
+from tlbatch.deploy import export
+from tlbatch.promotion import night
+from tlbatch.promotion import registry as registries
+from tlbatch.promotion.registry import Champion, Decision, Registry, promotion_file
+from tlbatch.promotion.rescoring import rescoring_paths
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import SPLITS, RunRecord, StageName, stages_of
+from tlbatch.runs.stage import guarded
 
 COLOURS = ("blue", "green", "red")
 
@@ -178,10 +181,10 @@ def test_what_a_forebear_was_trained_on_is_not_compared_either(site: Site) -> No
     site.options += ["data.split.method=given", f"data.split.files={{{files}}}", "nightly.begin=champion"]
     site.options += ["nightly.margin=1.0", "nightly.more_data=0"]
     excluded = []
-    for night in range(3):
-        site.add(int(night == 2))
+    for count in range(3):
+        site.add(int(count == 2))
         part = {key: SPLITS[min(2, number % 8 // 3)] for number, key in enumerate(site.labels)}
-        moved = [key for key in part if part[key] == "train"][:2] if night else []
+        moved = [key for key in part if part[key] == "train"][:2] if count else []
         part |= dict.fromkeys(moved, "test")
         for name, file in lists.items():
             file.write_text("\n".join(key for key in part if part[key] == name), encoding="utf-8")
@@ -190,7 +193,7 @@ def test_what_a_forebear_was_trained_on_is_not_compared_either(site: Site) -> No
         assert champion is not None
         decision = Decision.model_validate_json(promotion_file(site.last_run()).read_bytes())
         excluded.append(decision.num_excluded)
-        if champion.number <= night:
+        if champion.number <= count:
             promote.run(site.last_run().folder, "the next is to begin with it")
     assert excluded == [0, 2, 2]
 
@@ -262,7 +265,7 @@ def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_
 
 
 def test_two_nights_at_once_are_one(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    from tlbatch.job.turn import held
+    from tlbatch.promotion.lease import held
 
     site.registry.folder.mkdir(parents=True)
     with held(site.registry.lock_file, {}, lambda _: None):
@@ -315,7 +318,7 @@ def test_a_promotion_that_is_killed_is_the_old_or_the_new_champion_and_goes_on(
 
 
 def registries_wrong(site: Site, champion: Champion) -> list[str]:
-    from tlbatch.job.retention import wrong_files
+    from tlbatch.promotion.retention import wrong_files
 
     return wrong_files(site.registry, champion)
 
@@ -507,7 +510,7 @@ def test_two_tasks_that_begin_in_the_same_second_have_runs_of_their_own(
         runs.append(record.run)
         return 0
 
-    monkeypatch.setattr(nightly, "_hold_night", hold)
+    monkeypatch.setattr(night, "hold_night", hold)
     data = [f"data.images={make_folders(each=1)}", f"workspace={tmp_path / 'space'}", "--local"]
     for task in ("left", "right"):
         with pytest.raises(SystemExit):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tlbatch import registry as command
-from tlbatch.job.errors import UserError
-from tlbatch.job.files import digest_file
-from tlbatch.job.nightly import Nightly
-from tlbatch.job.registry import Champion, Night, Registry, open_registry
-from tlbatch.job.report import Estimate
-from tlbatch.job.retention import retire, wrong_files
+from tlbatch.config.nightly import Nightly
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import digest_file
+from tlbatch.promotion.registry import Champion, Night, Registry, open_registry
+from tlbatch.promotion.retention import retire, wrong_files
+from tlbatch.runs.report import Estimate
 
 
 @pytest.fixture

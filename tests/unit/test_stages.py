@@ -16,22 +16,25 @@ from filelock import FileLock
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
-from tlbatch import cache, phases, predict, reduce, shard, train
-from tlbatch.data.activations import open_stores, view_keys
-from tlbatch.data.feed import Feed
-from tlbatch.data.loader import SplitDataset, open_set
+from tlbatch import cache, predict, reduce, shard, train
+from tlbatch.activations.batches import Feed
+from tlbatch.activations.store import open_stores, view_keys
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.core.errors import UserError
+from tlbatch.data.dataset import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
-from tlbatch.job.errors import UserError
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths, leaderboard
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.records import Best, Marker, load_record
-from tlbatch.job.report import SCORES
-from tlbatch.job.world import World
+from tlbatch.evaluation.prediction_parts import Part, Width, write_part
 from tlbatch.model import checkpoint
 from tlbatch.model.backbones import build_backbone
 from tlbatch.model.checkpoint import trained_classifier
-from tlbatch.report.parts import Part, Width, write_part
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import Best, Marker, load_record
+from tlbatch.runs.report import SCORES
+from tlbatch.runs.workspace import leaderboard
+from tlbatch.runs.world import World
+from tlbatch.training import phases
+from tlbatch.training.train import _check_batches
 
 
 @pytest.fixture
@@ -390,7 +393,7 @@ def test_fewer_images_in_a_batch_than_ranks_are_refused(make: Callable[..., RunP
     shard.run(paths.folder)
     job = paths.load().job
     with pytest.raises(UserError, match="21 training images in batches of 1 are too few for 2 ranks"):
-        train._check_batches(job, open_set(paths.set_paths(job)), World(world_size=2))
+        _check_batches(job, open_set(paths.set_paths(job)), World(world_size=2))
 
 
 @pytest.mark.parametrize("fit", ["logistic", "svm", "kernel-logistic", "neighbours"])

@@ -17,14 +17,14 @@ from types import SimpleNamespace
 import pytest
 
 from tlbatch import status
-from tlbatch.job import ledger
-from tlbatch.job.ledger import Begin, End, Submitted
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.job.progress import Progress
-from tlbatch.job.records import STAGES, Failure, FailureKind, Marker, RunRecord, StageName
-from tlbatch.watch import Bar
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.cluster.follow import Bar
+from tlbatch.config.load import load_job
+from tlbatch.runs import attempts
+from tlbatch.runs.attempts import Begin, End, Submitted
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.progress import Progress
+from tlbatch.runs.records import STAGES, Failure, FailureKind, Marker, RunRecord, StageName
 
 SQUEUE = """#!/bin/sh
 echo "$@" >> "$FAKE/calls"
@@ -93,7 +93,7 @@ def finish(paths: RunPaths, *stages: StageName) -> RunPaths:
 
 def submit(paths: RunPaths, stage: StageName, *jobs: str, age_s: float = 60) -> RunPaths:
     for job in jobs:
-        ledger._append(paths.jobs, Submitted(stage=stage, job=job, time=time.time() - age_s))
+        attempts._append(paths.jobs, Submitted(stage=stage, job=job, time=time.time() - age_s))
     return paths
 
 
@@ -102,12 +102,12 @@ def begin(paths: RunPaths, stage: StageName, *, job: str | None, age_s: float, p
         stage=stage, attempt=f"{job}-0-0", job=job, restart=0, hosts="n1", tasks=2, gpus=2, process=process,
         time=time.time() - age_s,
     )  # fmt: skip
-    ledger._append(paths.ledger, line)
+    attempts._append(paths.ledger, line)
     return paths
 
 
-def end(paths: RunPaths, stage: StageName, outcome: ledger.Outcome, *, job: str | None, age_s: float) -> RunPaths:
-    ledger._append(paths.ledger, End(stage=stage, attempt=f"{job}-0-0", outcome=outcome, time=time.time() - age_s))
+def end(paths: RunPaths, stage: StageName, outcome: attempts.Outcome, *, job: str | None, age_s: float) -> RunPaths:
+    attempts._append(paths.ledger, End(stage=stage, attempt=f"{job}-0-0", outcome=outcome, time=time.time() - age_s))
     return paths
 
 
@@ -278,7 +278,7 @@ def test_runs_on_this_machine_need_no_slurm(
     make: Callable[[str], RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make("starting")
-    here = ledger._here()
+    here = attempts._here()
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
     begin(make("running"), "shard", job=None, age_s=1, process=f"{here}:{os.getpid()}")
@@ -288,7 +288,7 @@ def test_runs_on_this_machine_need_no_slurm(
     end(between, "shard", "finished", job=None, age_s=0)
     abandoned = make("abandoned")
     os.utime(abandoned.record, (time.time() - 999, time.time() - 999))
-    monkeypatch.setattr(ledger.psutil.Process, "create_time", lambda _: time.time() - 900)
+    monkeypatch.setattr(attempts.psutil.Process, "create_time", lambda _: time.time() - 900)
     monkeypatch.setenv("PATH", "/nowhere")
     code, found, err = rows("--workspace", tmp_path / "space", capsys=capsys)
     assert (code, err) == (1, "")

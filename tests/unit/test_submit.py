@@ -6,9 +6,9 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from tlbatch.job.load import load_job
-from tlbatch.job.prepare import resolve, run_paths
-from tlbatch.script import HOST, one_run, render
+from tlbatch.cluster.create import resolve, run_paths
+from tlbatch.cluster.sbatch import HOST, one_run, render
+from tlbatch.config.load import load_job
 
 GOLDEN = """\
 #!/bin/bash

@@ -8,12 +8,13 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from tlbatch.config.base import SplitName
+from tlbatch.config.data import Data
 from tlbatch.data.index import Rows
-from tlbatch.data.near import near_clusters
-from tlbatch.data.sources import Labelled, coded
-from tlbatch.job.images import Data
-from tlbatch.job.records import SPLITS, Audit
-from tlbatch.job.section import SplitName
+from tlbatch.data.near_duplicates import near_clusters
+from tlbatch.data.sources.base import Labelled, coded
+from tlbatch.runs.manifest import Audit
+from tlbatch.runs.records import SPLITS
 
 _STRICTEST = ("test", "val", "train")
 """What has once tested never trains."""
@@ -107,7 +108,7 @@ def audit_rows(
     content
         Hash of the bytes of each image, (n,).
     near
-        Perceptual hash of each image, (n, words), see `tlbatch.data.near`.
+        Perceptual hash of each image, (n, words), see `tlbatch.data.near_duplicates`.
     """
     table = _tabled(images, rows, data, content, near)
     actions = np.full(len(rows), "", dtype=object)

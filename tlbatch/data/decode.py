@@ -3,41 +3,22 @@
 import io
 import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tlbatch.job.images import StepName
-
 Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs, here for JPEG too."""
-_QUALITY = 92
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 """Others that Pillow knows run programs or have no place in a data set."""
-_LONGEST = 65_500
-_STEPS_SCALE = 2
-"""A disc may fill half the short side only: what steps look at is decoded at twice the size asked for."""
+MAX_SIDE = 65_500
 
 
 class UnreadableImageError(Exception):
     """The bytes are no whole image; the text says why."""
-
-
-@dataclass(frozen=True)
-class ShardImage:
-    """An image on its way into a shard."""
-
-    ending: str
-    data: bytes
-    plain: bool
-    """Whether `decode_plain` can read it."""
-    rgb: Rgb
-    """Its pixels, of full or reduced size."""
 
 
 def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS) -> Rgb:
@@ -62,7 +43,7 @@ def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS) ->
     UnreadableImageError
         When the data are truncated, corrupt, no image, or too large.
     """
-    return _open(data, short_side=short_side, max_pixels=max_pixels)[0]
+    return open_image(data, short_side=short_side, max_pixels=max_pixels)[0]
 
 
 def plain_size(data: bytes) -> tuple[int, int]:
@@ -111,7 +92,7 @@ def reduction(length: float, wanted: int) -> int:
     return next((factor for factor in (8, 4, 2) if wanted and length // factor >= wanted), 1)
 
 
-def _open(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, str, bool, int]:
+def open_image(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, str, bool, int]:
     """Pixels, format, whether it is upright in 8-bit RGB or grey, and the short side of the file."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -182,31 +163,3 @@ def resized(rgb: Rgb, size: tuple[int, int]) -> Rgb:
     pixels = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy())[None].permute(0, 3, 1, 2)
     scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
     return scaled.permute(0, 2, 3, 1)[0].contiguous().numpy()
-
-
-def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pixels: int = MAX_PIXELS) -> ShardImage:
-    """What goes into the shard for one source image.
-
-    Every image is decoded once, so that a broken one is found here. With ``resize = 0``, or where an upright 8-bit
-    JPEG or PNG is no larger than asked for and has no steps to go through, the file's own bytes are kept.
-
-    Raises
-    ------
-    UnreadableImageError
-        When it cannot be decoded, or a step finds nothing to work on.
-    """
-    rgb, kind, usual, side = _open(data, short_side=resize * (_STEPS_SCALE if steps else 1), max_pixels=max_pixels)
-    if resize == 0 or (side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):
-        return ShardImage(kind.lower().replace("jpeg", "jpg"), data, usual and kind == "JPEG", rgb)
-    if steps:
-        from tlbatch.data.steps import apply_steps  # noqa: PLC0415 (scikit-image takes seconds to import)
-
-        rgb = apply_steps(rgb, steps, size=resize)
-    else:
-        rgb = shrink(rgb, resize)
-    if max(rgb.shape) > _LONGEST:
-        raise UnreadableImageError(f"{rgb.shape[1]} x {rgb.shape[0]} pixels are too long for a JPEG")
-    encoded = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="420"
-    )
-    return ShardImage("jpg", encoded, plain=True, rgb=rgb)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file
-from tlbatch.job.records import SPLITS
-from tlbatch.job.section import SplitName
+from tlbatch.config.base import SplitName
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file
+from tlbatch.runs.records import SPLITS
 
 _CHUNK = 100_000
 Index = npt.NDArray[np.void]

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.config.base import SplitName
+from tlbatch.config.data import Data, Split
+from tlbatch.core.errors import UserError
 from tlbatch.data.index import Rows
-from tlbatch.data.recipes import published_rows
-from tlbatch.data.sources import Labelled, coded, key_of, tags_of
-from tlbatch.job.errors import UserError
-from tlbatch.job.images import Data, Split
-from tlbatch.job.records import SPLITS
-from tlbatch.job.section import SplitName
+from tlbatch.data.published_splits import published_rows
+from tlbatch.data.sources.base import Labelled, coded, key_of, tags_of
+from tlbatch.runs.records import SPLITS
 
 _SMALL = 20
 """Groups below which strata of tags are one stratum together."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tlbatch.config.training import Symmetries, Train
 from tlbatch.data.decode import Rgb, decode, decode_plain, plain_size, reduction, resized
-from tlbatch.data.order import Positions, drawn
-from tlbatch.job.learning import Symmetries, Train
+from tlbatch.data.sampler import Positions, drawn
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""

@@ -9,10 +9,10 @@ import timm
 import torch
 import torchvision
 
-from tlbatch.job.errors import UserError
-from tlbatch.job.learning import HANDCRAFTED, Model
+from tlbatch.config.model import HANDCRAFTED, Model
+from tlbatch.core.errors import UserError
 from tlbatch.model.backbones import Input, build_backbone, write_weights
-from tlbatch.model.chain import Chain, last_of_layers
+from tlbatch.model.cut_points import Chain, last_of_layers
 
 
 def main() -> None:

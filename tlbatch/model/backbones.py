@@ -17,11 +17,11 @@ import torchvision
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file
-from tlbatch.job.learning import HANDCRAFTED, Model
-from tlbatch.job.section import Triple
-from tlbatch.model.handcrafted import DEFAULT_SIZE, NUM_FEATURES, Handcrafted
+from tlbatch.config.base import Triple
+from tlbatch.config.model import HANDCRAFTED, Model
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file
+from tlbatch.model.handcrafted.features import DEFAULT_SIZE, NUM_FEATURES, Handcrafted
 
 log = logging.getLogger(__name__)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)

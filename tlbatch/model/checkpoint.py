@@ -12,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tlbatch.job.errors import UserError
-from tlbatch.job.files import atomic_file, digest_file
-from tlbatch.job.paths import RunPaths, weights_file
-from tlbatch.job.records import Best, Manifest, RunRecord, load_record
-from tlbatch.job.world import World
-from tlbatch.model.attributes import restored_head
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file, digest_file
+from tlbatch.metrics.thresholds import fit_thresholds
+from tlbatch.model.attribute_head import restored_head
 from tlbatch.model.backbones import Input, load_weights, read_tensors, write_weights
-from tlbatch.model.building import build_classifier
+from tlbatch.model.build import build_classifier
 from tlbatch.model.classifier import Classifier
-from tlbatch.model.tags import PhraseHead, outputs_named
-from tlbatch.model.thresholds import fit_thresholds
+from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
+from tlbatch.runs.manifest import Manifest
+from tlbatch.runs.paths import RunPaths, weights_file
+from tlbatch.runs.records import Best, RunRecord, load_record
+from tlbatch.runs.world import World
 
 
 def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:

@@ -7,17 +7,18 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tlbatch.job.errors import UserError
-from tlbatch.job.learning import ALL_FROZEN, Decoder, Head, Pool
-from tlbatch.job.section import Triple
+from tlbatch.config.base import Triple
+from tlbatch.config.model import Decoder, Head, Pool
+from tlbatch.config.training import ALL_FROZEN
+from tlbatch.core.errors import UserError
+from tlbatch.metrics.thresholds import rounding
 from tlbatch.model.backbones import Backbone
-from tlbatch.model.chain import Chain, Segment
-from tlbatch.model.handcrafted import Handcrafted
+from tlbatch.model.cut_points import Chain, Segment
+from tlbatch.model.handcrafted.features import Handcrafted
 from tlbatch.model.heads import Pooling, build_head, is_map
 from tlbatch.model.objectives import Rule
-from tlbatch.model.tags import PhraseDecoder
-from tlbatch.model.thresholds import rounding
-from tlbatch.model.turns import turned
+from tlbatch.model.phrase_decoder import PhraseDecoder
+from tlbatch.model.symmetries import turned
 
 
 class Classifier(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from tlbatch.job.learning import Head, Pool
+from tlbatch.config.model import Head, Pool
 
 Shape = tuple[int, ...]
 _AT_ONCE = 1024

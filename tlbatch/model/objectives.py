@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from torch.nn.functional import log_softmax, logsigmoid, one_hot
 
-from tlbatch.job.learning import Objective
+from tlbatch.config.training import Objective
 
 _FOCUS = 2.0
 _SPREAD = 0.5

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from tlbatch.job.report import Comparison, Estimate, Report
+from tlbatch.runs.report import Comparison, Estimate, Report
 
 Guideline = Literal["STARD-AI", "CLAIM", "TRIPOD+AI"]
 _STARD: tuple[Guideline, ...] = ("STARD-AI",)
@@ -16,8 +16,6 @@ _CLAIM: tuple[Guideline, ...] = ("CLAIM",)
 _TRIPOD: tuple[Guideline, ...] = ("TRIPOD+AI",)
 _ALL: tuple[Guideline, ...] = _STARD + _CLAIM + _TRIPOD
 _FEW_IMAGES, _FEW_GROUPS = 30, 100
-
-
 NOT_KNOWN = (
     "What the model is meant to be used for, and by whom: nobody has told this report.",
     "Who the images are of, how they were chosen, and who labelled them by what rule.",

@@ -1,100 +1,166 @@
-"""Predictions of several runs, folds or views put together."""
+"""Report the averaged predictions of several runs as a run of its own."""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.special import softmax
-from scipy.stats import rankdata
 
-from tlbatch.job.errors import UserError
-from tlbatch.job.report import Ensemble
-from tlbatch.report.predictions import Predictions
+from tlbatch.config.load import changed_keys
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import digest_of
+from tlbatch.data.dataset import open_set
+from tlbatch.evaluation.ensemble import together
+from tlbatch.evaluation.leaderboard import (
+    Entry,
+    entries_of,
+    entry_of,
+    load_entries,
+    rebuild_leaderboard,
+    rival_of,
+)
+from tlbatch.evaluation.predictions import Predictions, read_predictions
+from tlbatch.evaluation.scoring import Scoring
+from tlbatch.report.page import Mistake, Shown, write_page
+from tlbatch.report.run_figures import Tested, mistakes
+from tlbatch.runs.manifest import Audit, Manifest
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.permissions import common_mode
+from tlbatch.runs.records import RunRecord, load_record
+from tlbatch.runs.report import Cost, Ensemble, Report
+from tlbatch.runs.workspace import leaderboard
 
-_TINY = 1e-7
-Floats = npt.NDArray[np.float64]
+_THUMBNAIL = 224
+log = logging.getLogger(__name__)
 
 
-def together(members: Sequence[Predictions], names: Sequence[str], how: Ensemble) -> Predictions:
-    """One prediction an image: the mean over all runs that predict it, which are folds where these differ.
-
-    mean: of the probabilities; log-mean: of their logarithms (the geometric mean); rank: of the ranks of the images for
-    each class within their run and split, and the image of the k-th mean rank gets the probability at that place among
-    all that the runs gave. Validation images count where all runs have the same. An image that one of its runs could
-    not read has no prediction.
+def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
+    """Put the predictions of the runs together, and report and rank them as a run of its own.
 
     Raises
     ------
     UserError
-        When classes, groups or labels differ.
+        When one of them has no report, they do not go together, or there is a run of this name.
     """
-    for member, name in zip(members, names, strict=True):
-        if member.classes != members[0].classes:
-            raise UserError(f"{name}: its classes differ from those of {names[0]}; name runs of one task")
-    test = _mean([member.of("test") for member in members], how, names)
-    parts = [test]
-    val = [member.of("val") for member in members]
-    if len(val[0].keys) and all(np.array_equal(member.keys, val[0].keys) for member in val):
-        parts.insert(0, _mean(val, how, names))
-    return Predictions(
-        test.classes,
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in
-          ("keys", "groups", "splits", "labels", "probabilities", "errors")),
-    )  # fmt: skip
-
-
-def _mean(members: Sequence[Predictions], how: Ensemble, names: Sequence[str]) -> Predictions:
-    keys, first, place = np.unique(
-        np.concatenate([member.keys for member in members]), return_index=True, return_inverse=True
-    )
-    times = np.bincount(place, minlength=len(keys))
-    groups, labels, splits, errors = (
-        np.concatenate([getattr(member, name) for member in members])
-        for name in ("groups", "labels", "splits", "errors")
-    )
-    for what, column in (("label", labels), ("group", groups)):
-        other = np.flatnonzero(column != column[first][place])
-        if len(other):
+    entries = sorted(entries_of(runs), key=lambda entry: entry.report.run)
+    names = [entry.report.run for entry in entries]
+    for entry in entries:
+        if entry.report.tags is not None:
             raise UserError(
-                f"{keys[place[other[0]]].decode()}: has another {what} in one of {', '.join(names)}; name runs on the "
-                "same labels"
+                f"{entry.report.run}: writes phrases, which have no mean; name runs that tell classes apart"
             )
-    given = [member.probabilities.astype(np.float64) for member in members]
-    values = np.concatenate([_comparable(one, how) for one in given])
-    sums = np.zeros((len(keys), values.shape[1]))
-    np.add.at(sums, place, values)
-    mean = sums / times[:, None]
-    if how == "rank":
-        mean = _at_ranks(mean, np.concatenate(given))
-    mean = softmax(mean, axis=1) if how == "log-mean" else mean / mean.sum(axis=1, keepdims=True)
-    why = errors[first].copy()
-    for number in np.flatnonzero(errors != ""):
-        why[place[number]] = errors[number]
-    return Predictions(
-        members[0].classes, keys, groups[first], splits[first], labels[first], mean.astype(np.float32), why
+    if len(names) < 2:
+        raise UserError(f"{runs[0]}: an ensemble takes at least two different runs; name more")
+    _refuse_strangers(entries)
+    own = name or f"{entries[0].report.job}-{how}-of-{len(names)}-{digest_of(names)[:6]}"
+    paths = RunPaths(runs[0].absolute().parent / own)
+    if paths.record.exists() or (paths.report_json.exists() and entry_of(paths.folder).report.members != tuple(names)):
+        raise UserError(f"{paths.folder}: there is another run of this name; choose another with --name")
+    members = [read_predictions(entry.folder / "predictions.csv", entry.report_classes) for entry in entries]
+    found = together(members, names, how)
+    times = len(found.of("test").keys), sum(len(member.of("test").keys) for member in members)
+    log.info("%d test images, each predicted by %.3g of %d runs", times[0], times[1] / max(1, times[0]), len(names))
+    first = RunPaths(entries[0].folder.parent)
+    record = first.load()
+    manifest = load_record(Manifest, first.set_paths(record.job).manifest, missing="submit the job again")
+    if not paths.folder.exists():
+        paths.folder.mkdir(mode=common_mode(entry.folder.parent for entry in entries))
+    tempered, scored = Scoring(record, manifest, paths.report).write(found, found.of("val"), None)
+    report = _joined([entry.report for entry in entries], how, own).model_copy(update=dict(scored))
+    report.save(paths.report_json)
+    rival = rival_of(own, load_entries(paths.folder.parent))
+    others = [changed_keys(RunPaths(entry.folder.parent).load().job) for entry in entries]
+    settings = [setting for setting in others[0] if all(setting in other for other in others)]
+    wrong = _mistakes(record, first, tempered) if record.job.figures else []
+    write_page(paths.report_page, Shown(report, rival, [], wrong, [], {}, settings))
+    rebuild_leaderboard(leaderboard(record.job))
+    log.info("%s: %s %s", own, report.metric, report.score)
+    log.info("wrote %s", paths.report_page)
+
+
+def _refuse_strangers(entries: Sequence[Entry]) -> None:
+    """Refuse ensembles, which have no images of their own, and runs on other images than the first."""
+    for entry in entries:
+        report = entry.report
+        if report.members:
+            raise UserError(f"{report.run}: is an ensemble itself; name its members: {' '.join(report.members)}")
+        same = entries[0].report
+        if report.digests["source"] != same.digests["source"] and report.test_digest != same.test_digest:
+            raise UserError(f"{report.run}: of other images than {same.run}; name runs, or folds, of one set of images")
+
+
+def _mistakes(record: RunRecord, first: RunPaths, found: Predictions) -> list[Mistake]:
+    """The surest of the ensemble; its images are found by key in the set of its first run, which holds all folds."""
+    images = open_set(first.set_paths(record.job))
+    test = found.of("test")
+    test = test.where(test.is_read)
+    _, mine, places = np.intersect1d(test.keys, images.index["key"], return_indices=True)
+    tested = Tested(images.index[places], places, test.where(mine))
+    return mistakes(images, tested, size=_THUMBNAIL)
+
+
+def _joined(reports: Sequence[Report], how: Ensemble, name: str) -> Report:
+    """What the ensemble's report says of its making: what its members share, and what they took together."""
+    tests = sorted({report.test_digest for report in reports})
+    stages = sorted({stage for report in reports for stage in report.cost.seconds})
+    rates = [report.cost.images_per_s for report in reports]
+    slower = sum(1 / rate for rate in rates if rate)
+    same = len(tests) == 1
+    return reports[0].model_copy(
+        update={
+            **_shared(reports),
+            "run": name,
+            "job": _alike([report.job for report in reports]),
+            "members": tuple(report.run for report in reports),
+            "ensemble": how,
+            "strategy": None,
+            "checkpoint": None,
+            "synthetic": any(report.synthetic for report in reports),
+            "audit": _worst([report.audit for report in reports]),
+            "num_rejected": max(report.num_rejected for report in reports),
+            "test_digest": tests[0] if same else digest_of(tests),
+            "cost": Cost(
+                seconds={stage: sum(report.cost.seconds.get(stage, 0.0) for report in reports) for stage in stages},
+                gpu_hours=sum(report.cost.gpu_hours for report in reports),
+                images_per_s=round(1 / slower, 1) if slower and all(rates) and same else None,
+                hosts=tuple(sorted({host for report in reports for host in report.cost.hosts})),
+            ),
+        }
     )
 
 
-def _comparable(probabilities: Floats, how: Ensemble) -> Floats:
-    if how == "mean":
-        return probabilities
-    if how == "log-mean":
-        return np.asarray(np.log(probabilities.clip(_TINY, 1)))
-    return _ranks(probabilities)
-
-
-def _ranks(values: Floats) -> Floats:
-    """Of each column, from 0 to 1 (Hazen 1914); NaN where a row is."""
-    read = ~np.isnan(values).any(axis=1)
-    ranks = np.full_like(values, np.nan)
-    ranks[read] = (rankdata(values[read], axis=0) - 0.5) / max(1, int(read.sum()))
-    return ranks
-
-
-def _at_ranks(mean: Floats, pooled: Floats) -> Floats:
-    """What each column of ``pooled`` holds at the ranks of the mean ranks; classes stay as rare as they were."""
-    found, pooled = _ranks(mean), pooled[~np.isnan(pooled).any(axis=1)]
-    read = ~np.isnan(found).any(axis=1)
-    for number in range(mean.shape[1] if read.any() else 0):
-        found[read, number] = np.quantile(pooled[:, number], found[read, number], method="hazen")
+def _shared(reports: Sequence[Report]) -> dict[str, Any]:
+    """Fields that say what the reports agree on: nothing where they do not, or all their texts."""
+    found: dict[str, Any] = {}
+    for key in ("ceilings", "steps", "resize", "counts", "num_images"):
+        values = [getattr(report, key) for report in reports]
+        found[key] = values[0] if all(value == values[0] for value in values) else type(values[0])()
+    for key in ("backbone", "weights", "commit"):
+        found[key] = _all_of([getattr(report, key) for report in reports])
+    for key in ("seeds", "digests", "versions"):
+        tables = [getattr(report, key) for report in reports]
+        found[key] = {name: _all_of([table.get(name) for table in tables]) for name in tables[0]}
     return found
+
+
+def _alike(names: Sequence[str]) -> str:
+    """The words that names of as many words share, as eyes-seed0 of eyes-fold0-seed0 and eyes-fold1-seed0."""
+    places = [set(words) for words in zip(*(name.split("-") for name in names), strict=False)]
+    same = len({name.count("-") for name in names}) == 1
+    return "-".join(next(iter(words)) for words in places if len(words) == 1) * same or names[0]
+
+
+def _all_of(values: Sequence[object]) -> object:
+    """The one value, or the different ones as a text."""
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else " + ".join(sorted(str(value) for value in different))
+
+
+def _worst(audits: Sequence[Audit]) -> Audit:
+    """The most that any of the audits found."""
+    tables = [audit.model_dump() for audit in audits]
+    across = {
+        pair: max(table["across"].get(pair, 0) for table in tables) for table in tables for pair in table["across"]
+    }
+    return Audit(across=across, **{key: max(table[key] for table in tables) for key in tables[0] if key != "across"})

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from tlbatch.job.files import atomic_file
-from tlbatch.job.records import Strategy, Trial
-from tlbatch.job.section import Metric
+from tlbatch.config.base import Metric
+from tlbatch.core.files import atomic_file
+from tlbatch.runs.strategy import Strategy, Trial
 
 _DPI = 100
 _TILE, _GAP = 56, 2

@@ -14,13 +14,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tlbatch.job.files import write_text
-from tlbatch.job.records import SPLITS
-from tlbatch.job.report import SCORES, ClassScores, Comparison, Question, Report, ScoreName
-from tlbatch.job.section import Metric
+from tlbatch.config.base import Metric
+from tlbatch.core.files import write_text
+from tlbatch.metrics.bootstrap import REPLICATES
 from tlbatch.report import formats, plots
 from tlbatch.report.checklist import NOT_KNOWN, checklist, limits, main_score
-from tlbatch.report.draws import REPLICATES
+from tlbatch.runs.records import SPLITS
+from tlbatch.runs.report import SCORES, ClassScores, Comparison, Question, Report, ScoreName
 
 MOST_REJECTED = 50
 SCORE_NAMES: Mapping[ScoreName, str] = {name: name.replace("_", " ") for name in SCORES} | {

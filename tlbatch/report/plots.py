@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tlbatch.job.report import Estimate, Reliability
-from tlbatch.job.section import Metric
+from tlbatch.config.base import Metric
 from tlbatch.report import svg
+from tlbatch.runs.report import Estimate, Reliability
 
 MOST_CLASSES = 60
 """Of a confusion matrix that is drawn."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlbatch.data.decode import UnreadableImageError, decode, is_plain, shrink, to_shard
+from tlbatch.data.decode import UnreadableImageError, decode, is_plain, shrink
+from tlbatch.data.shards.encode import to_shard
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

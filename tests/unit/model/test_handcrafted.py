@@ -14,24 +14,25 @@ from PIL import Image
 from skimage import draw
 
 from tlbatch import cache, predict, reduce, shard, train
-from tlbatch.data.activations import open_stores, view_keys
-from tlbatch.data.loader import SplitDataset, open_set
+from tlbatch.activations import encoder
+from tlbatch.activations.encoder import Tap, cache_identity
+from tlbatch.activations.store import open_stores, view_keys
+from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.load import load_job
+from tlbatch.core.errors import UserError
+from tlbatch.data.dataset import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
-from tlbatch.export import export_run
-from tlbatch.exported import ExportedModel
-from tlbatch.job.errors import UserError
-from tlbatch.job.load import load_job
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.prepare import make_run, resolve
-from tlbatch.model import descriptors, encoder
+from tlbatch.deploy.export import export_run
+from tlbatch.deploy.model import ExportedModel
 from tlbatch.model.__main__ import listing
 from tlbatch.model.backbones import build_backbone
-from tlbatch.model.building import build_classifier
-from tlbatch.model.chain import Chain
-from tlbatch.model.encoder import Tap, cache_identity
-from tlbatch.model.handcrafted import NUM_FEATURES, Handcrafted, features, groups
-from tlbatch.model.lesions import blobs_above, bright_blobs, dark_blobs, lesions, relief_of
-from tlbatch.model.planes import Floats, Mask, planes_of
+from tlbatch.model.build import build_classifier
+from tlbatch.model.cut_points import Chain
+from tlbatch.model.handcrafted import descriptors
+from tlbatch.model.handcrafted.features import NUM_FEATURES, Handcrafted, features, groups
+from tlbatch.model.handcrafted.lesions import blobs_above, bright_blobs, dark_blobs, lesions, relief_of
+from tlbatch.model.handcrafted.planes import Floats, Mask, planes_of
+from tlbatch.runs.paths import RunPaths
 
 Rgb = npt.NDArray[np.uint8]
 SIDE = 128

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from tlbatch.metrics.thresholds import fit_thresholds
 from tlbatch.model.objectives import Rule, _running, losses, targets
-from tlbatch.model.thresholds import fit_thresholds
 
 ALL = ["cross-entropy", "focal", "corn", "cumulative", "regression"]
 

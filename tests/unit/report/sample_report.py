@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tlbatch.job.records import Audit, Best, Ceiling, Strategy, Trial
-from tlbatch.job.report import (
+from tlbatch.report.page import Mistake, Shown
+from tlbatch.runs.manifest import Audit, Ceiling
+from tlbatch.runs.records import Best
+from tlbatch.runs.report import (
     SCORES,
     Bin,
     Calibration,
@@ -27,7 +29,7 @@ from tlbatch.job.report import (
     Subgroup,
     Thresholds,
 )
-from tlbatch.report.page import Mistake, Shown
+from tlbatch.runs.strategy import Strategy, Trial
 
 GRADES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
 COUNTS = ((26, 2, 6, 0, 0), (2, 1, 2, 0, 0), (4, 1, 24, 3, 0), (1, 0, 6, 10, 2), (0, 0, 3, 3, 7))

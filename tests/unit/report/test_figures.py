@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlbatch.job.records import Strategy, Trial
 from tlbatch.report.figures import (
     draw_activations,
     draw_confusion,
@@ -20,6 +19,7 @@ from tlbatch.report.figures import (
     draw_strategy,
     thumbnail,
 )
+from tlbatch.runs.strategy import Strategy, Trial
 
 Draw = Callable[[Path], None]
 NOTE = (400, 100)

@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import sample_report as sample
 
-from tlbatch.job.records import Audit
-from tlbatch.job.report import Estimate, Report
 from tlbatch.report import plots
 from tlbatch.report.checklist import checklist
-from tlbatch.report.domains import Domain, write_comparison
+from tlbatch.report.comparison import Domain, write_comparison
 from tlbatch.report.page import MOST_REJECTED, Mistake, Shown, write_page
+from tlbatch.runs.manifest import Audit
+from tlbatch.runs.report import Estimate, Report
 
 HOSTILE = "<script>alert(1)</script>\"'`--></style></title></svg>]]>{{ 7*7 }}{% x %}\n\r\t\x00\x1b\x7f\u202e\ud800&amp;"
 BLOCKS = {"p", "th", "td", "tr", "dt", "dd", "li", "div", "section", "h2", "h3"}

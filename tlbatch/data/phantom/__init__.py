@@ -1,1 +1,1 @@
-"""Synthetic images: fundus photographs that a grader has graded, and garments with phrases."""
+"""Moved to `tlbatch.data.synthetic`; this name stays for one version."""

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tlbatch.core.errors import UserError
+from tlbatch.evaluation.predictions import Predictions, read_predictions, write_predictions
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+
+
+def predictions(keys: list[str], classes: tuple[str, ...] = ("cat", "dog"), *, lost: int | None = None) -> Predictions:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(len(classes)), len(keys)).astype(np.float32)
+    errors = np.array([""] * len(keys), np.object_)
+    if lost is not None:
+        probabilities[lost], errors[lost] = np.nan, "=cannot, be read"
+    coded = np.array([key.encode() for key in keys], np.bytes_)
+    labels = np.arange(len(keys)) % len(classes)
+    return Predictions(classes, coded, coded, 1 + np.arange(len(keys)) % 2, labels, probabilities, errors)
+
+
+def test_predictions_come_back_from_their_file_to_the_last_bit(tmp_path: Path) -> None:
+    given = predictions(["-a", *(f"a/eye {number}" for number in range(49))], lost=3)
+    write_predictions(tmp_path / "p.csv", given)
+    found = read_predictions(tmp_path / "p.csv", given.classes)
+    for name in ("keys", "groups", "splits", "labels"):
+        assert np.array_equal(getattr(found, name), getattr(given, name))
+    assert np.array_equal(found.probabilities, given.probabilities, equal_nan=True)
+    assert found.is_read.sum() == 49
+    assert found.errors[3] == "'=cannot, be read"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=5, unique=True), st.lists(TEXTS, min_size=2, max_size=4, unique=True))
+def test_no_cell_of_text_begins_a_formula_and_any_text_stays_in_its_cell(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[str], classes: list[str]
+) -> None:
+    keys = sorted(keys)
+    path = tmp_path_factory.mktemp("p") / "p.csv"
+    given = predictions(keys, tuple(classes))
+    write_predictions(path, given)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert len(table) == len(keys)
+    for name in ("key", "group", "label", "prediction"):
+        assert not table[name].str.match(r"[=+\-@\t\r]").any()
+    assert not any(column[0] in "=+-@\t\r" for column in table.columns)
+    found = read_predictions(path, classes)
+    for name in ("keys", "groups", "splits", "labels", "probabilities"):
+        assert np.array_equal(getattr(found, name), getattr(given, name)), name
+
+
+def test_a_file_of_other_classes_or_none_is_refused_by_its_name(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.csv", predictions(["a", "b"]))
+    with pytest.raises(UserError, match=r"p\.csv: missing or damaged"):
+        read_predictions(tmp_path / "p.csv", ("cat", "bird"))
+    with pytest.raises(UserError, match=r"q\.csv: missing or damaged"):
+        read_predictions(tmp_path / "q.csv", ("cat", "dog"))
+
+
+def test_no_predictions_are_a_header_alone(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.csv", predictions([]))
+    assert (tmp_path / "p.csv").read_text("utf-8") == "key,group,split,label,prediction,p_cat,p_dog,error\n"
+    assert len(read_predictions(tmp_path / "p.csv", ("cat", "dog")).keys) == 0

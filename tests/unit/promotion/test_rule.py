@@ -1,0 +1,166 @@
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tlbatch.config.nightly import Nightly
+from tlbatch.core.errors import UserError
+from tlbatch.metrics.confusion import Decided
+from tlbatch.metrics.paired import difference, lower_bound
+from tlbatch.promotion.rule import Circumstances, Evidence, Weighed, first_of, level_of, weigh
+
+GRADES = ("0", "1", "2", "3", "4")
+
+
+def decided(truth: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> Decided:
+    return Decided(truth, chosen, np.arange(len(truth)), 5)
+
+
+def graded(rng: np.random.Generator, num: int) -> npt.NDArray[np.int64]:
+    """Truth in the mix of retinopathy."""
+    return rng.choice(5, num, p=[0.5, 0.12, 0.24, 0.08, 0.06])
+
+
+def read_by(rng: np.random.Generator, seen: npt.NDArray[np.float64], noise: float) -> npt.NDArray[np.int64]:
+    """Grades of a model that sees what both see, and errs by itself beside that."""
+    return np.clip(np.rint(seen + rng.normal(0, noise, len(seen))), 0, 4).astype(np.int64)
+
+
+def pair(rng: np.random.Generator, num: int = 733, better: float = 0.0) -> tuple[Decided, Decided]:
+    """Challenger and champion; the images are equally hard for both."""
+    truth = graded(rng, num)
+    seen = truth + rng.normal(0, 0.6, num)
+    return decided(truth, read_by(rng, seen, 0.5 - better)), decided(truth, read_by(rng, seen, 0.5))
+
+
+def judged(terms: Mapping[str, Any], both: tuple[Decided, Decided], *, look: int = 1, **known: Any) -> Weighed:
+    evidence = Evidence(
+        metric="quadratic_kappa", challenger=both[0], champion=both[1], name="before", classes=GRADES,
+        questions={"referable": ("2", "3", "4")}, seed=0,
+    )  # fmt: skip
+    around = {"look": look, "num_train": 1000, "champion_num_train": 1000, "lost": 0.0, "leaks": ()}
+    return weigh(Nightly(**terms), evidence, Circumstances(**{**around, **known}))
+
+
+def test_models_that_are_no_better_are_rarely_promoted_and_far_more_often_by_the_higher_score() -> None:
+    """Simulated nights: 250 challengers that are exactly as good as the champion on 733 images."""
+    rng = np.random.default_rng(1)
+    by_score = by_rule = 0
+    for _ in range(250):
+        one, two = pair(rng)
+        value, draws = difference("quadratic_kappa", one, two, seed=0)
+        assert value is not None
+        lower = lower_bound(value, draws, 0.025)
+        by_score += value > 0
+        by_rule += lower is not None and lower > 0
+    assert by_score > 0.35 * 250
+    assert by_rule <= 0.06 * 250
+
+
+def test_over_thirty_nights_alpha_is_spent_where_each_night_for_itself_would_promote_by_chance() -> None:
+    rng, promoted = np.random.default_rng(2), {"spend": 0, "each": 0}
+    for _ in range(20):
+        nights = [difference("quadratic_kappa", *pair(rng, 200), seed=0) for _ in range(30)]
+        for looks in promoted:
+            terms = Nightly(looks=looks)
+            lower = [lower_bound(*night, level_of(terms, number)) for number, night in enumerate(nights, start=1)]
+            promoted[looks] += any(one is not None and one > 0 for one in lower)
+    assert promoted["spend"] <= 3
+    assert promoted["each"] >= 10
+
+
+def test_the_levels_of_all_looks_add_up_to_alpha() -> None:
+    spent = math.fsum(level_of(Nightly(alpha=0.05), look) for look in range(1, 100_000))
+    assert spent == pytest.approx(0.05, abs=1e-6)
+    assert level_of(Nightly(alpha=0.05, looks="each"), 9) == 0.05
+
+
+def test_the_bound_far_out_is_no_tighter_than_a_normal_one() -> None:
+    draws = np.random.default_rng(0).normal(1, 0.1, 10_000)
+    assert lower_bound(1.0, draws, 0.025) == pytest.approx(1 - 1.96 * 0.1, abs=0.01)
+    assert lower_bound(1.0, draws, 1e-5) == pytest.approx(1 - 4.265 * 0.1, abs=0.02)
+    assert lower_bound(1.0, np.ones(10_000), 0.025) is None
+    assert lower_bound(None, draws, 0.025) is None
+
+
+def test_a_real_gain_is_promoted_and_min_gain_holds_it_back() -> None:
+    both = pair(np.random.default_rng(3), better=0.4)
+    found = judged({}, both)
+    assert found.rule == "gain"
+    assert found.lower is not None
+    assert found.lower > 0
+    assert judged({}, both, lost=0.5).lost == pytest.approx(0.5 - found.lower)  # what is sure is made good
+    assert judged({}, both, lost=0.001).lost == 0.0
+    assert judged({"min_gain": 0.2}, both).rule == "none"
+    assert "not above min_gain = 0.2" in judged({"min_gain": 0.2}, both).reasons[1]
+
+
+def test_a_model_that_is_not_worse_is_promoted_with_more_data_only_and_losses_add_up() -> None:
+    both = pair(np.random.default_rng(5))
+    terms = {"margin": 0.08}
+    assert judged(terms, both).rule == "none"
+    found = judged(terms, both, num_train=1100)
+    assert found.rule == "more data"
+    assert found.lost == pytest.approx(max(0.0, -(found.comparison.difference.value or 0)))
+    assert judged(terms, both, num_train=1099).rule == "none"
+    spent = judged(terms, both, num_train=1100, lost=0.08)
+    assert (spent.rule, spent.slack, spent.lost) == ("none", 0.0, 0.0)
+    assert judged(terms, both, num_train=1100, lost=0.06).slack == pytest.approx(0.02)
+
+
+def test_a_guard_that_falls_keeps_the_champion() -> None:
+    one, two = pair(np.random.default_rng(3), better=0.4)
+    chosen = one.chosen.copy()
+    chosen[one.truth == 4] = 3  # near enough for kappa, but no grade 4 is found any more
+    blind = decided(one.truth, chosen)
+    found = judged({"guards": {"recall.4": 0.05, "sensitivity.referable": 0.05}}, (blind, two))
+    assert found.rule == "none"
+    recall, sensitivity = found.guards
+    assert (recall.challenger, recall.holds, sensitivity.holds) == (0.0, False, True)
+    assert recall.champion == pytest.approx((two.chosen[two.truth == 4] == 4).mean())
+    assert sensitivity.champion == pytest.approx((two.chosen[two.truth >= 2] >= 2).mean())
+    assert found.reasons[1].startswith("it would have been promoted")
+    assert found.reasons[2].startswith("the guard recall.4 fell by ")
+    assert judged({"guards": {"specificity.referable": 0.05, "precision.4": 1.0}}, (one, two)).rule == "gain"
+
+
+def test_a_guard_without_images_does_not_hold() -> None:
+    one, two = pair(np.random.default_rng(3), better=0.4)
+    some = one.truth != 4
+    found = judged({"guards": {"recall.4": 0.05}}, (one.where(some), two.where(some)))
+    assert found.rule == "none"
+    assert "the guard recall.4 is undefined" in found.reasons[2]
+
+
+def test_few_images_and_leaks_keep_the_champion() -> None:
+    both = pair(np.random.default_rng(3), better=0.4)
+    assert judged({"min_samples": 734}, both).reasons[2] == "733 test images are fewer than min_samples = 734"
+    leaked = judged({}, both, leaks=("3 images of test in train too",))
+    assert (leaked.rule, leaked.reasons[2]) == ("none", "the audit found a leak: 3 images of test in train too")
+
+
+def test_the_first_run_needs_enough_images_and_no_leak_too() -> None:
+    terms = Nightly(min_samples=50)
+    assert first_of(terms, 50, ())[0] == "first"
+    assert first_of(terms, 49, ()) == ("none", ("49 test images are fewer than min_samples = 50",))
+    assert first_of(terms, 50, ("x",)) == ("none", ("the audit found a leak: x",))
+
+
+def test_equal_decisions_are_no_gain() -> None:
+    one, _ = pair(np.random.default_rng(3))
+    found = judged({}, (one, one))
+    assert (found.rule, found.lower) == ("none", None)
+
+
+def test_guards_of_unknown_classes_and_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'hits\.4' must be recall\.CLASS"):
+        Nightly(guards={"hits.4": 0.1})
+    terms = Nightly(guards={"recall.5": 0.1})
+    with pytest.raises(UserError, match=r"^nightly\.guards\.recall\.5: no '5' there; it must be one of 0, 1, 2, 3, 4$"):
+        terms.check(GRADES, ())
+    with pytest.raises(UserError, match=r"one of none: set report\.questions"):
+        Nightly(guards={"sensitivity.x": 0.1}).check(GRADES, ())
+    Nightly(guards={"recall.4": 0.1, "sensitivity.x": 0.1, "mcc": 0.1}).check(GRADES, ("x",))

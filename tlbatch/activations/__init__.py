@@ -1,0 +1,1 @@
+"""Activations of the frozen part of a network, computed once and cached."""

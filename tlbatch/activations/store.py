@@ -1,0 +1,254 @@
+"""The store of activations at a cut: one row a view of an image, found by the hash of the image's content.
+
+A folder holds blocks that are written once: the numbers in ``<name>.npy``, mapped into memory, and after them
+``<name>.npz`` that says whose they are, with a checksum. Several runs may add blocks at once.
+"""
+
+import logging
+import shutil
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+from tlbatch.config.base import SplitName
+from tlbatch.config.job import Job
+from tlbatch.config.training import StoredAs
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import DRAFT_LASTS_S, atomic_file, checksum, remove_drafts
+from tlbatch.runs.workspace import cache_folder
+
+log = logging.getLogger(__name__)
+BLOCK_BYTES = 1 << 26
+Keys = npt.NDArray[np.bytes_]
+"""What a row is of, (n,): hash of the image's content, then the number of the view."""
+_TORCH: dict[StoredAs, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def view_keys(contents: npt.NDArray[np.bytes_], views: Sequence[int]) -> Keys:
+    """Name all views of some images, (images * views,), those of an image side by side."""
+    endings = np.array([f"{view:04x}".encode() for view in views])
+    return np.char.add(contents[:, None], endings[None, :]).ravel()
+
+
+def bytes_each(shape: Sequence[int], stored_as: StoredAs) -> int:
+    """Bytes of an activation."""
+    return int(np.prod(shape)) * _TORCH[stored_as].itemsize
+
+
+@dataclass(frozen=True)
+class Store:
+    """One folder of activations of one shape."""
+
+    folder: Path
+    stored_as: StoredAs
+
+    def reopened(self) -> "Store":
+        """The same folder as it is now."""
+        return Store(self.folder, self.stored_as)
+
+    def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Which of the rows are not there, (n,)."""
+        return self._places(keys) < 0
+
+    def check(self, keys: Keys, *, part: int, parts: int) -> int:
+        """Compare every block that holds some of the rows with its checksum, or one part of them; remove the damaged.
+
+        Returns
+        -------
+        How many were removed.
+        """
+        removed = 0
+        for block in sorted(self.folder.glob("*.npz")):
+            if int(block.stem, 16) % parts != part:
+                continue
+            of, digest = _read_keys(block)
+            if of is not None and not np.isin(of, keys).any():
+                continue
+            numbers = block.with_suffix(".npy")
+            if of is None or not numbers.exists() or checksum(numbers) != digest:
+                log.warning("%s: its checksum is wrong; its activations are computed again", numbers)
+                block.unlink(missing_ok=True)
+                numbers.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def remove_unfinished(self) -> None:
+        """Remove what kills have left, when it is so old that no run can be at work on it."""
+        remove_drafts(self.folder, older_s=DRAFT_LASTS_S)
+        for numbers in self.folder.glob("*.npy"):
+            if numbers.with_suffix(".npz").exists() or time.time() - numbers.stat().st_mtime < DRAFT_LASTS_S:
+                continue
+            numbers.unlink(missing_ok=True)
+
+    def add(self, keys: Keys, activations: torch.Tensor) -> None:
+        """Write a block: first the numbers, then what they are of.
+
+        Maps (n, c, h, w) are stored with their channels last, as the network wants them back.
+
+        Raises
+        ------
+        UserError
+            When the disk is full.
+        """
+        name = xxhash.xxh3_64_hexdigest(keys.tobytes())
+        path = self.folder / f"{name}.npy"
+        rows = _channels_last(activations.to(_TORCH[self.stored_as])).contiguous()
+        with atomic_file(path) as file:
+            np.save(file, rows.view(torch.uint16).numpy() if self.stored_as == "bf16" else rows.numpy())
+        with atomic_file(path.with_suffix(".npz")) as file:
+            np.savez(file, keys=keys, digest=np.array(checksum(path)))
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Where some rows are, (n,).
+
+        Raises
+        ------
+        UserError
+            When one is not there.
+        """
+        places = self._places(keys)
+        if (places < 0).any():
+            raise UserError(
+                f"{self.folder}: activations are missing; remove RUN/markers/cache.json and run python -m "
+                "tlbatch.cache RUN again"
+            )
+        return places
+
+    def _places(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Block and row of each key, -1 where there is none."""
+        known = self._contents.keys
+        if len(known) == 0:
+            return np.full(len(keys), -1, np.int64)
+        at = np.searchsorted(known, keys).clip(max=len(known) - 1)
+        return np.where(known[at] == keys, self._contents.rows[at], -1)
+
+    def read(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The activations in some places, (n, ...), in their order."""
+        blocks = self._contents.blocks
+        numbers = rows >> 32
+        found = np.empty((len(rows), *blocks[0].shape[1:]), blocks[0].dtype)
+        for number in np.unique(numbers):
+            here = numbers == number
+            found[here] = blocks[int(number)][rows[here] & 0xFFFFFFFF]
+        tensor = torch.from_numpy(found)
+        tensor = tensor.view(torch.bfloat16) if self.stored_as == "bf16" else tensor
+        return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+    @cached_property
+    def _contents(self) -> "_Contents":
+        blocks: list[npt.NDArray[np.generic]] = []
+        keys, rows = [np.empty(0, "S36")], [np.empty(0, np.int64)]
+        for block in sorted(self.folder.glob("*.npz")):
+            of, _ = _read_keys(block)
+            found = _mapped(block.with_suffix(".npy"))
+            if of is not None and found is not None and len(found) == len(of):
+                keys.append(of)
+                rows.append((len(blocks) << 32) + np.arange(len(of)))
+                blocks.append(found)
+        every, first = np.unique(np.concatenate(keys), return_index=True)
+        return _Contents(every, np.concatenate(rows)[first], tuple(blocks))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    keys: Keys
+    """Sorted, each once."""
+    rows: npt.NDArray[np.int64]
+    """Block in the upper, row in the lower 32 bits."""
+    blocks: tuple[npt.NDArray[np.generic], ...]
+
+
+def _channels_last(activations: torch.Tensor) -> torch.Tensor:
+    return activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
+
+
+def _mapped(file: Path) -> npt.NDArray[np.generic] | None:
+    """The numbers of a block; nothing where they are missing or cut off."""
+    try:
+        found: npt.NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found
+
+
+def _read_keys(block: Path) -> tuple[Keys | None, str]:
+    try:
+        with np.load(block, allow_pickle=False) as data:
+            return data["keys"], str(data["digest"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None, ""
+
+
+class Filler:
+    """Collects rows that a store lacks and writes them in blocks of about `BLOCK_BYTES`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._keys: list[Keys] = []
+        self._activations: list[torch.Tensor] = []
+        self._bytes = 0
+
+    def add_missing(self, keys: Keys, activations: torch.Tensor) -> None:
+        """Take those rows that are not there yet."""
+        wanted = self._store.missing(keys)
+        self._keys.append(keys[wanted])
+        self._activations.append(activations[torch.from_numpy(wanted)])
+        self._bytes += self._activations[-1].numel() * activations.element_size()
+        if self._bytes >= BLOCK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is collected."""
+        if sum(map(len, self._keys)):
+            self._store.add(np.concatenate(self._keys), torch.cat(self._activations))
+        self._keys, self._activations, self._bytes = [], [], 0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The activations at a cut: what one store has of an image, or the vectors of several side by side."""
+
+    stores: tuple[Store, ...]
+
+    def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Which of the rows are not in all of them, (n,)."""
+        found: npt.NDArray[np.bool_] = np.any([store.missing(keys) for store in self.stores], axis=0)
+        return found
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Where some rows are, (n, stores).
+
+        Raises
+        ------
+        UserError
+            When one is not there.
+        """
+        return np.stack([store.find(keys) for store in self.stores], axis=1)
+
+    def read(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The activations in some places, (n, ...), in their order."""
+        parts = [store.read(rows) for store, rows in zip(self.stores, places.T, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def open_stores(job: Job, names: Mapping[str, str], *, phase: int, split: SplitName) -> Stored | None:
+    """What was stored for a phase and a split, by the names `tlbatch.activations.fill.fill_cache` gave, or nothing."""
+    listed = names.get(f"phase.{phase}.{split}")
+    if listed is None:
+        return None
+    return Stored(tuple(Store(cache_folder(job, name), job.stored_as) for name in listed.split(",")))
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free where a folder lies or will lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

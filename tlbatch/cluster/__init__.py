@@ -1,0 +1,1 @@
+"""Submitting runs to SLURM, running them here, and following them."""

@@ -1,0 +1,220 @@
+"""From a validated job to a run folder: what can be checked before anything runs is checked here."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tlbatch import __version__
+from tlbatch.cluster.container import Mount, check_container, command_of, image_digest, mounts_of
+from tlbatch.config.data import Data
+from tlbatch.config.job import Job
+from tlbatch.config.load import with_slurm
+from tlbatch.config.slurm import Slurm
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import absolute, atomic_folder, digest_file, to_json
+from tlbatch.runs.paths import RunPaths, weights_file
+from tlbatch.runs.permissions import claim_logs, folder_mode
+from tlbatch.runs.provenance import checkout_commit
+from tlbatch.runs.records import Best, RunRecord, load_record
+
+Run = tuple[RunRecord, RunPaths]
+"""A run, and where it lies."""
+
+
+def resolve(job: Job) -> RunRecord:
+    """Make all paths absolute, name the run, and find what the stages will need.
+
+    Raises
+    ------
+    UserError
+        When images, labels or weights are not there.
+    """
+    data = _data(job.data)
+    files = {key: absolute(file) for key, file in job.report.files.items()}
+    report = job.report.model_copy(update=files)
+    report.check_files()
+    workspace = absolute(job.workspace)
+    slurm = _slurm(job.slurm)
+    model = job.model
+    if model.weights == "library":
+        model = model.model_copy(
+            update={"weights": str(_library_weights(model.backbone, workspace / "weights", slurm))}
+        )
+    weights = weights_file(model.weights)
+    if weights is not None and not model.weights.startswith("package:"):
+        model = model.model_copy(update={"weights": str(weights)})
+    head = job.head
+    if head.weights:
+        other = absolute(Path(head.weights))
+        load_record(
+            Best, RunPaths(other).best, missing="head.weights must be the folder of a run that has been trained"
+        )
+        head = head.model_copy(update={"weights": str(other)})
+    now = datetime.now(UTC)
+    run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
+    return RunRecord(
+        run=run,
+        job=job.model_copy(
+            update={"slurm": slurm}
+            | {"data": data, "model": model, "head": head, "workspace": workspace, "run": run, "report": report}
+        ),
+        weights_digest=digest_file(weights) if weights else None,
+        images=_images(slurm),
+        tlbatch_version=__version__,
+        commit=checkout_commit(),
+        created=now.isoformat(timespec="seconds"),
+    )
+
+
+def _data(data: Data) -> Data:
+    """The section with absolute paths, which must all be there."""
+    data = data.model_copy(
+        update={
+            "images": absolute(data.images) if data.images else None,
+            "labels": absolute(data.labels) if data.labels else None,
+            "split": data.split.model_copy(
+                update={"files": {name: absolute(file) for name, file in data.split.files.items()}}
+            ),
+        }
+    )
+    if data.images and not data.images.is_dir():
+        raise UserError(f"data.images: no such folder {data.images}; set data.images=PATH")
+    if data.labels and not data.labels.is_file():
+        raise UserError(f"data.labels: no such file {data.labels}; set data.labels=PATH")
+    for name, file in data.split.files.items():
+        if not file.is_file():
+            raise UserError(f"data.split.files.{name}: no such file {file}; set data.split.files.{name}=FILE")
+    return data
+
+
+def _slurm(slurm: Slurm) -> Slurm:
+    """The section with absolute paths: a program that may be executed, an image, mounts that are there."""
+    update: dict[str, object] = {}
+    if slurm.notify is not None:
+        notify = absolute(slurm.notify)
+        if not (notify.is_file() and os.access(notify, os.X_OK)):
+            raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
+        update["notify"] = notify
+    if slurm.runtime not in ("none", "podman-hpc"):
+        update["container"] = f"{slurm.runtime}:{absolute(Path(slurm.image))}"
+    mounts = {text: absolute(Path(text.removesuffix(":rw"))) for text in slurm.mounts}
+    for text, path in mounts.items():
+        if not path.exists():
+            raise UserError(f"slurm.mounts: no file or folder {path}; mend or leave out {text!r}")
+    update["mounts"] = tuple(f"{path}{':rw' if text.endswith(':rw') else ''}" for text, path in mounts.items())
+    return slurm.model_copy(update=update)
+
+
+def _images(slurm: Slurm) -> tuple[str, ...]:
+    """What is kept of the container's image."""
+    digest = image_digest(slurm)
+    return (digest,) if digest else ()
+
+
+def _library_weights(backbone: str, folder: Path, slurm: Slurm) -> Path:
+    """The library's own weights of a backbone, fetched once, by a process of its own: this one stays without torch.
+
+    Raises
+    ------
+    UserError
+        When there are none, or they cannot be fetched here.
+    """
+    file = folder / f"{backbone.replace(':', '-')}.safetensors"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = ["-m", "tlbatch.model", backbone, "--fetch", str(file)]
+        command = command_of(slurm, [Mount(folder, writable=True)], arguments)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no cause given"])[-1]
+            raise UserError(last.removeprefix("error: "))
+    return file
+
+
+def run_paths(record: RunRecord) -> RunPaths:
+    """Where the run will lie.
+
+    Raises
+    ------
+    UserError
+        When a run of that name is there already, or a name in the job cannot be kept or given to SLURM.
+    """
+    paths = RunPaths(record.job.workspace / "runs" / record.run)
+    _check_names(record, paths)
+    check_container(record.job.slurm, mounts_of([record]))
+    if paths.folder.exists():
+        raise UserError(
+            f"{paths.folder}: there is a run of this name; choose another with run=NAME, or go on with it: "
+            f"python -m tlbatch.submit {shlex.quote(str(paths.folder))}"
+        )
+    return paths
+
+
+def _check_names(record: RunRecord, paths: RunPaths) -> None:
+    if set("%\\") & set(str(paths.folder)) or not str(paths.folder).isprintable():
+        raise UserError(
+            f"workspace: {str(record.job.workspace)!r} holds %, a backslash or a control character, which SLURM reads "
+            "as signs of its own in the names of logs; name another with workspace=PATH"
+        )
+    try:
+        to_json(record.model_dump(mode="json")).encode()
+    except UnicodeEncodeError as error:
+        line = error.object[: error.end].splitlines()[-1].strip()
+        raise UserError(f"{line!r} is no text in UTF-8, which job.json is; rename it, or name another") from None
+
+
+def open_run(folder: Path, overrides: Sequence[str]) -> Run:
+    """A run that is there, to go on with.
+
+    Raises
+    ------
+    UserError
+        When it is no run, or an override is not one of ``slurm``.
+    """
+    paths = RunPaths(absolute(folder))
+    record = paths.load_submitted()
+    slurm = _slurm(with_slurm(record.job, overrides).slurm) if overrides else record.job.slurm
+    again = record.resubmitted(slurm, _images(slurm))
+    check_container(slurm, mounts_of([again]))
+    if again != record:
+        again.save(paths.record)
+    return again, paths
+
+
+def taken_up(record: RunRecord, *, save: bool) -> Run | None:
+    """The run of this name that is there from the same job but for its slurm section, which the new one replaces."""
+    paths = RunPaths(record.job.workspace / "runs" / record.run)
+    if not paths.record.exists():
+        return None
+    found = paths.load_submitted()
+    jobs = [one.job.model_dump(mode="json", exclude={"slurm", "workspace", "run"}) for one in (found, record)]
+    if jobs[0] != jobs[1] or found.weights_digest != record.weights_digest:
+        return None
+    updated = found.resubmitted(record.job.slurm, record.images)
+    if save and updated != found:
+        updated.save(paths.record)
+    return updated, paths
+
+
+def begun_in(allocation: str, record: RunRecord) -> Run | None:
+    """The run that an earlier life of the SLURM job has made for this job, if it came that far."""
+    for file in sorted((record.job.workspace / "runs").glob("*/job.json"), reverse=True):
+        try:
+            found = load_record(RunRecord, file, missing="submit again")
+        except UserError:
+            continue
+        if found.allocation == allocation and found.job.name == record.job.name:
+            return found, RunPaths(file.parent)
+    return None
+
+
+def make_run(record: RunRecord) -> RunPaths:
+    """Create the run folder with the resolved job in it."""
+    paths = run_paths(record)
+    with atomic_folder(paths.folder, mode=folder_mode(private=record.job.private)) as draft:
+        record.save(RunPaths(draft).record)
+        claim_logs(RunPaths(draft))
+    return paths

@@ -1,0 +1,125 @@
+"""The table of runs, on a terminal, in a log file or as JSON."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+
+from tlbatch.cluster.run_files import Seen, look
+from tlbatch.cluster.run_state import Status, describe, unreadable
+from tlbatch.cluster.squeue import Controller
+from tlbatch.core.errors import UserError
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.progress import rate, span
+
+_MOVED_S = 30.0
+"""In a log file: after so long a line for numbers that have moved."""
+_DETAILED = 5
+"""Runs that are explained where many have failed."""
+NO_RUNS = "no run that is at work or has finished lately"
+_HEADER = ("run", "stage", "state", "where", "done", "images/s", "left", "metric", "restarts", "GPU-hours")
+
+
+def survey(runs: Sequence[RunPaths], controller: Controller, now: float, *, named: bool) -> list[Status]:
+    """What is said of each run, with one question to SLURM for all.
+
+    Raises
+    ------
+    UserError
+        When one that was named cannot be read; of others that is said.
+    """
+    seen: list[Seen | Status] = []
+    for paths in runs:
+        try:
+            seen.append(look(paths))
+        except UserError as error:
+            if named:
+                raise
+            seen.append(unreadable(paths, error))
+    queue = controller.ask(job for one in seen if isinstance(one, Seen) for job in one.jobs)
+    return [describe(one, queue, controller, now) if isinstance(one, Seen) else one for one in seen]
+
+
+class Screen:
+    """The table in place of the one before."""
+
+    def __init__(self) -> None:
+        self._num_lines = 0
+
+    def show(self, found: list[Status]) -> None:
+        """Draw it, no wider and no higher than the terminal."""
+        size = shutil.get_terminal_size()
+        lines = [line[: size.columns - 1] for line in table(found)]
+        if len(lines) > size.lines - 1:
+            lines = [*lines[: size.lines - 2], f"and {len(lines) - size.lines + 2} more runs"]
+        up = f"\x1b[{self._num_lines}F" if self._num_lines else ""
+        sys.stdout.write(f"{up}\x1b[J" + "".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+        self._num_lines = len(lines)
+
+
+class Lines:
+    """A line for a run when something has changed, and now and then for numbers that have moved."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._shown: dict[str, tuple[object, float, str]] = {}
+
+    def show(self, found: list[Status]) -> None:
+        """Print what is new."""
+        now = time.monotonic()
+        for one in found:
+            key = (one.stage, one.state, one.why.split(" ")[0], one.where, one.metric, one.restarts)
+            text = status_json(one) if self._as_json else line(one)
+            before, when, shown = self._shown.get(one.folder, (None, 0.0, ""))
+            if key != before or (text != shown and now - when > _MOVED_S):
+                self._shown[one.folder] = key, now, text
+                print(text, flush=True)
+
+
+def table(found: Sequence[Status]) -> list[str]:
+    """A header and an aligned line for each run."""
+    rows = [_HEADER, *map(_cells, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def line(one: Status) -> str:
+    """What a log file is told of a run."""
+    names = {"images/s": " images/s", "left": " left", "restarts": " restarts", "GPU-hours": " GPU-hours"}
+    cells = dict(zip(_HEADER, _cells(one), strict=True))
+    head = f"{time.strftime('%H:%M:%S')} {cells['run']}: {cells['stage']} {cells['state']}"
+    rest = [f"{cells[name]}{names.get(name, '')}" for name in _HEADER[3:] if cells[name] not in ("-", "0", "0.00")]
+    return ", ".join([head, *rest])
+
+
+def _cells(one: Status) -> tuple[str, ...]:
+    return (
+        one.run,
+        one.stage or "-",
+        f"{one.state} ({one.why})" if one.why else one.state,
+        one.where or "-",
+        "-" if one.done is None else f"{one.done}/{one.total} {one.unit}",
+        "-" if one.images_per_s is None else rate(one.images_per_s),
+        "-" if one.seconds_left is None else span(one.seconds_left),
+        one.metric or "-",
+        str(one.restarts),
+        f"{one.gpu_hours:.2f}",
+    )
+
+
+def explained(found: Sequence[Status]) -> list[str]:
+    """Why runs have failed, each with the end of its log; of many the newest."""
+    failed = [one for one in found if one.has_failed]
+    lines = []
+    for one in failed[-_DETAILED:]:
+        lines += ["", f"{one.run}: {one.stage or 'job'} {one.state}: {one.cause}"]
+        lines += [one.log, *(f"  {text}" for text in one.tail)] if one.log else []
+    others = len(failed) - _DETAILED
+    return [*lines, "", f"{others} more have failed: name their folders to see why"] if others > 0 else lines
+
+
+def status_json(one: Status) -> str:
+    """Format a run's status as one line of JSON."""
+    return json.dumps(one.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, allow_nan=False)

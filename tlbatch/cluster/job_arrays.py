@@ -1,0 +1,211 @@
+"""Several runs on SLURM: a job array a stage, each run an element of it, so that one that fails leaves the others."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tlbatch.cluster.create import Run
+from tlbatch.cluster.display import Lines, survey
+from tlbatch.cluster.failures import report_failure
+from tlbatch.cluster.launch import executor_of, forget_failures, refusal_named, submit_shares, submit_stage
+from tlbatch.cluster.run_files import look
+from tlbatch.cluster.run_state import job_at_work
+from tlbatch.cluster.sbatch import Batch, all_runs, each_run, one_run, one_share, render
+from tlbatch.cluster.squeue import Controller
+from tlbatch.core.errors import UserError
+from tlbatch.runs.attempts import note_job, read_jobs
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.permissions import OWN, claim_logs
+from tlbatch.runs.records import RunRecord, StageName
+from tlbatch.runs.task import run_each, run_stage
+from tlbatch.runs.workspace import set_folder
+
+SHARED: tuple[StageName, ...] = ("shard", "cache")
+"""Stages whose work the runs share, mostly: one job does them for all, one after another."""
+_COMMON: tuple[StageName, ...] = ("shard", "choose", "cache")
+"""Stages that all runs have behind them before the first goes on."""
+How = Literal["afterany", "aftercorr", "afterok"]
+_POLL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job, or a job array, that does a stage of some runs."""
+
+    stage: StageName
+    runs: tuple[Run, ...]
+    after: tuple[int, ...]
+    """Numbers of the steps that go before."""
+    how: How = "afterany"
+    """aftercorr: each run when its own element has ended well."""
+
+    @property
+    def is_array(self) -> bool:
+        """Whether each run has an element of its own."""
+        return len(self.runs) > 1 and self.stage not in SHARED
+
+    def batch(self) -> Batch:
+        """What its script is for."""
+        if len(self.runs) == 1:
+            return one_run(*self.runs[0], self.stage)
+        name = common_name([record.job.name for record, _ in self.runs])
+        made = each_run if self.is_array else all_runs
+        return made(name, place_of(self.runs), self.runs, self.stage)
+
+    def dependency(self, ids: Sequence[str]) -> str | None:
+        """What sbatch is told, from the ids of the steps before."""
+        return f"{self.how}:{':'.join(ids[number] for number in self.after)}" if self.after else None
+
+
+def plan(runs: Sequence[Run]) -> tuple[Step, ...]:
+    """What is left to do for several runs: what they share, then arrays of those that have the same left.
+
+    An element that waits for a shared job starts whatever came of it, since that may have failed for other runs only;
+    its stage looks for the marker of the one before. `aftercorr` needs arrays with the same elements: one without a
+    counterpart is cancelled when any of the others has failed.
+    """
+    steps: list[Step] = []
+    left = [paths.stages_left(record.job) for record, paths in runs]
+    for stage in _COMMON:
+        lacking = tuple(run for run, stages in zip(runs, left, strict=True) if stage in stages)
+        if lacking:
+            steps.append(Step(stage, lacking, _last(steps)))
+    common, alike = _last(steps), dict[tuple[bool, tuple[StageName, ...]], list[Run]]()
+    for run, stages in zip(runs, left, strict=True):
+        own = tuple(stage for stage in stages if stage not in _COMMON)
+        alike.setdefault((own != stages, own), []).append(run)
+    for (waits, own), members in alike.items():
+        after = common if waits else ()
+        how: How = "afterok" if len(members) == 1 else "aftercorr"
+        for number, stage in enumerate(own):
+            steps.append(Step(stage, tuple(members), _last(steps) if number else after, how if number else "afterany"))
+    return tuple(steps)
+
+
+def _last(steps: Sequence[Step]) -> tuple[int, ...]:
+    return (len(steps) - 1,) if steps else ()
+
+
+def common_name(names: Sequence[str]) -> str:
+    """What names begin with, up to a dash."""
+    alike = os.path.commonprefix([f"{name}-" for name in names])  # noqa: RUF071 (of letters is meant)
+    return alike.rpartition("-")[0] or "tlbatch"
+
+
+def place_of(runs: Sequence[Run]) -> RunPaths:
+    """The folder of what belongs to no run alone: scripts, pickles and the logs of shared jobs."""
+    return RunPaths(runs[0][0].job.workspace / "sweeps" / common_name([record.run for record, _ in runs]))
+
+
+def scripts(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
+    """Title and script of every job, as they will be submitted and as they would be with nothing before."""
+    check_alike(runs)
+    for paths, record in _first_of_sets(runs):
+        slurm = record.job.slurm
+        text = render(slurm, one_share(record, paths), "shard", after=None, elements=slurm.shard_tasks)
+        yield f"shard, first, of {paths.folder.name}", text, text
+    steps = plan(runs)
+    ids = [f"<id of {step.stage}>" for step in steps]
+    for step in steps:
+        slurm, elements = step.runs[0][0].job.slurm, len(step.runs) if step.is_array else None
+        script, alone = (
+            render(slurm, step.batch(), step.stage, after=after, elements=elements)
+            for after in (step.dependency(ids), None)
+        )
+        yield f"{step.stage}, {_of(step)}", script, alone
+
+
+def _of(step: Step) -> str:
+    if len(step.runs) == 1:
+        return step.runs[0][0].run
+    return f"{len(step.runs)} runs, {'an array' if step.is_array else 'one after another'}"
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Refuse runs that ask SLURM for different things.
+
+    Raises
+    ------
+    UserError
+        When there are any.
+    """
+    first = runs[0][0]
+    for record, _ in runs:
+        if record.job.slurm != first.job.slurm:
+            raise UserError(
+                f"slurm: {record.run} and {first.run} differ in it, and the elements of a job array cannot; "
+                "submit them one at a time"
+            )
+
+
+def submit_runs(runs: Sequence[Run]) -> None:
+    """Submit what is left to do for several runs.
+
+    Raises
+    ------
+    UserError
+        When sbatch refuses a step; those submitted before are cancelled.
+    """
+    check_alike(runs)
+    place = place_of(runs)
+    place.folder.mkdir(mode=OWN, parents=True, exist_ok=True)
+    for paths in (place, *(paths for _, paths in runs)):
+        claim_logs(paths)
+        forget_failures(paths)
+    shares = [array for paths, record in _first_of_sets(runs) if (array := submit_shares(record, paths))]
+    ids: list[str] = []
+    for step in plan(runs):
+        after = step.dependency(ids) or (f"afterany:{':'.join(shares)}" if shares and step.stage == "shard" else None)
+        with refusal_named(step.stage, [*shares, *ids]):
+            ids.append(_submit(step, after))
+        print(f"job {ids[-1]:>8}  {step.stage}, {_of(step)}", flush=True)
+
+
+def _first_of_sets(runs: Sequence[Run]) -> list[tuple[RunPaths, RunRecord]]:
+    """A run of every set of shards that an array is to write."""
+    lacking = [(record, paths) for record, paths in runs if not paths.marker("shard").exists()]
+    first = {set_folder(record.job): (paths, record) for record, paths in reversed(lacking)}
+    return [(paths, record) for paths, record in first.values() if record.job.slurm.shard_tasks > 1]
+
+
+def _submit(step: Step, after: str | None) -> str:
+    if len(step.runs) == 1:
+        return submit_stage(*step.runs[0], step.stage, after=after)
+    executor = executor_of(step.runs[0][0].job.slurm, step.batch(), step.stage, after=after)
+    folders = [str(paths.folder) for _, paths in step.runs]
+    if not step.is_array:
+        job_id: str = executor.submit(run_each, step.stage, folders).job_id
+        for _, paths in step.runs:
+            note_job(paths, step.stage, job_id)
+        return job_id
+    elements = executor.map_array(run_stage, [step.stage] * len(folders), folders)
+    for (_, paths), element in zip(step.runs, elements, strict=True):
+        note_job(paths, step.stage, element.job_id)
+    return str(elements[0].job_id).partition("_")[0]
+
+
+def at_work(runs: Sequence[Run]) -> dict[RunPaths, str]:
+    """The SLURM job that will do, or does, the next stage of a run, for those that have one."""
+    seen = [look(paths) for _, paths in runs]
+    queue = Controller().ask(job for one in seen for job in one.jobs) or {}
+    return {one.paths: job for one in seen if (job := job_at_work(one, queue))}
+
+
+def wait_for_runs(runs: Sequence[Run]) -> None:
+    """Show what becomes of the runs until all have ended, then why those that failed did."""
+    controller, lines, num_ended = Controller(), Lines(as_json=False), 0
+    folders = [paths for _, paths in runs]
+    while num_ended < 2:  # a marker can appear a little later
+        found = survey(folders, controller, time.time(), named=True)
+        lines.show(found)
+        num_ended = num_ended + 1 if all(one.has_ended for one in found) else 0
+        time.sleep(_POLL_S)
+    for record, paths in runs:
+        left = paths.stages_left(record.job)
+        if left:
+            sys.stderr.write(f"{record.run}: failed\n")
+            jobs = [one.job for one in read_jobs(paths) if one.stage == left[0]]
+            report_failure(left[0], paths, jobs[-1] if jobs else "")

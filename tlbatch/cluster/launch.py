@@ -1,0 +1,256 @@
+"""Three ways to start the stages of a run: a SLURM chain, this machine, or the allocation we are in."""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
+
+from tlbatch.cluster.container import command_of, in_shell, is_bare, mounts_of, start_of
+from tlbatch.cluster.failures import report_failure
+from tlbatch.cluster.follow import Follower, run_step
+from tlbatch.cluster.sbatch import WIDE, Batch, one_run, one_share, python_command, slurm_parameters
+from tlbatch.config.slurm import Slurm
+from tlbatch.core.cli import EXIT_AGAIN
+from tlbatch.core.errors import UserError
+from tlbatch.runs.attempts import note_job
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.permissions import claim_logs
+from tlbatch.runs.records import RunRecord, StageName, stages_of
+from tlbatch.runs.stage import AGAIN
+from tlbatch.runs.task import run_chain, run_share, run_stage
+
+_POLL_S = 0.5
+Where = Literal["here", "inside", "chain"]
+"""This machine, the allocation around us, or jobs of their own."""
+
+
+def check_place(where: Where) -> None:
+    """Refuse to submit jobs where there is no SLURM.
+
+    Raises
+    ------
+    UserError
+        When sbatch is not to be found.
+    """
+    if where == "chain" and shutil.which("sbatch") is None:
+        raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
+
+
+def check_start(where: Where, slurm: Slurm) -> None:
+    """Refuse what no task could start with.
+
+    Raises
+    ------
+    UserError
+        When this environment is for submitting alone and the job names no container, or one that cannot run here.
+    """
+    if is_bare(slurm):
+        if importlib.util.find_spec("torch") is None:
+            raise UserError(
+                "torch: not installed here, so tasks need a container; set slurm.container=RUNTIME:IMAGE, or install "
+                "it with bash slurm/env.sh quickstart,export"
+            )
+        return
+    if where != "here":
+        return
+    if slurm.runtime == "pyxis":
+        raise UserError(
+            "slurm.container: pyxis runs in SLURM's steps only; leave --local out, or set another container"
+        )
+    program = "ch-run" if slurm.runtime == "charliecloud" else slurm.runtime
+    if shutil.which(program) is None:
+        raise UserError(f"slurm.container: {program} is not on PATH; load it, or set slurm.container=none")
+
+
+def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
+    """Submit all stages that are left at once, each to begin when the one before has ended well; job ids by stage.
+
+    Parameters
+    ----------
+    stages
+        Those to submit in place of them.
+
+    Raises
+    ------
+    UserError
+        When sbatch refuses a stage; those submitted before are cancelled.
+    """
+    claim_logs(paths)
+    forget_failures(paths)
+    jobs: dict[StageName, str] = {}
+    array = submit_shares(record, paths)
+    after = f"afterok:{array}" if array else None
+    for stage in stages or paths.stages_left(record.job):
+        with refusal_named(stage, [*filter(None, [array]), *jobs.values()]):
+            jobs[stage] = submit_stage(record, paths, stage, after=after)
+        after = f"afterok:{jobs[stage]}"
+    return jobs
+
+
+def submit_stage(record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None) -> str:
+    """Submit a stage of a run; the job's id."""
+    executor = executor_of(record.job.slurm, one_run(record, paths, stage), stage, after=after)
+    job_id: str = executor.submit(run_stage, stage, str(paths.folder)).job_id
+    note_job(paths, stage, job_id)
+    return job_id
+
+
+def submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
+    """The job array that writes the shards of a large set side by side; its id, None where one task is enough."""
+    total = record.job.slurm.shard_tasks
+    if total == 1 or paths.marker("shard").exists():
+        return None
+    executor = executor_of(record.job.slurm, one_share(record, paths), "shard", after=None)
+    folder = str(paths.folder)
+    with refusal_named("shard", []):
+        first, *_ = executor.map_array(run_share, [folder] * total, range(total), [total] * total)
+    array: str = first.job_id.split("_")[0]
+    note_job(paths, "shard", array)
+    print(f"job {array:>8}  shard, {total} shares", flush=True)
+    return array
+
+
+def executor_of(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None) -> submitit.SlurmExecutor:
+    """What submits a stage."""
+    executor = submitit.SlurmExecutor(batch.logs, python=python_command(slurm, batch, stage))
+    executor.update_parameters(**slurm_parameters(slurm, batch, stage, after=after))
+    return executor
+
+
+@contextmanager
+def refusal_named(stage: StageName, submitted: Sequence[str]) -> Iterator[None]:
+    """When sbatch refuses a stage: cancel the jobs before it, and say how to go on."""
+    try:
+        yield
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        if submitted:
+            subprocess.run(["scancel", *submitted], check=False)
+        raise UserError(
+            f"{stage}: sbatch refused it ({_last_line(error)}); change the slurm section of the job, or look at it "
+            "with --check"
+        ) from None
+
+
+def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> int:
+    """Run the stages, or some, one after another through submitit's local executor, showing rank 0's log;
+    the exit code.
+
+    They share a process where there is one task: importing torch takes longer than many a stage.
+    """
+    slurm, stages = record.job.slurm, stages or stages_of(record.job)
+    forget_failures(paths)
+    if slurm.nodes > 1:
+        print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
+    if slurm.num_cpus_per_task:
+        os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.num_cpus_per_task)
+    if slurm.num_tasks_per_node == 1:
+        job_id = _run_locally(record, paths, len(stages), run_chain, str(paths.folder), stages)
+        failed = [stage for stage in stages if not paths.marker(stage).exists()]
+        return report_failure(failed[0], paths, job_id) if failed else 0
+    for stage in stages:
+        job_id = _run_locally(record, paths, 1, run_stage, stage, str(paths.folder), wide=stage in WIDE)
+        if not paths.marker(stage).exists():
+            return report_failure(stage, paths, job_id)
+    return 0
+
+
+def _run_locally(
+    record: RunRecord,
+    paths: RunPaths,
+    num_stages: int,
+    work: Callable[..., None],
+    *arguments: object,
+    wide: bool = True,
+) -> str:
+    """Start processes for some stages and wait for their end; submitit's id of the job."""
+    slurm = record.job.slurm
+    python = command_of(slurm, mounts_of([record]), [], gpus=wide and slurm.gpus_per_node > 0)
+    executor = submitit.LocalExecutor(paths.logs, python=shlex.join(python))
+    executor.update_parameters(
+        timeout_min=slurm.timeout_min * num_stages,
+        tasks_per_node=slurm.num_tasks_per_node if wide else 1,
+        gpus_per_node=slurm.gpus_per_node if wide else 0,
+        stderr_to_stdout=True,
+    )
+    claim_logs(paths)
+    with environment_variables(**slurm.environment):
+        job = executor.submit(work, *arguments)
+    follower = Follower(paths, f"{job.job_id}_0_log.out")
+    try:
+        while not job.done():
+            follower.show()
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        job.cancel()
+        follower.end()
+        raise
+    follower.end()
+    return job.job_id
+
+
+def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
+    """Run the stages, or some, one after another with srun in the allocation around us; the exit code.
+
+    Raises
+    ------
+    UserError
+        When we are in no allocation, or it has more GPUs than tasks on a node.
+    """
+    if "SLURM_JOB_ID" not in environment:
+        raise UserError("--inside: not in a SLURM allocation; use sbatch slurm/finetune.sh, or --local")
+    tasks = int(environment.get("SLURM_NTASKS", "1"))
+    nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+    if gpus and gpus * nodes != tasks:
+        raise UserError(
+            f"this allocation has {gpus} GPUs a node on {nodes} nodes, but {tasks} tasks; start one task a GPU: "
+            f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
+        )
+    cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
+    forget_failures(paths)
+    record = paths.load_submitted()
+    job, mounts = record.job, mounts_of([record])
+    own = {**environment, **job.slurm.environment}
+
+    def step(shape: Sequence[str], arguments: Sequence[str], *, gpus: bool = False) -> list[str]:
+        start = start_of(job.slurm, mounts, gpus=gpus)
+        text = f"{shlex.join(['srun', '--kill-on-bad-exit=1', *cpus, *shape])} {start.srun} {start.python}"
+        return in_shell(text, ["-u", "-m", "tlbatch.task", *arguments, str(paths.folder)])
+
+    if job.slurm.shard_tasks > 1 and tasks > 1 and not paths.marker("shard").exists():
+        run_step(step([f"--ntasks={tasks}"], ["--share", "shard"]), paths, own)
+    attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
+    for stage in stages or stages_of(job):
+        shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
+        again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
+        run_step(step(shape, [stage], gpus=stage in WIDE and gpus > 0), paths, {**own, AGAIN: str(again)})
+        if again.exists() and int(environment.get("SLURM_RESTART_COUNT", "0")) < job.slurm.max_restarts:
+            return EXIT_AGAIN
+        if not paths.marker(stage).exists():
+            return report_failure(stage, paths, environment["SLURM_JOB_ID"])
+    return 0
+
+
+def forget_failures(paths: RunPaths) -> None:
+    """What failed before is no cause of what happens from here on, even where a stage does not come to begin."""
+    for old in (paths.folder / "markers").glob("*.failed.*.json"):
+        old.unlink(missing_ok=True)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def where_of(options: argparse.Namespace) -> Where:
+    """Where ``--local`` and ``--inside`` say that a command is to run the stages."""
+    return "here" if options.local else "inside" if options.inside else "chain"

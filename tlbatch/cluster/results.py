@@ -1,0 +1,167 @@
+"""The end of several runs: folds put together, what each scored, and the page that compares them."""
+
+import json
+import re
+import shlex
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlbatch.cluster.container import command_of, mounts_of
+from tlbatch.cluster.create import Run
+from tlbatch.core.files import digest_of
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import RunRecord
+from tlbatch.runs.workspace import leaderboard
+
+_MOST_COMPARED = 20
+"""Runs on the same images; more make too many pairs to read."""
+SYNTHETIC = "synthetic images: the scores say that the software works, nothing about real ones"
+
+
+def show_end(runs: Sequence[Run]) -> None:
+    """Put the folds of a job together where all are there, print what is then to compare, and have it compared."""
+    whole: dict[RunPaths, RunPaths] = {}
+    for folds in _whole_sets(runs):
+        if made := _put_together(folds):
+            whole |= {paths: made for _, paths in folds}
+    ended = list(dict.fromkeys(whole.get(paths, paths) for _, paths in runs))
+    reports = [_report(paths) for paths in ended]
+    print_board(reports, leaderboard(runs[0][0].job))
+    for paths in dict.fromkeys(whole.values()):
+        print(f"folds together  {paths.folder}")
+    _compare(runs, ended, reports)
+
+
+def print_folds(runs: Sequence[Run]) -> None:
+    """Name the command that puts the folds of a job together, for every job of which all are there."""
+    for folds in _whole_sets(runs):
+        names = shlex.join(str(paths.folder) for _, paths in folds)
+        print(f"folds together  python -m tlbatch.reduce {names} --ensemble")
+
+
+def _whole_sets(runs: Sequence[Run]) -> list[list[Run]]:
+    """The folds of each job of which all are there."""
+    of_job: dict[str, list[Run]] = {}
+    for record, paths in runs:
+        if record.job.objective == "tags":  # phrases have no mean
+            continue
+        tree = record.job.model_dump(mode="json", exclude={"name", "run", "slurm"})
+        del tree["data"]["split"]["fold"]
+        of_job.setdefault(digest_of(tree), []).append((record, paths))
+    return [folds for folds in of_job.values() if len(folds) == folds[0][0].job.data.split.folds]
+
+
+def _put_together(folds: Sequence[Run]) -> RunPaths | None:
+    """One report of all folds under the run's name without that of the fold; None where reduce refuses, as it says."""
+    record, paths = folds[0]
+    name = re.sub(rf"-fold{record.job.data.split.fold}(?=-|$)", "", record.run, count=1)
+    name = f"{name}-folds" if name == record.run else name
+    said = _reduce(folds, [paths for _, paths in folds], "--ensemble", "--name", name)
+    if said:
+        print(f"folds together  {said}")
+    return None if said else RunPaths(paths.folder.parent / name)
+
+
+def _compare(runs: Sequence[Run], ended: Sequence[RunPaths], reports: Sequence[dict[str, Any]]) -> None:
+    """Have reduce write the page that compares what the runs came to, where any two are on the same images."""
+    times = Counter(report["test_digest"] for report in reports)
+    if 1 < max(times.values()) <= _MOST_COMPARED:
+        print(f"comparison      {_reduce(runs, ended) or ended[0].folder.parent / 'comparison.html'}")
+
+
+def _reduce(runs: Sequence[Run], ended: Sequence[RunPaths], *options: str) -> str:
+    """Let reduce work on what several runs came to, where they run; it needs what a login command does not load.
+
+    Why it has not, or nothing.
+    """
+    records = [record for record, _ in runs]
+    arguments = ["-m", "tlbatch.reduce", *(str(paths.folder) for paths in ended), *options]
+    command = command_of(records[0].job.slurm, mounts_of(records), arguments)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
+    return said if done.returncode else ""
+
+
+def _report(paths: RunPaths) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(paths.report_json.read_text(encoding="utf-8"))
+    return found
+
+
+def _terms(report: dict[str, Any]) -> tuple[str, str]:
+    return report["metric"], report["test_digest"]
+
+
+def print_board(reports: Sequence[dict[str, Any]], board: Path) -> None:
+    """What each run scored, those on the same images together, the best first; and what auto has chosen."""
+    by_terms: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for report in reports:
+        by_terms.setdefault(_terms(report), []).append(report)
+    for group in by_terms.values():
+        print()
+        _print_group(group)
+    if len(by_terms) > 1:
+        print()
+    print(f"leaderboard     {board}")
+
+
+def _print_group(reports: Sequence[dict[str, Any]]) -> None:
+    best_first = sorted(reports, key=lambda report: (report["score"] is None, -(report["score"] or 0), report["run"]))
+    metric, first = reports[0]["metric"], reports[0]
+    if first["synthetic"]:
+        print(SYNTHETIC)
+    width = max(len(report["job"]) for report in reports)
+    heading = f"{metric} (95 % interval)"
+    print(f"{'recipe':<{width}}  {heading:<32}{'' if metric == 'accuracy' else 'accuracy'}".rstrip())
+    for report in best_first:
+        chosen = report["strategy"]
+        auto = f"chosen: {chosen['chosen']} ({chosen['scenario']})" if chosen else ""
+        other = "" if metric == "accuracy" else shown(report["scores"]["accuracy"]["value"])
+        print(f"{report['job']:<{width}}  {estimated(report['scores'][metric]):<32}{other:<10}{auto}".rstrip())
+    ceiling = [one["score"] for one in first["ceilings"] if one["metric"] == metric]
+    if ceiling:
+        print(f"{'best reachable':<{width}}  {ceiling[0]:.4f}")
+    print(f"test images     {first['n']}")
+
+
+def shown(value: float | None) -> str:
+    """A score in four decimals."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def estimated(estimate: Mapping[str, float | None]) -> str:
+    """A value and its interval."""
+    if estimate["value"] is None or estimate["low"] is None or estimate["high"] is None:
+        return shown(estimate["value"])
+    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
+
+
+def print_scores(record: RunRecord, paths: RunPaths) -> None:
+    """The end of a run: its scores, and where to read on."""
+    report = json.loads(paths.report_json.read_text(encoding="utf-8"))
+    ceilings = {ceiling["metric"]: ceiling for ceiling in report["ceilings"]}
+    print()
+    if report["synthetic"]:
+        print(SYNTHETIC)
+    for metric in ("accuracy", "quadratic_kappa"):
+        if report["scores"][metric]["value"] is None and metric != report["metric"]:
+            continue
+        best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""
+        print(f"{metric:<16}{estimated(report['scores'][metric])}{best}")
+    for name in ("edit_distance", "bleu", "mean_attribute") if report.get("tags") else ():
+        print(f"{name:<16}{estimated(report['tags'][name])}")
+    groups = "" if report["num_groups"] == report["n"] else f" of {report['num_groups']} groups"
+    print(f"test images     {report['n']}{groups}")
+    if report["strategy"]:
+        chosen = report["strategy"]
+        print(f"chosen          {chosen['chosen']}: {chosen['why']}")
+        print(f"                {chosen['scenario']}: {chosen['scenario_why']}")
+    if report["num_errors"]:
+        print(f"not predicted   {report['num_errors']} test images could not be read, see predictions.csv")
+    for pair, num in report["audit"]["across"].items():
+        if num:
+            print(f"leak            {num} images of {pair} too, or nearly: the scores are not to be trusted")
+    print(f"report          {paths.report_page}")
+    print(f"leaderboard     {leaderboard(record.job)}")

@@ -1,0 +1,172 @@
+"""The batch scripts: what sbatch is told of a stage, and what stands around its tasks."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from tlbatch.cluster.container import Mount, mounts_of, start_of
+from tlbatch.cluster.create import Run
+from tlbatch.config.slurm import Slurm
+from tlbatch.core.shell import ownership_line, setup_lines
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import RunRecord, StageName, stages_of
+
+WIDE: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
+"""Stages with one task a GPU; the others take one task and no GPU."""
+HOST = Path(__file__).with_name("host.sh").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a batch script is for; the texts below `runs` are words of the shell."""
+
+    name: str
+    """Of the SLURM job, without the stage."""
+    logs: Path
+    """Where submitit writes."""
+    runs: tuple[Path, ...]
+    """Folders of several runs, of which each element of a job array takes its own; none for one run."""
+    folder: str
+    """Below which the logs of the tasks lie, and the mark that the job is to start again."""
+    owned: tuple[str, ...]
+    """Folders that nobody else may write to."""
+    mounts: tuple[Mount, ...]
+    """What is seen of the host, in a container."""
+    done: str
+    """What is there when the work is done."""
+    at_once: int = 1
+    """Elements of an array that are at work at the same time."""
+    needed: str = ""
+    """What must be there before it begins, where the jobs before say nothing about it."""
+
+
+def one_run(record: RunRecord, paths: RunPaths, stage: StageName) -> Batch:
+    """A stage of one run."""
+    folder, logs, marker = map(_word, (paths.folder, paths.logs, paths.marker(stage)))
+    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), mounts_of([record]), marker)
+
+
+def one_share(record: RunRecord, paths: RunPaths) -> Batch:
+    """Shards that an array writes side by side."""
+    folder, logs = _word(paths.folder), _word(paths.logs)
+    done = f"{_word(paths.share(0).with_suffix(''))}.$SLURM_ARRAY_TASK_ID"
+    mounts = mounts_of([record])
+    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), mounts, done, record.job.slurm.shard_tasks)
+
+
+def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> Batch:
+    """A stage of several runs, each in an element of an array; submitit writes into the place that they share."""
+    folder, job = '"$tlbatch_run"', runs[0][0].job
+    owned = (_word(place.folder), _word(place.logs), folder, f"{folder}/logs")
+    before = stages_of(job)[stages_of(job).index(stage) - 1]
+    return Batch(
+        name=name,
+        logs=place.logs,
+        runs=_folders(runs),
+        folder=folder,
+        owned=owned,
+        mounts=mounts_of(record for record, _ in runs),
+        done=f"{folder}/markers/{stage}.json",
+        at_once=job.slurm.parallel,
+        needed=f"{folder}/markers/{before}.json",
+    )
+
+
+def all_runs(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> Batch:
+    """A stage of several runs, all in one job, whose logs lie in the place that they share."""
+    folder, runs_, logs = _word(place.folder), '"${tlbatch_runs[@]}"', '"${tlbatch_runs[@]/%//logs}"'
+    done = f'"${{tlbatch_runs[@]/%//markers/{stage}.json}}"'
+    owned, mounts = (folder, _word(place.logs), runs_, logs), mounts_of(record for record, _ in runs)
+    return Batch(name, place.logs, _folders(runs), folder, owned, mounts, done)
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _folders(runs: Sequence[Run]) -> tuple[Path, ...]:
+    return tuple(paths.folder for _, paths in runs)
+
+
+def slurm_parameters(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None) -> dict[str, Any]:
+    """What submitit's SlurmExecutor is told for a stage, in sbatch's own names."""
+    wide = stage in WIDE
+    cpus = slurm.num_cpus_per_task
+    setup = [
+        *_runs_lines(batch),
+        ownership_line(batch.owned),
+        *HOST.splitlines(),
+        *([f"tlbatch_need {batch.needed}"] if batch.needed else []),
+        f"TLBATCH_NOTIFY={shlex.quote(str(slurm.notify or ''))}",
+        f"tlbatch_begin {slurm.signal_delay_s} {batch.folder} {stage}",
+        *setup_lines(slurm.setup, slurm.environment),
+        "set +eu",  # as a line may have set: the end must be reached
+    ]
+    if cpus:
+        setup.append(f"export SRUN_CPUS_PER_TASK={cpus}")  # srun no longer inherits it since 22.05
+    chosen = {
+        "job_name": f"{batch.name}-{stage}",
+        "time": slurm.timeout_min,
+        "nodes": slurm.nodes if wide else 1,
+        "ntasks_per_node": slurm.num_tasks_per_node if wide else 1,
+        "gpus_per_node": slurm.gpus_per_node if wide and slurm.gpus_per_node else None,
+        "cpus_per_task": cpus,
+        "mem": f"{round(slurm.mem_gb * 1024)}M" if slurm.mem_gb else None,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "mail_type": slurm.mail_type,
+        "mail_user": slurm.mail_user,
+        "dependency": after,
+    }
+    return {key: value for key, value in chosen.items() if value is not None} | {
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "array_parallelism": batch.at_once,
+        "signal_delay_s": slurm.signal_delay_s,
+        "setup": setup,
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "teardown": [f'tlbatch_end $? "$TLBATCH_AGAIN" {slurm.max_restarts} {batch.done}'],
+        "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True},
+    }
+
+
+def _runs_lines(batch: Batch) -> list[str]:
+    if not batch.runs:
+        return []
+    return [
+        "tlbatch_runs=(",
+        *(f"  {_word(folder)}" for folder in batch.runs),
+        ")",
+        "tlbatch_run=${tlbatch_runs[${SLURM_ARRAY_TASK_ID:-0}]}",
+    ]
+
+
+def python_command(slurm: Slurm, batch: Batch, stage: StageName) -> str:
+    """What starts a task, in the shell: a log of its own for each life, and no signal lost while Python begins.
+
+    submitit puts it behind its own options of srun, of which the last one counts.
+    """
+    start = start_of(slurm, batch.mounts, gpus=stage in WIDE and slurm.gpus_per_node > 0)
+    return " ".join(filter(None, ['--output="$TLBATCH_LOG"', start.srun, start.python]))
+
+
+def render(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None, elements: int | None = None) -> str:
+    """The sbatch script of a stage as submitit will write it; needs no SLURM.
+
+    Parameters
+    ----------
+    elements
+        Of the job array; None for a plain job.
+    """
+    command = f"{python_command(slurm, batch, stage)} -u -m submitit.core._submit {_word(batch.logs)}"
+    chosen = slurm_parameters(slurm, batch, stage, after=after)
+    if elements is not None:
+        chosen |= {"map_count": elements}
+    text: str = _make_sbatch_string(command=command, folder=batch.logs, **chosen)
+    return text

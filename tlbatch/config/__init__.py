@@ -1,0 +1,1 @@
+"""The job: its sections, and how job files are loaded."""

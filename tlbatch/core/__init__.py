@@ -1,0 +1,1 @@
+"""Errors, files and shell quoting that everything else uses."""

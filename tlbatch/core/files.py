@@ -1,0 +1,215 @@
+"""Files that are either whole under their final name or not there."""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+from tlbatch.core.errors import UserError
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says of a full disk, without an errno."""
+DRAFT_LASTS_S = 24 * 3600
+"""Seconds after which nobody can be writing a file any more."""
+_DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names that tempfile makes of the prefixes below."""
+_NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG}
+
+
+@contextmanager
+def atomic_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; when the block ends well it is synced and renamed to ``path``.
+
+    Parameters
+    ----------
+    lasting
+        Whether to wait until it would outlive a loss of power.
+
+    Raises
+    ------
+    UserError
+        When the disk or the quota is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with space_named(path), os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o666 & ~_umask())
+            yield file
+            file.flush()
+            if lasting:
+                os.fsync(descriptor)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if lasting:
+        sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
+    """Fill a temporary folder beside ``path``; when the block ends well it is renamed to ``path``.
+
+    The files in it are expected to come from `atomic_file`, so that they are synced already.
+
+    Parameters
+    ----------
+    mode
+        Who may do what in it; None: as the umask says.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        with space_named(path):
+            yield draft
+            group_kept = draft.stat().st_mode & stat.S_ISGID  # inherited; quotas may go by it
+            draft.chmod(group_kept | (0o777 & ~_umask() if mode is None else mode))
+            sync_folder(draft)
+        draft.rename(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+def remove_drafts(folder: Path, *, older_s: float | None = None) -> None:
+    """Remove the temporary files and folders that kills have left in a folder.
+
+    Parameters
+    ----------
+    older_s
+        Only those that nobody has changed for so long: others may be at work there. None: nobody else can be.
+    """
+    for path in folder.glob(".*.*"):
+        try:
+            age_s = time.time() - path.lstat().st_mtime
+        except FileNotFoundError:  # another has just removed it
+            continue
+        if not _DRAFT.fullmatch(path.name) or (older_s is not None and age_s < older_s):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def space_named(path: Path) -> Iterator[None]:
+    """Turn a full disk into an error that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE or (error.errno is None and _CUT_SHORT.fullmatch(str(error))):
+            raise UserError(
+                f"{path}: no space left on the device or in the quota; free some, or set workspace=PATH, and run again"
+            ) from None
+        raise
+
+
+@contextmanager
+def place_named() -> Iterator[None]:
+    """Turn a file that may not be written or read, or a full disk, into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE | _NO_PLACE and error.filename:
+            raise UserError(
+                f"{error.filename}: {error.strerror}; make room or give access, or name another place"
+            ) from None
+        raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes of a file, atomically."""
+    with atomic_file(target) as file, source.open("rb") as opened:
+        shutil.copyfileobj(opened, file)
+
+
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Write a whole text file in UTF-8, atomically; a file name that is no text is written with backslashes."""
+    with atomic_file(path, lasting=lasting) as file:
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]], *, exact: bool = False) -> str:
+    """CSV with a header and plain newlines, in which no text begins a formula; exact: texts as they are."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in (header, *rows):
+        writer.writerow([plain_text(cell) if isinstance(cell, str) and not exact else cell for cell in row])
+    return text.getvalue()
+
+
+def plain_text(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula: one that could be has an apostrophe before it (OWASP).
+
+    So has one that could be after apostrophes of its own, so that no two texts become the same.
+    """
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def exact_text(text: str) -> str:
+    """The text that `plain_text` made this one of."""
+    return text[1:] if text.startswith("'") and plain_text(text[1:]) == text else text
+
+
+def to_json(value: object) -> str:
+    """JSON with sorted keys and a final newline: the same value always gives the same bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of a JSON value, as 64 hex digits."""
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
+def absolute(path: Path) -> Path:
+    """The absolute path, without the .. of a relative one: a container may lack the folder that it leads out of."""
+    path = path.expanduser().absolute()
+    return path.resolve() if ".." in path.parts else path
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, as 32 hex digits: tells damage, not malice, several times faster than a SHA-256."""
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            found.update(data)
+    return found.hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names of the files in a folder reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,248 @@
+"""The index of a set: sampled, split, audited, and tied to the shards that hold its images."""
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from tlbatch.config.base import SplitName
+from tlbatch.config.data import Data
+from tlbatch.config.job import Job
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_folder, digest_file, to_csv, write_text
+from tlbatch.data.audit import HEADER, Findings, audit_rows
+from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
+from tlbatch.data.shards.store import Store, Unusable, read_store
+from tlbatch.data.sources.base import Labelled, Source, check_rejected, coded, tags_of
+from tlbatch.data.sources.read import read_source
+from tlbatch.data.splits import draw_sample, split_images
+from tlbatch.runs.manifest import Audit, Ceiling, Manifest, Rejected, ShardFile
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import SPLITS, load_record
+from tlbatch.runs.workspace import SetPaths, data_digest, groups_file, phantom_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index, and what it was made from."""
+
+    index: Index
+    images: list[Labelled]
+    findings: Findings
+    rejected: list[Rejected]
+    shards: tuple[ShardFile, ...]
+    counts: dict[SplitName, tuple[int, ...]]
+
+    @property
+    def num_images(self) -> dict[SplitName, int]:
+        """Rows of each split."""
+        return {split: len(split_rows(self.index, split)) for split in SPLITS}
+
+
+def build_index(
+    data: Data, source: Source, store: Store, unusable: Sequence[Unusable], *, known: dict[str, float]
+) -> Built:
+    """Sample, split and audit the images of a source, all of which the store holds or has found unusable.
+
+    Parameters
+    ----------
+    unusable
+        Images that could not be read just now.
+    known
+        See `places_of_groups`.
+
+    Raises
+    ------
+    UserError
+        When too many images are unusable, the splits do not fit the source, or a class is in no training or test image.
+    """
+    sampled = draw_sample(source.images, data)
+    place = store.find(sampled)
+    images = [image for image, row in zip(sampled, place.tolist(), strict=True) if row >= 0]
+    causes = store.rejected | {one.image.stamp: one.cause for one in unusable}
+    lost = [image for image, row in zip(sampled, place.tolist(), strict=True) if row < 0]
+    rejected = [*source.rejected, *(Rejected(key=image.key, cause=causes[image.stamp]) for image in lost)]
+    check_rejected(rejected, data)
+    place = place[place >= 0]
+    rows = split_images(images, data, known)
+    content, near = store.rows["content"][place], store.rows["near"][place]
+    findings = audit_rows(images, rows, data, content=content, near=near)
+    numbers = findings.rows.image
+    index = _indexed([images[number] for number in numbers.tolist()], source, data)
+    index["split"] = findings.rows.split
+    for column in ("offset", "size", "plain", "content"):
+        index[column] = store.rows[column][place[numbers]]
+    used, index["shard"] = np.unique(store.tar[place[numbers]], return_inverse=True)
+    counts = {split: _counts(index[split_rows(index, split)], len(source.classes)) for split in SPLITS}
+    if data.tag_separator:  # a tag of test images alone is one that no phrase can be written with
+        _check_sizes(index)
+    else:
+        _check_counts(source.classes, counts)
+    shards = tuple(_shard_file(store, number, stored=int((store.tar == number).sum())) for number in used.tolist())
+    return Built(index, images, findings, rejected, shards, counts)
+
+
+@contextmanager
+def places_of_groups(file: Path) -> Iterator[dict[str, float]]:
+    """The places that groups have in the order that splits cut, to be added to; they outlive every index.
+
+    Raises
+    ------
+    UserError
+        When the file is damaged.
+    """
+    with FileLock(file.with_suffix(".lock")):
+        places = _read_places(file) if file.exists() else {}
+        before = len(places)
+        yield places
+        if len(places) > before:
+            write_text(file, to_csv(("group", "place"), places.items()))
+
+
+def _read_places(file: Path) -> dict[str, float]:
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            return {group: float(place) for group, place in islice(csv.reader(lines, strict=True), 1, None)}
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{file}: damaged ({error}); put it back from a copy, or remove it for new splits") from None
+
+
+def _indexed(images: Sequence[Labelled], source: Source, data: Data) -> Index:
+    """An index with keys, groups and labels."""
+    number = {name: place for place, name in enumerate(source.classes)}
+    codes, labels = coded(image.label for image in images)
+    tags = [[number[tag] for tag in tags_of(label, data)] for label in labels]
+    most = max(map(len, tags), default=0) if data.tag_separator else 0
+    index = new_index([image.key for image in images], [image.group for image in images], num_tags=most)
+    if data.tag_separator:
+        index["label"] = -1
+        index["tags"] = np.array([[*some, *[-1] * (most - len(some))] for some in tags], np.int32)[codes]
+    else:
+        index["label"] = np.array([some[0] for some in tags], np.int32)[codes]
+    return index
+
+
+def _counts(index: Index, num_classes: int) -> tuple[int, ...]:
+    counts = Counter(index["label"].tolist()) + Counter(index["tags"].ravel().tolist())
+    return tuple(counts[number] for number in range(num_classes))
+
+
+def _check_counts(classes: Sequence[str], counts: Mapping[SplitName, Sequence[int]]) -> None:
+    for split in ("train", "test"):
+        for name, count in zip(classes, counts[split], strict=True):
+            if count == 0:
+                raise UserError(
+                    f"class {name!r}: no image in the {split} split; add images of it, or change data.split"
+                )
+
+
+def _check_sizes(index: Index) -> None:
+    for split in ("train", "test"):
+        if not len(split_rows(index, split)):
+            raise UserError(f"no image in the {split} split; add some, or change data.split")
+
+
+def _shard_file(store: Store, number: int, *, stored: int) -> ShardFile:
+    return ShardFile(name=store.tars[number], num_images=stored, size=store.sizes[number])
+
+
+def refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
+    """Tars that are written here hold numbers of classes, so these must mean the same in all of them."""
+    if data.tag_separator or data.source == "tars":
+        return
+    for file in folder.glob("*/manifest.json"):
+        classes = load_record(Manifest, file, missing="submit again").classes
+        if classes != source.classes:
+            raise UserError(
+                f"{folder}: its shards are of the classes {', '.join(classes)}, and the source now has "
+                f"{', '.join(source.classes)}; list them in data.classes, which makes another set"
+            )
+
+
+def write_audited_index(
+    job: Job, source: Source, target: SetPaths, unusable: Sequence[Unusable], paths: RunPaths
+) -> None:
+    """Audit the set and write the index, with what the audit found and the manifest, which is complete or not there."""
+    data = job.data
+    with places_of_groups(groups_file(job)) as known:
+        built = build_index(data, source, read_store(target.folder), unusable, known=known)
+    across = sum(built.findings.record.across.values())
+    listed = to_csv(HEADER, built.findings.table)
+    if across and data.audit == "stop":
+        write_text(paths.folder / "audit.csv", listed)
+    _tell(built.findings.record, data, paths)
+    with atomic_folder(target.index_folder) as draft:
+        written = SetPaths(target.folder, draft.name)
+        write_index(written.index_file, built.index)
+        write_text(written.rejected, to_csv(("key", "cause"), [(row.key, row.cause) for row in built.rejected]))
+        write_text(written.audit, listed)
+        Manifest(
+            source_digest=source.digest,
+            data_digest=data_digest(job),
+            index_digest=digest_file(written.index_file),
+            test_digest=digest_split(built.index, "test", source.classes),
+            classes=source.classes,
+            tags=bool(data.tag_separator),
+            counts=built.counts,
+            num_images=built.num_images,
+            shards=built.shards,
+            num_rejected=len(built.rejected),
+            audit=built.findings.record,
+            resize=0 if data.source == "tars" else data.resize,
+            steps=data.steps,
+            columns=source.columns,
+            synthetic=data.source == "phantom",
+            ceilings=_ceilings(job, built),
+        ).save(written.manifest)
+
+
+def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
+    """Log the audit, and stop where it found what the job does not allow."""
+    log.info(
+        "audit: %d images have an equal one, %d a nearly equal one, %d of them with another label",
+        found.num_exact, found.num_near, found.num_contradicting,
+    )  # fmt: skip
+    if found.num_moved or found.num_dropped:
+        log.info(
+            "audit: %d images moved into one split with their like, %d dropped", found.num_moved, found.num_dropped
+        )
+    leaks = [f"{num} images of {pair} too" for pair, num in found.across.items() if num]
+    if not leaks:
+        return
+    if data.audit == "stop":
+        raise UserError(
+            f"data: the same or nearly the same images are in two splits: {', '.join(leaks)} (see "
+            f"{paths.folder / 'audit.csv'}); data.audit=resolve mends it, data.audit=warn accepts it"
+        )
+    log.warning("audit: the same or nearly the same images are in two splits: %s", ", ".join(leaks))
+
+
+def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
+    """What a perfect reader of synthetic fundus photographs for the test would score against the noisy labels."""
+    if job.data.source != "phantom" or job.data.phantom.kind != "fundus":
+        return ()
+    from tlbatch.metrics.scores import score  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
+    drawn = phantom_folder(job)
+    truth = {
+        image.key: int(image.label) for image in read_source(job.data, drawn / "train", drawn / "truth.csv").images
+    }
+    rows = built.findings.rows
+    test = [built.images[number] for number in rows.image[rows.split == SPLITS.index("test")].tolist()]
+    labels, grades = [int(image.label) for image in test], [truth[image.key] for image in test]
+    noise = job.data.phantom.grader_noise
+    why = f"the grade drawn, scored against labels that are one grade off with probability {noise}"
+    return tuple(
+        Ceiling(metric=metric, score=value, why=why)
+        for metric in ("accuracy", "quadratic_kappa")
+        if (value := score(metric, labels, grades, num_classes=5)) is not None
+    )

@@ -1,0 +1,290 @@
+"""A map-style dataset over index and pread: any batch of any position, read at once."""
+
+import atexit
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from torch.utils.data import DataLoader, Dataset
+
+from tlbatch.config.base import SplitName
+from tlbatch.config.slurm import Slurm
+from tlbatch.config.training import Train
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import digest_file
+from tlbatch.data.decode import UnreadableImageError
+from tlbatch.data.index import Index, read_index, split_rows
+from tlbatch.data.sampler import Positions
+from tlbatch.data.shards.staging import stage_locally
+from tlbatch.data.sources.base import name_of
+from tlbatch.data.views import Samples
+from tlbatch.runs.manifest import Manifest
+from tlbatch.runs.records import load_record
+from tlbatch.runs.signals import ignore_in_worker, signals_held
+from tlbatch.runs.workspace import SetPaths
+from tlbatch.runs.world import World
+
+_MOST_OPEN = 128
+"""Shards that a process holds open, well below the usual limit of 1,024 files."""
+StartMethod = Literal["fork", "spawn"]
+
+
+class Batch(NamedTuple):
+    """Some samples of a split."""
+
+    inputs: torch.Tensor
+    """Images, uint8 (n, size, size, 3); or their activations at a cut."""
+    labels: torch.Tensor
+    """int64, (n,); with tags (n, tags), -1 where there are fewer."""
+    positions: torch.Tensor
+    """int64, (n,): row of each image in its split."""
+    turns: torch.Tensor
+    """uint8, (n,): the symmetry of the square that is still to be applied, see `tlbatch.model.symmetries.turned`."""
+    errors: dict[int, str]
+    """Cause by place in the batch, for images that could not be read; their pixels are black."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A sharded set, opened."""
+
+    manifest: Manifest
+    paths: SetPaths
+    shards: tuple[Path, ...]
+    """The tars in the order of the index's numbers."""
+    chosen: Mapping[SplitName, Positions] | None = None
+    """Rows that stand for the splits in place of the index's own."""
+
+    @property
+    def index(self) -> Index:
+        """All rows, mapped into memory."""
+        return read_index(self.paths.index_file)
+
+    def rows(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Numbers of the rows of one split in the order of the index."""
+        return split_rows(self.index, split) if self.chosen is None else self.chosen[split]
+
+    def labels(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Numbers of the classes of a split, (n,)."""
+        return self.index["label"][self.rows(split)].astype(np.int64)
+
+    def tags(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Numbers of the tags of a split, (n, tags), -1 where an image has fewer."""
+        return self.index["tags"][self.rows(split)].astype(np.int64)
+
+    def counts(self, split: SplitName) -> npt.NDArray[np.int64]:
+        """Images of each class in a split, (num_classes,)."""
+        return np.bincount(self.labels(split), minlength=len(self.manifest.classes))
+
+    def only(self, train: Positions, val: Positions) -> "ImageSet":
+        """The same set with other rows to train and to validate on, and none to test."""
+        return replace(self, chosen={"train": train, "val": val, "test": np.empty(0, np.int64)})
+
+
+def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:
+    """Open a set and compare the size of every shard with the manifest; copy the shards to this node if asked to.
+
+    Raises
+    ------
+    UserError
+        When the set is incomplete or a file is not as it was written.
+    """
+    manifest = load_record(Manifest, paths.manifest, missing="run shard first: python -m tlbatch.shard RUN")
+    for shard in manifest.shards:
+        path = paths.shard(shard.name)
+        size = path.stat().st_size if path.exists() else None
+        if size != shard.size:
+            was = "missing" if size is None else f"{size} bytes, not {shard.size}"
+            raise UserError(f"{path}: {was}; remove the folder {paths.folder} and submit again")
+    if not paths.index_file.exists() or digest_file(paths.index_file) != manifest.index_digest:
+        raise UserError(f"{paths.index_file}: missing or not as it was written; remove its folder and submit again")
+    shards = tuple(paths.shard(shard.name) for shard in manifest.shards)
+    return ImageSet(manifest, paths, stage_locally(shards, slurm.local_folder) if slurm else shards)
+
+
+class SplitDataset(Dataset[Batch]):
+    """Samples of one split; asked for whole batches at a time.
+
+    Parameters
+    ----------
+    rows
+        Of the split, or whatever is to be read, in the index, (n,).
+    strict
+        Raise where an image cannot be read; otherwise say so in ``Batch.errors``.
+    """
+
+    def __init__(self, images: ImageSet, rows: Positions, samples: Samples, *, strict: bool = True) -> None:
+        self._images = images
+        self._rows = rows
+        self._samples = samples
+        self._strict = strict
+        self._index: Index | None = None
+        self._open: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker that is not forked maps the index and opens the shards for itself."""
+        return self.__dict__ | {"_index": None, "_open": {}}
+
+    def __getitems__(self, samples: Sequence[int]) -> Batch:
+        """Read, decode and view some images.
+
+        Raises
+        ------
+        UserError
+            When one cannot be read and the dataset is strict.
+        """
+        positions, views = self._samples.look_up(np.asarray(samples, dtype=np.int64))
+        rows = self._look_up(positions)
+        size = self._samples.views.size
+        images = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
+        turns = np.zeros(len(rows), dtype=np.uint8)
+        errors: dict[int, str] = {}
+        for place, (row, view) in enumerate(zip(rows, views.tolist(), strict=True)):
+            try:
+                images[place], turns[place] = self._samples.views.read(
+                    self.read(row), view, content=row["content"], plain=bool(row["plain"])
+                )
+            except UnreadableImageError as error:
+                if self._strict:
+                    raise UserError(self._lost(row, error)) from None
+                errors[place] = str(error)
+        return Batch(
+            torch.from_numpy(images),
+            labels_of(rows),
+            torch.from_numpy(positions),
+            torch.from_numpy(turns),
+            errors,
+        )
+
+    def will_need(self, samples: Sequence[int]) -> None:
+        """Let the kernel begin to read some images."""
+        positions, _ = self._samples.look_up(np.asarray(samples, dtype=np.int64))
+        for row in self._look_up(positions):
+            os.posix_fadvise(self._descriptor(row), int(row["offset"]), int(row["size"]), os.POSIX_FADV_WILLNEED)
+
+    def read(self, row: np.void) -> bytes:
+        """The bytes of an image file.
+
+        Raises
+        ------
+        UnreadableImageError
+            When the shard is shorter than it was, or the disk fails.
+        """
+        try:
+            data = os.pread(self._descriptor(row), int(row["size"]), int(row["offset"]))
+        except OSError as error:
+            raise UnreadableImageError(error.strerror or str(error)) from None
+        if len(data) != row["size"]:
+            raise UnreadableImageError(f"{len(data)} bytes are left of {row['size']}")
+        if xxhash.xxh3_128_hexdigest(data).encode() != row["content"]:
+            raise UnreadableImageError("its bytes have changed since it was indexed")
+        return data
+
+    def _look_up(self, positions: Positions) -> Index:
+        if self._index is None:
+            self._index = self._images.index
+        found: Index = self._index[self._rows[positions]]
+        return found
+
+    def _descriptor(self, row: np.void) -> int:
+        shard = int(row["shard"])
+        if shard not in self._open:
+            if len(self._open) >= _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[shard] = os.open(self._images.shards[shard], os.O_RDONLY)
+        return self._open[shard]
+
+    def _lost(self, row: np.void, error: UnreadableImageError) -> str:
+        shard = self._images.shards[int(row["shard"])]
+        return (
+            f"{shard}: image {name_of(row['key'].decode())} can no longer be read ({error}); "
+            f"remove the folder {self._images.paths.folder} and submit again"
+        )
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+def labels_of(rows: Index) -> torch.Tensor:
+    """int64, (n,); with tags (n, tags)."""
+    labels = rows["tags"] if rows["tags"].shape[1] else rows["label"]
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+class _Batches:
+    """The given batches; while one is used, the kernel reads the next."""
+
+    def __init__(self, dataset: SplitDataset, batches: Iterable[Positions]) -> None:
+        self._dataset = dataset
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        before: list[int] | None = None
+        for batch in self._batches:
+            positions = batch.tolist()
+            self._dataset.will_need(positions)
+            if before is not None:
+                yield before
+            before = positions
+        if before is not None:
+            yield before
+
+
+def num_workers(train: Train, world: World, device: str) -> int:
+    """Loader processes of a rank: what the job says, else one less than its cores beside a GPU and none on a CPU."""
+    if train.workers is not None:
+        return train.workers
+    return max(1, world.num_threads - 1) if device == "cuda" else 0
+
+
+def load(
+    dataset: SplitDataset, batches: Iterable[Positions], *, workers: int, start_method: StartMethod = "fork"
+) -> Iterator[Batch]:
+    """The given batches in the given order, for any number of workers."""
+    if workers:
+        _kill_workers_at_exit()
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,
+        batch_sampler=_Batches(dataset, batches),
+        num_workers=workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # __getitems__ has made the batch
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_in_worker,
+        multiprocessing_context=start_method if workers else None,
+        generator=torch.Generator(),  # it would else draw from the one that dropout draws from
+    )
+    with signals_held():
+        loaded = iter(loader)
+    try:
+        yield from loaded
+    except UserError as error:  # from a worker torch wraps it in a traceback; its own text is the last line
+        raise UserError(
+            str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        ) from None
+
+
+@functools.cache
+def _kill_workers_at_exit() -> None:
+    """Make sure that no exit waits for a worker: multiprocessing ends those left by SIGTERM, which they ignore."""
+
+    def kill() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    atexit.register(kill)  # runs before multiprocessing's own, which was registered earlier
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

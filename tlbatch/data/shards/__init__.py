@@ -1,0 +1,1 @@
+"""WebDataset shards: writing, reading, storing and staging them."""

@@ -1,0 +1,54 @@
+"""Encode an image for a shard: pre-processed and resized once, before training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from tlbatch.config.data import StepName
+from tlbatch.data.decode import MAX_PIXELS, MAX_SIDE, Rgb, UnreadableImageError, open_image, shrink
+
+_QUALITY = 92
+_STEPS_SCALE = 2
+"""A disc may fill half the short side only: what steps look at is decoded at twice the size asked for."""
+
+
+@dataclass(frozen=True)
+class ShardImage:
+    """An image on its way into a shard."""
+
+    ending: str
+    data: bytes
+    plain: bool
+    """Whether `decode_plain` can read it."""
+    rgb: Rgb
+    """Its pixels, of full or reduced size."""
+
+
+def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pixels: int = MAX_PIXELS) -> ShardImage:
+    """What goes into the shard for one source image.
+
+    Every image is decoded once, so that a broken one is found here. With ``resize = 0``, or where an upright 8-bit
+    JPEG or PNG is no larger than asked for and has no steps to go through, the file's own bytes are kept.
+
+    Raises
+    ------
+    UnreadableImageError
+        When it cannot be decoded, or a step finds nothing to work on.
+    """
+    rgb, kind, usual, side = open_image(data, short_side=resize * (_STEPS_SCALE if steps else 1), max_pixels=max_pixels)
+    if resize == 0 or (side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):
+        return ShardImage(kind.lower().replace("jpeg", "jpg"), data, usual and kind == "JPEG", rgb)
+    if steps:
+        from tlbatch.data.preprocess import apply_steps  # noqa: PLC0415 (scikit-image takes seconds to import)
+
+        rgb = apply_steps(rgb, steps, size=resize)
+    else:
+        rgb = shrink(rgb, resize)
+    if max(rgb.shape) > MAX_SIDE:
+        raise UnreadableImageError(f"{rgb.shape[1]} x {rgb.shape[0]} pixels are too long for a JPEG")
+    encoded = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="420"
+    )
+    return ShardImage("jpg", encoded, plain=True, rgb=rgb)

@@ -1,0 +1,127 @@
+"""Bringing shards nearer: tars from elsewhere into the workspace, once; shards onto a node's own disk."""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from filelock import FileLock
+
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file, digest_of, remove_drafts
+from tlbatch.core.redaction import hidden
+
+log = logging.getLogger(__name__)
+_BLOCK = 1 << 20
+
+
+def stage_urls(urls: Sequence[str], folder: Path) -> None:
+    """Fetch the tars that are not there yet.
+
+    webdataset does the transfer from http, https and a pipe (a shell command's output), fsspec all other, as s3.
+
+    Raises
+    ------
+    UserError
+        When a transfer fails; what came whole is kept.
+    """
+    try:
+        from webdataset.shardlists import expand_urls  # noqa: PLC0415 (imports torch)
+    except ModuleNotFoundError:
+        raise UserError(
+            "data.urls: webdataset, which fetches tars, is not installed here; name fetched tars with data.images, or "
+            "install it with bash slurm/env.sh quickstart,export"
+        ) from None
+
+    addresses = [address for url in urls for address in expand_urls(url)]
+    names = _names(addresses)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        remove_drafts(folder)
+        for address, name in zip(addresses, names, strict=True):
+            target = folder / name
+            if target.exists():
+                continue
+            log.info("staging %s", hidden(address))
+            try:
+                with atomic_file(target) as file, _open(address) as source:  # left first: it tells of a failure
+                    shutil.copyfileobj(source, file, _BLOCK)
+                    _refuse_empty(file)
+            except (OSError, ValueError, ImportError) as error:
+                text = hidden(" ".join(str(error).split()))
+                raise UserError(
+                    f"data.urls: {hidden(address)} could not be fetched ({text}); mend it and submit again"
+                ) from None
+
+
+def _open(address: str) -> AbstractContextManager[BinaryIO]:
+    from webdataset.gopen import Pipe, gopen  # noqa: PLC0415 (imports torch)
+
+    if address.startswith(("http:", "https:")):  # as webdataset does it, and with the passwords of ~/.netrc
+        command = ["curl", "--netrc-optional", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2"]
+        pipe = Pipe([*command, "-f", "-s", "-L", address], mode="rb", ignore_status=[141, 23])
+        return cast("AbstractContextManager[BinaryIO]", pipe)
+    if address.startswith("pipe:"):
+        return cast("AbstractContextManager[BinaryIO]", gopen(address, "rb"))
+    import fsspec  # noqa: PLC0415 (seldom needed)
+
+    return cast("AbstractContextManager[BinaryIO]", fsspec.open(address, "rb"))
+
+
+def _names(addresses: Sequence[str]) -> list[str]:
+    """File names in order; an address that ends in no tar's name gets its number."""
+    names = []
+    for number, address in enumerate(addresses):
+        last = address.split("?")[0].rstrip("/").rpartition("/")[2]
+        names.append(last if last.endswith(".tar") and " " not in last else f"{number:06d}.tar")
+    if len(set(names)) < len(names):
+        names = [f"{number:06d}-{name}" for number, name in enumerate(names)]
+    return names
+
+
+def _refuse_empty(file: BinaryIO) -> None:
+    if file.tell() == 0:
+        raise OSError("no bytes came")
+
+
+def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]:
+    """Copy shards to a folder of this node, once for all its ranks; where the copies are.
+
+    Raises
+    ------
+    UserError
+        When the folder cannot be made or has too little space.
+    """
+    if not local_folder:
+        return tuple(shards)
+    state = [(str(path), status.st_size, status.st_mtime_ns) for path in shards if (status := path.stat())]
+    root = Path(os.path.expandvars(local_folder)) / f"tlbatch-{digest_of(state)[:12]}"
+    copies = tuple(root / f"{number:06d}.tar" for number in range(len(shards)))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):
+            remove_drafts(root)
+            missing = [pair for pair in zip(shards, copies, strict=True) if not _is_copy(*pair)]
+            needed, free = sum(path.stat().st_size for path, _ in missing), shutil.disk_usage(root).free
+            if needed > free:
+                raise UserError(
+                    f"slurm.local_folder: {root} has {free / 1e9:.1f} GB left and the shards need {needed / 1e9:.1f}; "
+                    "name another, or leave it empty"
+                )
+            for shard, copy in missing:
+                with shard.open("rb") as source, atomic_file(copy) as file:
+                    shutil.copyfileobj(source, file, _BLOCK)
+    except OSError as error:
+        raise UserError(
+            f"slurm.local_folder: {root} cannot be used ({error}); name another, or leave it empty"
+        ) from None
+    if missing:
+        log.info("copied %d shards to %s", len(missing), root)
+    return copies
+
+
+def _is_copy(shard: Path, copy: Path) -> bool:
+    return copy.exists() and copy.stat().st_size == shard.stat().st_size

@@ -1,0 +1,231 @@
+"""The shards of a set on disk: tars, each with a sidecar that tells which images it holds and which were unusable.
+
+A shard is named after what goes into it and is never changed, so a set can grow while others read it, and whatever was
+written before a kill is used after it.
+"""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file
+from tlbatch.data.near_duplicates import WORDS, near_hash
+from tlbatch.data.shards.encode import ShardImage
+from tlbatch.data.shards.tar_writer import TarStream
+from tlbatch.data.sources.base import Labelled
+from tlbatch.runs.manifest import Rejected
+
+ROW = np.dtype(
+    [
+        ("stamp", "<u8"),
+        ("offset", "<i8"),
+        ("size", "<i8"),
+        ("plain", "?"),
+        ("content", "S32"),
+        ("near", "<u8", (WORDS,)),
+    ]
+)
+"""An image in a shard: what it was made from, where it lies, and the hashes of its bytes and its pixels."""
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, AttributeError)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images that a shard is to hold."""
+
+    name: str
+    images: tuple[Labelled, ...]
+
+    @property
+    def sidecar(self) -> str:
+        """File name of what is written last."""
+        return f"{self.name}.npz"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image ready to be written."""
+
+    image: Labelled
+    ending: str
+    data: bytes
+    row: tuple[object, ...]
+    """Its `ROW` but for stamp and offset."""
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An image that cannot be used, and whether trying again could help."""
+
+    image: Labelled
+    cause: str
+    passing: bool = False
+
+    @property
+    def rejected(self) -> Rejected:
+        """As it is listed."""
+        return Rejected(key=self.image.key, cause=self.cause)
+
+
+def prepare(image: Labelled, made: ShardImage) -> Prepared:
+    """Hash the bytes and the pixels of an image."""
+    content = xxhash.xxh3_128_hexdigest(made.data).encode()
+    return Prepared(image, made.ending, made.data, (len(made.data), made.plain, content, near_hash(made.rgb)))
+
+
+@dataclass(frozen=True)
+class Store:
+    """All shards of a set."""
+
+    tars: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Bytes of each tar."""
+    rows: npt.NDArray[np.void]
+    """`ROW` of every image."""
+    tar: npt.NDArray[np.int32]
+    """Number of the tar of every row."""
+    rejected: dict[int, str]
+    """Cause by stamp."""
+    num_sidecars: int
+
+    def find(self, images: Sequence[Labelled]) -> npt.NDArray[np.int64]:
+        """Row of each image, -1 where no shard holds it."""
+        stamps = np.fromiter((image.stamp for image in images), np.uint64, len(images))
+        if not len(self.rows):
+            return np.full(len(images), -1)
+        order = np.argsort(self.rows["stamp"], kind="stable")
+        place = np.searchsorted(self.rows["stamp"], stamps, sorter=order)
+        found = order[np.minimum(place, len(order) - 1)]
+        return np.where(self.rows["stamp"][found] == stamps, found, -1)
+
+
+def read_store(folder: Path, *, only: Collection[str] | None = None) -> Store:
+    """Read the sidecars of a set, or only those of some tars.
+
+    Raises
+    ------
+    UserError
+        When a sidecar is damaged.
+    """
+    tars: list[str] = []
+    sizes: list[int] = []
+    parts, numbers = [np.empty(0, ROW)], [np.empty(0, np.int32)]
+    rejected: dict[int, str] = {}
+    for file in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                tar, size, rows = str(data["tar"]), int(data["size"]), data["rows"]
+                causes = zip(data["rejected"].tolist(), data["causes"].tolist(), strict=True)
+                if rows.dtype != ROW:
+                    raise ValueError("of another version of tlbatch")  # noqa: TRY301
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, *_BROKEN) as error:
+            raise UserError(f"{file}: damaged ({error}); remove it and submit again") from None
+        if only is not None and tar not in only:
+            continue
+        numbers.append(np.full(len(rows), len(tars), np.int32))
+        tars.append(tar)
+        sizes.append(size)
+        parts.append(rows)
+        rejected.update(causes)
+    return Store(tuple(tars), tuple(sizes), np.concatenate(parts), np.concatenate(numbers), rejected, len(tars))
+
+
+def plan_chunks(images: Sequence[Labelled], store: Store, *, size: int, in_place: bool) -> list[Chunk]:
+    """The images that the store lacks, cut into shards; those that are indexed in place by the tar they lie in."""
+    missing = [
+        image
+        for image, row in zip(images, store.find(images).tolist(), strict=True)
+        if row < 0 and image.stamp not in store.rejected
+    ]
+    groups: Iterable[list[Labelled]]
+    if in_place:
+        of_tar: dict[str, list[Labelled]] = {}
+        for image in missing:
+            of_tar.setdefault(image.path, []).append(image)
+        groups = of_tar.values()
+    else:
+        groups = (missing[start : start + size] for start in range(0, len(missing), size))
+    return [
+        Chunk(f"{number:06d}-{_digest(some)}", tuple(some)) for number, some in enumerate(groups, store.num_sidecars)
+    ]
+
+
+def _digest(images: Iterable[Labelled]) -> str:
+    return xxhash.xxh3_64_hexdigest(np.array([image.stamp for image in images], "<u8").tobytes())[:8]
+
+
+def write_chunk(
+    folder: Path,
+    chunk: Chunk,
+    prepared: Iterable[Prepared | Unusable],
+    labels: Iterable[tuple[str, bytes]] | None,
+) -> list[Unusable]:
+    """Write a shard, then its sidecar; the images that were left out.
+
+    Parameters
+    ----------
+    prepared
+        The chunk's images in their order.
+    labels
+        Ending and bytes of the label member of each image; None where the images stay in the tar they lie in, and only
+        the sidecar is written.
+    """
+    unusable: list[Unusable] = []
+    usable = _without(prepared, unusable)
+    if labels is None:
+        rows = [(one.image.stamp, one.image.offset, *one.row) for one in usable]
+        tar = chunk.images[0].path
+    else:
+        tar = f"{chunk.name}.tar"
+        with atomic_file(folder / tar) as file:
+            rows = list(_write_members(TarStream(file), usable, dict(zip(chunk.images, labels, strict=True))))
+        if not rows:
+            (folder / tar).unlink()
+    _write_sidecar(folder, chunk, tar if rows else "", rows, unusable)
+    return unusable
+
+
+def _without(prepared: Iterable[Prepared | Unusable], unusable: list[Unusable]) -> Iterator[Prepared]:
+    for one in prepared:
+        if isinstance(one, Unusable):
+            unusable.append(one)
+        else:
+            yield one
+
+
+def _write_members(
+    stream: TarStream, usable: Iterable[Prepared], labels: dict[Labelled, tuple[str, bytes]]
+) -> Iterator[tuple[object, ...]]:
+    """Add the members of every image, adjacent and sorted, and say where the image came to lie."""
+    for one in usable:
+        ending, label = labels[one.image]
+        members = sorted({ending: label, one.ending: one.data}.items())
+        places = {name: stream.add(f"{one.image.key}.{name}", data) for name, data in members}
+        yield (one.image.stamp, places[one.ending], *one.row)
+    stream.close()
+
+
+def _write_sidecar(
+    folder: Path, chunk: Chunk, tar: str, rows: Sequence[tuple[object, ...]], unusable: Sequence[Unusable]
+) -> None:
+    lasting = [one for one in unusable if not one.passing]
+    if not rows and not lasting:
+        return
+    size = (folder / tar).stat().st_size if tar else 0  # an absolute path stays what it is
+    with atomic_file(folder / chunk.sidecar) as file:
+        np.savez(
+            file,
+            tar=np.array(tar),
+            size=np.array(size),
+            rows=np.array(list(rows), ROW),
+            rejected=np.array([one.image.stamp for one in lasting], np.uint64),
+            causes=np.array([one.cause for one in lasting], dtype=np.str_),
+        )

@@ -1,0 +1,92 @@
+"""Write the shards of a set, in parallel and resumably."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+from tlbatch.config.data import Data
+from tlbatch.config.job import Job
+from tlbatch.data.decode import UnreadableImageError
+from tlbatch.data.shards.encode import to_shard
+from tlbatch.data.shards.store import Chunk, Prepared, Store, Unusable, plan_chunks, prepare, write_chunk
+from tlbatch.data.sources.base import Labelled, Source, check_rejected
+from tlbatch.data.splits import draw_sample
+from tlbatch.runs.manifest import Manifest
+from tlbatch.runs.records import load_record
+
+log = logging.getLogger(__name__)
+
+
+def plan_shards(job: Job, source: Source, store: Store) -> list[Chunk]:
+    """Plan which images go into which shard."""
+    images = draw_sample(source.images, job.data)
+    return plan_chunks(images, store, size=job.data.shard_images, in_place=job.data.source == "tars")
+
+
+def indexed(folder: Path) -> set[str]:
+    """Tars that an index names: those that all array tasks know of, whenever they start."""
+    manifests = [load_record(Manifest, file, missing="submit again") for file in folder.glob("*/manifest.json")]
+    return {shard.name for manifest in manifests for shard in manifest.shards}
+
+
+def write_chunks(
+    job: Job, source: Source, folder: Path, chunks: Sequence[Chunk], tell: Callable[[int, int], None], *, workers: int
+) -> list[Unusable]:
+    """Write those shards that are not there yet; the images that were left out of them."""
+    unusable: list[Unusable] = []
+    new = [chunk for chunk in chunks if not (folder / chunk.sidecar).exists()]
+    total = sum(len(chunk.images) for chunk in chunks)
+    done = total - sum(len(chunk.images) for chunk in new)
+    with ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
+        for chunk in new:
+            images = _prepared(job.data, source, chunk.images, pool, ahead=8 * workers)
+            prepared = _told(images, tell, done, total)
+            done += len(chunk.images)
+            labels = None if job.data.source == "tars" else _label_members(job.data, source, chunk.images)
+            left_out = write_chunk(folder, chunk, prepared, labels)
+            log.info("%d of %d new images", done, total)
+            for one in left_out:
+                log.warning("left out: %s: %s", one.image.key, one.cause)
+            unusable.extend(left_out)
+            check_rejected([*source.rejected, *(one.rejected for one in unusable)], job.data)
+    return unusable
+
+
+def _told(
+    images: Iterator[Prepared | Unusable], tell: Callable[[int, int], None], done: int, total: int
+) -> Iterator[Prepared | Unusable]:
+    """Hand images on, and say how many there have been."""
+    tell(done, total)
+    for number, image in enumerate(images, start=done + 1):
+        yield image
+        tell(number, total)
+
+
+def _label_members(data: Data, source: Source, images: Sequence[Labelled]) -> Iterator[tuple[str, bytes]]:
+    """Ending and bytes; WebDataset's decoders take ``cls`` for a number and ``txt`` for text."""
+    if data.tag_separator:
+        return (("txt", image.label.encode()) for image in images)
+    return (("cls", str(source.classes.index(image.label)).encode()) for image in images)
+
+
+def _prepared(
+    data: Data, source: Source, images: Sequence[Labelled], pool: ThreadPoolExecutor, *, ahead: int
+) -> Iterator[Prepared | Unusable]:
+    """Read, decode and hash the images in their order, few of them in memory at a time."""
+    resize = 0 if data.source == "tars" else data.resize
+
+    def work(image: Labelled) -> Prepared | Unusable:
+        try:
+            raw = source.read(image)
+        except OSError as error:
+            return Unusable(image, f"cannot be read ({error.strerror})", passing=True)
+        try:
+            return prepare(image, to_shard(raw, resize=resize, steps=data.steps, max_pixels=data.max_pixels))
+        except UnreadableImageError as error:
+            return Unusable(image, f"cannot be decoded ({error})")
+
+    rest = iter(images)
+    while some := list(islice(rest, ahead)):
+        yield from pool.map(work, some)

@@ -1,0 +1,93 @@
+"""Images in the layout of Apparel Classification with Style (Bossard et al., ACCV 2012).
+
+Below the folder lie ``images/<class>/<name>.jpg``, and ``train.txt`` and ``test.txt`` with a ``<class>/<name>`` a line.
+The label is the type of garment that the number of the class stands for; with tags it is a phrase of the words of a
+labels file, where there is one, and the type at its end.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from tlbatch.config.data import Data
+from tlbatch.core.errors import UserError
+from tlbatch.data.sources.base import TWO_LABELS, Found, key_of
+from tlbatch.data.sources.files import ENDINGS, walk
+from tlbatch.runs.manifest import Rejected
+
+TYPES: Final = (
+    "blouse", "cloak", "coat", "jacket", "long dress", "polo shirt", "robe", "shirt", "short dress", "suit", "sweater",
+    "t-shirt", "undergarment", "uniform", "vest",
+)  # fmt: skip
+"""By number of the class; a folder of another name is the name of its type."""
+Words = Mapping[str, str | None]
+"""Tags of images by key; None where a labels file says different ones."""
+_LISTS = ("train", "test")
+
+
+def from_acs(folder: Path, data: Data, words: Words | None, rejected: list[Rejected]) -> Iterator[Found]:
+    """All images that a list names.
+
+    Parameters
+    ----------
+    words
+        What stands before the type; None: nothing.
+
+    Raises
+    ------
+    UserError
+        When a list is missing, or both name an image.
+    """
+    part_of = _parts(folder)
+    files = _files(folder / "images", rejected)
+    for stem in sorted(files.keys() | part_of.keys()):
+        cause = _cause(stem, folder, files, part_of, words)
+        if cause:
+            rejected.append(Rejected(key=key_of(stem), cause=cause))
+            continue
+        name = stem.partition("/")[0]
+        label = TYPES[int(name)] if name.isdecimal() and int(name) < len(TYPES) else name
+        if data.tag_separator:
+            own = words[key_of(stem)] if words else ""
+            label = data.tag_separator.join([*filter(None, [own]), *label.split(" ")])
+        yield Found(stem, f"{folder}/images/{files[stem]}", label, part=part_of[stem])
+
+
+def _cause(stem: str, folder: Path, files: Mapping[str, str], part_of: Mapping[str, str], words: Words | None) -> str:
+    """Why an image cannot be used; empty where it can."""
+    if stem not in files:
+        return f"{part_of[stem]}.txt names it, and there is no such image below {folder}/images"
+    if stem not in part_of:
+        return "neither train.txt nor test.txt names it"
+    if words is not None and key_of(stem) not in words:
+        return "the labels file has no line for it"
+    if words is not None and words[key_of(stem)] is None:
+        return TWO_LABELS
+    return ""
+
+
+def _parts(folder: Path) -> dict[str, str]:
+    part_of: dict[str, str] = {}
+    for part in _LISTS:
+        file = folder / f"{part}.txt"
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); set data.images to the folder that holds it") from None
+        for stem in filter(None, map(str.strip, lines)):
+            if part_of.setdefault(stem, part) != part:
+                raise UserError(f"{file}: {stem} stands in train.txt too; remove it from one")
+    return part_of
+
+
+def _files(folder: Path, rejected: list[Rejected]) -> dict[str, str]:
+    """Path of each image below its folder, by its path without the ending."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; set data.images to the folder that holds images/ and train.txt")
+    found: dict[str, str] = {}
+    for place, names in walk(folder, ENDINGS, rejected):
+        for name in names:
+            inner = (place / name).as_posix()
+            found.setdefault(os.path.splitext(inner)[0], inner)  # noqa: PTH122 (a Path an image costs too much)
+    return found

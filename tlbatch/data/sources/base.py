@@ -1,0 +1,254 @@
+"""Labelled images as their owners keep them, listed in one order with one digest."""
+
+import hashlib
+import io
+import itertools
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from PIL import Image
+
+from tlbatch.config.data import Data
+from tlbatch.core.errors import UserError
+from tlbatch.runs.manifest import Rejected
+
+NO_LABEL = "has no label"
+TWO_LABELS = "the key is there twice, with two labels"
+"""Causes of being left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One image of a source."""
+
+    key: str
+    path: str
+    """The file that holds it."""
+    label: str
+    group: str
+    part: str
+    """What the source calls its split, or nothing."""
+    stamp: int
+    """64-bit hash of key, label, the file's size and time, and its place in a tar: another value means that it must be
+    read again."""
+    offset: int = 0
+    """Place in the file, in bytes, or as the number of an image of an IDX file."""
+    size: int = -1
+    """Bytes in the file; -1: the whole file."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image as a source has it, before its key and group are made."""
+
+    name: str
+    path: str
+    label: str
+    group: str = ""
+    part: str = ""
+    offset: int = 0
+    size: int = -1
+
+
+@dataclass(frozen=True)
+class Source:
+    """All usable images, sorted by key, with the classes in their order."""
+
+    images: tuple[Labelled, ...]
+    classes: tuple[str, ...]
+    columns: tuple[str, str]
+    digest: str
+    """Of keys, labels, groups, parts, file sizes and times, and of what is rejected: another value means that the
+    source has changed."""
+    rejected: tuple[Rejected, ...]
+    pixels: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """Of the IDX files: (images, height, width)."""
+
+    def read(self, image: Labelled) -> bytes:
+        """The bytes of an image file."""
+        if image.path in self.pixels:
+            buffer = io.BytesIO()
+            Image.fromarray(self.pixels[image.path][image.offset]).save(buffer, "PNG")
+            return buffer.getvalue()
+        with open(image.path, "rb") as file:  # noqa: PTH123 (a Path an image would cost more than the opening)
+            file.seek(image.offset)
+            return file.read(image.size)
+
+
+def key_of(name: str) -> str:
+    """The key of an image: its name with every character but letters, digits, ``_``, ``-``, ``~`` and ``/`` quoted.
+
+    WebDataset ends a key at the first dot of the member's name, so dots are quoted too.
+    """
+    return quote(name, safe="/", errors="surrogateescape").replace(".", "%2E")
+
+
+def name_of(key: str) -> str:
+    """The name that `key_of` made the key of."""
+    return unquote(key, errors="surrogateescape")
+
+
+def make_source(
+    found: Iterable[Found],
+    data: Data,
+    rejected: list[Rejected],
+    *,
+    columns: tuple[str, str],
+    folders: Iterable[str] = (),
+    pixels: dict[str, npt.NDArray[np.uint8]] | None = None,
+) -> Source:
+    """Give every image its key and group, sort by key, and check labels and classes.
+
+    Parameters
+    ----------
+    rejected
+        What the listing left out already; what is left out here is added.
+    folders
+        Classes that exist whether they have images or not.
+
+    Raises
+    ------
+    UserError
+        When more is rejected than ``data.max_rejected``, a class is empty, or there are fewer than two classes.
+    """
+    images = sorted(_labelled(found, data, rejected), key=lambda image: image.key)
+    images = list(_without_doubles(images, rejected))
+    classes = data.classes or _in_order(_used(images, data) | {tag for name in folders for tag in tags_of(name, data)})
+    known = set(classes)
+    images = [image for image in images if _has_known_label(image, known, data, rejected)]
+    check_rejected(rejected, data)
+    _check_classes(_used(images, data), classes, data)
+    return Source(tuple(images), classes, columns, _digest(images, rejected), tuple(rejected), pixels or {})
+
+
+def _used(images: Iterable[Labelled], data: Data) -> set[str]:
+    return {tag for label in {image.label for image in images} for tag in tags_of(label, data)}
+
+
+def tags_of(label: str, data: Data) -> tuple[str, ...]:
+    """The classes that a label names: itself, or its tags."""
+    if not data.tag_separator:
+        return (label,) if label else ()
+    return tuple(dict.fromkeys(tag.strip() for tag in label.split(data.tag_separator) if tag.strip()))
+
+
+def coded(values: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Number each value by the order in which the different ones first come; the numbers, and the different ones."""
+    numbers: dict[str, int] = {}
+    codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64)
+    return codes, list(numbers)
+
+
+def check_rejected(rejected: list[Rejected], data: Data) -> None:
+    """Stop when more is left out than the job allows.
+
+    Raises
+    ------
+    UserError
+        With the first cause and the limit that would allow all so far.
+    """
+    if len(rejected) > data.max_rejected:
+        first = rejected[0]
+        raise UserError(
+            f"{first.key}: {first.cause}; mend or remove it, or let unusable images be listed and left out with "
+            f"data.max_rejected={len(rejected)}"
+        )
+
+
+def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> Iterator[Labelled]:
+    times: dict[str, tuple[int, int]] = {}
+    labels: dict[str, str] = {}  # one string a label, not one an image
+    pattern = re.compile(data.group_pattern) if data.group_pattern else None
+    for one in found:
+        key = key_of(one.name)
+        try:
+            size, time = _size_and_time(one.path, times, shared=one.size >= 0)
+        except OSError as error:
+            rejected.append(Rejected(key=key, cause=f"{one.path}: {error.strerror}"))
+            continue
+        group = _text(one.group) or key
+        if pattern is not None and not one.group:
+            match = pattern.search(one.name)
+            if match is None or not match.group(1):
+                raise UserError(
+                    f"{one.name}: data.group_pattern {data.group_pattern!r} does not match this image name; "
+                    "mend the pattern"
+                )
+            group = _text(match.group(1))
+        label = labels.setdefault(one.label, _text(data.tag_separator.join(tags_of(one.label, data))))
+        where = f"{key_of(one.path)}\0{one.offset}" if one.size >= 0 else f"{one.offset}"
+        stamp = xxhash.xxh3_64_intdigest(f"{key}\0{label}\0{size}\0{time}\0{where}".encode())
+        yield Labelled(key, one.path, label, group, _text(one.part), stamp, one.offset, one.size)
+
+
+def _text(text: str) -> str:
+    """What can be written in UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _size_and_time(path: str, times: dict[str, tuple[int, int]], *, shared: bool) -> tuple[int, int]:
+    if path in times:
+        return times[path]
+    status = os.stat(path)  # noqa: PTH116 (a Path an image would cost more than the call)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "is not a regular file")
+    found = status.st_size, status.st_mtime_ns
+    if shared:
+        times[path] = found
+    return found
+
+
+def _without_doubles(images: list[Labelled], rejected: list[Rejected]) -> Iterator[Labelled]:
+    """One image a key; none where the labels differ, for nobody can say which is right."""
+    for _, group in itertools.groupby(images, key=lambda image: image.key):
+        same = list(group)
+        agreed = len({image.label for image in same}) == 1
+        if agreed:
+            yield same[0]
+        for image in same[1 if agreed else 0 :]:
+            why = "the key is there twice" if agreed else TWO_LABELS
+            rejected.append(Rejected(key=image.key, cause=f"{why} ({same[0].path} and {same[-1].path})"))
+
+
+def _has_known_label(image: Labelled, classes: set[str], data: Data, rejected: list[Rejected]) -> bool:
+    tags = tags_of(image.label, data)
+    unknown = [tag for tag in tags if tag not in classes]
+    if not tags:
+        rejected.append(Rejected(key=image.key, cause=NO_LABEL))
+    elif unknown:
+        cause = f"has the label {unknown[0]!r}, which data.classes does not list"
+        rejected.append(Rejected(key=image.key, cause=cause))
+    return bool(tags) and not unknown
+
+
+def _in_order(labels: set[str]) -> tuple[str, ...]:
+    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+def _check_classes(used: set[str], classes: tuple[str, ...], data: Data) -> None:
+    where = data.labels or data.images or data.source
+    if not used:
+        raise UserError(f"{where}: no labelled image found; set data.images=PATH, or another data.source")
+    empty = [name for name in classes if name not in used]
+    if empty:
+        raise UserError(f"{where}: class {empty[0]!r} has no images; add some, or remove the class")
+    if len(classes) < 2:
+        raise UserError(f"{where}: only one class ({classes[0]!r}); a classifier needs at least two")
+
+
+def _digest(images: list[Labelled], rejected: list[Rejected]) -> str:
+    sha = hashlib.sha256()
+    for row in rejected:
+        sha.update(f"{_text(row.key)}\0{_text(row.cause)}\n".encode())
+    for image in images:
+        sha.update(f"{image.key}\0{image.stamp}\0{image.group}\0{image.part}\n".encode())
+    return sha.hexdigest()

@@ -1,0 +1,51 @@
+"""The files below a folder, none lost without a word."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from tlbatch.runs.manifest import Rejected
+
+log = logging.getLogger(__name__)
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
+"""Of images."""
+
+
+def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below ``root``, relative to it, with the names of its files of some endings.
+
+    Links to folders are followed; hidden files and folders are left out, and other files are counted in the log.
+    """
+
+    def unreadable(error: OSError) -> None:
+        rejected.append(Rejected(key=str(error.filename), cause=f"unreadable folder ({error.strerror})"))
+
+    others: Counter[str] = Counter()
+    above: dict[str, tuple[tuple[int, int], ...]] = {}
+    for place, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        status = os.stat(place)  # noqa: PTH116
+        here = status.st_dev, status.st_ino
+        upper = above.get(os.path.dirname(place), ())  # noqa: PTH120
+        if here in upper:
+            rejected.append(Rejected(key=place, cause="a symbolic link that leads back to a folder above it"))
+            folders.clear()
+            continue
+        above[place] = (*upper, here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = sorted(name for name in files if not name.startswith("."))
+        yield Path(place).relative_to(root), [name for name in names if ending_of(name) in endings]
+        other = [name for name in names if ending_of(name) not in endings]
+        unnamed = [Path(place, name) for name in other if not ending_of(name)]  # as links to folders mostly are
+        links = [link for link in unnamed if link.is_symlink() and not link.exists()]
+        rejected += [Rejected(key=str(link), cause=f"a symbolic link to nowhere ({link.readlink()})") for link in links]
+        others.update(ending_of(name) or name for name in other)
+    if others:
+        shown = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+        log.warning("%d files below %s are of no kind that is read here: %s", others.total(), root, shown)
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path an image would cost too much)

@@ -1,0 +1,33 @@
+"""Class folders."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tlbatch.config.data import Data
+from tlbatch.data.sources.base import Found, key_of
+from tlbatch.data.sources.files import ENDINGS, walk
+from tlbatch.runs.manifest import Rejected
+
+
+def from_folders(images: Path, data: Data, rejected: list[Rejected], classes: dict[str, None]) -> Iterator[Found]:
+    """Class folders, below folders of the splits where the job says that splits are given so."""
+    depth = 1 if (data.split.method == "given" and not data.split.files) or data.split.recipe == "dogs-vs-cats" else 0
+    for folder, names in walk(images, ENDINGS, rejected):
+        parts = folder.parts
+        if len(parts) > depth:
+            classes[_readable(parts[depth])] = None
+        for name in names:
+            inner = (folder / name).as_posix()
+            if len(parts) <= depth:
+                wanted = "<split>/<class>" if depth else "<class>"
+                cause = f"lies outside of a class folder; move it into {images}/{wanted}/"
+                rejected.append(Rejected(key=key_of(inner), cause=cause))
+                continue
+            stem = os.path.splitext(inner)[0]  # noqa: PTH122 (a Path an image costs too much)
+            yield Found(stem, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
+
+
+def _readable(name: str) -> str:
+    """A file system's name as text, whatever bytes it is of."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,0 +1,81 @@
+"""Read the source that a job names, wherever it lies."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.config.data import Data
+from tlbatch.config.job import Job
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import digest_file, digest_of
+from tlbatch.data.shards.staging import stage_urls
+from tlbatch.data.sources.acs import from_acs
+from tlbatch.data.sources.base import Source, make_source
+from tlbatch.data.sources.folders import from_folders
+from tlbatch.data.sources.idx import from_idx
+from tlbatch.data.sources.table import from_csv, words_by_image
+from tlbatch.data.sources.tars import from_tars
+from tlbatch.data.synthetic.write import make_once
+from tlbatch.runs.manifest import Rejected
+from tlbatch.runs.workspace import phantom_folder, staged_folder
+
+log = logging.getLogger(__name__)
+
+
+def read_images(job: Job, *, workers: int) -> Source:
+    """List the images of a job with their labels; draw synthetic ones, and fetch tars, where they are not there yet.
+
+    Raises
+    ------
+    UserError
+        When they cannot be listed.
+    """
+    data = job.data
+    if data.source == "phantom":
+        drawn = phantom_folder(job)
+        make_once(drawn, data.phantom, workers=workers)
+        if data.phantom.kind == "garments":
+            return read_source(data, drawn / "images", drawn / "garments.csv")
+        return read_source(data, drawn / "train", drawn / "trainLabels.csv")
+    images = data.images or staged_folder(job)
+    if data.urls:
+        stage_urls(data.urls, images)
+    source = read_source(data, images, data.labels)
+    for rejected in source.rejected:
+        log.warning("left out: %s: %s", rejected.key, rejected.cause)
+    return source
+
+
+def digest_lists(data: Data) -> str:
+    """Of the lists of a given split."""
+    return digest_of({name: digest_file(file) for name, file in data.split.files.items()})
+
+
+def read_source(data: Data, images: Path, labels: Path | None) -> Source:
+    """List the images of a source with their labels.
+
+    Raises
+    ------
+    UserError
+        When the folder or file is missing or not of its kind, more than ``data.max_rejected`` images are unusable, a
+        class is empty, or there are fewer than two classes.
+    """
+    if not images.is_dir():
+        raise UserError(f"{images}: no such folder of images; set data.images=PATH")
+    rejected: list[Rejected] = []
+    if data.source == "idx":
+        pixels: dict[str, npt.NDArray[np.uint8]] = {}
+        return make_source(from_idx(images, pixels), data, rejected, columns=("image", "label"), pixels=pixels)
+    if data.source == "tars":
+        return make_source(from_tars(images, data, rejected), data, rejected, columns=("image", "label"))
+    if data.source == "acs":
+        words = None if labels is None else words_by_image(data, labels)
+        return make_source(from_acs(images, data, words, rejected), data, rejected, columns=("image", "label"))
+    if labels is not None:
+        columns = (data.key_column, data.label_column)
+        return make_source(from_csv(images, labels, data, rejected), data, rejected, columns=columns)
+    classes: dict[str, None] = {}
+    found = from_folders(images, data, rejected, classes)
+    return make_source(found, data, rejected, columns=("image", "label"), folders=classes)

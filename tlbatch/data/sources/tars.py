@@ -1,0 +1,71 @@
+"""WebDataset tars."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tlbatch.config.data import Data
+from tlbatch.core.errors import UserError
+from tlbatch.data.shards.tar_reader import Member, group_samples, scan_tar
+from tlbatch.data.sources.base import Found, key_of
+from tlbatch.data.sources.files import ENDINGS, walk
+from tlbatch.runs.manifest import Rejected
+
+
+def from_tars(folder: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
+    """Samples of WebDataset tars; the name of a tar up to its first dash is what the source calls their split."""
+    paths = [folder / inner / name for inner, names in walk(folder, {".tar"}, rejected) for name in names]
+    if not paths:
+        raise UserError(f"{folder}: no .tar below it; set data.images to the folder of the tars")
+    for path in paths:
+        try:
+            members, damages = scan_tar(path)
+        except OSError as error:
+            rejected.append(Rejected(key=str(path), cause=f"unreadable ({error.strerror})"))
+            continue
+        samples, more = group_samples(members)
+        rejected.extend(Rejected(key=f"{path}: {damage.name}", cause=damage.cause) for damage in (*damages, *more))
+        with path.open("rb") as tar:
+            for name, parts in samples:
+                yield from _sample(path, tar, name, parts, data, rejected)
+
+
+def _sample(
+    path: Path, tar: IO[bytes], name: str, parts: dict[str, Member], data: Data, rejected: list[Rejected]
+) -> Iterator[Found]:
+    image = next((member for ending, member in parts.items() if f".{ending}" in ENDINGS), None)
+    fields: dict[str, object] = {}
+    if "json" in parts:
+        try:
+            fields = dict(json.loads(_payload(tar, parts["json"])))
+        except (ValueError, TypeError, RecursionError) as error:
+            rejected.append(Rejected(key=key_of(name), cause=f"{path}: json cannot be read ({error})"))
+            return
+    label = fields.get(data.label_column)
+    if label is None:
+        plain = parts.get("cls") or (parts.get("txt") if data.tag_separator else None)
+        label = _payload(tar, plain).decode(errors="replace").strip() if plain else None
+    if image is None or label is None:
+        lacks = "image" if image is None else f"cls, and no json with {data.label_column}"
+        rejected.append(Rejected(key=key_of(name), cause=f"{path}: no {lacks}"))
+        return
+    if isinstance(label, list):
+        split = [tag for tag in map(str, label) if data.tag_separator and data.tag_separator in tag]
+        if split:
+            cause = f"{path}: the tag {split[0]!r} holds data.tag_separator"
+            rejected.append(Rejected(key=key_of(name), cause=cause))
+            return
+        label = (data.tag_separator or " ").join(map(str, label))
+    for column in filter(None, (data.group_column, data.split.column)):
+        if fields.get(column) in (None, ""):
+            rejected.append(Rejected(key=key_of(name), cause=f"{path}: nothing in the json field {column}"))
+            return
+    group = str(fields[data.group_column]) if data.group_column else ""
+    part = str(fields[data.split.column]) if data.split.column else path.name.split("-")[0]
+    yield Found(name, str(path), str(label), group=group, part=part, offset=image.offset, size=image.size)
+
+
+def _payload(tar: IO[bytes], member: Member) -> bytes:
+    tar.seek(member.offset)
+    return tar.read(min(member.size, 1 << 20))

@@ -1,0 +1,1 @@
+"""Synthetic images: fundus photographs that a grader has graded, and garments with phrases."""

@@ -1,0 +1,1 @@
+"""Synthetic photographs of garments with phrases of tags."""

@@ -1,0 +1,141 @@
+"""Which synthetic garments there are, and which photographs of each.
+
+Some words are rarer than others, and some go together, as in shops: trousers are mostly plain, dresses often floral.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numpy.random import Generator
+
+from tlbatch.data.synthetic.garments.draw import draw
+from tlbatch.data.synthetic.garments.phrases import ATTRIBUTES, LENGTHS_OF, SLEEVES_OF, Garment, phrase
+from tlbatch.data.synthetic.paint import stream
+from tlbatch.data.synthetic.plan import MIN_SIDE, Plan, require, table
+
+MIN_IMAGES: Final = 2
+_MOST_PHOTOGRAPHS: Final = 3
+_TYPES: Final = (0.20, 0.18, 0.13, 0.11, 0.09, 0.07, 0.11, 0.11)
+_COLOURS: Final = (0.19, 0.13, 0.12, 0.09, 0.08, 0.11, 0.18, 0.10)
+_PATTERNS: Final = (0.34, 0.21, 0.14, 0.15, 0.16)
+_LIKED: Final[Mapping[str, tuple[str, ...]]] = {
+    "dress": ("floral", "dotted", "red", "pink"),
+    "shirt": ("striped", "checked", "white", "blue"),
+    "sweater": ("striped", "green"),
+    "jacket": ("plain", "brown"),
+    "coat": ("plain", "checked", "black"),
+    "vest": ("checked", "plain"),
+    "skirt": ("floral", "checked", "yellow"),
+    "trousers": ("plain", "blue", "black"),
+}
+_LIKED_TIMES: Final = 2.2
+_SHARES: Final = {1: (1.0,), 2: (0.65, 0.35), 3: (0.42, 0.33, 0.25)}
+"""Of the sleeves and lengths that a type may have, by how many they are, in their order."""
+_README: Final = """\
+Synthetic photographs of garments
+=================================
+
+All of this is synthetic. No image shows a thing that can be bought, and nothing learnt from it says anything about real
+photographs. It was drawn by `python -m tlbatch.data.phantom` to try and to test software.
+
+{num} images of {side} x {side} pixels, of {products} garments; seed {seed}.
+
+garments.csv  image, phrase, and what is true of the garment: type, colour, pattern, sleeve, length; a type that has no
+              sleeves or no length to speak of has nothing in that column
+images/       PRODUCT_NUMBER.jpeg; each says in its JPEG comment that it is synthetic
+
+A garment has one to {most} photographs that share its cut and cloth: split by product. The words of a phrase stand in
+an order that depends on the garment, and what goes without saying is not said: see tlbatch/data/phantom/phrases.py.
+"""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One image of the data set: which product, which of its photographs, and what the product is."""
+
+    product: int
+    number: int
+    garment: Garment
+
+    @property
+    def name(self) -> str:
+        """Name of the image in the table, and of its file without the suffix."""
+        return f"{self.product}_{self.number}"
+
+    def draw(self, seed: int, side: int) -> npt.NDArray[np.uint8]:
+        """RGB of shape (side, side, 3)."""
+        return draw(seed, self.product, self.number, garment=self.garment, side=side)
+
+
+def plan_garments(*, num_images: int, side: int, seed: int) -> Plan:
+    """The file garments.csv (image, phrase, type, colour, pattern, sleeve, length) and images/<product>_<n>.jpeg.
+
+    Parameters
+    ----------
+    num_images
+        At least 2.
+    side
+        Height and width in pixels, at least 64.
+    seed
+        Not negative; another seed draws other garments.
+
+    Raises
+    ------
+    ValueError
+        When an argument is out of range.
+    """
+    require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
+    pictures = photographs(num_images, seed=seed)
+    readme = _README.format(num=num_images, side=side, products=pictures[-1].product, seed=seed, most=_MOST_PHOTOGRAPHS)
+    rows = (
+        (each.name, phrase(each.garment), *(getattr(each.garment, name) for name in ATTRIBUTES)) for each in pictures
+    )
+    files = {"garments.csv": table(("image", "phrase", *ATTRIBUTES), rows), "README.txt": readme}
+    return Plan(pictures, "images", files, seed, side)
+
+
+def photographs(num_images: int, *, seed: int) -> list[Photograph]:
+    """One to three photographs of each product, by product number, until there are ``num_images``.
+
+    A longer list begins with the shorter ones.
+
+    Raises
+    ------
+    ValueError
+        When an argument is out of range.
+    """
+    require(num_images >= MIN_IMAGES, "num_images", f"at least {MIN_IMAGES}", num_images)
+    require(seed >= 0, "seed", "at least 0", seed)
+    found: list[Photograph] = []
+    # Products count from 1, which leaves stream 0 to this list.
+    rng = stream(seed, 0)
+    product = 0
+    while len(found) < num_images:
+        product += 1
+        garment, times = _garment(rng), rng.integers(1, _MOST_PHOTOGRAPHS, endpoint=True)
+        found += [Photograph(product, number, garment) for number in range(1, times + 1)]
+    return found[:num_images]
+
+
+def _garment(rng: Generator) -> Garment:
+    garment_type = _drawn(rng, ATTRIBUTES["type"], _TYPES)
+    liked = _LIKED[garment_type]
+    return Garment(
+        garment_type,
+        _drawn(rng, ATTRIBUTES["colour"], _COLOURS, liked),
+        _drawn(rng, ATTRIBUTES["pattern"], _PATTERNS, liked),
+        _kind(rng, SLEEVES_OF.get(garment_type, ("",))),
+        _kind(rng, LENGTHS_OF.get(garment_type, ("",))),
+    )
+
+
+def _kind(rng: Generator, words: tuple[str, ...]) -> str:
+    return _drawn(rng, words, _SHARES[len(words)])
+
+
+def _drawn(rng: Generator, words: tuple[str, ...], shares: tuple[float, ...], liked: tuple[str, ...] = ()) -> str:
+    weights = np.array(shares) * np.where(np.isin(words, liked), _LIKED_TIMES, 1.0)
+    return words[rng.choice(len(words), p=weights / weights.sum())]

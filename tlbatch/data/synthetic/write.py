@@ -1,0 +1,94 @@
+"""Writing a synthetic data set: all its pictures and tables, or none."""
+
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock
+from PIL import Image
+
+from tlbatch.config.data import Phantom
+from tlbatch.core.files import DRAFT_LASTS_S, atomic_file, atomic_folder, remove_drafts, write_text
+from tlbatch.data.synthetic.garments.products import plan_garments
+from tlbatch.data.synthetic.patients import plan_fundus
+from tlbatch.data.synthetic.plan import Picture, Plan, require
+
+log = logging.getLogger(__name__)
+_COMMENT: Final = "synthetic image by tlbatch"
+_QUALITY: Final = 90
+
+
+def make(folder: Path, plan: Plan, *, workers: int = 1) -> None:
+    """Write a synthetic data set; the same plan always gives the same bytes.
+
+    That holds as long as the versions of numpy and Pillow are the same too. The folder appears under its name only when
+    it is whole.
+
+    Parameters
+    ----------
+    folder
+        Must not exist yet.
+    workers
+        Number of processes that draw; it changes nothing but the time taken.
+
+    Raises
+    ------
+    FileExistsError
+        When the folder exists.
+    ValueError
+        When an argument is out of range.
+    """
+    require(workers >= 1, "workers", "at least 1", workers)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
+    with atomic_folder(folder) as draft:
+        (draft / plan.inside).mkdir()
+        _draw_all(plan, draft / plan.inside, workers=workers)
+        for name, text in plan.files.items():
+            write_text(draft / name, text)
+
+
+def make_once(folder: Path, phantom: Phantom, *, workers: int) -> None:
+    """Write the data set that a job asks for, unless it is there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.exists():
+            return
+        remove_drafts(folder.parent, older_s=DRAFT_LASTS_S)
+        plan = _plan(phantom)
+        log.info("drawing %d synthetic images (%s) in %s", len(plan.pictures), phantom.kind, folder)
+        make(folder, plan, workers=workers)
+
+
+def _plan(phantom: Phantom) -> Plan:
+    if phantom.kind == "garments":
+        return plan_garments(num_images=phantom.num_images, side=phantom.side, seed=phantom.seed)
+    return plan_fundus(
+        images_per_grade=phantom.images_per_grade,
+        side=phantom.side,
+        grader_noise=phantom.grader_noise,
+        seed=phantom.seed,
+    )
+
+
+def _draw_all(plan: Plan, folder: Path, *, workers: int) -> None:
+    write = partial(_write, folder=folder, seed=plan.seed, side=plan.side)
+    if workers == 1:
+        for picture in plan.pictures:
+            write(picture)
+        return
+    # Spawned, because the caller may have threads, which a fork would leave behind with their locks held.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(write, plan.pictures, chunksize=8):
+            pass
+
+
+def _write(picture: Picture, *, folder: Path, seed: int, side: int) -> None:
+    path = folder / f"{picture.name}.jpeg"
+    with atomic_file(path) as file:
+        Image.fromarray(picture.draw(seed, side)).save(file, "JPEG", quality=_QUALITY, comment=_COMMENT)
+    os.utime(path, (0, 0))  # drawn again, it is still the same source

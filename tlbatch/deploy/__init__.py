@@ -1,0 +1,1 @@
+"""A trained model that leaves its run: export, verification, prediction."""

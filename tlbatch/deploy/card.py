@@ -1,0 +1,154 @@
+"""The model card of an exported model, as the README.md of its folder: what its report says, in Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from tlbatch.deploy.record import WEIGHTS, Exported
+from tlbatch.report.checklist import NOT_KNOWN, checklist, limits, told
+from tlbatch.report.page import SCORE_NAMES, visible, warnings_of
+from tlbatch.runs.records import SPLITS
+from tlbatch.runs.report import Estimate, Report
+
+_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
+_WHATS = {
+    "safetensors": "all weights, for tlbatch",
+    "onnx": "the whole way from squares of pixels to probabilities, for ONNX Runtime and others",
+    "pt2": "the same, for `torch.export.load`",
+}
+
+
+def write_card(record: Exported, report: Report) -> str:
+    """The text of the card."""
+    parts = [
+        f"# {_plain(record.run)}",
+        (
+            f"An image classifier, made by tlbatch {record.tlbatch} of the run `{record.run}` of {record.created}. "
+            f"It gives an image one of {len(record.classes)} classes: {_names(record.classes)}."
+        ),
+        *(f"**{_plain(title)}.** {_plain(text)}" for title, text in warnings_of(report)),
+        "## How to use it",
+        *_usage(record),
+        "## Input and output",
+        _list(_interface(record)),
+        "## How good it is",
+        *_scores(record, report),
+        "## Data",
+        _counts(report),
+        "## What is known of it",
+        _list(
+            f"{_plain(item.topic)}: {_plain(item.found)}"
+            for item in checklist(report, num_mistakes=0, rival=None)
+            if item.found
+        ),
+        "## Intended use and limits",
+        _list(_plain(limit) for limit in limits(report)),
+        "What nobody has said, and who uses it must find out:",
+        _list(_plain(unknown) for unknown in NOT_KNOWN),
+    ]
+    return visible("\n\n".join(parts)) + "\n"
+
+
+def _usage(record: Exported) -> Iterable[str]:
+    yield "With tlbatch, on files or folders of files, with or without a GPU:"
+    yield "```bash\npython -m tlbatch.predict FOLDER IMAGES... --csv answers.csv\n```"
+    yield "where FOLDER is the folder of this file. It prepares the images as those of the training were."
+    rows = [
+        [
+            f"`{form.file}`",
+            _WHATS[name],
+            _difference(form.difference) if not form.left_out else _left_out(form.left_out),
+        ]
+        for name, form in record.forms.items()
+    ]
+    yield _table(["file", "what it holds", f"largest difference on {record.num_checked} test images"], rows)
+    yield (
+        f"Only `{WEIGHTS}` is read without running code that lies in it. Open `model.pt2` only where you know who "
+        "wrote it; `model.json` has the SHA-256 of every file."
+    )
+
+
+def _left_out(why: str) -> str:
+    return f"left out: {_plain(why)}"
+
+
+def _difference(value: float | None) -> str:
+    return "not computed" if value is None else f"{value:.1e}"
+
+
+def _interface(record: Exported) -> Iterable[str]:
+    done, model = record.preprocessing, record.network
+    if done.steps:
+        yield f"Steps before all else, by tlbatch alone: {', '.join(done.steps)}."
+    if done.resize:
+        yield f"Images whose short side is longer than {done.resize} pixels are scaled down to that, and kept as JPEG."
+    yield f"The square in the middle is scaled to {done.size} x {done.size} pixels, bilinear with antialiasing."
+    graphs = [f"`{form.file}`" for form in record.forms.values() if form.file != WEIGHTS and not form.left_out]
+    if graphs:
+        yield (
+            f"{' and '.join(graphs)}: the input `images`, uint8, (n, {done.size}, {done.size}, 3), RGB, are such "
+            f"squares, not yet normalised; the output is `probabilities`, float32, (n, {len(record.classes)})."
+        )
+    yield "The class with the highest probability is the decision."
+    if record.thresholds:
+        cuts = ", ".join(f"{value:.4f}" for value in record.thresholds)
+        yield f"Classes are decided by a grade that is cut at {cuts}; the probabilities are made so that they agree."
+    if record.temperature is not None:
+        yield f"The temperature {record.temperature:.4f} of the report is in the probabilities."
+    if done.view_mean:
+        yield "The head sees the mean of the vectors of several views of an image."
+    elif done.views != "none":
+        yield f"They are means over views of an image, the symmetries {done.views} of the square."
+    if model.head.group_mean:
+        yield (
+            "The head was trained with the vectors of the rest of an image's group (the other eye of a patient) beside "
+            "its own. Here each image is taken to be alone in its group: the scores below are not those of such use."
+        )
+
+
+def _scores(record: Exported, report: Report) -> Iterable[str]:
+    yield f"On {report.n:,} test images of {report.num_groups:,} groups, with 95 % intervals over groups:"
+    yield _table(
+        ["score", "value (interval)"],
+        [[SCORE_NAMES[name], _plain(told(found))] for name, found in report.scores.items() if found.value is not None],
+    )
+    rows = [
+        [_plain(one.name), f"{one.support:,}", *map(_short, (one.precision, one.recall, one.f1))]
+        for one in report.classes
+    ]
+    yield _table(["class", "test images", "precision", "recall", "F1"], rows)
+    if record.from_predictions is not None:
+        yield (
+            "Computed in 32 bits where it was exported, its probabilities differ by at most "
+            f"{record.from_predictions:.1e} from those that were scored."
+        )
+
+
+def _short(found: Estimate) -> str:
+    return _plain(told(found)) if found.value is not None else "undefined"
+
+
+def _counts(report: Report) -> str:
+    splits = [split for split in SPLITS if split in report.counts]
+    names = [one.name for one in report.classes]
+    rows = [[_plain(name), *(f"{report.counts[split][at]:,}" for split in splits)] for at, name in enumerate(names)]
+    return _table(["images of class", *splits], rows)
+
+
+def _names(classes: Sequence[str]) -> str:
+    more = f" and {len(classes) - 30} more" if len(classes) > 30 else ""
+    return ", ".join(map(_plain, classes[:30])) + more
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text of which nothing is a mark of Markdown, on one line."""
+    return _MARKS.sub(r"\\\1", " ".join(text.splitlines()))

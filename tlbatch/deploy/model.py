@@ -1,0 +1,152 @@
+"""A model that left its run: a folder that `tlbatch.export` wrote, which needs neither the run nor a cluster."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import digest_file
+from tlbatch.data.decode import Rgb, UnreadableImageError, is_plain
+from tlbatch.data.shards.encode import to_shard
+from tlbatch.data.views import Views, training_views
+from tlbatch.deploy.graph import Answering
+from tlbatch.deploy.record import RECORD, WEIGHTS, Exported
+from tlbatch.model.build import build_classifier
+from tlbatch.model.checkpoint import load_trained
+from tlbatch.model.symmetries import turned
+from tlbatch.runs.records import load_record
+
+_SQUARES = 32
+"""That go through the network at once."""
+
+
+class Answers(NamedTuple):
+    """What a model says of some images."""
+
+    probabilities: npt.NDArray[np.float32]
+    """(n, num_classes); NaN where an image could not be read."""
+    errors: dict[int, str]
+    """Why, by place."""
+
+
+class ExportedModel:
+    """A classifier that takes image files.
+
+    Each image is taken to be alone in its group, and goes through what shard, loader and predict did to those of the
+    run.
+    """
+
+    def __init__(self, record: Exported, answering: Answering, views: Views, device: torch.device) -> None:
+        self.record, self.answering = record, answering
+        self._views, self._device = views, device
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ExportedModel":
+        """Open a folder.
+
+        Raises
+        ------
+        UserError
+            When there is no such folder, or a file in it is not as it was written.
+        """
+        again = "export the run again: python -m tlbatch.export RUN FOLDER"
+        missing = "name a folder that python -m tlbatch.export wrote"
+        record = load_record(Exported, folder / RECORD, missing=missing, damaged=again)
+        file = folder / WEIGHTS
+        if not file.is_file() or digest_file(file) != record.files.get(WEIGHTS):
+            raise UserError(f"{file}: missing or not as it was written; export the run again, or copy it again")
+        network, best_views = record.network, record.preprocessing.views
+        model = build_classifier(network, len(record.classes), described_by=file)
+        try:
+            load_trained(model, file)
+        except RuntimeError:
+            raise UserError(f"{folder / RECORD}: describes another network than {WEIGHTS} holds; {again}") from None
+        model.to(device)
+        model.set_cut(network.phase[record.phase].cut, freeze_batch_norm=False)
+        size, of_vectors = model.spec.size, network.head.view_mean
+        views = training_views(network.train, size) if of_vectors else Views(size, best_views)
+        turns = views.numbers if views.crop_scale == 1 else ()
+        answering = Answering(model, turns=turns, of_vectors=of_vectors, temperature=record.temperature)
+        return cls(record, answering, views, torch.device(device))
+
+    @property
+    def draws_crops(self) -> bool:
+        """Whether the views are drawn from the whole image, so that a square of it is not enough."""
+        return self._views.crop_scale < 1
+
+    def predict(self, files: Iterable[bytes], *, in_shard: bool = False) -> Answers:
+        """Probabilities of image files.
+
+        Parameters
+        ----------
+        files
+            The bytes of each.
+        in_shard
+            Whether they are as they lie in the shards of the run, and not as their owner keeps them.
+        """
+        parts, num = [np.empty((0, len(self.record.classes)), np.float32)], 0
+        errors: dict[int, str] = {}
+        for part in self.batches(files, in_shard=in_shard):
+            errors |= {num + place: why for place, why in part.errors.items()}
+            parts.append(part.probabilities)
+            num += len(part.probabilities)
+        return Answers(np.concatenate(parts), errors)
+
+    def batches(self, files: Iterable[bytes], *, in_shard: bool = False) -> Iterator[Answers]:
+        """The same, some images at a time."""
+        most = max(1, _SQUARES // len(self._views.numbers))
+        waiting: list[bytes] = []
+        for data in files:
+            waiting.append(data)
+            if len(waiting) == most:
+                yield self._answer(waiting, in_shard=in_shard)
+                waiting = []
+        if waiting:
+            yield self._answer(waiting, in_shard=in_shard)
+
+    @property
+    def _drawn(self) -> tuple[int, ...]:
+        """Views that are read; symmetries of one square are made on the device."""
+        return self._views.numbers if self.draws_crops else (0,)
+
+    def _answer(self, files: list[bytes], *, in_shard: bool) -> Answers:
+        size = self._views.size
+        errors: dict[int, str] = {}
+        squares = np.zeros((len(self._drawn), len(files), size, size, 3), np.uint8)
+        turns = np.zeros(squares.shape[:2], np.uint8)
+        for place, data in enumerate(files):
+            try:
+                for number, (rgb, turn) in enumerate(self._read(data, in_shard=in_shard)):
+                    squares[number, place], turns[number, place] = rgb, turn
+            except UnreadableImageError as error:
+                errors[place] = str(error)
+        found = self._probabilities(torch.from_numpy(squares), torch.from_numpy(turns))
+        for place in np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
+            errors.setdefault(place, "its probabilities are not finite")
+        found[list(errors)] = np.nan
+        return Answers(found, errors)
+
+    def _read(self, data: bytes, *, in_shard: bool) -> list[tuple[Rgb, int]]:
+        wanted = self.record.preprocessing
+        if in_shard:
+            stored, plain = data, is_plain(data)
+        else:
+            made = to_shard(data, resize=wanted.resize, steps=wanted.steps, max_pixels=wanted.max_pixels)
+            stored, plain = made.data, made.plain
+        content = xxhash.xxh3_128_hexdigest(stored).encode()
+        return [self._views.read(stored, view, content=content, plain=plain) for view in self._drawn]
+
+    @torch.inference_mode()
+    def _probabilities(self, squares: torch.Tensor, turns: torch.Tensor) -> npt.NDArray[np.float32]:
+        squares = squares.to(self._device)
+        if self.draws_crops:
+            views = [turned(some, how) for some, how in zip(squares, turns, strict=True)]
+            found = self.answering.of_views(views)
+        else:
+            found = self.answering(squares[0])
+        return np.asarray(found.float().cpu().numpy())

@@ -1,0 +1,129 @@
+"""Answers: what an exported model says of image files, as CSV, one row an image."""
+
+import csv
+import io
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file, plain_text
+from tlbatch.data.sources.files import ENDINGS, walk
+from tlbatch.deploy.model import ExportedModel
+from tlbatch.distributed.process_group import keep_freed_memory
+from tlbatch.runs.manifest import Rejected
+
+_UNREAD = 1
+Floats = npt.NDArray[np.float32]
+
+
+def answer(folder: Path, images: Sequence[Path], table: Path | None) -> int:
+    """Score images with the model in a folder, and write a table of them; the exit code.
+
+    Parameters
+    ----------
+    images
+        Files, or folders of files at any depth.
+    table
+        File to write; None: standard output.
+
+    Raises
+    ------
+    UserError
+        When there are no images, or the folder holds no whole model.
+    """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    files, lost = image_files(images)
+    model = ExportedModel.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    with _opened(table) as file:
+        num_unread = write_answers(model, files, lost, file)
+    if num_unread:
+        sys.stderr.write(f"{num_unread} of {len(files) + len(lost)} could not be read; the column error says why\n")
+    return _UNREAD if num_unread else 0
+
+
+def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
+    """The files that are named, and those below the folders that are, sorted; and folders that cannot be read.
+
+    Raises
+    ------
+    UserError
+        When there is none.
+    """
+    files: list[Path] = []
+    lost: list[Rejected] = []
+    for path in images:
+        if path.is_dir():
+            files += sorted(path / inner / name for inner, names in walk(path, ENDINGS, lost) for name in names)
+        else:
+            files.append(path)
+    if not lost and not any(path.exists() for path in files):
+        named = ", ".join(map(str, images[:3])) or "nothing was named"
+        raise UserError(f"no images found ({named}); name image files, or folders of them")
+    return files, lost
+
+
+def write_answers(model: ExportedModel, files: Sequence[Path], lost: Sequence[Rejected], table: BinaryIO) -> int:
+    """Write a row for each image; how many could not be read."""
+    classes = model.record.classes
+    table.write(_line(["image", "predicted", *(f"p_{name}" for name in classes), "error"]))
+    num_unread = len(lost)
+    for file, probabilities, error in _answered(model, files):
+        table.write(_line(_failed(str(file), error, classes) if error else _row(str(file), probabilities, classes)))
+        num_unread += bool(error)
+    table.writelines(_line(_failed(one.key, one.cause, classes)) for one in lost)
+    return num_unread
+
+
+def _answered(model: ExportedModel, files: Sequence[Path]) -> Iterator[tuple[Path, Floats, str]]:
+    """Each file with its probabilities, or why there are none."""
+    unread: dict[int, str] = {}
+    left = iter(enumerate(files))
+    for part in model.batches(_read(files, unread)):
+        for place, probabilities in enumerate(part.probabilities):
+            at, file = next(left)
+            yield file, probabilities, unread.get(at) or part.errors.get(place, "")
+
+
+def _read(files: Sequence[Path], unread: dict[int, str]) -> Iterator[bytes]:
+    """The bytes of each; nothing of one that cannot be read, and why."""
+    for place, file in enumerate(files):
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            data, unread[place] = b"", error.strerror or str(error)
+        yield data
+
+
+def _row(image: str, probabilities: Floats, classes: Sequence[str]) -> list[str]:
+    return [image, classes[int(probabilities.argmax())], *(f"{value:.6f}" for value in probabilities.tolist()), ""]
+
+
+def _failed(image: str, why: str, classes: Sequence[str]) -> list[str]:
+    return [image, "", *[""] * len(classes), why]
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    """A line of CSV in which no text begins a formula; whatever breaks lines within a cell is in quotes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(map(plain_text, cells))
+    return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace") + b"\n"
+
+
+@contextmanager
+def _opened(table: Path | None) -> Iterator[BinaryIO]:
+    if table is not None:
+        with atomic_file(table) as file:
+            yield file
+        return
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()

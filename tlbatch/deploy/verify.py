@@ -1,0 +1,162 @@
+"""What a finished run's own model says of some of its test images: what every exported form is compared with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from tlbatch.core.errors import UserError
+from tlbatch.data.dataset import ImageSet, SplitDataset, open_set
+from tlbatch.data.sampler import Positions
+from tlbatch.data.views import Samples, Views, training_views
+from tlbatch.evaluation.predictions import Predictions, read_predictions
+from tlbatch.evaluation.summary import temper
+from tlbatch.model.backbones import Backbone
+from tlbatch.model.checkpoint import load_best, trained_classifier
+from tlbatch.model.classifier import Classifier, predicted
+from tlbatch.model.symmetries import turned
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import Best, RunRecord, load_record
+from tlbatch.runs.report import Report
+from tlbatch.runs.stage import finished
+
+_MOST = 32
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A run that has been reported."""
+
+    record: RunRecord
+    report: Report
+    best: Best
+    checkpoint: Path
+    images: ImageSet
+    scored: Predictions
+    """Those of the test images in predictions.csv."""
+
+    @property
+    def temperature(self) -> float | None:
+        """What the report kept."""
+        found = self.report.calibration
+        return found.temperature if found is not None and found.kept else None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images of the test split, and what the run's own model says of them."""
+
+    files: tuple[bytes, ...]
+    """As they lie in the shards."""
+    squares: torch.Tensor
+    """uint8, (n, size, size, 3): as the network takes them in."""
+    probabilities: Floats
+    from_predictions: float | None
+    """Largest difference from predictions.csv; None where groups have their say there."""
+    spec: Backbone
+
+
+def load_reported(paths: RunPaths) -> Reported:
+    """Read what a run has left.
+
+    Raises
+    ------
+    UserError
+        When it has not been reported, is an ensemble, or something of it is missing or was changed.
+    """
+    missing = "run reduce first: python -m tlbatch.reduce RUN"
+    if paths.report_json.exists():
+        members = load_record(Report, paths.report_json, missing=missing).members
+        if members:
+            raise UserError(f"{paths.folder}: an ensemble has no weights; export its members: {' '.join(members)}")
+    record = paths.load()
+    record.job.require_classes("an export")
+    finished("reduce", paths, record)
+    report = load_record(Report, paths.report_json, missing=missing)
+    best, checkpoint = load_best(paths)
+    if report.checkpoint is None or report.checkpoint.digest != best.digest:
+        raise UserError(f"{paths.report_json}: of another checkpoint than {checkpoint.name}; submit the job again")
+    scored = read_predictions(paths.report / "predictions.csv", best.classes)
+    return Reported(record, report, best, checkpoint, open_set(paths.set_paths(record.job)), scored.of("test"))
+
+
+def predict_some(run: Reported) -> Reference:
+    """Predict test images, spread over the split, as predict and reduce do: on the CPU, in 32 bits.
+
+    Raises
+    ------
+    UserError
+        When none of them can be read.
+    """
+    job, best, images = run.record.job, run.best, run.images
+    model = trained_classifier(run.record, len(best.classes), run.checkpoint).eval()
+    model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
+    size = model.spec.size
+    rows, squares = _readable(images, size)
+    views = training_views(job.train, size) if job.head.view_mean else Views(size, best.views)
+    dataset = SplitDataset(images, rows, Samples(len(rows), views, every_view=True))
+    each = len(views.numbers)
+    with _alone() as accelerator:
+        found = [
+            _of_image(model, dataset, range(first, first + each), accelerator, of_vectors=job.head.view_mean)
+            for first in range(0, len(rows) * each, each)
+        ]
+    probabilities, scored = _at_temperature(run, images.index["key"][rows], np.stack(found))
+    apart = np.abs(probabilities - scored)[~np.isnan(scored)]
+    return Reference(
+        files=tuple(dataset.read(row) for row in images.index[rows]),
+        squares=squares,
+        probabilities=probabilities,
+        from_predictions=None if job.head.group_mean or not apart.size else float(apart.max()),
+        spec=model.spec,
+    )
+
+
+def _readable(images: ImageSet, size: int) -> tuple[Positions, torch.Tensor]:
+    """Rows of at most 32 test images at equal distances that can be read, and their squares."""
+    rows = images.rows("test")
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, _MOST).round().astype(np.int64))]
+    batch = SplitDataset(images, rows, Samples(len(rows), Views(size), every_view=True), strict=False).__getitems__(
+        range(len(rows))
+    )
+    kept = [place for place in range(len(rows)) if place not in batch.errors]
+    if not kept:
+        folder = images.paths.folder
+        raise UserError(f"{folder}: no test image can be read any more; remove the folder {folder} and submit again")
+    return rows[kept], batch.inputs[kept]
+
+
+@contextmanager
+def _alone() -> Iterator[Accelerator]:
+    try:
+        yield Accelerator(cpu=True, mixed_precision="no")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (a stage after it may differ)
+
+
+def _of_image(
+    model: Classifier, dataset: SplitDataset, samples: range, accelerator: Accelerator, *, of_vectors: bool
+) -> Floats:
+    """Probabilities of one image from all its views, (num_classes,)."""
+    batch = dataset.__getitems__(samples)
+    inputs, turns = batch.inputs, batch.turns
+    if of_vectors:
+        with torch.inference_mode():
+            inputs, turns = model.to_cut(turned(inputs, turns)).mean(0, keepdim=True), turns[:1] * 0
+    outputs = predicted(model, inputs, turns, accelerator)
+    return np.asarray(model.probabilities(outputs).numpy().mean(axis=0))
+
+
+def _at_temperature(run: Reported, keys: npt.NDArray[np.bytes_], raw: Floats) -> tuple[Floats, Floats]:
+    """Probabilities at the temperature that was kept, and those of the same images in predictions.csv."""
+    places = {key: place for place, key in enumerate(run.scored.keys.tolist())}
+    scored = run.scored.where(np.array([places[key] for key in keys.tolist()], np.int64))
+    own = temper(replace(scored, probabilities=raw), (run.temperature, run.temperature is not None, ""))
+    return own.probabilities, scored.probabilities

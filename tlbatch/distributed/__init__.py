@@ -1,0 +1,1 @@
+"""The process group of a stage, and the watchdog over its ranks."""

@@ -1,0 +1,168 @@
+"""The process group of a stage, and the checks that it is the one SLURM started."""
+
+import ctypes
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+
+from tlbatch.config.job import Job
+from tlbatch.config.slurm import Slurm
+from tlbatch.core.errors import StoppedError, UserError
+from tlbatch.distributed.rendezvous import join_ranks
+from tlbatch.distributed.watchdog import Pulse, Signs, Stillness
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.progress import Teller
+from tlbatch.runs.records import StageName
+from tlbatch.runs.signals import StopFlag
+from tlbatch.runs.stage import record_failure
+from tlbatch.runs.world import World
+
+log = logging.getLogger(__name__)
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The ranks of a stage that work together, as one of them sees them."""
+
+    accelerator: Accelerator
+    world: World
+    stop: StopFlag
+    teller: Teller
+    pulse: Pulse
+
+    @staticmethod
+    def alone(stage: StageName, paths: RunPaths) -> "Crew":
+        """A single rank on the CPU that nobody watches or stops."""
+        world = World()
+        pulse = Pulse(math.inf, lambda *_: None, signs=None)
+        return Crew(Accelerator(cpu=True), world, StopFlag(), Teller(paths, world, stage, saves=False), pulse)
+
+    @property
+    def device(self) -> torch.device:
+        """What this rank computes on."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @contextmanager
+    def shares_of_others(self, own_s: float) -> Iterator[None]:
+        """Wait in the block for the other ranks, which have about as much to do as this one had in so many seconds."""
+        with self.pulse.expected("the shares of the other ranks", grace_s=own_s), self.pulse.waiting():
+            yield
+
+    def end_if_stopped(self, what: str, *, own_s: float) -> None:
+        """Wait for the other ranks, and end here, all together, where one was asked to.
+
+        Raises
+        ------
+        StoppedError
+            On all ranks.
+        """
+        with self.shares_of_others(own_s):
+            said = gather_object([(self.stop.signal_name, self.stop.wants_again)])
+        names = [name for name, _ in said if name]
+        if names:
+            raise StoppedError(f"stopped by {names[0]} {what}", again=any(again for _, again in said))
+
+
+@contextmanager
+def joined_ranks(stage: StageName, paths: RunPaths, world: World, job: Job) -> Iterator[Crew]:
+    """Join the ranks of a stage, which remember from here on that they were asked to end, and watch that they get on.
+
+    Raises
+    ------
+    UserError
+        When the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
+    """
+    stop = StopFlag()
+    stop.install()
+    on_gpu = _wants_gpu(world, job.slurm)
+    precision = job.train.mixed_precision
+    if precision == "fp16" and not on_gpu:
+        raise UserError("train.mixed_precision: fp16 needs a GPU; set it to bf16 or no")
+    torch.set_num_threads(world.num_threads)
+    if not on_gpu:
+        keep_freed_memory()
+    if world.world_size > 1:
+        join_ranks(world, job.slurm, paths.rendezvous / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
+
+    def tell(kind: Stillness, what: str) -> None:
+        message = f"{world.node} rank {world.rank}: {what}; its log has the stack"
+        record_failure(stage, world, paths.folder, message, kind)
+
+    try:
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
+        _check(accelerator, world, on_gpu=on_gpu)
+        size, prefix = world.world_size, f"{stage}-{world.attempt}"
+        signs = Signs(paths.rendezvous, prefix, rank=world.rank, world_size=size) if size > 1 else None
+        with Pulse(job.slurm.hang_s, tell, signs=signs) as pulse:
+            yield Crew(accelerator, world, stop, Teller(paths, world, stage), pulse)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (the next stage may differ)
+
+
+def _wants_gpu(world: World, slurm: Slurm) -> bool:
+    """In SLURM the allocation decides, elsewhere the job; what was given must be visible."""
+    given = slurm.gpus_per_node if world.num_gpus is None else world.num_gpus
+    if given == 0:
+        return False
+    visible = torch.cuda.device_count()
+    if visible == 0:
+        raise UserError(
+            f"{world.node}: {given} GPUs were asked for and torch sees none; check nvidia-smi there, the driver, and "
+            "that a container is started with GPU support, or set slurm.gpus_per_node=0"
+        )
+    if given != world.local_world_size and visible != 1:
+        raise UserError(
+            f"{world.node}: {given} GPUs for {world.local_world_size} tasks; start one task a GPU "
+            "(--ntasks-per-node equal to --gpus-per-node)"
+        )
+    if visible == 1:  # SLURM's mask leaves one device to each task
+        os.environ["LOCAL_RANK"] = "0"
+    return True
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what torch frees: on the CPU each step's activations would else be mapped and zeroed anew.
+
+    Doubles the images a second of a convolutional network (tests/bench/bench_memory.py).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def _check(accelerator: Accelerator, world: World, *, on_gpu: bool) -> None:
+    if accelerator.num_processes != world.world_size or accelerator.process_index != world.rank:
+        raise UserError(
+            f"{world.node}: Accelerate sees rank {accelerator.process_index} of {accelerator.num_processes}, "
+            f"SLURM says {world.rank} of {world.world_size}; start the tasks with srun or python -m tlbatch.submit only"
+        )
+    if on_gpu != (accelerator.device.type == "cuda"):
+        raise UserError(f"{world.node}: Accelerate chose {accelerator.device}; check ACCELERATE_USE_CPU and the GPUs")
+    if world.is_main:
+        log.info(
+            "%d %s on %s, %d threads each",
+            world.world_size,
+            "rank" if world.world_size == 1 else "ranks",
+            torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU",
+            world.num_threads,
+        )
+
+
+if hasattr(dist, "set_timeout"):
+    _set_timeout = dist.set_timeout
+else:  # older torch
+    pass

@@ -1,0 +1,194 @@
+"""Parts of predictions: each of some images, written by one rank, and merged by reduce, every image exactly once."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import atomic_file, to_json
+from tlbatch.runs.records import Best
+
+log = logging.getLogger(__name__)
+_OFF = 1e-3
+_AGAIN = "submit the job again for a new run folder"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Predictions for some images."""
+
+    rows: npt.NDArray[np.int64]
+    """Row of each image in the set's index, (n,)."""
+    probabilities: npt.NDArray[np.float32]
+    """(n, num_classes); NaN where an image could not be read."""
+    grades: npt.NDArray[np.float32]
+    """What thresholds cut, (n,), or the log probability of a phrase; NaN where there is neither."""
+    errors: Mapping[int, str]
+    """Why an image could not be read, by its row."""
+    phrases: npt.NDArray[np.int32]
+    """Numbers of the tags that were written, (n, max_tags), -1 where there are fewer; (n, 0) for classes."""
+
+    @staticmethod
+    def of_classes(
+        rows: npt.NDArray[np.int64],
+        probabilities: npt.NDArray[np.float32],
+        grades: npt.NDArray[np.float32],
+        errors: Mapping[int, str],
+    ) -> "Part":
+        """A part without phrases."""
+        return Part(rows, probabilities, grades, errors, np.empty((len(rows), 0), np.int32))
+
+    @staticmethod
+    def joined(parts: Sequence["Part"]) -> "Part":
+        """All of them, one after the other."""
+        return Part(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.grades for part in parts]),
+            {row: error for part in parts for row, error in part.errors.items()},
+            np.concatenate([part.phrases for part in parts]),
+        )
+
+
+class Width(NamedTuple):
+    """How many numbers are predicted for an image: probabilities of classes, or tags of a phrase."""
+
+    num_classes: int
+    max_tags: int = 0
+
+    @staticmethod
+    def of(best: Best) -> "Width":
+        """What a checkpoint predicts."""
+        return Width(0, best.max_tags) if best.max_tags else Width(len(best.classes))
+
+    def no_images(self) -> Part:
+        """The part of a rank that had none."""
+        nothing = np.empty(0, np.float32)
+        probabilities, phrases = np.empty((0, self.num_classes), np.float32), np.empty((0, self.max_tags), np.int32)
+        return Part(np.empty(0, np.int64), probabilities, nothing, {}, phrases)
+
+
+def write_part(folder: Path, part: Part, header: Mapping[str, str]) -> None:
+    """Write a part under a name made from its rows; the header says which run, weights and index it belongs to."""
+    with atomic_file(folder / f"part-{xxhash.xxh3_64_hexdigest(part.rows.tobytes())}.npz") as file:
+        np.savez(
+            file,
+            rows=part.rows,
+            probabilities=part.probabilities,
+            grades=part.grades,
+            error_rows=np.array(list(part.errors), np.int64),
+            errors=np.array(list(part.errors.values()), np.str_),
+            phrases=part.phrases,
+            header=np.array(to_json(header)),
+        )
+
+
+def read_rows(folder: Path, header: Mapping[str, str], width: Width) -> npt.NDArray[np.int64]:
+    """The rows that earlier lives of the stage have predicted; parts that are of no use are removed."""
+    rows = [np.empty(0, np.int64)]
+    for file in sorted(folder.glob("part-*.npz")):
+        try:
+            rows.append(_read_part(file, header, width).rows)
+        except UserError as error:
+            log.warning("predicted again: %s", str(error).partition(";")[0])
+            file.unlink()
+    return np.concatenate(rows)
+
+
+def merge_parts(
+    folder: Path,
+    header: Mapping[str, str],
+    expected: npt.NDArray[np.int64],
+    *,
+    keys: npt.NDArray[np.bytes_],
+    width: Width,
+) -> Part:
+    """Merge the parts of all ranks into the order of the index.
+
+    In memory is the result and one part at a time: each is put to its places in the sorted rows.
+
+    Parameters
+    ----------
+    header
+        What every part must say of itself.
+    expected
+        Rows that must be there once each, sorted, (n,).
+    keys
+        Key of every row of the index, to name images by.
+
+    Raises
+    ------
+    UserError
+        When a part is missing, damaged or of another run, or a row is missing, doubled or unexpected.
+    """
+    files = sorted(folder.glob("part-*.npz"))
+    if not files:
+        raise UserError(f"{folder}: no predictions; run predict first: python -m tlbatch.predict RUN")
+    probabilities = np.empty((len(expected), width.num_classes), np.float32)
+    grades = np.empty(len(expected), np.float32)
+    phrases = np.empty((len(expected), width.max_tags), np.int32)
+    seen = np.zeros(len(expected), np.int64)
+    errors: dict[int, str] = {}
+    for file in files:
+        part = _read_part(file, header, width)
+        places = np.searchsorted(expected, part.rows)
+        known = places < len(expected)
+        known[known] = expected[places[known]] == part.rows[known]
+        _refuse("predicted but not asked for", part.rows[~known], folder, keys)
+        probabilities[places], grades[places], phrases[places] = part.probabilities, part.grades, part.phrases
+        np.add.at(seen, places, 1)
+        errors |= part.errors
+    _refuse("predicted twice", expected[seen > 1], folder, keys)
+    _refuse("not predicted", expected[seen == 0], folder, keys)
+    return Part(expected, probabilities, grades, {row: errors[row] for row in sorted(errors)}, phrases)
+
+
+def _refuse(wrong: str, rows: npt.NDArray[np.int64], folder: Path, keys: npt.NDArray[np.bytes_]) -> None:
+    if len(rows):
+        row = int(rows.min())
+        first = keys[row].decode() if 0 <= row < len(keys) else f"row {row}"
+        raise UserError(f"{folder}: {len(rows)} images {wrong}, the first is {first}; {_AGAIN}")
+
+
+def _read_part(file: Path, header: Mapping[str, str], width: Width) -> Part:
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            found = json.loads(str(data["header"]))
+            errors = dict(zip(data["error_rows"].tolist(), data["errors"].tolist(), strict=True))
+            part = Part(data["rows"], data["probabilities"], data["grades"], errors, data["phrases"])
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: damaged ({error}); {_AGAIN}") from None
+    for key, value in header.items():
+        if found.get(key) != value:
+            raise UserError(f"{file}: of another {key} ({found.get(key)}, not {value}); {_AGAIN}")
+    _check_values(file, part, width)
+    return part
+
+
+def _check_values(file: Path, part: Part, width: Width) -> None:
+    shapes: dict[str, tuple[npt.NDArray[Any], tuple[int, ...]]] = {
+        "probabilities": (part.probabilities, (len(part.rows), width.num_classes)),
+        "grades": (part.grades, (len(part.rows),)),
+        "phrases": (part.phrases, (len(part.rows), width.max_tags)),
+    }
+    for name, (values, shape) in shapes.items():
+        if values.shape != shape:
+            raise UserError(f"{file}: {name} of shape {values.shape}, not {shape}; {_AGAIN}")
+    if not width.num_classes:
+        return
+    unread = np.isin(part.rows, list(part.errors))
+    sums = np.where(part.probabilities >= 0, part.probabilities, np.nan).sum(axis=1, dtype=np.float64)
+    wrong = np.flatnonzero(~unread & ~(np.abs(sums - 1) < _OFF))
+    if len(wrong):
+        raise UserError(
+            f"{file}: the probabilities of {len(wrong)} images do not add up to 1, the first is row "
+            f"{part.rows[wrong[0]]} of the index; {_AGAIN}"
+        )

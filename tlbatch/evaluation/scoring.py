@@ -1,0 +1,223 @@
+"""From a run's merged predictions to its report, its predictions.csv and its submission."""
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch import __version__
+from tlbatch.config.base import SplitName
+from tlbatch.config.job import Job
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import digest_file, write_text
+from tlbatch.data.index import Index
+from tlbatch.data.sources.base import name_of
+from tlbatch.data.sources.table import label_columns
+from tlbatch.evaluation.external_leaderboards import submission
+from tlbatch.evaluation.prediction_parts import Part
+from tlbatch.evaluation.predictions import Predictions, write_predictions
+from tlbatch.evaluation.summary import Asked, fit_temperature_on, judge_thresholds, summarise, temper
+from tlbatch.metrics.thresholds import rounding
+from tlbatch.runs.attempts import ON_GPUS, read_ledger
+from tlbatch.runs.manifest import Manifest
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.provenance import image_commit
+from tlbatch.runs.records import SPLITS, Best, Marker, RunRecord, StageName, job_digest, load_record, stages_of
+from tlbatch.runs.report import REPORT_VERSION, Cost, Report, Scored, Thresholds
+
+log = logging.getLogger(__name__)
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
+_OF_GRADES = ("corn", "cumulative", "regression")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What the scores of a run, or of several put together, are made from."""
+
+    record: RunRecord
+    manifest: Manifest
+    folder: Path
+    """The report folder."""
+
+    def write(self, raw: Predictions, tuning: Predictions, thresholds: Thresholds | None) -> tuple[Predictions, Scored]:
+        """Write predictions.csv and submission.csv; the predictions at the temperature that is kept, and their scores.
+
+        Parameters
+        ----------
+        tuning
+            Predictions of images that the model was not trained on, and that are no test images.
+
+        Raises
+        ------
+        UserError
+            When a column, a leaderboard or a sample submission does not fit.
+        """
+        fitted = fit_temperature_on(tuning)
+        found, tuning = temper(raw, fitted), temper(tuning, fitted)
+        write_predictions(self.folder / "predictions.csv", found)
+        test = found.of("test")
+        names = [name_of(key.decode()) for key in test.keys]
+        classes, read = self.manifest.classes, test.is_read
+        chosen = np.where(read, np.nan_to_num(test.probabilities).argmax(axis=1), 0).tolist()
+        answers = {name: classes[at] if ok else "" for name, at, ok in zip(names, chosen, read, strict=True)}
+        self.write_submission(answers, classes[int(np.argmax(self.manifest.counts["train"]))])
+        job = self.record.job
+        asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), _ordered(job, self.manifest.classes))
+        return found, summarise(found, raw, tuning, fitted, asked, names=names, thresholds=thresholds)
+
+    def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:
+        """Values of the columns of the labels file that sub-groups are made by, for some images."""
+        job = self.record.job
+        if not job.report.subgroups or job.data.labels is None:
+            return {}
+        values = label_columns(job.data, job.data.labels, job.report.subgroups)
+        none = ("",) * len(job.report.subgroups)
+        rows = [values.get(key.decode(), none) for key in keys]
+        return {name: [row[at] for row in rows] for at, name in enumerate(job.report.subgroups)}
+
+    def write_submission(self, answers: Mapping[str, str], commonest: str) -> None:
+        """Write submission.csv.
+
+        Parameters
+        ----------
+        answers
+            By name of the image; empty where it could not be read.
+        commonest
+            The answer in that case.
+        """
+        sample = self.record.job.report.sample_submission
+        text, num_filled = submission(answers, sample, self.manifest.columns, filling=commonest)
+        if num_filled:
+            log.warning("submission.csv: %d images could not be read and are answered with %s", num_filled, commonest)
+        write_text(self.folder / "submission.csv", text)
+
+
+def _ordered(job: Job, classes: Sequence[str]) -> bool:
+    """Whether the job takes its classes for grades, or they are numbers."""
+    grades = job.metric == "quadratic_kappa" or job.decision == "expected-grade"
+    return grades or job.objective in _OF_GRADES or all(name.isdecimal() for name in classes)
+
+
+def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Predictions:
+    """The merged predictions with what the index knows of their images."""
+    rows = index[merged.rows]
+    return Predictions(
+        classes=classes,
+        keys=rows["key"],
+        groups=rows["group"],
+        splits=rows["split"].astype(np.int64),
+        labels=rows["label"].astype(np.int64),
+        probabilities=merged.probabilities,
+        errors=np.array([merged.errors.get(row, "") for row in merged.rows.tolist()], np.object_),
+    )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a run predicted for images that it was not trained on and that are no test images."""
+
+    images: Predictions
+    grades: npt.NDArray[np.float32]
+    """What thresholds cut, (n,)."""
+
+
+def tuning_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> Tuning:
+    """The validation images; without any, training images as heads saw them that were fitted on the other folds.
+
+    Raises
+    ------
+    UserError
+        When their file is not as train wrote it.
+    """
+    val = found.splits == SPLITS.index("val")
+    if val.any() or best.unseen is None:
+        return Tuning(found.where(val), merged.grades[val])
+    file = paths.unseen(best)
+    if not file.exists() or digest_file(file) != best.unseen:
+        raise UserError(f"{file}: missing or not as train wrote it; submit the job again")
+    with np.load(file, allow_pickle=False) as data:
+        labels, groups = data["labels"], data["groups"]
+        none = np.full(len(labels), "", np.object_)
+        splits = np.full(len(labels), SPLITS.index("train"))
+        images = Predictions(found.classes, groups, groups, splits, labels, data["probabilities"], none)
+        return Tuning(images, data["grades"])
+
+
+def thresholds_of(record: RunRecord, best: Best, found: Predictions, merged: Part, tuning: Tuning) -> Thresholds | None:
+    """The metric with rounding and with the fitted cuts; None where none are cut, or in each of several views."""
+    if not best.thresholds or best.views != "none":
+        return None
+    cuts = rounding(len(found.classes)), np.array(best.thresholds)
+    other: SplitName = "val" if (tuning.images.splits == SPLITS.index("val")).all() else "train"
+    test = found.splits == SPLITS.index("test")
+    grades: dict[SplitName, npt.NDArray[np.float32]] = {other: tuning.grades, "test": merged.grades[test]}
+    images: dict[SplitName, Predictions] = {other: tuning.images, "test": found.where(test)}
+    return judge_thresholds(record.job.metric, cuts, grades, images, seed=record.job.seed)
+
+
+def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, num_predicted: int) -> Report:
+    """All that the report of one run says."""
+    record, manifest = scoring.record, scoring.manifest
+    job = record.job
+    return Report(
+        **dict(scored),
+        version=REPORT_VERSION,
+        run=record.run,
+        job=job.name,
+        members=(),
+        ensemble=None,
+        synthetic=manifest.synthetic,
+        ceilings=manifest.ceilings,
+        strategy=paths.load_strategy(),
+        counts=manifest.counts,
+        num_images=manifest.num_images,
+        num_rejected=manifest.num_rejected,
+        audit=manifest.audit,
+        resize=manifest.resize,
+        steps=manifest.steps,
+        checkpoint=best,
+        backbone=job.model.backbone,
+        weights=Path(job.model.weights).name,
+        seeds={"job": job.seed, "split_salt": job.data.split.salt},
+        test_digest=manifest.test_digest,
+        digests={
+            "job": job_digest(record),
+            "set": manifest.index_digest,
+            "source": manifest.source_digest,
+            "pretrained": record.weights_digest,
+        },
+        versions={"tlbatch": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+        commit=image_commit() or record.commit,
+        cost=_cost(record, paths, num_predicted),
+    )
+
+
+def _cost(record: RunRecord, paths: RunPaths, num_predicted: int) -> Cost:
+    done: dict[StageName, Marker] = {
+        stage: load_record(Marker, paths.marker(stage), missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
+        for stage in stages_of(record.job)
+        if paths.marker(stage).exists() and stage != "reduce"
+    }
+    seconds: dict[str, float] = {stage: round(marker.seconds, 1) for stage, marker in done.items()}
+    took = seconds.get("predict")
+    return Cost(
+        seconds=seconds,
+        gpu_hours=round(_gpu_hours(record, paths, done), 4),
+        images_per_s=round(num_predicted / took, 1) if took else None,
+        hosts=tuple(sorted({host for marker in done.values() for host in marker.hosts})),
+    )
+
+
+def _gpu_hours(record: RunRecord, paths: RunPaths, done: Mapping[StageName, Marker]) -> float:
+    """Of all lives of the stages before this one; of one that is not in the ledger, of the life that ended it."""
+    attempts = [one for one in read_ledger(paths) if one.stage != "reduce"]
+    booked = {one.stage for one in attempts}
+    asked = [stage for stage in done if stage in ON_GPUS and stage not in booked and record.job.slurm.gpus_per_node]
+    others = sum(done[stage].seconds * done[stage].world_size / 3600 for stage in asked)
+    return others + sum(one.gpu_hours for one in attempts)

@@ -1,0 +1,242 @@
+"""All that is said of predictions: scores, classes, questions, calibration, sub-groups, other class mixes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.config.base import Metric, SplitName
+from tlbatch.config.report import Reporting
+from tlbatch.evaluation.external_leaderboards import Named, placed
+from tlbatch.evaluation.predictions import Predictions
+from tlbatch.metrics.bootstrap import numbered
+from tlbatch.metrics.calibration import calibrate, judge_temperature, tempered
+from tlbatch.metrics.confusion import Decided, confusion, judge, judge_all, judge_deployed
+from tlbatch.metrics.roc import at_threshold, rank, threshold_for
+from tlbatch.runs.records import SPLITS
+from tlbatch.runs.report import (
+    Calibration,
+    Deployed,
+    Estimate,
+    OperatingPoint,
+    Question,
+    Scored,
+    ScoreName,
+    Subgroup,
+    Thresholds,
+)
+
+_MOST_VALUES, _MOST_CURVES = 30, 20
+Fitted = tuple[float | None, bool, str]
+"""A temperature, whether it is kept, and why."""
+_OF_GRADES: tuple[ScoreName, ...] = ("quadratic_kappa", "linear_kappa", "grade_error")
+_NO_ORDER = Estimate(value=None, undefined="the classes have no order")
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report is asked beside the scores."""
+
+    metric: Metric
+    reporting: Reporting
+    seed: int
+    columns: Mapping[str, Sequence[str]]
+    """Values of columns of the labels file for each test image, readable or not."""
+    ordered: bool
+    """Whether the classes are grades: without an order, distances between them mean nothing."""
+
+    def meant(self, scores: Mapping[ScoreName, Estimate]) -> dict[ScoreName, Estimate]:
+        """The scores without those that the classes cannot have."""
+        return (
+            dict(scores) if self.ordered else {**scores, **{name: _NO_ORDER for name in _OF_GRADES if name in scores}}
+        )
+
+
+def fit_temperature_on(tuning: Predictions) -> Fitted:
+    """The temperature that images ask for which are no test images, and what is said of it."""
+    images = "validation images" if _is_val(tuning) else "views of training images out of fold"
+    tuning = tuning.where(tuning.is_read)
+    return judge_temperature(tuning.probabilities, tuning.labels, numbered(tuning.groups), images=images)
+
+
+def _is_val(tuning: Predictions) -> bool:
+    return bool((tuning.splits == SPLITS.index("val")).all())
+
+
+def temper(found: Predictions, fitted: Fitted) -> Predictions:
+    """Predictions at the temperature that was fitted, if it is kept."""
+    temperature, kept, _ = fitted
+    if temperature is None or not kept:
+        return found
+    probabilities = found.probabilities.copy()
+    read = found.is_read
+    probabilities[read] = tempered(probabilities[read], temperature)
+    same = probabilities.argmax(axis=1) == found.probabilities.argmax(axis=1)  # but for what float32 cannot tell apart
+    probabilities[read & ~same] = found.probabilities[read & ~same]
+    return replace(found, probabilities=probabilities)
+
+
+def summarise(
+    found: Predictions,
+    raw: Predictions,
+    tuning: Predictions,
+    fitted: Fitted,
+    asked: Asked,
+    *,
+    names: Sequence[str],
+    thresholds: Thresholds | None,
+) -> Scored:
+    """Scores of the test images that could be read.
+
+    Parameters
+    ----------
+    found
+        Predictions at the temperature that is kept.
+    raw
+        The same as they were predicted.
+    tuning
+        Images that are no test images, at the same temperature: thresholds of questions are theirs.
+    fitted
+        What `fit_temperature_on` said.
+    names
+        Of the test images, readable or not.
+    """
+    every = found.of("test")
+    read = every.is_read
+    test, seed, reporting = every.where(read), asked.seed, asked.reporting
+    decided = test.decided
+    few = len(found.classes) <= _MOST_CURVES
+    ranked = [
+        rank(test.labels == number, test.probabilities[:, number], decided.groups, curves=few)
+        for number in range(len(found.classes))
+    ]
+    scores, classes = judge_all(decided, found.classes, ranked, seed=seed)
+    columns = {name: np.array(values, np.object_)[read] for name, values in asked.columns.items()}
+    return Scored(
+        metric=asked.metric,
+        score=scores[asked.metric].value,
+        n=len(test.keys),
+        num_groups=len(np.unique(test.groups)),
+        num_errors=int((~read).sum()),
+        scores=asked.meant(scores),
+        classes=classes,
+        confusion=confusion(decided),
+        questions=tuple(
+            _question(name, positive, found.of("test"), tuning, asked) for name, positive in reporting.questions.items()
+        ),
+        calibration=_calibration(raw, fitted, seed),
+        thresholds=thresholds,
+        deployed=_deployed(decided, found.classes, asked),
+        subgroups=tuple(_subgroups(decided, columns, asked)),
+        external=placed(
+            Named([name for name, ok in zip(names, read, strict=True) if ok], decided, found.classes),
+            asked.metric,
+            reporting,
+        ),
+    )
+
+
+def _calibration(raw: Predictions, fitted: Fitted, seed: int) -> Calibration | None:
+    test = raw.of("test")
+    test = test.where(test.is_read)
+    return calibrate(test.probabilities, test.labels, numbered(test.groups), fitted, seed=seed)
+
+
+def _deployed(decided: Decided, classes: Sequence[str], asked: Asked) -> Deployed | None:
+    prior = asked.reporting.deploy_prior
+    if not prior:
+        return None
+    shares = np.array([prior.get(name, 0.0) for name in classes])
+    shares = shares / shares.sum()
+    return Deployed(
+        prior=tuple(shares.tolist()), scores=asked.meant(judge_deployed(decided, shares, classes, seed=asked.seed))
+    )
+
+
+def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Predictions, asked: Asked) -> Question:
+    """Of the test images; thresholds are those of the others."""
+    yes = np.isin(np.arange(len(found.classes)), [found.classes.index(one) for one in positive])
+    images, tuning = (some.where(some.is_read) for some in (found, tuning))
+    (truth, scores), others = (
+        (yes[some.labels], some.probabilities[:, yes].astype(np.float64).sum(axis=1)) for some in (images, tuning)
+    )
+    where = "validation" if _is_val(tuning) else "training images out of fold"
+    groups = numbered(images.groups)
+    decided = yes[images.decided.chosen]
+    points = [at_threshold(truth, decided, groups, aim="as the classes were decided", threshold=None, seed=asked.seed)]
+    aims = [(f"sensitivity {value:g}", value, 0.0) for value in asked.reporting.sensitivity]
+    aims += [(f"specificity {value:g}", 0.0, value) for value in asked.reporting.specificity]
+    for wanted, sensitivity, specificity in aims:
+        threshold = threshold_for(*others, sensitivity=sensitivity, specificity=specificity)
+        aim = f"{wanted} on {where}"
+        if threshold is None:
+            points.append(_not_found(f"{aim}: no images of both answers"))
+        else:
+            points.append(
+                at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed)
+            )
+    ranked = rank(truth, scores, groups)
+    return Question(
+        **dict(ranked), name=name, positive=tuple(positive), num_positive=int(truth.sum()), points=tuple(points)
+    )
+
+
+def _not_found(aim: str) -> OperatingPoint:
+    none = Estimate(value=None, undefined="no threshold")
+    return OperatingPoint(
+        aim=aim, threshold=None, counts=(0, 0, 0, 0), sensitivity=none, specificity=none, ppv=none, npv=none
+    )
+
+
+def _subgroups(decided: Decided, columns: Mapping[str, npt.NDArray[np.object_]], asked: Asked) -> list[Subgroup]:
+    found = []
+    for column, values in columns.items():
+        for value, some in values_of(values):
+            own = decided.where(some)
+            scores = asked.meant(judge(own, seed=asked.seed))
+            num_groups = len(np.unique(own.groups))
+            found.append(Subgroup(column=column, value=value, n=len(own.truth), num_groups=num_groups, scores=scores))
+    return found
+
+
+def values_of(values: npt.NDArray[np.object_]) -> Iterator[tuple[str, Bools]]:
+    """The largest 30 values of a column (n,) in their order, and the others together; which images have each, (n,)."""
+    names, counts = np.unique(values.astype(str), return_counts=True)
+    largest = sorted(names[np.argsort(-counts, kind="stable")[:_MOST_VALUES]].tolist())
+    for value in largest:
+        yield value, np.asarray(values == value, np.bool_)
+    if len(names) > len(largest):
+        yield f"({len(names) - len(largest)} smaller values)", ~np.isin(values.astype(str), largest)
+
+
+def judge_thresholds(
+    metric: Metric,
+    cuts: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    grades: Mapping[SplitName, npt.NDArray[np.float32]],
+    images: Mapping[SplitName, Predictions],
+    *,
+    seed: int,
+) -> Thresholds:
+    """The metric with plain rounding and with the cuts that decide, on the images of each split.
+
+    Parameters
+    ----------
+    cuts
+        Those of plain rounding and those that were fitted, (num_classes - 1,) each.
+    grades
+        What is cut, NaN where an image could not be read.
+    """
+    judged: list[dict[SplitName, Estimate]] = []
+    for cut in cuts:
+        scores: dict[SplitName, Estimate] = {}
+        for split, values in grades.items():
+            read = images[split].is_read
+            own = images[split].where(read)
+            chosen = np.digitize(values[read].astype(np.float64), cut).astype(np.int64)
+            decided = Decided(own.labels, chosen, numbered(own.groups), len(own.classes))
+            scores[split] = judge(decided, seed=seed)[metric]
+        judged.append(scores)
+    kept = not np.allclose(cuts[0], cuts[1], atol=1e-6)
+    return Thresholds(fitted=tuple(cuts[1].tolist()), kept=kept, rounding=judged[0], tuned=judged[1])

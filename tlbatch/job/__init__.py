@@ -1,1 +1,0 @@
-"""What a job is and where it lives on disk; nothing heavy is imported here."""

@@ -1,0 +1,147 @@
+"""The bootstrap over groups: sums over groups that are drawn again, and what their spread says of a score."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.stats import binomtest
+
+from tlbatch.runs.report import Estimate
+
+REPLICATES = 10_000
+_MOST_KINDS = 2_000
+_BLOCK = 4_000_000
+_BINOMIAL = 13
+"""How many integers are drawn in the time of one binomial number."""
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Groups, those with equal sums put together."""
+
+    sums: csr_array
+    """What a group of each kind adds, (kinds, columns)."""
+    counts: Ints
+    """Groups of each kind, (kinds,)."""
+
+    @property
+    def num_groups(self) -> int:
+        """Of all kinds."""
+        return int(self.counts.sum())
+
+    def having(self, column: int) -> int:
+        """Groups that add to a column."""
+        return int(self.counts[self.sums[:, [column]].toarray()[:, 0] != 0].sum())
+
+    def times(self, effects: csr_array) -> "Kinds":
+        """The same groups with other sums: of ``effects``, (columns, new columns)."""
+        return Kinds(csr_array(self.sums @ effects), self.counts)
+
+
+def numbered(groups: npt.NDArray[np.generic]) -> Ints:
+    """Groups by number from 0, (n,)."""
+    _, of = np.unique(groups, return_inverse=True)
+    return np.asarray(of, np.int64)
+
+
+def kinds_of_cells(cells: Ints, groups: Ints) -> tuple[Kinds, Ints]:
+    """How often each cell occurs in each kind of group, where groups with the same cells are one kind.
+
+    Parameters
+    ----------
+    cells
+        Of each image, any numbers, (n,).
+    groups
+        Of each image, from 0, (n,).
+
+    Returns
+    -------
+    The kinds, with a column for each cell that occurs, and these cells, increasing.
+    """
+    used, of = np.unique(cells, return_inverse=True)
+    marks = np.random.default_rng(0).integers(0, 2**64, size=len(used), dtype=np.uint64)
+    num_groups = int(groups.max()) + 1 if len(groups) else 0
+    sums = np.zeros(num_groups, np.uint64)  # equal for equal multisets of cells, wrapping around
+    np.add.at(sums, groups, marks[of])
+    _, first, counts = np.unique(sums, return_index=True, return_counts=True)
+    table = csr_array((np.ones(len(cells)), (groups, of)), shape=(num_groups, len(used)))
+    return Kinds(csr_array(table[first]), counts.astype(np.int64)), used.astype(np.int64)
+
+
+def kinds_of_values(values: Floats | csr_array, groups: Ints) -> Kinds:
+    """Each group for itself, with the sums of values (n, columns) over its images."""
+    num_groups = int(groups.max()) + 1 if len(groups) else 0
+    of = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape=(num_groups, len(groups)))
+    return Kinds(csr_array(of @ values), np.ones(num_groups, np.int64))
+
+
+def redrawn(kinds: Kinds, *, seed: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Sums over as many groups as there are, drawn with replacement (Efron 1979), 10,000 times.
+
+    A draw is a multinomial number of groups of each kind. More than 2,000 kinds are put together at random into 2,000
+    blocks of groups, which are drawn in their place: the variance of a sum stays what it is in expectation.
+
+    Returns
+    -------
+    Blocks of (some, columns), 10,000 rows in all.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = _blocks(kinds, rng) if len(kinds.counts) > _MOST_KINDS else kinds
+    number, total = len(kinds.counts), kinds.num_groups
+    few = total < _BINOMIAL * number
+    step = max(1, _BLOCK // max(1, number, kinds.sums.shape[1], total if few else 0))
+    of = np.repeat(np.arange(number), kinds.counts)
+    for start in range(0, REPLICATES, step):
+        rows = min(step, REPLICATES - start)
+        if few:
+            picked = of[rng.integers(0, total, size=(rows, total))] + number * np.arange(rows)[:, None]
+            drawn = np.bincount(picked.ravel(), minlength=rows * number).reshape(rows, number)
+        else:
+            drawn = rng.multinomial(total, kinds.counts / total, size=rows)
+        yield np.asarray((kinds.sums.T @ drawn.T.astype(np.float64)).T)
+
+
+def _blocks(kinds: Kinds, rng: np.random.Generator) -> Kinds:
+    of = np.repeat(np.arange(len(kinds.counts)), kinds.counts)
+    blocks = rng.permutation(len(of)) % _MOST_KINDS
+    joined = csr_array((np.ones(len(of)), (blocks, of)), shape=(_MOST_KINDS, len(kinds.counts)))
+    return Kinds(csr_array(joined @ kinds.sums), np.ones(_MOST_KINDS, np.int64))
+
+
+def estimate(value: float | None, draws: Floats, *, undefined: str = "") -> Estimate:
+    """A value with the 2.5th and 97.5th percentile of its draws; NaN stands for a draw in which it is undefined."""
+    if value is None or np.isnan(value):
+        return Estimate(value=None, undefined=undefined or "undefined")
+    defined = draws[~np.isnan(draws)]
+    if len(defined) < 0.95 * len(draws):
+        return Estimate(value=value, undefined="no interval: undefined in more than one draw of twenty")
+    low, high = np.quantile(defined, (0.025, 0.975))
+    if np.isclose(low, high, rtol=1e-9, atol=1e-12):
+        return Estimate(value=value, undefined="no interval: the same in all draws")
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
+def proportion(successes: float, total: float, draws: Floats, *, num_groups: int, undefined: str) -> Estimate:
+    """A share with the interval of its draws; where these have none, with Wilson's of as many trials as groups.
+
+    They have none where all or none succeed, which no draw can change, and where many a draw holds no trial.
+    """
+    if total == 0:
+        return Estimate(value=None, undefined=undefined)
+    found = estimate(successes / total, draws)
+    if found.low is not None:
+        return found
+    return wilson(round(successes / total * num_groups), num_groups).model_copy(update={"value": successes / total})
+
+
+def wilson(successes: int, total: int) -> Estimate:
+    """A share of independent trials with Wilson's interval (1927)."""
+    if total == 0:
+        return Estimate(value=None, undefined="no images")
+    found = binomtest(successes, total).proportion_ci(method="wilson")
+    return Estimate(value=successes / total, low=float(found.low), high=float(found.high))

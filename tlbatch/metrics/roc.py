@@ -1,0 +1,132 @@
+"""How well probabilities rank: areas under the curve, curves, and thresholds of yes-or-no questions."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit
+from scipy.stats import norm, rankdata
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+from tlbatch.metrics.bootstrap import kinds_of_cells, proportion, redrawn
+from tlbatch.runs.report import Curve, Estimate, OperatingPoint, Ranked
+
+_POINTS = 101
+_ROUNDING = 1e-12
+_NEVER = float(np.nextafter(1, 2))
+"""A threshold that no probability reaches."""
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.int64]
+
+
+def area(positive: Bools, scores: Floats, groups: Ints) -> Estimate:
+    """Area under the ROC curve, with the variance over groups of Obuchowski (1997) on the scale of logits.
+
+    Parameters
+    ----------
+    positive
+        Whether the true answer is yes, (n,).
+    scores
+        Higher for yes, (n,).
+    groups
+        From 0, (n,).
+    """
+    if positive.all() or not positive.any():
+        return Estimate(value=None, undefined="all images have one answer" if len(positive) else "no images")
+    value = float(roc_auc_score(positive, scores))
+    if value in (0, 1):
+        return Estimate(value=value, undefined="no interval: without exception")
+    num_yes, num_no = int(positive.sum()), int((~positive).sum())
+    ranks = rankdata(scores)
+    beaten = np.empty(len(scores))
+    beaten[positive] = (ranks[positive] - rankdata(scores[positive])) / num_no  # share of the others below
+    beaten[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / num_yes  # and above
+    yes, no = (np.bincount(groups[some], beaten[some] - value, groups.max() + 1) for some in (positive, ~positive))
+    of_yes, of_no, of_all = (
+        np.count_nonzero(np.bincount(groups[some])) for some in (positive, ~positive, positive | True)
+    )
+    if min(of_yes, of_no) < 2:
+        return Estimate(value=value, undefined="no interval: one group alone has this answer")
+    variance = (
+        of_yes / (of_yes - 1) * (yes**2).sum() / num_yes**2
+        + of_no / (of_no - 1) * (no**2).sum() / num_no**2
+        + 2 * of_all / (of_all - 1) * (yes * no).sum() / (num_yes * num_no)
+    )
+    if variance <= _ROUNDING:
+        return Estimate(value=value, undefined="no interval: the groups do not differ")
+    reach = norm.ppf(0.975) * np.sqrt(variance) / (value * (1 - value))
+    return Estimate(value=value, low=float(expit(logit(value) - reach)), high=float(expit(logit(value) + reach)))
+
+
+def threshold_for(positive: Bools, scores: Floats, *, sensitivity: float = 0, specificity: float = 0) -> float | None:
+    """The threshold that reaches a sensitivity (the highest such) or a specificity (the lowest); None without both.
+
+    What is at the threshold or above counts as yes.
+    """
+    if positive.all() or not positive.any():
+        return None
+    found, reached, thresholds = roc_curve(positive, scores, drop_intermediate=False)
+    good = (
+        np.flatnonzero(reached >= sensitivity) if sensitivity else np.flatnonzero(found <= 1 - specificity + _ROUNDING)
+    )
+    return float(min(thresholds[good[0] if sensitivity else good[-1]], _NEVER))
+
+
+def at_threshold(
+    positive: Bools, answers: Bools, groups: Ints, *, aim: str, threshold: float | None, seed: int
+) -> OperatingPoint:
+    """Sensitivity, specificity and predictive values of answers, from draws of groups."""
+    cells, used = kinds_of_cells(2 * positive.astype(np.int64) + answers, groups)
+    drawn = np.zeros((1, 4)) if not len(positive) else np.concatenate(list(redrawn(cells, seed=seed)))
+    table, draws, having = np.zeros(4, np.int64), np.zeros((len(drawn), 4)), np.zeros(4, np.int64)
+    for column, cell in enumerate(used):
+        table[cell] = int((cells.sums[:, [column]].toarray()[:, 0] * cells.counts).sum())
+        draws[:, cell], having[cell] = drawn[:, column], cells.having(column)
+    no_no, no_yes, yes_no, yes_yes = range(4)
+
+    def share(right: int, wrong: int, why: str) -> Estimate:
+        with np.errstate(invalid="ignore"):
+            drawn_share = draws[:, right] / (draws[:, right] + draws[:, wrong])
+        total, groups_behind = int(table[right] + table[wrong]), int(having[right] + having[wrong])
+        return proportion(int(table[right]), total, drawn_share, num_groups=groups_behind, undefined=why)
+
+    return OperatingPoint(
+        aim=aim,
+        threshold=threshold,
+        counts=(int(table[yes_yes]), int(table[no_yes]), int(table[yes_no]), int(table[no_no])),
+        sensitivity=share(yes_yes, yes_no, "no image whose answer is yes"),
+        specificity=share(no_no, no_yes, "no image whose answer is no"),
+        ppv=share(yes_yes, no_yes, "never answered yes"),
+        npv=share(no_no, yes_no, "never answered no"),
+    )
+
+
+def rank(truth: Bools, scores: Floats, groups: Ints, *, curves: bool = True) -> Ranked:
+    """Areas, and curves of at most 101 points, or without."""
+    both, none = bool(truth.any() and not truth.all()), Curve(x=(), y=())
+    return Ranked(
+        auc=area(truth, scores, groups),
+        average_precision=float(average_precision_score(truth, scores)) if both else None,
+        roc=_roc_points(truth, scores) if both and curves else none,
+        pr=_pr_points(truth, scores) if both and curves else none,
+    )
+
+
+def _roc_points(truth: Bools, scores: Floats) -> Curve:
+    x, y, _ = roc_curve(truth, scores)
+    return _thinned(x, y)
+
+
+def _pr_points(truth: Bools, scores: Floats) -> Curve:
+    precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+    return _thinned(recall[::-1], precision[::-1])
+
+
+def _thinned(x: Floats, y: Floats) -> Curve:
+    """Points that are about as far from each other along the curve."""
+    if len(x) > _POINTS:
+        along = np.concatenate([[0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
+        some = np.unique(np.searchsorted(along, np.linspace(0, along[-1], _POINTS)).clip(0, len(x) - 1))
+        x, y = x[some], y[some]
+    return Curve(x=tuple(np.round(x, 5).tolist()), y=tuple(np.round(y, 5).tolist()))

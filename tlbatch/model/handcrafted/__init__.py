@@ -1,0 +1,1 @@
+"""Hand-made features in place of a network."""

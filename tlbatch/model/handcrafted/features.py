@@ -1,0 +1,53 @@
+"""Hand-made features: what images were told apart by before networks learned to, and what these are compared with."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from tlbatch.model.handcrafted.descriptors import colours, cooccurrences, edges, gradients, layout, patterns
+from tlbatch.model.handcrafted.lesions import lesions
+from tlbatch.model.handcrafted.planes import Floats, planes_of
+
+VERSION = 1
+"""Raise it with any change of a number: the cache then computes all anew."""
+NUM_FEATURES = 1860
+DEFAULT_SIZE = 256
+
+
+class Handcrafted(nn.Module):
+    """Stands as a backbone that has nothing to learn: from pixels (n, 3, side, side), 0..1, to features (n, d).
+
+    Images are shared out among as many threads as torch has; each is described by itself, on the CPU.
+    """
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32, on the device of the pixels."""
+        if pixels.device.type == "meta":
+            return pixels.new_empty(len(pixels), NUM_FEATURES)
+        images = (pixels.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            rows = list(threads.map(features, list(images)))
+        return torch.from_numpy(np.stack(rows)).to(pixels.device)
+
+
+def features(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """All features of an image uint8 (side, side, 3), (1860,)."""
+    found: npt.NDArray[np.float32] = np.concatenate(list(groups(image).values()))
+    return found
+
+
+def groups(image: npt.NDArray[np.uint8]) -> dict[str, Floats]:
+    """The features of an image by what they describe, each float32 (n,)."""
+    planes = planes_of(image)
+    return {
+        "gradients": gradients(planes.grey),
+        "patterns": patterns(planes.grey),
+        "cooccurrences": np.concatenate([cooccurrences(planes.grey), cooccurrences(planes.equal)]),
+        "edges": edges(planes.grey, planes.equal),
+        "colours": colours(planes.small, planes.hsv, planes.lab),
+        "layout": layout(planes.lab),
+        "lesions": lesions(planes.green, planes.disc),
+    }

@@ -1,0 +1,197 @@
+"""Heads that write phrases: the tags of an image in their order, by an LSTM.
+
+A phrase is a row of numbers of tags in the vocabulary, -1 where it has fewer than the row is long. Labels are rows of
+numbers of the set's classes, among which may be tags that no training image has.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, layer_norm
+
+from tlbatch.config.job import Job
+from tlbatch.config.model import Decoder
+from tlbatch.core.errors import UserError
+from tlbatch.runs.manifest import Manifest
+
+NONE = -1
+UNKNOWN = -2
+"""In a label: a tag that is not in the vocabulary."""
+_FIXED = 2
+
+
+def outputs_named(job: Job, manifest: Manifest) -> tuple[str, ...]:
+    """The classes; with tags the vocabulary, which is that of the training split alone.
+
+    Raises
+    ------
+    UserError
+        When no tag has enough training images.
+    """
+    if job.objective != "tags":
+        return manifest.classes
+    enough = job.decoder.min_images
+    words = tuple(
+        name for name, count in zip(manifest.classes, manifest.counts["train"], strict=True) if count >= enough
+    )
+    if not words:
+        raise UserError(f"decoder.min_images = {enough}: no tag has so many training images; lower it, or add images")
+    return words
+
+
+class PhraseHead(nn.Module):
+    """What all heads that write phrases have in common.
+
+    In training it gives the loss of every image; in evaluation what `packed` makes of its phrases.
+    """
+
+    of_class: torch.Tensor
+
+    def __init__(self, num_tags: int, max_tags: int) -> None:
+        super().__init__()
+        self.num_tags, self.max_tags = num_tags, max_tags
+        self.register_buffer("of_class", torch.arange(num_tags), persistent=False)
+
+    def read_classes(self, vocabulary: Sequence[str], classes: Sequence[str]) -> None:
+        """Learn which tag of the vocabulary each class of a set is."""
+        number = {name: place for place, name in enumerate(vocabulary)}
+        self.of_class = torch.tensor([number.get(name, UNKNOWN) for name in classes])
+
+    def phrases(self, labels: torch.Tensor) -> torch.Tensor:
+        """Phrases of labels, both (n, tags); `UNKNOWN` where a tag is not in the vocabulary."""
+        return torch.where(labels < 0, NONE, self.of_class[labels.clamp_min(0)])
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, width) to losses (n,) in training, and to (n, 2 + max_tags) in evaluation, where labels may be left out.
+
+        Parameters
+        ----------
+        labels
+            int64, (n, tags).
+        """
+        phrases = None if labels is None else self.phrases(labels)
+        if self.training:
+            assert phrases is not None, "to train takes phrases"
+            return self.losses(features, phrases)
+        losses = features.new_zeros(len(features)) if phrases is None else self.losses(features, phrases)
+        return packed(*self.write(features), losses)
+
+    def losses(self, features: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
+        """Negative log likelihood of each phrase, (n,)."""
+        raise NotImplementedError
+
+    def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The phrase of each image, (n, max_tags), and its log probability, (n,)."""
+        raise NotImplementedError
+
+
+def packed(phrases: torch.Tensor, log_probabilities: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """One float32 row an image, in which small numbers are exact: (n, 2 + max_tags)."""
+    return torch.cat([log_probabilities[:, None], losses[:, None], phrases.to(torch.float32)], 1)
+
+
+def unpacked(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Phrases (n, max_tags), their log probabilities (n,) and the losses of the labels (n,)."""
+    return outputs[:, _FIXED:].long(), outputs[:, 0], outputs[:, 1]
+
+
+def same_phrases(phrases: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Whether two rows are the same phrase, (n,), whatever their lengths."""
+    width = max(phrases.shape[1], others.shape[1])
+    padded = [torch.nn.functional.pad(some, (0, width - some.shape[1]), value=NONE) for some in (phrases, others)]
+    return (padded[0] == padded[1]).all(1)
+
+
+class PhraseDecoder(PhraseHead):
+    """An LSTM that sees the image, then writes a tag after the other until it writes the end.
+
+    As Vinyals et al., Show and Tell (2015): the projected vector of the image is the first step, the next is a start
+    sign, and every later one the tag before; dropout stands before and after the LSTM.
+    """
+
+    def __init__(self, settings: Decoder, num_features: int, num_tags: int) -> None:
+        super().__init__(num_tags, settings.max_tags)
+        self._beam = settings.beam
+        self.smoothing = 0.0
+        """Share of the target that is spread over all tags in training."""
+        self.end, self.unknown, self.start = num_tags, num_tags + 1, num_tags + 2
+        self.see = nn.Linear(num_features, settings.embedding)
+        self.read = nn.Embedding(num_tags + 3, settings.embedding)
+        self.lstm = nn.LSTM(settings.embedding, settings.hidden, batch_first=True)
+        self.say = nn.Linear(settings.hidden, num_tags + 2)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def losses(self, features: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
+        """Negative log likelihood of each phrase with its end, (n,), the true tag being read at every step.
+
+        Of a phrase that is too long the first tags count, and not that it ends there.
+        """
+        tokens = torch.where(phrases == UNKNOWN, self.unknown, phrases)
+        shown = tokens[:, : self.max_tags]
+        steps = shown.new_full((len(shown), 1), NONE)
+        wanted = torch.cat([shown, steps], 1)
+        lengths = (tokens >= 0).sum(1)
+        ends = torch.arange(wanted.shape[1], device=tokens.device) == lengths[:, None]
+        wanted = torch.where(ends, self.end, wanted)
+        given = torch.cat([torch.full_like(steps, self.start), shown.clamp_min(0)], 1)
+        seen = torch.cat([self._seen(features), self.read(given)], 1)
+        states, _ = self.lstm(self.dropout(seen))
+        said = self.say(self.dropout(states[:, 1:])).transpose(1, 2)
+        smoothing = self.smoothing if self.training else 0.0
+        each = cross_entropy(said, wanted, ignore_index=NONE, reduction="none", label_smoothing=smoothing)
+        return each.sum(1)
+
+    def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most probable phrases that a beam search finds, for all images at once.
+
+        What is followed of an image depends on no other one; a phrase that has ended stays in its place. None is empty.
+        """
+        number, device = len(features), features.device
+        _, state = self.lstm(self._seen(features))
+        last = torch.full((number, 1), self.start, device=device)
+        scores = features.new_zeros((number, 1))
+        phrases = torch.full((number, 1, self.max_tags), NONE, device=device)
+        for step in range(self.max_tags + 1):
+            said, state = self._said(last, state)
+            said[:, :, self.unknown] = -torch.inf
+            if step == 0:
+                said[:, :, self.end] = -torch.inf  # no image is without a tag
+            if step == self.max_tags:
+                said[:, :, : self.end] = -torch.inf
+            if step:
+                has_ended = last == self.end
+                said[has_ended] = -torch.inf
+                said[..., self.end].masked_fill_(has_ended, 0.0)
+            every = (scores[:, :, None] + said).flatten(1)
+            scores, places = every.topk(min(self._beam, every.shape[1]), dim=1)
+            origin, last = places // said.shape[2], places % said.shape[2]
+            phrases = phrases.gather(1, origin[:, :, None].expand(-1, -1, self.max_tags))
+            if step < self.max_tags:
+                phrases[:, :, step] = torch.where(last < self.end, last, NONE)
+            state = self._followed(state, origin, said.shape[1])
+            if bool((last == self.end).all()):
+                break
+        return phrases[:, 0], scores[:, 0]
+
+    def _seen(self, features: torch.Tensor) -> torch.Tensor:
+        """The first step, (n, 1, embedding): the vector of the image, standardised, since its numbers have any size."""
+        found: torch.Tensor = self.see(layer_norm(features, features.shape[1:]))
+        return found[:, None]
+
+    def _said(
+        self, last: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Log probabilities of what comes next, (n, beam, num_tags + 2)."""
+        states, state = self.lstm(self.read(last.flatten())[:, None], state)
+        said = self.say(states[:, 0]).log_softmax(1)
+        return said.view(*last.shape, -1), state
+
+    @staticmethod
+    def _followed(
+        state: tuple[torch.Tensor, torch.Tensor], origin: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states of the phrases that go on."""
+        first = torch.arange(len(origin), device=origin.device)[:, None] * width
+        rows = (first + origin).flatten()
+        return state[0][:, rows], state[1][:, rows]

@@ -1,0 +1,1 @@
+"""Champion and challenger: the registry, the promotion rule and nights."""

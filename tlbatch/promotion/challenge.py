@@ -1,0 +1,147 @@
+"""The challenger and the champion on the same test images."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.core.errors import UserError
+from tlbatch.data.index import Index, read_index
+from tlbatch.evaluation.leaderboard import Entry
+from tlbatch.evaluation.predictions import Predictions
+from tlbatch.promotion.registry import Champion, Decision, Registry, Weighed
+from tlbatch.promotion.rescoring import manifest_of, manifest_of_champion, rescoring_of, rescoring_paths
+from tlbatch.promotion.rule import Circumstances, Evidence, first_of, weigh
+from tlbatch.runs.manifest import Audit
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import SPLITS, RunRecord, load_record
+from tlbatch.runs.report import Report
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A run that has been tested, and the champion, if there is one."""
+
+    record: RunRecord
+    paths: RunPaths
+    champion: Champion | None
+    look: int = 0
+    """How often the champion has been challenged, this time included."""
+    before: tuple[Champion, ...] = ()
+    """Champions that its weights may come from."""
+
+    def decided(self) -> Decision:
+        """Whether it is promoted, by the job's rule.
+
+        Raises
+        ------
+        UserError
+            When a run is not whole, or the champion has to predict these test images first.
+        """
+        terms, report = self.record.job.nightly, self.report
+        leaks = _leaks(report.audit)
+        if self.champion is None:
+            rule, reasons = first_of(terms, report.n, leaks)
+            return self.decision(outcome="promoted" if rule == "first" else "kept", rule=rule, reasons=reasons)
+        classes = manifest_of(self.paths).classes
+        theirs = manifest_of_champion(self._registry, self.champion).classes
+        if classes != theirs:
+            why = (
+                f"the champion knows the classes {', '.join(theirs)}, and this run {', '.join(classes)}: no score is "
+                "of both; python -m tlbatch.promote RUN --anyway REASON makes it the champion"
+            )
+            return self.decision(outcome="kept", rule="none", reasons=(why,))
+        one, two, num_excluded = self._in_common(self.champion)
+        if not len(one.keys):
+            why = "there are no test images that both models can be judged on"
+            return self.decision(outcome="kept", rule="none", reasons=(why,), num_excluded=num_excluded)
+        evidence = Evidence(
+            metric=self.record.job.metric,
+            challenger=one.decided,
+            champion=two.decided,
+            name=self.champion.run,
+            classes=classes,
+            questions=self.record.job.report.questions,
+            seed=self.record.job.seed,
+        )
+        known = Circumstances(self.look, self.num_train, self.champion.num_train, self.champion.lost, leaks)
+        return self._weighed(weigh(terms, evidence, known), num_excluded)
+
+    def decision(self, **found: object) -> Decision:
+        """A decision on this challenge."""
+        about: Mapping[str, object] = {
+            "task": self.record.job.task,
+            "run": self.record.run,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "champion": self.champion and self.champion.number,
+            "look": self.look if self.champion else 0,
+            "num_train": self.num_train,
+        }
+        return Decision.model_validate({**about, **found})
+
+    @property
+    def report(self) -> Report:
+        """The scores of the challenger."""
+        return load_record(Report, self.paths.report_json, missing="run reduce first: python -m tlbatch.reduce RUN")
+
+    @property
+    def num_train(self) -> int:
+        """Images that the challenger was trained on."""
+        return manifest_of(self.paths).num_images["train"]
+
+    @property
+    def _registry(self) -> Registry:
+        return Registry.of(self.record.job)
+
+    def _weighed(self, found: Weighed, num_excluded: int) -> Decision:
+        return self.decision(
+            outcome="kept" if found.rule == "none" else "promoted",
+            num_excluded=num_excluded,
+            **dict(found),
+        )
+
+    def _in_common(self, champion: Champion) -> tuple[Predictions, Predictions, int]:
+        """What both predicted for test images that neither was trained on, and how many were left out for that."""
+        one, two = Entry(self.paths.report, self.report).tested(), self._of_champion(champion).tested()
+        assert isinstance(one, Predictions), "a challenger tells classes apart"
+        assert isinstance(two, Predictions), "and so does a champion"
+        index = read_index(self.paths.set_paths(self.record.job).index_file)
+        test = index[index["split"] == SPLITS.index("test")]
+        known = _known_to(index, test)
+        for other in (champion, *self.before):
+            file = self._registry.index_of(other).index_file
+            if other is champion or file.exists():
+                known |= _known_to(read_index(file), test)
+        excluded = np.isin(one.keys, test["key"][known])
+        one = one.where(~excluded)
+        _, mine, theirs = np.intersect1d(one.keys, two.keys, return_indices=True)
+        one, two = one.where(mine), two.where(theirs)
+        if not np.array_equal(one.labels, two.labels):
+            raise UserError(
+                f"{self.paths.folder}: its test labels are not those that the champion was judged by; run the night "
+                "again"
+            )
+        return one, two, int(excluded.sum())
+
+    def _of_champion(self, champion: Champion) -> Entry:
+        """The champion's report on tonight's test images."""
+        again = rescoring_of(self.record, self.paths, champion)
+        paths = self._registry.run_of(champion) if again is None else rescoring_paths(self.paths)
+        way = f"python -m tlbatch.promote {shlex.quote(str(self.paths.folder))}"
+        if again and not (paths.record.exists() and paths.load_submitted().checkpoint_of == again.checkpoint_of):
+            raise UserError(f"{paths.folder}: the champion has not predicted these test images; {way} has it do so")
+        return Entry(paths.report, load_record(Report, paths.report_json, missing=way))
+
+
+def _known_to(index: Index, test: Index) -> npt.NDArray[np.bool_]:
+    """Which test images a model was trained or validated on, they, their like or others of their group, (n,)."""
+    seen = index[index["split"] != SPLITS.index("test")]
+    found: npt.NDArray[np.bool_] = np.isin(test["group"], seen["group"]) | np.isin(test["content"], seen["content"])
+    return found
+
+
+def _leaks(audit: Audit) -> list[str]:
+    return [f"{number} images of {pair} too" for pair, number in sorted(audit.across.items()) if number]

@@ -1,0 +1,221 @@
+"""The drift of a night: what its new images are like, compared with those that were there the night before."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.activations.store import Stored, open_stores, view_keys
+from tlbatch.config.job import Job
+from tlbatch.core.files import to_csv, write_text
+from tlbatch.data.dataset import open_set
+from tlbatch.model.heads import Pooling, is_map
+from tlbatch.promotion.drift.image_statistics import COLUMNS, known_statistics
+from tlbatch.promotion.drift.new_images import Growth, Some, compare_nights
+from tlbatch.promotion.drift.records import Drift, Shift
+from tlbatch.promotion.drift.two_sample import Disagreements, Sample, disagreements, shift
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import SPLITS, Marker, load_record
+from tlbatch.runs.world import read_world
+
+MOST_BEFORE = 2_000
+"""Images of the night before that the new ones are compared with, so that this costs the same for any set."""
+_CHUNK = 128
+_HEADER = ("key", "split", "label", "champion_says", "probability", "probability_of_label")
+_TAGS = "images have several tags in place of a class"
+Predict = Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
+"""From the bytes of images, as they lie in the shards, to probabilities (n, classes); NaN where one is unreadable."""
+
+
+def measure_drift(
+    paths: RunPaths,
+    *,
+    before: Path | None,
+    known: Path,
+    predict: Predict | None,
+    classes_of_predict: tuple[str, ...],
+    threshold: float,
+    table: Path,
+) -> Drift:
+    """Compare the images that are new in a run with those before, and their labels with what the champion says.
+
+    Parameters
+    ----------
+    paths
+        The run, of which shard and cache have finished.
+    before
+        Folder of the index as the night before had it; None: there was none.
+    known
+        File of the statistics of images, see `tlbatch.promotion.drift.image_statistics.known_statistics`.
+    predict
+        What the champion says; None: there is none.
+    classes_of_predict
+        Of the columns that it gives.
+    threshold
+        z above which a shift is marked.
+    table
+        CSV file for the labels that the champion contradicts, the most doubtful first; it is written in any case.
+
+    Raises
+    ------
+    UserError
+        When the run's own images are not as they were written.
+    """
+    job = paths.load().job
+    growth = compare_nights(open_set(paths.set_paths(job)), before, most=MOST_BEFORE)
+    why = growth.why or ("" if len(growth.new.rows) else "no image is new")
+    shifts = () if why else tuple(_shifts(paths, job, growth, known, threshold))
+    review = _Review.none(why) if why else _review(growth.new, predict, classes_of_predict)
+    write_text(table, to_csv(_HEADER, review.lines))
+    return Drift(
+        num_new=len(growth.new.rows),
+        num_before=growth.num_before,
+        num_relabelled=growth.num_relabelled,
+        threshold=threshold,
+        shifts=shifts,
+        is_marked=any(one.is_above for one in shifts),
+        num_judged=review.num_judged,
+        num_disagreeing=review.num_disagreeing,
+        share_expected=review.share_expected,
+        z_disagreeing=review.z,
+        unmeasured=(why,) if why else (*_unmeasured(shifts), *review.unjudged),
+    )
+
+
+def _unmeasured(shifts: Sequence[Shift]) -> Iterator[str]:
+    for one in shifts:
+        if one.undefined:
+            yield f"{one.what}: {one.undefined}"
+        if one.num_lacking:
+            yield f"{one.what}: {one.num_lacking} images left out, which cannot be read or are not cached"
+
+
+def _shifts(paths: RunPaths, job: Job, growth: Growth, known: Path, threshold: float) -> Iterator[Shift]:
+    """What their labels are, how they look, and what the backbone makes of them."""
+    judge = partial(shift, threshold=threshold, seed=job.seed)
+    both = growth.new, growth.before
+    if any(some.images.manifest.tags for some in both):
+        yield Shift(what="classes", undefined=_TAGS)
+    else:
+        names = tuple(dict.fromkeys(name for some in both for name in some.images.manifest.classes))
+        yield judge(*(_classes(some, names) for some in both), what="classes", names=names)
+    yield judge(*(_looks(some, known) for some in both), what="images", names=COLUMNS)
+    stored = _stored(paths, job)
+    if stored is None:
+        yield Shift(what="features", undefined="the activations of phase 0 are not cached")
+    else:
+        yield judge(*(_features(some, stored) for some in both), what="features", names=())
+
+
+def _classes(some: Some, names: Sequence[str]) -> Sample:
+    own = np.array([names.index(name) for name in some.images.manifest.classes])
+    values = np.zeros((len(some.rows), len(names)))
+    values[np.arange(len(values)), own[some.index["label"]]] = 1
+    return Sample(values, some.index["group"])
+
+
+def _looks(some: Some, known: Path) -> Sample:
+    workers = read_world(os.environ).num_threads
+    return Sample(known_statistics(some, known=known, workers=workers), some.index["group"])
+
+
+def _stored(paths: RunPaths, job: Job) -> Stored | None:
+    if not paths.marker("cache").exists():
+        return None
+    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
+    return open_stores(job, cached.outputs, phase=0, split="train")
+
+
+def _features(some: Some, stored: Stored) -> Sample:
+    """The cached activations of view 0, means over all places; NaN where there are none.
+
+    Where training sees random crops, these alone lie in its store, the first crop as view 0: then training images are
+    compared with training images.
+    """
+    keys = view_keys(some.index["content"], (0,))
+    there = np.flatnonzero(~stored.missing(keys))
+    places = stored.find(keys[there])
+    vectors = [_pooled(stored, places[start : start + _CHUNK]) for start in range(0, len(there), _CHUNK)]
+    values = np.full((len(keys), vectors[0].shape[1] if vectors else 1), np.nan, np.float32)
+    if vectors:
+        values[there] = np.concatenate(vectors)
+    return Sample(values, some.index["group"])
+
+
+def _pooled(stored: Stored, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    read = stored.read(places).float()
+    shape = tuple(read.shape[1:])
+    vectors: npt.NDArray[np.float32] = (Pooling("avg", shape)(read) if is_map(shape) else read.flatten(1)).numpy()
+    return vectors
+
+
+@dataclass(frozen=True)
+class _Review:
+    """What the champion says of the new labels."""
+
+    lines: tuple[tuple[object, ...], ...]
+    """Of the table."""
+    num_judged: int
+    num_disagreeing: int
+    share_expected: float | None
+    z: float | None
+    unjudged: tuple[str, ...]
+    """Why some are not judged."""
+
+    @staticmethod
+    def none(why: str) -> "_Review":
+        """Nothing is judged."""
+        return _Review((), 0, 0, None, None, (f"labels: {why}",))
+
+
+def _review(new: Some, predict: Predict | None, classes: tuple[str, ...]) -> _Review:
+    own = new.images.manifest.classes
+    if predict is None or new.images.manifest.tags:
+        return _Review.none(_TAGS if predict else "there is no champion to compare them with")
+    numbers = np.array([classes.index(name) if name in classes else -1 for name in own], np.int64)
+    labels = numbers[new.index["label"]]
+    known = Some(new.images, new.rows[labels >= 0])
+    labels = labels[labels >= 0]
+    said = _said(known, predict, len(classes))
+    found = disagreements(labels, said)
+    strange, unread = len(new.rows) - len(known.rows), len(known.rows) - found.num_judged
+    unjudged = [f"labels: {strange} new images are of classes that the champion does not know"] if strange else []
+    unjudged += [f"labels: {unread} new images could not be read"] if unread else []
+    return _Review(
+        tuple(_lines(known, found, labels, said, classes)),
+        found.num_judged,
+        len(found.places),
+        found.expected / found.num_judged if found.num_judged else None,
+        found.z,
+        tuple(unjudged),
+    )
+
+
+def _said(some: Some, predict: Predict, num_classes: int) -> npt.NDArray[np.float32]:
+    """Probabilities, (n, num_classes); NaN where an image cannot be read."""
+    found = [np.empty((0, num_classes), np.float32)]
+    for part in some.parts(_CHUNK):
+        files = list(part.files())
+        said = np.full((len(files), num_classes), np.nan, np.float32)
+        read = [place for place, data in enumerate(files) if data is not None]
+        if read:
+            said[read] = predict([data for data in files if data is not None])
+        found.append(said)
+    return np.concatenate(found)
+
+
+def _lines(
+    some: Some,
+    found: Disagreements,
+    labels: npt.NDArray[np.int64],
+    said: npt.NDArray[np.float32],
+    classes: Sequence[str],
+) -> Iterator[tuple[object, ...]]:
+    for place in found.places.tolist():
+        row, label, chosen = some.index[place], int(labels[place]), int(said[place].argmax())
+        values = (round(float(said[place, number]), 6) for number in (chosen, label))
+        yield (row["key"].decode(), SPLITS[row["split"]], classes[label], classes[chosen], *values)

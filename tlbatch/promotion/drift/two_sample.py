@@ -1,0 +1,206 @@
+"""Whether new images are like those before, and which of their labels a trained network contradicts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import eigh
+from scipy.sparse import csr_array
+
+from tlbatch.metrics.bootstrap import numbered
+from tlbatch.promotion.drift.records import Aspect, Difference, Shift
+
+_DRAWS = 1_000
+_BLOCK = 4_000_000
+_MOST_COMPONENTS = 64
+_GROUPS_EACH = 8
+"""Groups that a component needs: with as many components as images, all images are equally far apart."""
+_FEWEST_NEW, _FEWEST_BEFORE = 5, 10
+_SUREST = 0.003
+"""Share of draws that may be as far as a night that is marked: with three shifts at most 1 % of nights without any."""
+_MOST_DIFFERENCES = 3
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some images as vectors, and whose they are."""
+
+    values: Floats
+    """(n, columns); NaN where there are none."""
+    groups: npt.NDArray[np.generic]
+    """(n,)."""
+
+    @property
+    def is_there(self) -> npt.NDArray[np.bool_]:
+        """Whether each image has values, (n,)."""
+        return np.asarray(np.isfinite(self.values).all(axis=1))
+
+    def where(self, some: npt.NDArray[np.bool_] | Ints) -> "Sample":
+        """Some of the images."""
+        return Sample(self.values[some], self.groups[some])
+
+
+def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], threshold: float, seed: int) -> Shift:
+    """The squared distance of the mean vectors, judged by those of groups that are drawn at random.
+
+    It is the maximum mean discrepancy with a linear kernel, and its test by permutation (Gretton et al. 2012, A kernel
+    two-sample test, JMLR 13). Columns are standardised over both sets together, which is the same for every draw: so
+    the test is exact, and a column that never varied before counts too. Columns without names are reduced to their
+    first principal components, 64 or one for every eight groups, and these are standardised again.
+
+    Images of a group are drawn together. Means of many images vary less than those of few, so of a group no more
+    images are taken than half of the groups have in each set. A shift is above the threshold when its z is, and at
+    most 3 of 1,000 draws are as far: the distance of few columns has a long tail, where z alone would mark too many.
+
+    Parameters
+    ----------
+    names
+        Of the columns, (columns,); empty where they have none.
+    """
+    found = new.where(new.is_there), before.where(before.is_there)
+    num_lacking = sum(map(len, (new.groups, before.groups))) - sum(len(one.groups) for one in found)
+    new, before = _thinned(*found, np.random.default_rng([seed, 0]))
+    num_groups = len(np.unique(new.groups)), len(np.unique(before.groups))
+    compared = Shift(
+        what=what,
+        num_new=len(new.groups),
+        num_before=len(before.groups),
+        num_lacking=num_lacking,
+        differences=_differences(new, before, names),
+    )
+    if num_groups[0] < _FEWEST_NEW or num_groups[1] < _FEWEST_BEFORE:
+        few = f"too few: {num_groups[0]} new groups of {_FEWEST_NEW}, {num_groups[1]} before of {_FEWEST_BEFORE}"
+        return compared.model_copy(update={"undefined": few})
+    values = _standardised(np.concatenate([new.values, before.values]))
+    if not names:
+        values = _components(values, min(_MOST_COMPONENTS, sum(num_groups) // _GROUPS_EACH))
+    groups = np.concatenate([numbered(new.groups), numbered(before.groups) + num_groups[0]])
+    distances = _distances(values, groups, num_groups[0], np.random.default_rng([seed, 1]))
+    return compared.model_copy(update=_judged(distances[0], distances, threshold))
+
+
+def _judged(distance: float, distances: npt.NDArray[np.float64], threshold: float) -> dict[str, object]:
+    """Fields of a shift, by its distance and those of the draws, of which it is the first itself."""
+    mean, deviation = float(distances[1:].mean()), float(distances[1:].std())
+    z = (float(distance) - mean) / deviation if deviation > 1e-9 * mean else 0.0
+    p_value = float(np.mean(distances >= distance * (1 - 1e-9)))
+    return {
+        "distance": float(distance),
+        "mean": mean,
+        "deviation": deviation,
+        "z": z,
+        "p_value": p_value,
+        "is_above": z > threshold and p_value <= _SUREST,
+    }
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """Labels that a trained network contradicts."""
+
+    places: Ints
+    """Of the images in the order of the margin by which another class is ahead, the most doubtful first."""
+    num_judged: int
+    """Images that it could read."""
+    expected: float
+    """How many would disagree if the labels were drawn from its probabilities."""
+    z: float | None
+    """Standard deviations that more disagree; none where it is sure of everything."""
+
+
+def disagreements(labels: Ints, probabilities: Floats) -> Disagreements:
+    """Images of which another class than the label is the most probable.
+
+    Parameters
+    ----------
+    labels
+        Numbers of classes, (n,).
+    probabilities
+        (n, num_classes); NaN where an image could not be read, which is then not judged.
+    """
+    read = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+    judged, own = probabilities[read].astype(np.float64), labels[read]
+    highest = judged.max(axis=1, initial=0)
+    margins = highest - judged[np.arange(len(read)), own]
+    order = np.argsort(-margins, kind="stable")
+    doubtful = order[margins[order] > 0]
+    expected, deviation = float((1 - highest).sum()), float(np.sqrt((highest * (1 - highest)).clip(0).sum()))
+    z = (len(doubtful) - expected) / deviation if deviation > 0 else None
+    return Disagreements(read[doubtful].astype(np.int64), len(read), expected, z)
+
+
+def _thinned(new: Sample, before: Sample, rng: np.random.Generator) -> tuple[Sample, Sample]:
+    """Of each group no more images, drawn at random, than half of the groups have in the set where that is fewer."""
+    most = min((np.median(np.bincount(numbered(one.groups))) for one in (new, before) if len(one.groups)), default=1)
+    first, other = (_capped(one, max(1, int(most)), rng) for one in (new, before))
+    return first, other
+
+
+def _capped(one: Sample, most: int, rng: np.random.Generator) -> Sample:
+    order = rng.permutation(len(one.groups))
+    of = numbered(one.groups)[order]
+    together = np.argsort(of, kind="stable")
+    starts = np.searchsorted(of[together], of[together])  # where the group of each begins
+    kept = np.sort(order[together[np.arange(len(of)) - starts < most]])
+    return Sample(one.values[kept], one.groups[kept])
+
+
+def _standardised(values: Floats) -> Floats:
+    """Mean 0 and variance 1; columns that do not vary are 0."""
+    centred = values - values.mean(axis=0)
+    deviations = centred.std(axis=0)
+    varies = deviations > 1e-6 * np.abs(values).max(axis=0, initial=0)
+    factors = np.where(varies, 1 / np.where(varies, deviations, 1), 0).astype(values.dtype)
+    return np.asarray(centred * factors)
+
+
+def _components(values: Floats, number: int) -> Floats:
+    """The first principal components, each with variance 1, of columns with mean 0, (n, number or fewer)."""
+    rows, columns = values.shape
+    narrow = values.T @ values if columns <= rows else values @ values.T
+    size = len(narrow)
+    found, vectors = eigh(narrow, subset_by_index=(max(0, size - max(1, number)), size - 1))
+    kept = found > 1e-5 * max(found.max(), 1e-30)
+    scores = values @ vectors[:, kept] / np.sqrt(found[kept]) if columns <= rows else vectors[:, kept]
+    return np.asarray(scores * np.sqrt(rows))
+
+
+def _distances(values: Floats, groups: Ints, num_new: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Squared distance of the means of the first groups and the others, then of as many groups at random, (1,001,)."""
+    number = int(groups.max()) + 1
+    of = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape=(number, len(groups)))
+    sums = np.column_stack([of @ values, np.bincount(groups)])  # the last column counts
+    first = np.zeros((1, number))
+    first[0, :num_new] = 1
+    found = [_apart(first @ sums, sums.sum(axis=0))]
+    step = max(1, _BLOCK // number)
+    for start in range(0, _DRAWS, step):
+        rows = min(step, _DRAWS - start)
+        picked = np.argpartition(rng.random((rows, number)), num_new - 1, axis=1)[:, :num_new]
+        drawn = np.zeros((rows, number))
+        np.put_along_axis(drawn, picked, 1, axis=1)
+        found.append(_apart(drawn @ sums, sums.sum(axis=0)))
+    return np.concatenate(found)
+
+
+def _apart(sums: Floats, total: Floats) -> npt.NDArray[np.float64]:
+    means = sums[:, :-1] / sums[:, -1:]
+    others = (total[:-1] - sums[:, :-1]) / (total[-1] - sums[:, -1:])
+    return np.asarray(((means - others) ** 2).sum(axis=1), np.float64)
+
+
+def _differences(new: Sample, before: Sample, names: Sequence[str]) -> tuple[Difference, ...]:
+    """The columns whose means are furthest apart for their deviation."""
+    if not names or not len(new.values) or not len(before.values):
+        return ()
+    now, then = new.values.mean(axis=0), before.values.mean(axis=0)
+    deviations = np.concatenate([new.values, before.values]).std(axis=0)
+    apart = np.divide(np.abs(now - then), deviations, out=np.zeros(len(names)), where=deviations > 0)
+    worst = np.argsort(-apart, kind="stable")[:_MOST_DIFFERENCES]
+    return tuple(
+        Difference(name=names[at], before=float(then[at]), now=float(now[at])) for at in worst if apart[at] > 0
+    )

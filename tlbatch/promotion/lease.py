@@ -1,0 +1,144 @@
+"""Whose turn it is: one holder at a time, who can be anywhere on the cluster, and who may die."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import write_text
+from tlbatch.runs.progress import span
+from tlbatch.runs.records import Record, load_record
+
+log = logging.getLogger(__name__)
+_BEAT_S = 30.0
+_DEAD_S = 10 * _BEAT_S
+"""Of silence, of a holder of whom nothing else is known."""
+
+
+class Holder(Record):
+    """What lies in the file while somebody holds it."""
+
+    token: str
+    host: str
+    pid: int
+    began: float
+    """When the process began, which tells it from a later one of the same number."""
+    job: str | None
+    """SLURM job that it is in."""
+    since: float
+
+    def __str__(self) -> str:
+        within = f", SLURM job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{within}, for {span(time.time() - self.since)}"
+
+
+class TakenError(Exception):
+    """Somebody else has it."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(str(holder))
+        self.holder = holder
+
+
+@contextmanager
+def held(
+    file: Path, environment: Mapping[str, str], job_is_active: Callable[[str], bool | None]
+) -> Iterator[Holder | None]:
+    """Hold the file within the block; that of a dead holder is taken over, who is given to the block.
+
+    Parameters
+    ----------
+    job_is_active
+        Whether SLURM still has a job; None where it gives no answer.
+
+    Raises
+    ------
+    TakenError
+        When somebody who lives holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    own = Holder(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        began=psutil.Process().create_time(),
+        job=environment.get("SLURM_JOB_ID"),
+        since=time.time(),
+    )
+    with _guard(file):
+        before = _read(file)
+        if before is not None and _lives(before, file, own, job_is_active):
+            raise TakenError(before)
+        own.save(file)
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(file, ended), name="turn", daemon=True)
+    beat.start()
+    try:
+        yield before
+    finally:
+        ended.set()
+        beat.join()
+        with _guard(file):
+            now = _read(file)
+            if now is not None and now.token == own.token:
+                file.unlink()
+
+
+def _guard(file: Path) -> FileLock:
+    return FileLock(file.with_suffix(".lock"))
+
+
+def _read(file: Path) -> Holder | None:
+    """The holder; a file that cannot be read is nobody's."""
+    if not file.exists():
+        return None
+    try:
+        return load_record(Holder, file, missing="")
+    except UserError:
+        log.warning("%s: is damaged, and nobody's", file)
+        return None
+
+
+def _lives(holder: Holder, file: Path, own: Holder, job_is_active: Callable[[str], bool | None]) -> bool:
+    """Whether a holder is still there: by its process on this machine, by its SLURM job, else by its last beat."""
+    if holder.job is not None and holder.job == own.job and holder.host != own.host:
+        return False  # an earlier life of the job that this is
+    if holder.host == own.host:
+        try:
+            process = psutil.Process(holder.pid)
+            is_same = abs(process.create_time() - holder.began) < 1
+            return is_same and process.status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked for its end yet
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+    if holder.job is not None and (active := job_is_active(holder.job)) is not None:
+        return active
+    return _silent_s(file) < _DEAD_S
+
+
+def _silent_s(file: Path) -> float:
+    """Seconds since the last beat, by the clock of the file system."""
+    now = file.with_suffix(".now")
+    write_text(now, json.dumps(os.getpid()), lasting=False)
+    silent = now.stat().st_mtime - file.stat().st_mtime
+    now.unlink(missing_ok=True)
+    return silent
+
+
+def _beat(file: Path, ended: threading.Event) -> None:
+    while not ended.wait(_BEAT_S):
+        try:
+            os.utime(file)
+        except OSError as error:
+            log.warning("%s: %s", file, error)

@@ -1,0 +1,126 @@
+"""What was new in a night: how many images, how they differ from those before, and which labels look wrong."""
+
+import csv
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import exact_text
+from tlbatch.data.dataset import open_set
+from tlbatch.data.index import read_index
+from tlbatch.data.sources.base import name_of
+from tlbatch.deploy.model import ExportedModel
+from tlbatch.promotion.drift.measure import measure_drift
+from tlbatch.promotion.night_page import Doubt
+from tlbatch.promotion.registry import Champion, Night, Registry, drift_file, review_file
+from tlbatch.promotion.rescoring import manifest_of_champion, rescoring_paths
+from tlbatch.report.run_figures import shown_images
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import Marker, RunRecord, load_record, stages_of
+
+log = logging.getLogger(__name__)
+_MOST_DOUBTS = 12
+
+
+def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Night:
+    """What is known of the night before anything is decided: what was new, and what it took.
+
+    Writes drift.json and review.csv into the run's folder.
+
+    Parameters
+    ----------
+    overruled
+        See `tlbatch.promote.run`: then a champion that is not whole is not asked about the new labels.
+
+    Raises
+    ------
+    UserError
+        When the run, or the champion that is to judge the labels, is not whole.
+    """
+    pending, history = registry.pending(), registry.history()
+    pending = pending if pending and pending.run == record.run else None
+    own = paths.set_paths(record.job).index_folder
+    before = next((Path(one.index) for one in reversed(history) if one.index and one.run != record.run), None)
+    before = before if before and before.is_dir() else None
+    champion = registry.champion()
+    judge = _judge(registry, champion, overruled) if champion and before and champion.run != record.run else None
+    drift = measure_drift(
+        paths,
+        before=before,
+        known=registry.statistics_file,
+        predict=judge.predict if judge else None,
+        classes_of_predict=judge.classes if judge else (),
+        threshold=record.job.nightly.drift,
+        table=review_file(paths),
+    )
+    drift.save(drift_file(paths))
+    seconds = _seconds(paths)
+    again = rescoring_paths(paths)
+    if again.record.exists():
+        seconds["champion again"] = sum(_seconds(again).values())
+    return Night(
+        time="",
+        event="kept",
+        run=record.run,
+        num_images=len(read_index(own / "index.npy")),
+        num_new=drift.num_new,
+        seconds={name: round(value, 2) for name, value in seconds.items()},
+        is_marked=drift.is_marked,
+        index=str(own),
+        seen=pending.seen if pending else None,
+        asked=pending.asked if pending else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What the champion says of images."""
+
+    predict: Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
+    classes: tuple[str, ...]
+
+
+def _judge(registry: Registry, champion: Champion, overruled: str) -> _Judge | None:
+    """The champion's exported model; None where it is damaged and is to be replaced whatever the rule says.
+
+    Raises
+    ------
+    UserError
+        When it is damaged and the rule decides.
+    """
+    try:
+        model = ExportedModel.load(registry.model_folder(champion))
+        classes = manifest_of_champion(registry, champion).classes
+    except UserError as error:
+        if not overruled:
+            raise
+        log.warning("the champion is not asked about the new labels: %s", error)
+        return None
+
+    def predict(images: Sequence[bytes]) -> npt.NDArray[np.float32]:
+        return model.predict(images, in_shard=True).probabilities
+
+    return _Judge(predict, classes)
+
+
+def _seconds(paths: RunPaths) -> dict[str, float]:
+    """What the stages of a run took, in its last life."""
+    markers = [paths.marker(stage) for stage in stages_of(paths.load_submitted().job)]
+    return {file.stem: load_record(Marker, file, missing="").seconds for file in markers if file.exists()}
+
+
+def doubts_of(record: RunRecord, paths: RunPaths) -> list[Doubt]:
+    """The new images whose labels the champion contradicts most, to look at."""
+    with review_file(paths).open(newline="", encoding="utf-8") as file:
+        rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
+    rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
+    images = shown_images(open_set(paths.set_paths(record.job)), [row["key"] for row in rows])
+    return [
+        Doubt(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
+        for row, image in zip(rows, images, strict=True)
+    ]

@@ -1,0 +1,154 @@
+"""The figures of a report: what the network sees, how it learned, where it errs."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tlbatch.data.dataset import ImageSet, SplitDataset, load
+from tlbatch.data.index import Index
+from tlbatch.data.sampler import Positions
+from tlbatch.data.sources.base import name_of
+from tlbatch.data.views import Samples, Views
+from tlbatch.distributed.process_group import keep_freed_memory
+from tlbatch.evaluation.phrases import Phrases
+from tlbatch.evaluation.predictions import Predictions
+from tlbatch.model import interpret
+from tlbatch.model.checkpoint import trained_classifier
+from tlbatch.model.classifier import Classifier
+from tlbatch.report import figures
+from tlbatch.report.page import Mistake
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import Best, RunRecord
+from tlbatch.runs.world import World
+
+log = logging.getLogger(__name__)
+_MOST_MISTAKES = 12
+_MOST_POINTS = 500
+_BATCH = 32
+_THUMBNAIL = 224
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The test images that could be read, with what was predicted for them."""
+
+    rows: Index
+    places: Positions
+    """Their rows in the whole index, (n,)."""
+    found: Predictions | Phrases
+    """n."""
+
+
+def draw_report(
+    record: RunRecord, paths: RunPaths, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World
+) -> list[Mistake]:
+    """Draw the figures of the test images into the report folder; learning curves wherever there were epochs.
+
+    Returns
+    -------
+    The wrong predictions that were surest of themselves, the worst first.
+    """
+    folder, classes, metric = paths.report / "figures", best.classes, record.job.metric
+    lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
+    epochs = [line for line in lines if "epoch" in line]
+    if epochs:
+        figures.draw_curves(folder / "curves.png", epochs, metric)
+    strategy = paths.load_strategy()
+    if strategy is not None:
+        figures.draw_strategy(folder / "strategy.png", strategy)
+    torch.set_num_threads(world.num_threads)
+    keep_freed_memory()
+    model = trained_classifier(record, len(classes), checkpoint).eval()
+    if not model.by_hand:
+        figures.draw_filters(folder / "filters.png", interpret.first_filters(model))
+    if not len(tested.rows):
+        return []
+    if not model.by_hand:
+        first = _read(images, tested.places[:1], model.spec.size)
+        maps = interpret.activation_maps(model, first[0], interpret.telling_places(model))
+        figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
+    if isinstance(tested.found, Predictions):
+        _draw_classes(model, images, tested, tested.found, folder, seed=record.job.seed)
+    return mistakes(images, tested, size=model.spec.size, model=model)
+
+
+def _draw_classes(
+    model: Classifier, images: ImageSet, tested: Tested, found: Predictions, folder: Path, *, seed: int
+) -> None:
+    classes, rows, places = images.manifest.classes, tested.rows, tested.places
+    chosen, truth = found.probabilities.argmax(axis=1), rows["label"].astype(np.int64)
+    matrix = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(matrix, (truth, chosen), 1)
+    figures.draw_confusion(folder / "confusion.png", matrix.tolist(), classes)
+    some = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_MOST_POINTS])
+    parts = [
+        interpret.features(model, _read(images, places[some[start : start + _BATCH]], model.spec.size))
+        for start in range(0, len(some), _BATCH)
+    ]
+    points = interpret.flat_map(np.concatenate(parts), seed)
+    figures.draw_feature_map(folder / "features.png", points, truth[some], classes)
+
+
+def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier | None = None) -> list[Mistake]:
+    """The 12 wrong predictions that were surest of themselves, each with the evidence for it if there is a model, and
+    it tells classes apart.
+    """
+    worst, told, chosen = _worst_phrases(tested.found) if isinstance(tested.found, Phrases) else _worst(tested.found)
+    seen, cams = _read(images, tested.places[worst], size), None
+    if model is not None and chosen is not None and len(worst):
+        cams = interpret.grad_cam(model, seen, torch.from_numpy(chosen))
+    return [
+        Mistake(
+            key=name_of(tested.rows["key"][at].decode()),
+            truth=truth,
+            taken_for=taken_for,
+            probability=probability,
+            image=figures.thumbnail(seen[number].numpy()),
+            heat=None if cams is None else figures.thumbnail(seen[number].numpy(), cams[number]),
+        )
+        for number, (at, (truth, taken_for, probability)) in enumerate(zip(worst, told, strict=True))
+    ]
+
+
+_Told = list[tuple[str, str, float]]
+"""What is true of an image, what it was taken for, and the probability of that."""
+
+
+def _worst(found: Predictions) -> tuple[Positions, _Told, Positions | None]:
+    """Places of the images, what is told of them, and the classes that they were taken for."""
+    every, chosen = np.arange(len(found.keys)), found.probabilities.argmax(axis=1)
+    margin = found.probabilities[every, chosen] - found.probabilities[every, found.labels]
+    worst = np.argsort(-margin, kind="stable")[: min(_MOST_MISTAKES, int((chosen != found.labels).sum()))]
+    told = [
+        (found.classes[found.labels[at]], found.classes[chosen[at]], float(found.probabilities[at, chosen[at]]))
+        for at in worst
+    ]
+    return worst, told, chosen[worst]
+
+
+def _worst_phrases(found: Phrases) -> tuple[Positions, _Told, Positions | None]:
+    order = np.argsort(-found.log_probabilities, kind="stable")
+    worst = order[~found.is_right[order]][:_MOST_MISTAKES]
+    sure = np.exp(found.log_probabilities[worst].astype(np.float64)).tolist()
+    return worst, list(zip(found.labels[worst], found.written[worst], sure, strict=True)), None
+
+
+def shown_images(images: ImageSet, keys: Sequence[str]) -> list[bytes]:
+    """Thumbnails of the images with some keys."""
+    row_of = dict(zip(images.index["key"].tolist(), range(len(images.index)), strict=True))
+    rows = np.array([row_of[key.encode()] for key in keys], np.int64)
+    return [figures.thumbnail(image.numpy()) for image in _read(images, rows, _THUMBNAIL)]
+
+
+def _read(images: ImageSet, rows: Positions, size: int) -> torch.Tensor:
+    """uint8, (n, size, size, 3), of some rows of the index; black where an image can no longer be read."""
+    dataset = SplitDataset(images, rows, Samples(len(rows), Views(size)), strict=False)
+    if not len(rows):
+        return torch.empty((0, size, size, 3), dtype=torch.uint8)
+    (batch,) = load(dataset, [np.arange(len(rows))], workers=0)
+    return batch.inputs

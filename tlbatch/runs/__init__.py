@@ -1,0 +1,1 @@
+"""The folder of a run: records, paths, stages and progress."""

@@ -1,0 +1,236 @@
+"""What a run took: ``ledger.jsonl``, begin and end of every attempt of a stage, and ``jobs.jsonl``, its SLURM jobs."""
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import psutil
+from pydantic import ValidationError
+
+from tlbatch.core.errors import StoppedError
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.progress import Progress, load_progress
+from tlbatch.runs.records import Record, StageName
+from tlbatch.runs.world import World
+
+log = logging.getLogger(__name__)
+Outcome = Literal["finished", "stopped", "failed", "killed"]
+ON_GPUS: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
+"""Stages that use the GPUs which a job asks for."""
+BEGAN = "TLBATCH_BEGAN"
+"""Variable in which a process remembers when it began with a stage: before the imports, which take GPU time too."""
+
+
+class Begin(Record):
+    """A line of the ledger: a stage begins."""
+
+    event: Literal["begin"] = "begin"
+    stage: StageName
+    attempt: str
+    """As `World.attempt`."""
+    job: str | None
+    """SLURM job, one of an array as A_a."""
+    restart: int
+    """Times that SLURM had started the job before."""
+    hosts: str
+    tasks: int
+    gpus: int
+    """Of all tasks together; 0 on a CPU."""
+    process: str
+    """Host, process namespace and number of rank 0's process."""
+    time: float
+
+
+class End(Record):
+    """A line of the ledger: a stage ends."""
+
+    event: Literal["end"] = "end"
+    stage: StageName
+    attempt: str
+    outcome: Outcome
+    time: float
+
+
+class Attempt(Record):
+    """One life of a stage."""
+
+    begin: Begin
+    end: float | None
+    """None: it is at work, or was killed."""
+    seen: float
+    """The end, or else the last time that it told how far it is."""
+    outcome: Outcome | None
+
+    @property
+    def stage(self) -> StageName:
+        """What was at work."""
+        return self.begin.stage
+
+    @property
+    def gpu_hours(self) -> float:
+        """Up to the time when it was last seen."""
+        return self.gpu_hours_until(self.seen)
+
+    def gpu_hours_until(self, now: float) -> float:
+        """Of all its GPUs, from its begin to its end; of one that is at work, to now."""
+        return self.begin.gpus * max(0.0, (now if self.end is None else self.end) - self.begin.time) / 3600
+
+    def is_alive(self) -> bool | None:
+        """Whether its process is there; None where that cannot be told from here."""
+        host, _, number = self.begin.process.rpartition(":")
+        if host != _here():
+            return None
+        try:
+            return bool(psutil.Process(int(number)).create_time() <= self.begin.time + 60)
+        except psutil.Error:
+            return False
+
+
+class Submitted(Record):
+    """A line of ``jobs.jsonl``: a job that sbatch took for a stage."""
+
+    stage: StageName
+    job: str
+    time: float
+
+
+AnyLine = TypeVar("AnyLine", bound=Record)
+
+
+def note_job(paths: RunPaths, stage: StageName, job: str) -> None:
+    """Remember which SLURM job will do a stage."""
+    _append(paths.jobs, Submitted(stage=stage, job=job, time=time.time()))
+
+
+def read_jobs(paths: RunPaths) -> tuple[Submitted, ...]:
+    """The SLURM jobs of a run in the order of their submission."""
+    return tuple(_valid(Submitted, _lines(paths.jobs)))
+
+
+@contextmanager
+def booked(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
+    """Let rank 0 write into the ledger when the work in the block begins, and how it ends."""
+    began = os.environ.pop(BEGAN, "")
+    if not world.is_main:
+        yield
+        return
+    _close_killed(stage, paths)
+    _append(paths.ledger, _begin(stage, paths, world, float(began or time.time())))
+    outcome: Outcome = "failed"
+    try:
+        yield
+        outcome = "finished"
+    except (StoppedError, KeyboardInterrupt):
+        outcome = "stopped"
+        raise
+    finally:
+        _append(paths.ledger, End(stage=stage, attempt=world.attempt, outcome=outcome, time=time.time()))
+
+
+def read_ledger(paths: RunPaths) -> tuple[Attempt, ...]:
+    """All attempts of all stages of a run in the order of their begin."""
+    attempts: list[Attempt] = []
+    progress = load_progress(paths)
+    for line in _lines(paths.ledger):
+        attempts += [
+            Attempt(begin=begin, end=None, seen=_last_seen(begin, progress), outcome=None)
+            for begin in _valid(Begin, [line])
+        ]
+        for end in _valid(End, [line]):
+            _close(attempts, end)
+    return tuple(attempts)
+
+
+def _close(attempts: list[Attempt], end: End) -> None:
+    """Put its end to the last attempt of that name that has none."""
+    for at, one in reversed(list(enumerate(attempts))):
+        if one.end is None and (one.stage, one.begin.attempt) == (end.stage, end.attempt):
+            attempts[at] = one.model_copy(update={"end": end.time, "seen": end.time, "outcome": end.outcome})
+            return
+
+
+def _last_seen(begin: Begin, progress: Progress | None) -> float:
+    if progress is None or (progress.stage, progress.attempt) != (begin.stage, begin.attempt):
+        return begin.time
+    return max(begin.time, progress.time)
+
+
+def _close_killed(stage: StageName, paths: RunPaths) -> None:
+    """Write the end of an attempt that was killed before it could: only one at a time is at work here."""
+    for one in read_ledger(paths):
+        if one.stage == stage and one.end is None:
+            _append(paths.ledger, End(stage=stage, attempt=one.begin.attempt, outcome="killed", time=one.seen))
+
+
+def _begin(stage: StageName, paths: RunPaths, world: World, now: float) -> Begin:
+    environment = os.environ
+    in_step = "SLURM_STEP_ID" in environment and environment.get("SUBMITIT_EXECUTOR") != "local"
+    job = environment.get("SLURM_JOB_ID") if in_step else None
+    if job and "SLURM_ARRAY_TASK_ID" in environment:
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    own_job = environment.get("SUBMITIT_EXECUTOR") == "slurm"  # else several stages share an allocation
+    started = environment.get("SLURM_JOB_START_TIME", "") if job and own_job else ""
+    return Begin(
+        stage=stage,
+        attempt=world.attempt,
+        job=job,
+        restart=int(environment.get("SLURM_RESTART_COUNT") or 0),
+        hosts=world.nodes,
+        tasks=world.world_size,
+        gpus=_num_gpus(stage, paths, world),
+        process=f"{_here()}:{os.getpid()}",
+        time=float(started) if started.isdecimal() else now,
+    )
+
+
+def _num_gpus(stage: StageName, paths: RunPaths, world: World) -> int:
+    if world.num_gpus is not None:
+        return world.num_gpus * (world.world_size // world.local_world_size)
+    return paths.load_submitted().job.slurm.gpus_per_node if stage in ON_GPUS else 0
+
+
+def _here() -> str:
+    """Names this host and its namespace of process numbers: a container has its own."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink().name.partition(":")[2]
+    except OSError:
+        namespace = ""
+    return f"{platform.node()}:{namespace.strip('[]')}"
+
+
+def _append(path: Path, line: Record) -> None:
+    """Add a line in one write, on a new line whatever a kill has left; a full disk stops no work."""
+    text = json.dumps(line.model_dump(mode="json"), ensure_ascii=False) + "\n"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            os.write(descriptor, (b"\n" if torn else b"") + text.encode(errors="backslashreplace"))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        log.warning("%s: not written (%s); the work goes on", path, error.strerror)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+
+
+def _valid(kind: type[AnyLine], lines: list[str]) -> Iterator[AnyLine]:
+    """Those of a kind; a line that a kill has torn is none."""
+    for line in lines:
+        try:
+            found: Any = kind.model_validate_json(line)
+        except ValidationError:
+            continue
+        yield found

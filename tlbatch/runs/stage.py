@@ -1,0 +1,199 @@
+"""Run one stage: once, guarded, with a record of its end."""
+
+import argparse
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tlbatch.core.cli import EXIT_AGAIN, EXIT_USER_ERROR
+from tlbatch.core.errors import StoppedError, UserError
+from tlbatch.core.files import place_named, remove_drafts, write_text
+from tlbatch.runs.attempts import BEGAN, booked
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import Failure, FailureKind, Marker, RunRecord, StageName, job_digest, load_record
+from tlbatch.runs.signals import stop_at_once
+from tlbatch.runs.world import World, accelerate_environment, read_world
+
+_LOST = re.compile(r"^Dist\w*Error|by peer|Timed out|timed out waiting|NCCL|gloo")
+"""What torch's collectives say of a rank that has gone."""
+AGAIN = "TLBATCH_AGAIN"
+"""Variable with the file that tells the batch script to put the job into the queue again."""
+
+
+def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:
+    """``python -m tlbatch.<stage> RUN``."""
+    parser = argparse.ArgumentParser(prog=f"python -m tlbatch.{stage}", description=doc)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
+    sys.exit(guarded(stage, run, parser.parse_args().run))
+
+
+def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int:
+    """Run a stage and return its exit code; a failure leaves a record of its cause in the run folder."""
+    try:
+        world = read_world(os.environ)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USER_ERROR
+    os.environ.update(accelerate_environment(world) | {BEGAN: str(time.time())})
+    logging.basicConfig(
+        level=logging.INFO if world.is_main else logging.WARNING,
+        format=f"%(asctime)s {stage} %(message)s"
+        if world.is_main
+        else f"%(asctime)s {stage} rank {world.rank}: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+        force=True,
+    )
+    try:
+        stop_at_once()  # where a warning may have waited for it
+        with place_named():
+            run(run_dir)
+    except StoppedError as error:
+        record_failure(stage, world, run_dir, str(error), "stopped")
+        return _leave(error, world)
+    except UserError as error:
+        record_failure(stage, world, run_dir, str(error), "user")
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USER_ERROR
+    except Exception as error:  # noqa: BLE001 (the outermost)
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        if world.world_size > 1 and _LOST.search(f"{type(error).__name__} {error}"):
+            message = f"{world.node} rank {world.rank}: another rank is gone ({first}); its log, or its node, says why"
+            record_failure(stage, world, run_dir, message, "lost")
+        else:
+            record_failure(stage, world, run_dir, first, "crash")
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _leave(stopped: StoppedError, world: World) -> int:
+    """Tell the batch script around this stage that the job is to start again; without one, the exit code says so.
+
+    Under srun an exit code is no message: the first that is not 0 has the other ranks killed, and their codes win.
+    """
+    again = os.environ.get(AGAIN)
+    if not stopped.again:
+        sys.stderr.write(f"error: {stopped}\n")
+        return EXIT_USER_ERROR
+    if again is None:
+        sys.stderr.write(f"error: {stopped}\n")
+        return EXIT_AGAIN
+    logging.getLogger(__name__).info("%s; what was done is kept", stopped.what)
+    if world.is_main:
+        write_text(Path(again), stopped.what)
+    return 0
+
+
+def record_failure(stage: StageName, world: World, run_dir: Path, message: str, kind: FailureKind) -> None:
+    """Keep why a rank of a stage stopped, for those who ask why the run did."""
+    paths = RunPaths(run_dir)
+    if not paths.record.exists():
+        return
+    failure = Failure(stage=stage, rank=world.rank, message=message, kind=kind)
+    try:
+        failure.save(paths.failure(stage, world.rank))
+    except (OSError, UserError) as error:
+        logging.getLogger(__name__).warning("the cause could not be kept in %s: %s", paths.folder, error)
+
+
+def finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Marker:
+    """What a stage before this one left.
+
+    Raises
+    ------
+    UserError
+        When it has not finished, or the job was changed since.
+    """
+    marker = paths.marker(stage)
+    done = load_record(Marker, marker, missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
+    if done.inputs.get("job") != job_digest(record):
+        raise UserError(f"{paths.record}: {stage} has finished here from another job; submit it as a new run")
+    return done
+
+
+def once(
+    stage: StageName,
+    paths: RunPaths,
+    inputs: dict[str, str],
+    world: World,
+    work: Callable[[], dict[str, str] | None],
+    *,
+    is_there: bool = True,
+) -> bool:
+    """Do the work of a stage unless its marker says that it is done; write the marker, with what it returns, last.
+
+    Parameters
+    ----------
+    is_there
+        Whether the result of a stage that is done is still there; if not it is made again.
+
+    Returns
+    -------
+    Whether it was done just now.
+
+    Raises
+    ------
+    UserError
+        When the stage is done, but from other inputs, or is at work here already.
+    """
+    log = logging.getLogger(__name__)
+    marker = paths.marker(stage)
+    if marker.exists() and not is_there:
+        log.warning("what %s left is gone: it is made again", stage)
+    elif marker.exists():
+        done = load_record(Marker, marker, missing="run the stage again")
+        changed = sorted(name for name in {**inputs, **done.inputs} if inputs.get(name) != done.inputs.get(name))
+        if changed:
+            raise UserError(
+                f"{paths.folder}: {stage} has finished here from another {' and '.join(changed)}; "
+                "submit the job again for a new run folder"
+            )
+        log.info("done already, in %.0f s", done.seconds)
+        return False
+    if world.is_main:
+        for old in [*marker.parent.glob(f"{stage}.failed.*.json"), *marker.parent.glob(f"{stage}.again.*")]:
+            old.unlink()
+    start = time.monotonic()
+    with _alone(stage, paths, world), booked(stage, paths, world):
+        outputs = work() or {}
+    if world.is_main:
+        seconds = time.monotonic() - start
+        Marker(
+            stage=stage,
+            inputs=inputs,
+            outputs=outputs,
+            world_size=world.world_size,
+            seconds=seconds,
+            hosts=(world.nodes,),
+        ).save(marker)
+        log.info("finished in %.0f s", seconds)
+    return True
+
+
+@contextmanager
+def _alone(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
+    """Let rank 0 keep others from running the stage in the same folder at the same time, and clear what kills left."""
+    lock = FileLock(paths.marker(stage).with_suffix(".lock"))
+    if not world.is_main:
+        yield
+        return
+    paths.marker(stage).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"{paths.folder}: {stage} is at work here already; wait for it, or cancel it") from None
+    try:
+        for folder in paths.own_folders:
+            remove_drafts(folder)
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,1 @@
+"""Training: phases, epochs, fitted heads, snapshots and the search of strategy = auto."""

@@ -1,0 +1,230 @@
+"""Candidates of strategy = auto, and the choice between them."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlbatch.config.job import Job
+from tlbatch.config.training import Fit
+from tlbatch.model.build import build_classifier
+from tlbatch.model.classifier import Classifier
+from tlbatch.model.cut_points import stages
+from tlbatch.runs.paths import decided
+from tlbatch.runs.strategy import Strategy, Trial
+from tlbatch.training.search import Candidate, Judged, NotCachedError, Study
+
+log = logging.getLogger(__name__)
+_LARGE = 1000
+"""Training images from which a set is called large."""
+_HALF_POINT = 0.005
+_DECIDED = {"head", "objective", "decision", "phase", "train"}
+_PLAIN = {"augment": "none", "crop_scale": 1.0, "random_views": 0, "every_view": False, "test_views": False}
+_BOLD, _GENTLE = {"lr": 1e-3, "backbone_lr": 5e-4}, {"lr": 1e-4, "backbone_lr": 1e-4}
+"""Rates of fine-tuning; a squared error, which has no bound, grows without end at the first."""
+Settings = dict[str, Any]
+Floats = npt.NDArray[np.float64]
+
+
+def choose(study: Study) -> Strategy:
+    """Probe, try the short list where the strategy is auto, and decide."""
+    job = study.record.job
+    model = build_classifier(decided(job, {"phase": [{}]}), study.num_classes)
+    places = _places(model)
+    table = study.table(_profile(study, places))
+    _show("probes", table)
+    best = int(np.reshape([_known(trial.score) for trial in table], (2, len(places))).max(axis=0).argmax())
+    middle = places[min(max(best - 1, 0), len(places) // 2)]
+    kind, scenario_why = _scenario(len(study.labels), table[: len(places)])
+    short_list: tuple[Trial, ...] = ()
+    if job.strategy == "phases":
+        chosen, why = f"cut {middle}", f"{places[best]} tells the classes apart best; what comes after {middle} trains"
+        settings = _with_cut(job, middle)
+    else:
+        judged = _try(study, places, places[best], middle, unlike="unlike" in kind)
+        short_list = study.table(judged)
+        _show("short list, the cheapest first", short_list)
+        at = _preferred(short_list, unlike="unlike" in kind)
+        chosen, why = short_list[at].name, _why(short_list, at)
+        settings = _final(judged[at].candidate.job).model_dump(mode="json", include=_DECIDED)
+    log.info("chosen: %s, %s; %s (%s)", chosen, why, kind, scenario_why)
+    return Strategy(
+        chosen=chosen,
+        why=why,
+        scenario=kind,
+        scenario_why=scenario_why,
+        metric=job.metric,
+        num_train=len(study.labels),
+        profile=table,
+        short_list=short_list,
+        left_out=tuple(study.left_out),
+        settings=settings,
+    )
+
+
+def _preferred(trials: Sequence[Trial], *, unlike: bool) -> int:
+    """The first that is within one standard error of the best, and no more than half a point behind it: on few images
+    a standard error is more than anybody would give away.
+
+    Where the images are unlike those of the backbone, what is fine-tuned goes first: the best of many heads looks
+    better on few images than it is, and fine-tuning gains more from the images that a fold leaves out.
+    """
+    order = sorted(range(len(trials)), key=lambda at: unlike and trials[at].cut == "pool")
+    close = [one.behind is not None and one.behind <= min(one.behind_error, _HALF_POINT) for one in trials]
+    return next((at for at in order if close[at]), 0)
+
+
+def _with_cut(job: Job, middle: str) -> Settings:
+    phases = [phase.model_copy(update={"cut": middle}) if phase.cut == "auto" else phase for phase in job.phase]
+    return {"phase": [phase.model_dump(mode="json") for phase in phases]}
+
+
+def _try(study: Study, places: Sequence[str], best: str, middle: str, *, unlike: bool) -> list[Judged]:
+    """The short list, the cheapest first; what trains longest only where there is something to hope for."""
+    job, num_train = study.record.job, len(study.labels)
+    judged = _probes(study, places, best)
+    top = max(_known(trial.score) for trial in study.table(judged))
+    tuned = study.train(_tuned(job, middle, num_train=num_train))
+    judged += [tuned] if tuned else []
+    if unlike or _known(study.table(judged)[-1].score) > top:
+        tuned = study.train(_tuned(job, "none", num_train=num_train))
+        judged += [tuned] if tuned else []
+    return judged
+
+
+def _places(model: Classifier) -> list[str]:
+    """Names of the stages of the backbone; the map that pool is the mean of is left out."""
+    names = [place.name for place in stages(model.chain.places, model.shapes)]
+    shapes = {place.name: shape for place, shape in zip(model.chain.places, model.shapes, strict=True)}
+    same = len(names) > 1 and model.widths[0] in shapes[names[-2]] and shapes[names[-2]] != shapes[names[-1]]
+    return [*names[: -2 if same else -1], "pool"]
+
+
+def _profile(study: Study, places: Sequence[str]) -> list[Judged]:
+    """Ridge regression on the pooled output of every stage, then nearest neighbours, from one encoding."""
+    job = study.record.job
+    objective: Settings = {"objective": "regression"} if _is_ordered(job) else {}
+    whole = _probe(job, "all stages", places, "ridge", objective).job
+    widths = build_classifier(whole, study.num_classes).widths
+    columns = np.split(study.vectors(whole), np.cumsum(widths)[:-1], axis=1)
+    kinds: tuple[tuple[Fit, Settings], ...] = (("ridge", objective), ("neighbours", {}))
+    return [
+        study.probe(_probe(job, place, [place], fit, settings), features)
+        for fit, settings in kinds
+        for place, features in zip(places, columns, strict=True)
+    ]
+
+
+def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
+    """Heads on the best stage, on the last three, and on all; then on each the better one on the mean of all views."""
+    job = study.record.job
+    kinds: tuple[tuple[Fit, Settings], ...] = (("logistic", {}), ("kernel-ridge", {}))
+    if _is_ordered(job):
+        kinds = ("ridge", {"objective": "regression"}), ("kernel-logistic", {"decision": "expected-grade"})
+    sets = {best: [best], "the last three stages": places[-3:], "all stages": places}
+    found: list[Judged] = []
+    for name, some in sets.items():
+        candidates = [_probe(job, f"{fit} on {name}", some, fit, settings) for fit, settings in kinds]
+        features = study.vectors(candidates[0].job)
+        found.extend(study.probe(candidate, features) for candidate in candidates)
+    if job.train.augment == "none":
+        return found
+    scores = np.reshape([_known(trial.score) for trial in study.table(found)], (len(sets), len(kinds)))
+    means: list[Judged] = []
+    for at, kind in reversed(list(enumerate(scores.argmax(axis=1)))):  # all stages first: one encoding gives the others
+        mean = _mean_of_views(job, found[at * len(kinds) + int(kind)].candidate)
+        try:
+            means.append(study.probe(mean, study.vectors(mean.job)))
+        except NotCachedError:
+            study.leave_out(mean, "its views are more than the cache may hold")
+    return found + means[::-1]
+
+
+def _probe(job: Job, name: str, after: Sequence[str], fit: Fit, sections: Settings) -> Candidate:
+    """A head that is fitted on frozen vectors of the upright squares."""
+    settings = {
+        "head": {"after": after},
+        "phase": [{"cut": "pool", "fit": fit}],
+        "train": {**job.train.model_dump(), **_PLAIN},
+        "objective": "cross-entropy",
+        "decision": "most-probable",
+    }
+    return Candidate(name, decided(job, settings | sections))
+
+
+def _mean_of_views(job: Job, probe: Candidate) -> Candidate:
+    """The same on the mean over the symmetries that the user's job trains on."""
+    train = probe.job.train.model_copy(update={"augment": job.train.augment})
+    head = probe.job.head.model_copy(update={"view_mean": True})
+    return Candidate(f"{probe.name}, mean of views", probe.job.model_copy(update={"train": train, "head": head}))
+
+
+def _tuned(job: Job, cut: str, *, num_train: int) -> Candidate:
+    """The head fitted, then trained together with what comes after the cut; a small set more often."""
+    ordered = _is_ordered(job)
+    tuned = {
+        "cut": cut,
+        "epochs": 10 if num_train >= _LARGE else 15,
+        "warmup": 0.2,
+        "label_smoothing": 0.0 if ordered else 0.1,
+        "optimizer": {**(_GENTLE if ordered else _BOLD), "decay_to": "start"},
+    }
+    phases = [{"cut": "pool", "fit": "ridge" if ordered else "logistic"}, tuned]
+    settings: Settings = {"phase": phases, "objective": "regression" if ordered else "cross-entropy"}
+    settings["train"] = {**job.train.model_dump(), "test_views": False}
+    name = "fine-tuned, all of it" if cut == "none" else f"fine-tuned after {cut}"
+    return Candidate(name, decided(job, settings))
+
+
+def _final(job: Job) -> Job:
+    """As it is trained in the end, where validation may end it early, and judges weight averages and views."""
+    phases = [phase if phase.fit else phase.model_copy(update={"patience": 5, "average": True}) for phase in job.phase]
+    tuned = not phases[-1].fit and job.train.augment != "none"
+    train = job.train.model_copy(update={"test_views": tuned})
+    return job.model_copy(update={"phase": tuple(phases), "train": train})
+
+
+def _is_ordered(job: Job) -> bool:
+    return job.metric == "quadratic_kappa"
+
+
+def _known(score: float | None) -> float:
+    return -np.inf if score is None else score
+
+
+def _scenario(num_train: int, profile: Sequence[Trial]) -> tuple[Any, str]:
+    """Which of the four classical cases of transfer this is, and the figures that say so."""
+    best = max(profile, key=lambda trial: _known(trial.score))
+    top = profile[-1]
+    size = "large" if num_train >= _LARGE else "small"
+    unlike = top.behind is not None and top.behind > 2 * top.behind_error
+    told = f"{num_train} training images; the top of the backbone scores {_number(top.score)}"
+    told += f", its best stage {best.name} {_number(best.score)}" if best is not top else ", the best of its stages"
+    return f"{size} and {'unlike' if unlike else 'like'}", told
+
+
+def _why(trials: Sequence[Trial], at: int) -> str:
+    best = max(trials, key=lambda trial: _known(trial.score))
+    mine = trials[at]
+    if mine is best:
+        return f"the best of {len(trials)}: {_number(mine.score)} +- {mine.standard_error:.4f}"
+    kind = "fine-tuned" if mine.cut != "pool" and best.cut == "pool" else "cheapest"
+    return (
+        f"the {kind} within one standard error and half a point of the best: {_number(mine.score)}, "
+        f"{mine.behind:.4f} +- {mine.behind_error:.4f} behind {best.name}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _show(title: str, table: Sequence[Trial]) -> None:
+    log.info("%s, judged on %d training images:", title, table[0].num_images)
+    for trial in table:
+        log.info(
+            "  %-60s %s +- %.4f  %6.1f s", f"{trial.name} ({trial.fit})", _number(trial.score), trial.standard_error,
+            trial.seconds,
+        )  # fmt: skip

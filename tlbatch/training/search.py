@@ -1,0 +1,314 @@
+"""Trials: candidates of strategy = auto, all judged on the same folds of the training images."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import broadcast_object_list
+
+from tlbatch.activations.batches import Feed
+from tlbatch.activations.fill import fill_cache
+from tlbatch.activations.store import open_stores
+from tlbatch.config.job import Job
+from tlbatch.core.errors import StoppedError, UserError
+from tlbatch.core.files import atomic_file, digest_of
+from tlbatch.data.dataset import ImageSet
+from tlbatch.data.sampler import Positions
+from tlbatch.data.views import Samples, Views, training_views
+from tlbatch.distributed.process_group import Crew
+from tlbatch.metrics.scores import redrawn_scores, score
+from tlbatch.metrics.thresholds import fit_thresholds, rounding
+from tlbatch.model.checkpoint import Keeper, pretrained_classifier
+from tlbatch.model.objectives import Rule
+from tlbatch.model.sklearn_heads import Vectors, fit_head, folds_of
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import RunRecord, job_digest
+from tlbatch.runs.strategy import Trial
+from tlbatch.runs.world import World
+from tlbatch.training.phases import train_phases
+from tlbatch.training.state import Session
+
+log = logging.getLogger(__name__)
+_JUDGED = 1000
+"""Images after which no further fold is judged."""
+_REPEATS = 3
+"""Times that a head which is fitted at once is judged on a smaller set, each on other folds: with few images a score
+depends on how they fall."""
+Ints = npt.NDArray[np.int64]
+Folds = Sequence[tuple[Ints, Ints]]
+Outputs = npt.NDArray[np.float32]
+Finding = tuple[npt.NDArray[Any], float]
+"""What was found, and the seconds it took."""
+
+
+class NotCachedError(UserError):
+    """What a candidate needs is more than the cache may hold."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to learn: its name, and the job that it makes of the user's."""
+
+    name: str
+    job: Job
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a candidate made of the images that it was judged on."""
+
+    candidate: Candidate
+    classes: Ints
+    """Decided, (times, m), in the order of the images."""
+    seconds: float
+
+
+class Study:
+    """The training images, cut into folds by group, and what all trials share.
+
+    As many of the five folds are judged as give 1,000 images. Where these are all, heads that are fitted at once are
+    judged on two more divisions into folds.
+    """
+
+    def __init__(self, record: RunRecord, images: ImageSet, crew: Crew, folder: Path) -> None:
+        """Cut the folds.
+
+        Parameters
+        ----------
+        folder
+            Where to remember what is found, for later lives of the stage.
+        """
+        self.record, self.images, self.crew = record, images, crew
+        self._folder = folder
+        self._memory = Memory(folder, crew.world)
+        self._seconds_left = 60 * record.job.strategy_minutes
+        self.left_out: list[str] = []
+        """Names of candidates, and why."""
+        self._rows = images.rows("train")
+        self.labels = images.labels("train")
+        self.groups = images.index["group"][self._rows]
+        seed = record.job.seed
+        every = folds_of(self.labels, self.groups, seed)
+        self._folds = every[: next((n for n in range(1, len(every)) if _size(every[:n]) >= _JUDGED), len(every))]
+        self._divisions: list[Folds] = [self._folds]
+        if len(self.labels) < _JUDGED:
+            more = [folds_of(self.labels, self.groups, seed + time) for time in range(1, _REPEATS)]
+            self._divisions += [folds for folds in more if _size(folds) == _size(self._folds) == len(self.labels)]
+        self.judged: Ints = np.sort(np.concatenate([out for _, out in self._folds]))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the set."""
+        return len(self.images.manifest.classes)
+
+    def probe(self, candidate: Candidate, features: npt.NDArray[np.float64]) -> Judged:
+        """Fit the head of a candidate's only phase on vectors of all training images, (n, d), on rank 0."""
+
+        def work() -> Ints:
+            job = candidate.job
+            return np.stack([
+                self._decide(job, folds, [self._fitted(job, features, *fold) for fold in folds])
+                for folds in self._divisions
+            ])  # fmt: skip
+
+        key = self._key(candidate, "probe")
+        found = self._memory.recall(key)
+        if found is None:
+            stop, began = self.crew.stop, time.monotonic()
+            fitted = [work() if self.crew.world.is_main and not stop else None]
+            (classes,) = broadcast_object_list(fitted)
+            if classes is None:
+                raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'}", again=stop.wants_again)
+            found = self._memory.keep(key, classes, time.monotonic() - began)
+        return Judged(candidate, *found)
+
+    def _key(self, candidate: Candidate, part: str) -> list[str]:
+        """Names what is found of a candidate."""
+        return [candidate.name, job_digest(self._of(candidate.job)), self.images.manifest.index_digest, part]
+
+    def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
+        fit = job.phase[0].fit
+        assert fit is not None
+        ordered = job.objective == "regression"
+        vectors = Vectors(features, self.labels, self.groups, self.num_classes, ordered=ordered).chosen(into)
+        head = fit_head(fit, vectors, seed=job.seed).head
+        with torch.inference_mode():
+            outputs: Outputs = head(torch.from_numpy(features[out]).float()).numpy()
+        return outputs
+
+    def train(self, candidate: Candidate) -> Judged | None:
+        """Run the phases of a candidate in every fold, without a look at its held-out images before the end; None where
+        that would take longer than what is left of the job's minutes.
+        """
+        record, outputs, spent = self._of(candidate.job), [], 0.0
+        whole, stores = self._stored(candidate.job)
+        for number, fold in enumerate(self._folds, start=1):
+            key = self._key(candidate, f"fold {number}")
+            found = self._memory.recall(key)
+            log.info("%s: fold %d of %d%s", candidate.name, number, len(self._folds), ", known" if found else "")
+            if found is None:
+                began = time.monotonic()
+                seen = self._train_fold(record, whole, stores, *fold)
+                found = self._memory.keep(key, seen, time.monotonic() - began)
+            outputs.append(found[0])
+            spent += found[1]
+            if number == 1 < len(self._folds) and self._takes_too_long(candidate, spent):
+                return None
+        self._seconds_left -= spent
+        return Judged(candidate, self._decide(candidate.job, self._folds, outputs)[None], spent)
+
+    def _train_fold(
+        self, record: RunRecord, whole: ImageSet, stores: Mapping[str, str], into: Positions, out: Positions
+    ) -> Outputs:
+        """Outputs of the last checkpoint for the images that were held out."""
+        model = pretrained_classifier(record, whole.manifest)
+        images = whole.only(train=self._rows[into], val=self._rows[out])
+        self._folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            paths = RunPaths(Path(scratch))
+            session = Session(record.job, images, paths, self.crew, model, Keeper(paths, self.crew.world))
+            last = train_phases(session, stores)
+        assert last is not None, "nothing was saved, so nothing is gone on from"
+        return last.outputs
+
+    def _takes_too_long(self, candidate: Candidate, fold_s: float) -> bool:
+        whole = fold_s * len(self._folds)
+        (too_long,) = broadcast_object_list([whole > self._seconds_left])  # as rank 0 sees it
+        if too_long:
+            left = self._seconds_left / 60
+            self.leave_out(candidate, f"it would take {whole / 60:.1f} of the {left:.1f} minutes left")
+            self._seconds_left -= fold_s
+        return bool(too_long)
+
+    def leave_out(self, candidate: Candidate, why: str) -> None:
+        """Say that a candidate is not tried."""
+        log.info("%s: left out, %s", candidate.name, why)
+        self.left_out.append(f"{candidate.name}: {why}")
+
+    def _stored(self, job: Job) -> tuple[ImageSet, Mapping[str, str]]:
+        """Fill the cache for the training images alone; these, and the names of the stores."""
+        record = self._of(job)
+        whole = self.images.only(train=self._rows, val=self._rows)
+        model = pretrained_classifier(record, whole.manifest)
+        return whole, fill_cache(record, whole, model, self.crew)
+
+    def vectors(self, job: Job) -> npt.NDArray[np.float64]:
+        """What the head of a job of one frozen phase sees of all training images, (n, d), on rank 0; (0, 0) on others.
+
+        Raises
+        ------
+        NotCachedError
+            When the cache may not hold it.
+        """
+        whole, names = self._stored(job)
+        stored = open_stores(job, names, phase=0, split="val")
+        if stored is None:
+            raise NotCachedError("choose measures on cached vectors; raise cache.budget_gb, or free some of the disk")
+        if not self.crew.world.is_main:
+            return np.empty((0, 0))
+        size = pretrained_classifier(self._of(job), whole.manifest).spec.size
+        views = training_views(job.train, size) if job.head.view_mean else Views(size)
+        feed = Feed(whole, self._rows, views, stored, workers=0, head=job.head)
+        batches = np.array_split(np.arange(len(self._rows)), -(-len(self._rows) // job.train.batch_size))
+        parts = [
+            batch.inputs.double().numpy() for batch in feed.batches(Samples(len(self._rows), Views(size)), batches)
+        ]
+        return np.concatenate(parts)
+
+    def _of(self, job: Job) -> RunRecord:
+        return self.record.model_copy(update={"job": job})
+
+    def _decide(self, job: Job, folds: Folds, outputs: Sequence[Outputs]) -> Ints:
+        """Classes (m,) from the outputs in each fold, in the order of the images; thresholds are fitted on the other
+        folds.
+        """
+        rule, number = Rule(job.objective, by_mean=job.decision == "expected-grade"), self.num_classes
+        found = [torch.from_numpy(some) for some in outputs]
+        decided = np.empty(len(self.labels), np.int64)
+        plain = torch.from_numpy(rounding(number)).float()
+        for this, (_, out) in enumerate(folds):
+            if not rule.has_thresholds:
+                decided[out] = rule.probabilities(found[this], number, plain).argmax(1).numpy()
+                continue
+            grades = [rule.grades(some, number)[:, 0].double().numpy() for some in found]
+            others = [at for at in range(len(folds)) if at != this]
+            values = np.concatenate([grades[at] for at in others]) if others else np.empty(0)
+            rows = np.concatenate([folds[at][1] for at in others]) if others else np.empty(0, np.int64)
+            fitted = fit_thresholds(values, self.labels[rows], self.groups[rows], num_classes=number, search=False)
+            decided[out] = np.digitize(grades[this], fitted)
+        return decided[self.judged]
+
+    def _mean_score(self, decisions: Ints) -> float | None:
+        truth, metric = self.labels[self.judged], self.record.job.metric
+        points = [score(metric, truth, classes, num_classes=self.num_classes) for classes in decisions]
+        known = [point for point in points if point is not None]
+        return float(np.mean(known)) if known else None
+
+    def table(self, judged: Sequence[Judged]) -> tuple[Trial, ...]:
+        """What candidates scored, and how far each is behind the best of them, with standard errors."""
+        metric, truth, groups = self.record.job.metric, self.labels[self.judged], self.groups[self.judged]
+        points = [self._mean_score(one.classes) for one in judged]
+        decisions = [classes for one in judged for classes in one.classes]
+        every = redrawn_scores(metric, truth, decisions, groups, seed=self.record.job.seed)
+        ends = np.cumsum([len(one.classes) for one in judged])[:-1]
+        drawn = np.stack([times.mean(axis=1) for times in np.split(every, ends, axis=1)], axis=1)
+        known = [-np.inf if point is None else point for point in points]
+        best = int(np.argmax(known))
+        return tuple(
+            Trial(
+                name=one.candidate.name,
+                after=one.candidate.job.head.after,
+                cut=one.candidate.job.phase[-1].cut,
+                fit=str(one.candidate.job.phase[0].fit),
+                score=point,
+                standard_error=_deviation(own),
+                num_images=len(truth),
+                behind=None if point is None else known[best] - point,
+                behind_error=_deviation(drawn[:, best] - own),
+                seconds=one.seconds,
+            )
+            for one, point, own in zip(judged, points, drawn.T, strict=True)
+        )
+
+
+def _size(folds: Folds) -> int:
+    return sum(len(out) for _, out in folds)
+
+
+def _deviation(values: npt.NDArray[np.float64]) -> float:
+    return float(np.nan_to_num(np.nanstd(values))) if np.isfinite(values).any() else 0.0
+
+
+class Memory:
+    """A folder with a file a finding, which rank 0 writes and reads; all ranks ask together."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self._folder, self._world = folder, world
+
+    def recall(self, key: object) -> Finding | None:
+        """What an earlier life has found."""
+        found: list[Finding | None] = [None]
+        file = self._file(key)
+        if self._world.is_main and file.exists():
+            with np.load(file, allow_pickle=False) as data:
+                found = [(data["found"], float(data["seconds"]))]
+        broadcast_object_list(found)
+        return found[0]
+
+    def keep(self, key: object, found: npt.NDArray[Any], seconds: float) -> Finding:
+        """Remember it, with the seconds as rank 0 saw them."""
+        if self._world.is_main:
+            with atomic_file(self._file(key)) as file:
+                np.savez(file, found=found, seconds=np.array(seconds))
+        (seen,) = broadcast_object_list([seconds])
+        return found, seen
+
+    def _file(self, key: object) -> Path:
+        return self._folder / f"{digest_of(key)[:16]}.npz"

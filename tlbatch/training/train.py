@@ -1,0 +1,103 @@
+"""Join the ranks and train the phases of a run."""
+
+import logging
+from collections.abc import Mapping
+
+from tlbatch.config.job import Job
+from tlbatch.config.slurm import Slurm
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import copy_file
+from tlbatch.data.dataset import ImageSet
+from tlbatch.data.phrase_checks import odd_phrases
+from tlbatch.data.sampler import num_batches
+from tlbatch.distributed.process_group import joined_ranks
+from tlbatch.model.attribute_head import attributes_in
+from tlbatch.model.checkpoint import Keeper, load_best, pretrained_classifier
+from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import SPLITS, RunRecord
+from tlbatch.runs.stage import finished
+from tlbatch.runs.world import World
+from tlbatch.training.phases import train_phases
+from tlbatch.training.snapshot import Saver
+from tlbatch.training.state import Session
+
+log = logging.getLogger(__name__)
+KILL_WAIT = "TLBATCH_KILL_WAIT"
+"""Variable with the seconds that SLURM waits between asking a task to end and killing it."""
+_LEAVE_S = 5
+"""Seconds to leave in."""
+
+
+def take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None:
+    """Take over what another run has trained, in place of training.
+
+    Raises
+    ------
+    UserError
+        When it is not whole, or of other classes.
+    """
+    best, weights = load_best(other)
+    if best.classes != images.manifest.classes:
+        raise UserError(
+            f"{other.folder}: is of the classes {', '.join(best.classes)}, and the images are of "
+            f"{', '.join(images.manifest.classes)}; it cannot predict them"
+        )
+    paths.checkpoints.mkdir(exist_ok=True)
+    files = [weights, *([other.unseen(best)] if best.unseen else [])]
+    for file, place in [*((file, paths.checkpoints / file.name) for file in files), (other.metrics, paths.metrics)]:
+        copy_file(file, place)
+    best.save(paths.best)
+
+
+def save_limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float]:
+    """Seconds that SLURM leaves a job to save in, by what follows where they are too few."""
+    found = {"raise slurm.signal_delay_s, or work is lost at the time limit": slurm.signal_delay_s - _LEAVE_S}
+    if environment.get(KILL_WAIT, "").isdecimal():
+        lost = f"a job that is preempted or requeued at once loses up to slurm.save_min = {slurm.save_min:g} minutes"
+        found[f"{lost}; KillWait in slurm.conf is too short"] = int(environment[KILL_WAIT]) - 1
+    return {follows: float(limit_s) for follows, limit_s in found.items()}
+
+
+def join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World, saver: Saver) -> None:
+    """Join the ranks and train all phases."""
+    job = record.job
+    _check_batches(job, images, world)
+    cached = finished("cache", paths, record)
+    model = pretrained_classifier(record, images.manifest)
+    if isinstance(model.head, PhraseHead) and world.is_main:
+        _tell_odd_phrases(job, images)
+    with joined_ranks("train", paths, world, job) as crew:
+        train_phases(Session(job, images, paths, crew, model, Keeper(paths, world), saver), cached.outputs)
+        crew.accelerator.wait_for_everyone()
+
+
+def _tell_odd_phrases(job: Job, images: ImageSet) -> None:
+    names, data = images.manifest.classes, job.data
+    vocabulary, attributes = outputs_named(job, images.manifest), data.attributes_in(names)
+    max_tags = len(attributes_in(vocabulary, data)) if job.phase[0].fit else job.decoder.max_tags
+    odd = odd_phrases(images.index, images.manifest, vocabulary, max_tags, attributes=attributes, causes=())
+    log.info("phrases are written with %d tags, at most %d each", len(vocabulary), max_tags)
+    lacking = [tag for own in data.attributes.values() for tag in own if tag not in names]
+    if lacking:
+        log.warning("data.attributes: no image has %s", ", ".join(lacking[:10]))
+    for split in SPLITS:
+        for number, what in (
+            (odd.num_too_long[split], "more tags than that"),
+            (odd.num_unseen[split], "a tag that is not among them"),
+            (odd.num_several[split], "several tags of an attribute"),
+        ):
+            if number:
+                log.warning("%d %s images have %s", number, split, what)
+    if odd.num_contradicting:
+        log.warning("%d images have another phrase than an equal or nearly equal one", odd.num_contradicting)
+
+
+def _check_batches(job: Job, images: ImageSet, world: World) -> None:
+    num_train = len(images.rows("train"))
+    smallest = num_train // num_batches(num_train, job.train.batch_size)
+    if smallest < world.world_size:
+        raise UserError(
+            f"{num_train} training images in batches of {smallest} are too few for {world.world_size} ranks; "
+            f"raise train.batch_size ({job.train.batch_size}), add images, or ask for fewer nodes or GPUs"
+        )
