@@ -18,7 +18,7 @@ run_module() { # ROOT MODULE SIGNAL_DELAY_S [ARGUMENT...]
   # shellcheck disable=SC1091 # found only at run time
   source "$root/tlbatch/cluster/host.sh"
   tlbatch_begin "$delay"
-  "$python" -m "$module" --inside "$@" || code=$?
+  "$python" -m "$module" --in-allocation "$@" || code=$?
   if [ "$code" = 75 ]; then tlbatch_again $((${SLURM_RESTART_COUNT:-0} + 1)); fi # it has looked at slurm.max_restarts
   exit "$code"
 }

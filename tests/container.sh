@@ -112,12 +112,12 @@ make_environments() { # one of the system's Python, which is that of the image, 
 }
 
 convert() {
-  "$scratch/host/bin/python" -m tlbatch.image "$scratch/tlbatch.tar" "charliecloud:$scratch/tlbatch.sqfs"
+  "$scratch/host/bin/python" -m tlbatch.container_image "$scratch/tlbatch.tar" "charliecloud:$scratch/tlbatch.sqfs"
 }
 
 run_from_host() { # the embedded job with fewer images, then a night
-  local own=(data.phantom.images_per_grade=10 "workspace=$scratch/space") night
-  night=(tests/tiny.toml data.source=phantom "slurm.container=charliecloud:$scratch/tlbatch.sqfs")
+  local own=(data.synthetic.images_per_grade=10 "workspace=$scratch/space") night
+  night=(tests/tiny.toml data.source=synthetic "slurm.container=charliecloud:$scratch/tlbatch.sqfs")
   TLBATCH_ENV=$scratch/host TLBATCH_CONTAINER=charliecloud:$scratch/tlbatch.sqfs bash slurm/finetune.sh "${own[@]}" \
     > "$scratch/log" 2>&1 || { cat "$scratch/log"; return 1; }
   [ -s "$scratch/space/runs/comparison.html" ] || { cat "$scratch/log"; return 1; }
@@ -146,8 +146,8 @@ check_inside() {
   local uid out
   for uid in 0 12345; do
     inside "$uid" -m tlbatch.submit --help > /dev/null
-    out=$(inside "$uid" -m tlbatch.submit --local /mnt/tiny.toml workspace=/mnt/workspace run=tiny data.source=phantom \
-      data.phantom.images_per_grade=10 'data.group_pattern=^(\d+)_' 2>&1) || { echo "$out"; return 1; }
+    out=$(inside "$uid" -m tlbatch.submit --local /mnt/tiny.toml workspace=/mnt/workspace run=tiny data.source=synthetic \
+      data.synthetic.images_per_grade=10 'data.group_pattern=^(\d+)_' 2>&1) || { echo "$out"; return 1; }
     [ -s "$scratch/user$uid/mnt/workspace/runs/tiny/report/report.html" ] || { echo "$out"; return 1; }
     out=$(inside "$uid" -c 'open("/opt/tlbatch/written", "w")' 2>&1 || true)
     grep --quiet 'Read-only file system' <<< "$out" || { echo "$out"; return 1; }
@@ -160,7 +160,7 @@ timed "image, on $STORAGE_DRIVER" make_image
 timed "layers" show_layers
 timed "export" export_image
 timed "environments without a container" make_environments
-timed "SquashFS, by tlbatch.image" convert
+timed "SquashFS, by tlbatch.container_image" convert
 timed "runs without a network, as root and another user" check_inside
 timed "the embedded job and a night, submitted without torch" run_from_host
 timed "two nodes of SLURM" run_in_steps

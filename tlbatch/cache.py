@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tlbatch.activations.fill import fill_cache
 from tlbatch.data.dataset import ImageSet, open_set
-from tlbatch.distributed.process_group import joined_ranks
+from tlbatch.distributed.process_group import join_process_group
 from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import RunRecord, job_digest
-from tlbatch.runs.stage import once, stage_main
+from tlbatch.runs.stage import run_once, stage_main
 from tlbatch.runs.world import World, read_world
 
 
@@ -19,13 +19,13 @@ def run(run_dir: Path) -> None:
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
-    once("cache", paths, inputs, world, lambda: _join_and_fill(record, images, paths, world))
+    run_once("cache", paths, inputs, world, lambda: _join_and_fill(record, images, paths, world))
 
 
 def _join_and_fill(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> dict[str, str]:
     model = pretrained_classifier(record, images.manifest)
-    with joined_ranks("cache", paths, world, record.job) as crew:
-        return fill_cache(record, images, model, crew)
+    with join_process_group("cache", paths, world, record.job) as ranks:
+        return fill_cache(record, images, model, ranks)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tlbatch.core.errors import UserError
 from tlbatch.data.dataset import ImageSet, open_set
-from tlbatch.distributed.process_group import joined_ranks
+from tlbatch.distributed.process_group import join_process_group
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import RunRecord, job_digest
-from tlbatch.runs.stage import once, stage_main
+from tlbatch.runs.stage import run_once, stage_main
 from tlbatch.runs.world import World, read_world
 from tlbatch.training.candidates import choose
 from tlbatch.training.search import Study
@@ -35,17 +35,17 @@ def run(run_dir: Path) -> None:
         )
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
-    once("choose", paths, inputs, world, lambda: _join_and_choose(record, images, paths, world))
+    run_once("choose", paths, inputs, world, lambda: _join_and_choose(record, images, paths, world))
     if world.is_main:
         shutil.rmtree(paths.trials, ignore_errors=True)
 
 
 def _join_and_choose(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
-    with joined_ranks("choose", paths, world, record.job) as crew:
-        found = choose(Study(record, images, crew, paths.trials))
+    with join_process_group("choose", paths, world, record.job) as ranks:
+        found = choose(Study(record, images, ranks, paths.trials))
         if world.is_main:
             found.save(paths.strategy)
-        crew.accelerator.wait_for_everyone()
+        ranks.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Image: make of an exported container what a site's runtime takes, once, with its SHA-256 beside it.
 
 podman build --tag tlbatch . && podman export --output tlbatch.tar $(podman create tlbatch)     (or docker)
-python -m tlbatch.image tlbatch.tar charliecloud:tlbatch.sqfs
+python -m tlbatch.container_image tlbatch.tar charliecloud:tlbatch.sqfs
 """
 
 import argparse
@@ -9,20 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlbatch.cluster.image import make_image
-from tlbatch.core.cli import leave_with
+from tlbatch.core.cli import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m tlbatch.image ARCHIVE RUNTIME:IMAGE``."""
+    """``python -m tlbatch.container_image ARCHIVE RUNTIME:IMAGE``."""
     parser = argparse.ArgumentParser(
-        prog="python -m tlbatch.image", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tlbatch.container_image",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="tar file of podman export or docker export")
     parser.add_argument(
         "container", metavar="RUNTIME:IMAGE", help="as slurm.container: charliecloud:FILE.sqfs, apptainer:FILE.sif, ..."
     )
     options = parser.parse_args(arguments)
-    leave_with(lambda: make_image(options.archive, options.container))
+    run_command(lambda: make_image(options.archive, options.container))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from tlbatch.core.cli import leave_with
+from tlbatch.core.cli import run_command
 from tlbatch.deploy.export import export_run
 from tlbatch.runs.paths import RunPaths
 
@@ -28,7 +28,7 @@ def main() -> None:
         print(options.folder)
         return 0
 
-    leave_with(work)
+    run_command(work)
 
 
 if __name__ == "__main__":

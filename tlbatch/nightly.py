@@ -11,19 +11,19 @@ from datetime import UTC, datetime
 
 from tlbatch.cluster import launch
 from tlbatch.cluster.create import resolve
-from tlbatch.cluster.launch import Where, where_of
+from tlbatch.cluster.launch import Target, target_of
 from tlbatch.config.load import load_job, split_arguments
-from tlbatch.core.cli import leave_with
+from tlbatch.core.cli import run_command, with_new_options
 from tlbatch.core.errors import UserError
-from tlbatch.promotion.lease import TakenError, held
+from tlbatch.promotion.lease import LeaseTakenError, hold_lease
 from tlbatch.promotion.night import hold_night, is_active
 from tlbatch.promotion.registry import Registry
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.nightly``."""
-    given = _parser().parse_intermixed_args(arguments)
-    leave_with(lambda: _night(given.job, where_of(given)))
+    given = _parser().parse_intermixed_args(with_new_options(arguments))
+    run_command(lambda: _night(given.job, target_of(given)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,11 +33,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("job", nargs="+", metavar="JOB.toml|key=value", help="job files and overrides, of one run")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine; needs no SLURM")
-    where.add_argument("--inside", action="store_true", help="run as steps of the SLURM allocation this is in")
+    where.add_argument("--in-allocation", action="store_true", help="run as steps of the SLURM allocation this is in")
     return parser
 
 
-def _night(texts: Sequence[str], where: Where) -> int:
+def _night(texts: Sequence[str], where: Target) -> int:
     launch.check_place(where)
     job = load_job(*split_arguments(texts))
     job.require_classes("a night")
@@ -49,9 +49,9 @@ def _night(texts: Sequence[str], where: Where) -> int:
     registry = Registry.of(record.job)
     registry.make(private=job.private)
     try:
-        with held(registry.lock_file, os.environ, is_active) as before:
+        with hold_lease(registry.lock_file, os.environ, is_active) as before:
             return hold_night(record, registry, before, where)
-    except TakenError as taken:
+    except LeaseTakenError as taken:
         print(f"a night of {job.task} is at work ({taken}); it is left alone, and this one ends here", flush=True)
         return 0
 

@@ -9,15 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-from tlbatch.core.cli import leave_with
+from tlbatch.core.cli import run_command
 from tlbatch.data.dataset import open_set
-from tlbatch.deploy.predict_files import answer
+from tlbatch.deploy.predict_files import predict_files
 from tlbatch.deploy.record import RECORD
 from tlbatch.evaluation.inference import join_and_predict
 from tlbatch.model.checkpoint import load_best
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import job_digest
-from tlbatch.runs.stage import finished, guarded, once
+from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,12 @@ def run(run_dir: Path) -> None:
     """Predict with the run's checkpoint, unless that is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
-    finished("train", paths, record)
+    require_finished("train", paths, record)
     best, weights = load_best(paths)
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "weights": best.digest, "set": images.manifest.index_digest}
     there = any(paths.predictions.glob("part-*.npz"))
-    once(
+    run_once(
         "predict",
         paths,
         inputs,
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the answers (standard output)")
     given = parser.parse_args()
     if given.images or given.csv or (given.folder / RECORD).exists():
-        leave_with(lambda: answer(given.folder, given.images, given.csv))
-    sys.exit(guarded("predict", run, given.folder))
+        run_command(lambda: predict_files(given.folder, given.images, given.csv))
+    sys.exit(run_guarded("predict", run, given.folder))
 
 
 if __name__ == "__main__":

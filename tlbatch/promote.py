@@ -10,13 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tlbatch.core.cli import with_new_options
 from tlbatch.core.errors import UserError
 from tlbatch.promotion.champion import overruled_before, promote_run
 from tlbatch.promotion.registry import Decision, Registry, promotion_file
 from tlbatch.promotion.rescoring import make_rescoring
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import load_record
-from tlbatch.runs.stage import finished, guarded, once
+from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
 log = logging.getLogger(__name__)
@@ -35,16 +36,16 @@ def run(run_dir: Path, overruled: str = "") -> None:
     if record.checkpoint_of is not None:
         raise UserError(f"{run_dir}: holds what a champion predicts again, and is no challenger; name another run")
     record.job.require_classes("a registry")
-    reduced = finished("reduce", paths, record)
+    reduced = require_finished("reduce", paths, record)
     if overruled:
         paths.marker("promote").unlink(missing_ok=True)
         promotion_file(paths).unlink(missing_ok=True)
     else:
         overruled = overruled_before(paths)
     inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
-    if not once("promote", paths, inputs, world, lambda: promote_run(record, paths, overruled)):
-        decision = load_record(Decision, promotion_file(paths), missing="--anyway REASON decides again")
-        log.info("%s: %s; --anyway REASON overrules it", decision.outcome, "; ".join(decision.reasons))
+    if not run_once("promote", paths, inputs, world, lambda: promote_run(record, paths, overruled)):
+        decision = load_record(Decision, promotion_file(paths), missing="--override REASON decides again")
+        log.info("%s: %s; --override REASON overrules it", decision.outcome, "; ".join(decision.reasons))
 
 
 def _rescore(paths: RunPaths) -> None:
@@ -66,18 +67,18 @@ def _rescore(paths: RunPaths) -> None:
 
 
 def main() -> None:
-    """``python -m tlbatch.promote RUN [--anyway REASON]``."""
+    """``python -m tlbatch.promote RUN [--override REASON]``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.promote", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as tlbatch.submit printed it")
-    parser.add_argument("--anyway", metavar="REASON", default="", help="make it the champion whatever the rule says")
-    given = parser.parse_args()
+    parser.add_argument("--override", metavar="REASON", default="", help="make it the champion whatever the rule says")
+    given = parser.parse_args(with_new_options(None))
 
     def work(folder: Path) -> None:
-        if not given.anyway and not RunPaths(folder).marker("promote").exists():
+        if not given.override and not RunPaths(folder).marker("promote").exists():
             _rescore(RunPaths(folder))
-        run(folder, given.anyway)
+        run(folder, given.override)
 
-    sys.exit(guarded("promote", work, given.run))
+    sys.exit(run_guarded("promote", work, given.run))
 
 
 if __name__ == "__main__":

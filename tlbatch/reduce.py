@@ -18,7 +18,7 @@ from tlbatch.report.comparison import compare_runs
 from tlbatch.report.ensemble import average_runs
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.report import Ensemble
-from tlbatch.runs.stage import finished, guarded, once
+from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ def run(run_dir: Path) -> None:
     """Write the run's report and rank it, unless that is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
-    predicted = finished("predict", paths, record)
+    predicted = require_finished("predict", paths, record)
     inputs = predicted.inputs | {"predictions": parts_digest(paths)}
     inputs["report"] = digest_of([record.job.report.model_dump(mode="json"), read_by(record)])
     tables = [paths.report / name for name in ("predictions.csv", "submission.csv")]
     there = all(file.exists() for file in (paths.report_json, paths.report_page, *tables))
-    if not once("reduce", paths, inputs, world, lambda: build_report(record, paths, world), is_there=there):
+    if not run_once("reduce", paths, inputs, world, lambda: build_report(record, paths, world), is_there=there):
         rank_run(record, paths)
 
 
@@ -57,10 +57,10 @@ def main() -> None:
         parser.error("--name is of an ensemble or a comparison: name more runs")
     runs, several = given.runs, given.runs[0].absolute().parent  # a failure is none of one run
     if given.ensemble:
-        sys.exit(guarded("reduce", lambda _: average_runs(runs, given.ensemble, given.name), several))
+        sys.exit(run_guarded("reduce", lambda _: average_runs(runs, given.ensemble, given.name), several))
     if len(runs) > 1:
-        sys.exit(guarded("reduce", lambda _: compare_runs(runs, given.name), several))
-    sys.exit(guarded("reduce", run, runs[0]))
+        sys.exit(run_guarded("reduce", lambda _: compare_runs(runs, given.name), several))
+    sys.exit(run_guarded("reduce", run, runs[0]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tlbatch.core.cli import leave_with
+from tlbatch.core.cli import run_command
 from tlbatch.core.errors import UserError
 from tlbatch.promotion.registry import Champion, Night, Registry, open_registry
 from tlbatch.promotion.retention import wrong_files
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.number is not None and given.command in ("list", "rollback"):
         parser.error(f"{given.command} takes no number")
-    leave_with(lambda: commands[given.command](open_registry(given.folder), given))
+    run_command(lambda: commands[given.command](open_registry(given.folder), given))
 
 
 def _champion(registry: Registry) -> Champion:

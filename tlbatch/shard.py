@@ -15,8 +15,8 @@ from tlbatch.data.shards.writer import indexed, plan_shards, write_chunks
 from tlbatch.data.sources.read import digest_lists, read_images
 from tlbatch.data.sources.table import label_columns
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.progress import Teller
-from tlbatch.runs.stage import once, stage_main
+from tlbatch.runs.progress import ProgressReporter
+from tlbatch.runs.stage import run_once, stage_main
 from tlbatch.runs.workspace import SetPaths, data_digest, set_folder
 from tlbatch.runs.world import read_world
 
@@ -44,8 +44,8 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
         label_columns(job.data, job.data.labels, job.report.subgroups)
     if share is not None:
         chunks = plan_shards(job, source, read_store(folder, only=indexed(folder)))
-        teller = Teller(paths, world, "shard", saves=share[0] == 0)
-        tell = partial(teller.tell, unit="images", where=f"share {share[0] + 1} of {share[1]}")
+        reporter = ProgressReporter(paths, world, "shard", saves=share[0] == 0)
+        tell = partial(reporter.update, unit="images", where=f"share {share[0] + 1} of {share[1]}")
         write_chunks(job, source, folder, chunks[share[0] :: share[1]], tell, workers=world.num_threads)
         write_text(paths.share(share[0]), "")
         return
@@ -55,7 +55,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
         for place in (folder, folder.parent):  # a younger draft may be another task's
             remove_drafts(place, older_s=DRAFT_LASTS_S)
         chunks = plan_shards(job, source, read_store(folder))
-        tell = partial(Teller(paths, world, "shard").tell, unit="images", where="new images")
+        tell = partial(ProgressReporter(paths, world, "shard").update, unit="images", where="new images")
         unusable = write_chunks(job, source, folder, chunks, tell, workers=world.num_threads)
         index = SetPaths(folder, digest_of([inputs, [one.image.key for one in unusable if one.passing]])[:12])
         if index.manifest.is_file():
@@ -68,7 +68,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
 
     there = not paths.marker("shard").exists() or paths.set_paths(job).manifest.exists()
     with FileLock(folder / ".lock"):
-        once("shard", paths, inputs, world, work, is_there=there)
+        run_once("shard", paths, inputs, world, work, is_there=there)
 
 
 if __name__ == "__main__":

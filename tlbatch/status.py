@@ -13,8 +13,8 @@ from pathlib import Path
 from tlbatch.cluster.display import NO_RUNS, Lines, Screen, explained, status_json, survey, table
 from tlbatch.cluster.run_files import modified
 from tlbatch.cluster.run_state import Status
-from tlbatch.cluster.squeue import Controller
-from tlbatch.core.cli import leave_with
+from tlbatch.cluster.squeue import Squeue
+from tlbatch.core.cli import run_command
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import STAGES
@@ -25,7 +25,7 @@ _DAY_S = 24 * 3600
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.status``."""
     options = _parser().parse_args(arguments)
-    leave_with(lambda: _follow(options) if options.follow else _show_once(options))
+    run_command(lambda: _follow(options) if options.follow else _show_once(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,15 +59,15 @@ def folders(runs: Sequence[Path], workspace: Path, now: float) -> list[RunPaths]
     return sorted(recent, key=lambda paths: (modified(paths.record), paths.folder.name))
 
 
-def _survey(options: argparse.Namespace, controller: Controller) -> list[Status]:
+def _survey(options: argparse.Namespace, squeue: Squeue) -> list[Status]:
     now = time.time()
-    return survey(folders(options.run, options.workspace, now), controller, now, named=bool(options.run))
+    return survey(folders(options.run, options.workspace, now), squeue, now, named=bool(options.run))
 
 
 def _show_once(options: argparse.Namespace) -> int:
-    controller = Controller()
-    found = _survey(options, controller)
-    _complain(controller, "")
+    squeue = Squeue()
+    found = _survey(options, squeue)
+    _complain(squeue, "")
     if options.json:
         for one in found:
             print(status_json(one))
@@ -78,15 +78,15 @@ def _show_once(options: argparse.Namespace) -> int:
 
 def _follow(options: argparse.Namespace) -> int:
     """Show the runs again and again until all have ended: in place on a terminal, else line by line."""
-    controller = Controller()
+    squeue = Squeue()
     in_place = sys.stdout.isatty() and not options.json
     show: Callable[[list[Status]], None] = Screen().show if in_place else Lines(as_json=options.json).show
     runs, complaint = None, ""
     while True:
         now = time.time()
         runs = runs or folders(options.run, options.workspace, now)
-        found = survey(runs, controller, now, named=bool(options.run))
-        complaint = _complain(controller, complaint)
+        found = survey(runs, squeue, now, named=bool(options.run))
+        complaint = _complain(squeue, complaint)
         show(found)
         if all(one.has_ended for one in found):
             break
@@ -97,9 +97,9 @@ def _follow(options: argparse.Namespace) -> int:
     return int(any(one.has_failed for one in found))
 
 
-def _complain(controller: Controller, before: str) -> str:
+def _complain(squeue: Squeue, before: str) -> str:
     """Say once that SLURM gives no answer."""
-    now = controller.complaint or ""
+    now = squeue.complaint or ""
     if now and now != before:
         sys.stderr.write(f"warning: {now}; what is shown is from the run folders alone\n")
     return now

@@ -8,17 +8,16 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from tlbatch.cluster.launch import where_of
 from tlbatch.cluster.results import print_folds
 from tlbatch.cluster.submission import end_of_several, open_runs, print_jobs, runs_left, show_scripts, submit_one
 from tlbatch.config.load import config_keys
-from tlbatch.core.cli import EXIT_AGAIN, leave_with
+from tlbatch.core.cli import EXIT_AGAIN, run_command, with_new_options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m tlbatch.submit``."""
-    options = _parser().parse_intermixed_args(arguments)
-    leave_with(lambda: _submit(options))
+    options = _parser().parse_intermixed_args(with_new_options(arguments))
+    run_command(lambda: _submit(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,13 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine and wait; needs no SLURM")
     where.add_argument(
-        "--inside", action="store_true", help="run as steps of the SLURM allocation this is in, and wait"
+        "--in-allocation", action="store_true", help="run as steps of the SLURM allocation this is in, and wait"
     )
     where.add_argument(
         "--dry-run", action="store_true", help="print the sbatch scripts and the run folder, touch nothing"
     )
     where.add_argument(
-        "--check", action="store_true", help="as --dry-run, and let sbatch --test-only judge the scripts"
+        "--test-only",
+        action="store_true",
+        help="as --dry-run, and ask sbatch --test-only whether SLURM accepts the scripts",
     )
     parser.add_argument("--wait", action="store_true", help="show the logs, wait for the end and print the scores")
     return parser
@@ -57,15 +58,15 @@ def key_table() -> str:
 def _submit(options: argparse.Namespace) -> int:
     from tlbatch.cluster import job_arrays, launch  # noqa: PLC0415 (submitit would double the time of --help)
 
-    if options.dry_run or options.check:
-        show_scripts(open_runs(options, make=False), check=options.check)
+    if options.dry_run or options.test_only:
+        show_scripts(open_runs(options, make=False), test_only=options.test_only)
         return 0
-    launch.check_place(where_of(options))
+    launch.check_place(launch.target_of(options))
     runs = open_runs(options, make=True)
     if len(runs) == 1:
         return submit_one(*runs[0], options)
     left = runs_left(runs)
-    if options.local or options.inside:
+    if options.local or options.in_allocation:
         for record, paths in left:
             print(f"run folder  {paths.folder}", flush=True)
             code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.activations.store import open_stores, view_keys
-from tlbatch.core.cli import leave_with
+from tlbatch.core.cli import run_command
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, write_text
 from tlbatch.data.dataset import labels_of, open_set
 from tlbatch.data.sources.base import name_of
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS
-from tlbatch.runs.stage import finished
+from tlbatch.runs.stage import require_finished
 
 _CHUNK = 256
 Table = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str], list[str]]
@@ -35,7 +35,7 @@ def read_vectors(paths: RunPaths, *, phase: int) -> Table:
     """
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)
-    cached = finished("cache", paths, record)
+    cached = require_finished("cache", paths, record)
     if record.job.train.crop_scale < 1:
         raise UserError(
             "the training images are cached in random crops; set train.crop_scale=1 to export their vectors"
@@ -95,7 +95,7 @@ def main() -> None:
         print(folder)
         return 0
 
-    leave_with(work)
+    run_command(work)
 
 
 if __name__ == "__main__":

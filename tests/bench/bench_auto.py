@@ -54,7 +54,7 @@ def digits(space: Path) -> list[list[str]]:
         pd.DataFrame({"image": names, "label": found.target, "split": split}).to_csv(tables[-1], index=False)
     how = [
         "data.source=csv", f"data.images={folder}", "data.label_column=label", "data.split.method=given",
-        "data.split.column=split", "data.split.val=0", "data.audit=warn", "data.near_bits=0", "data.resize=0",
+        "data.split.column=split", "data.split.val=0", "data.audit=warn", "data.phash_max_distance=0", "data.resize=0",
         "model.size=96", "train.augment=none",
     ]  # fmt: skip
     return [[*how, f"data.labels={table}"] for table in tables]
@@ -71,7 +71,7 @@ def idrid(_space: Path) -> list[list[str]]:
     """Five folds."""
     images = Path(os.environ["TLBATCH_TEST_DATA"]).absolute() / "idrid"
     where = ["data.source=csv", f"data.images={images}", f"data.labels={images / 'labels.csv'}"]
-    how = ['data.steps=["fundus_crop"]', "metric=quadratic_kappa", "data.split.folds=5", "data.split.val=0"]
+    how = ['data.preprocess=["fundus_crop"]', "metric=quadratic_kappa", "data.split.folds=5", "data.split.val=0"]
     return [[*where, *how, "data.audit=resolve", f"data.split.fold={fold}"] for fold in range(5)]
 
 

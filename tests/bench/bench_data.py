@@ -34,12 +34,12 @@ from torchvision.datasets import ImageFolder
 from tlbatch import shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
-from tlbatch.data.dataset import Batch, ImageSet, SplitDataset, load, open_set
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, open_set
 from tlbatch.data.index import new_index, read_index, split_rows, write_index
-from tlbatch.data.sampler import EpochOrder, Positions, State, prediction_batches, training_batches
+from tlbatch.data.sampler import EpochOrder, Positions, SamplerState, prediction_batches, training_batches
 from tlbatch.data.views import Samples, Views
 from tlbatch.distributed.process_group import keep_freed_memory
-from tlbatch.model.symmetries import turned
+from tlbatch.model.symmetries import apply_symmetries
 
 BATCH = 64
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,7 +64,7 @@ def reader(images: ImageSet, views: Views, *, strict: bool = True) -> SplitDatas
 
 
 def batches_of(num_images: int, num_epochs: int) -> Iterable[Positions]:
-    epochs = (State(0, epoch, 0) for epoch in range(num_epochs))
+    epochs = (SamplerState(0, epoch, 0) for epoch in range(num_epochs))
     found = (training_batches(state, num_images, batch_size=BATCH, rank=0, world_size=1) for state in epochs)
     return (share for _, share in chain.from_iterable(found))
 
@@ -80,11 +80,11 @@ def bench_train(space: Path) -> None:
     def consumed(batches: Iterable[tuple[torch.Tensor, ...]]) -> int:
         return sum(len(batch[0]) for batch in batches)
 
-    def normalised(batch: Batch) -> tuple[torch.Tensor, ...]:
-        pixels = turned(batch.inputs, batch.turns).permute(0, 3, 1, 2).float()
+    def normalised(batch: SampleBatch) -> tuple[torch.Tensor, ...]:
+        pixels = apply_symmetries(batch.inputs, batch.symmetry).permute(0, 3, 1, 2).float()
         return (pixels.sub_(mean).div_(deviation),)
 
-    def ours(workers: int, epochs: int) -> Iterable[Batch]:
+    def ours(workers: int, epochs: int) -> Iterable[SampleBatch]:
         dataset = reader(images, Views(224, "flip", crop_scale=0.25))
         return load(dataset, batches_of(len(dataset), epochs), workers=workers)
 

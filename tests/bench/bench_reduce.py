@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score
 from tlbatch.evaluation.prediction_parts import Part, Width, merge_parts, write_part
 from tlbatch.evaluation.predictions import Predictions, write_predictions
 from tlbatch.metrics.bootstrap import REPLICATES
-from tlbatch.metrics.confusion import Decided, judge
+from tlbatch.metrics.confusion import Classified, score_with_intervals
 
 PARTS, CLASSES, ROUNDS = 8, 5, 5
 
@@ -27,15 +27,15 @@ PARTS, CLASSES, ROUNDS = 8, 5, 5
 def drawn(num: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels, and probabilities that are right more often than not."""
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, CLASSES, num)
+    y_true = rng.integers(0, CLASSES, num)
     probabilities = rng.random((num, CLASSES), np.float32)
-    probabilities[np.arange(num), truth] += 0.5
-    return truth, probabilities / probabilities.sum(axis=1, keepdims=True)
+    probabilities[np.arange(num), y_true] += 0.5
+    return y_true, probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def merge(folder: Path, num: int) -> None:
     """Merge, write and score."""
-    truth, probabilities = drawn(num)
+    y_true, probabilities = drawn(num)
     keys = np.char.add(b"eye", np.arange(num).astype(np.bytes_))
     header = {"run": "bench"}
     order = np.random.default_rng(1).permutation(num)
@@ -49,7 +49,7 @@ def merge(folder: Path, num: int) -> None:
     print(f"merge {num / 1e6:g} million: {time.perf_counter() - start:.1f} s, {memory()}")
     some = np.arange(min(num, 1_000_000))
     found = Predictions(
-        tuple("01234"), keys[some], keys[some], np.full(len(some), 2), truth[some], merged.probabilities[some],
+        tuple("01234"), keys[some], keys[some], np.full(len(some), 2), y_true[some], merged.probabilities[some],
         np.full(len(some), "", np.object_),
     )  # fmt: skip
     start = time.perf_counter()
@@ -57,8 +57,8 @@ def merge(folder: Path, num: int) -> None:
     print(f"write {len(some) / 1e6:g} million: {time.perf_counter() - start:.1f} s, {memory()}")
     del found
     start = time.perf_counter()
-    chosen = merged.probabilities.argmax(axis=1)
-    judge(Decided(truth, chosen, np.arange(num) // 2, CLASSES), seed=0)
+    y_pred = merged.probabilities.argmax(axis=1)
+    score_with_intervals(Classified(y_true, y_pred, np.arange(num) // 2, CLASSES), seed=0)
     print(f"all scores of {num / 1e6:g} million in pairs: {time.perf_counter() - start:.1f} s, {memory()}")
 
 
@@ -69,18 +69,18 @@ def memory() -> str:
 
 def intervals() -> None:
     """All scores at once, beside two of them in a loop."""
-    truth, probabilities = drawn(3660)
-    chosen, groups = probabilities.argmax(axis=1), np.arange(3660) // 2
+    y_true, probabilities = drawn(3660)
+    y_pred, groups = probabilities.argmax(axis=1), np.arange(3660) // 2
     ours, theirs = [], []
     for seed in range(ROUNDS):
         start = time.perf_counter()
-        judge(Decided(truth, chosen, groups, CLASSES), seed=seed)
+        score_with_intervals(Classified(y_true, y_pred, groups, CLASSES), seed=seed)
         ours.append(time.perf_counter() - start)
         start, rng = time.perf_counter(), np.random.default_rng(seed)
         for _ in range(20):
             images = (2 * rng.integers(0, 1830, 1830)[:, None] + np.arange(2)).ravel()
-            cohen_kappa_score(truth[images], chosen[images], labels=range(CLASSES), weights="quadratic")
-            accuracy_score(truth[images], chosen[images])
+            cohen_kappa_score(y_true[images], y_pred[images], labels=range(CLASSES), weights="quadratic")
+            accuracy_score(y_true[images], y_pred[images])
         theirs.append((time.perf_counter() - start) * REPLICATES / 20)
     ratios = np.array(theirs) / ours
     print(

@@ -46,12 +46,12 @@ JOBS = {
             "phase=[{cut='pool', fit='ridge'}, {cut='pool', epochs=3}, "
             "{cut='blocks.1', epochs=2, ema=0.5, average=true, optimizer={lr=1e-2}}]"
         ),
-        "train.augment='rot4'", "train.test_views=true", "train.workers=1",
+        "train.augment='rot4'", "train.tta=true", "train.workers=1",
     ],
     "auto": ["strategy='auto'", "phase=[]", "data.audit='warn'", "train.batch_size=32", "train.augment='none'"],
 }  # fmt: skip
 """All write often: small shards, a snapshot at every step."""
-OFTEN = ["data.shard_images=4", "slurm.save_min=1e-9", "run=killed", "nightly.min_samples=3"]
+OFTEN = ["data.shard_images=4", "slurm.snapshot_interval_min=1e-9", "run=killed", "nightly.min_samples=3"]
 _TWO_DAYS_S = 48 * 3600
 _MOST_WRONG = 10
 _AT_ONCE = 2

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from tlbatch.activations import store
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import STAGES, StageName
-from tlbatch.runs.stage import guarded
+from tlbatch.runs.stage import run_guarded
 from tlbatch.training import search
-from tlbatch.training.loop import Lookout
+from tlbatch.training.loop import RankConsensus
 
 STEPS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir", "fdopen")
 """Calls of ``os`` by which a stage changes the disk; what is written to an open file is seen by nobody before them."""
@@ -60,13 +60,13 @@ def prepare() -> None:
         importlib.import_module(f"tlbatch.{stage}")
     store.BLOCK_BYTES = 1 << 12
     search._REPEATS = 1
-    look = Lookout.look
+    sync = RankConsensus.sync
 
-    @wraps(look)
-    def look_at_once(self: Lookout, **_: bool) -> None:
-        look(self, at_once=True)
+    @wraps(sync)
+    def look_at_once(self: RankConsensus, **_: bool) -> None:
+        sync(self, at_once=True)
 
-    Lookout.look = look_at_once  # type: ignore[method-assign]
+    RankConsensus.sync = look_at_once  # type: ignore[method-assign]
 
 
 def draw_death(way: Literal["time", "step"], whole: Life, generator: random.Random) -> Death:
@@ -119,7 +119,7 @@ def _run(stage: StageName, folder: Path, log: Path, death: Death, counter: mmap.
         os.dup2(descriptor, 2)
         for name in STEPS:
             setattr(os, name, _counted(getattr(os, name), death, counter))
-        code = guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, folder)
+        code = run_guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, folder)
     finally:
         os._exit(code)
 

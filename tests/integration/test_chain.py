@@ -86,8 +86,8 @@ def test_on_this_machine_the_log_ends_with_scores_report_and_leaderboard(tiny: P
 SECTIONS = {
     "phases": [],
     "fitted": ["phase=[{cut='pool', fit='kernel-ridge'}]", "data.split.val=0", "head.view_mean=true"],
-    "rates": ["phase=[{cut='pool', rates=[1e-3, 1e-2], epochs=2}]", "head.after=['pool', 'blocks.1']"],
-    "views": ["train.augment='rot4'", "train.test_views=true", "data.split.val=0.5"],
+    "rates": ["phase=[{cut='pool', lr_grid=[1e-3, 1e-2], epochs=2}]", "head.after=['pool', 'blocks.1']"],
+    "views": ["train.augment='rot4'", "train.tta=true", "data.split.val=0.5"],
     "averaged": ["phase=[{cut='blocks.1', epochs=3, ema=0.5, average=true, patience=1}]", "head.pool='gem'"],
     "choosing": ["strategy='auto'", "strategy_minutes=1e-9", "phase=[]"],
     "phrases": ["objective='tags'", "data.tag_separator='e'", "decoder={hidden=32, dropout=0}"],
@@ -97,12 +97,12 @@ RANKS_WORK = """
 import sys, time
 from pathlib import Path
 from typing import Any
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.records import stages_of
-from tlbatch.launch import WIDE
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.records import stages_of
+from tlbatch.cluster.sbatch import RANKED_STAGES
 from tlbatch.task import run_stage
 for paths in (RunPaths(Path(folder)) for folder in sys.argv[1:]):
-    for stage in (stage for stage in stages_of(paths.load_submitted().job) if stage in WIDE):
+    for stage in (stage for stage in stages_of(paths.load_submitted().job) if stage in RANKED_STAGES):
         try:
             run_stage(stage, str(paths.folder))
         except SystemExit as end:
@@ -194,7 +194,7 @@ def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:
         (["model.weights=/no/file.pth", "--local"], "model.weights: no file /no/file.pth"),
         (["model.weights=package:nothing_here/x.pth", "--local"], "package nothing_here is not installed"),
         (["run=local", "--local"], "there is a run of this name; choose another with run=NAME"),
-        (["--inside"], "--inside: not in a SLURM allocation"),
+        (["--in-allocation"], "--in-allocation: not in a SLURM allocation"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(
@@ -262,10 +262,10 @@ def test_the_dry_run_shows_the_very_scripts_that_are_submitted(tiny: Path, slurm
 
 @pytest.mark.slurm
 def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
-    good = submit(tiny, "run=checked", "--check", run=slurm.run)
+    good = submit(tiny, "run=checked", "--test-only", run=slurm.run)
     assert good.returncode == 0, good.stderr
     assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.MULTILINE)) == 5
-    bad = submit(tiny, "run=checked", "slurm.nodes=3", "--check", run=slurm.run)
+    bad = submit(tiny, "run=checked", "slurm.nodes=3", "--test-only", run=slurm.run)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: SLURM would refuse cache, train, predict")
     assert not (tiny / "space" / "runs" / "checked").exists()

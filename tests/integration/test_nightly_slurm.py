@@ -45,7 +45,7 @@ def history(campaign: Campaign) -> list[dict[str, Any]]:
 def test_nights_in_an_allocation_and_as_jobs(campaign: Campaign) -> None:
     slurm, runs = campaign.slurm, campaign.folder / "space" / "runs"
     logs = [campaign.folder / name for name in ("first.log", "second.log")]
-    given = job_of(campaign, "phase.1.epochs=150", "slurm.save_min=0.02")
+    given = job_of(campaign, "phase.1.epochs=150", "slurm.snapshot_interval_min=0.02")
 
     def submit(log: Path, *command: str) -> str:
         options = ("--parsable", "--open-mode=append", f"--output={log}")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from slurm_cluster import SlurmCluster
 
-from tlbatch.runs.attempts import read_jobs, read_ledger
+from tlbatch.runs.attempts import read_attempts, read_jobs
 from tlbatch.runs.paths import RunPaths
 
 pytestmark = pytest.mark.slurm
@@ -69,7 +69,7 @@ def test_a_chain_is_seen_queued_running_and_finished(slurm: SlurmCluster, tiny: 
     lines = [re.sub(r"^\S+ one: ", "", line) for line in followed.stdout.splitlines()]
     assert re.fullmatch(r"- finished, test accuracy \d\.\d{4}", lines[-1])
     assert any(line.startswith("train running") for line in lines)
-    attempts = read_ledger(paths)
+    attempts = read_attempts(paths)
     assert [(one.stage, one.begin.job, one.outcome) for one in attempts] == [
         (stage, job, "finished") for stage, job in jobs.items()
     ]
@@ -92,7 +92,7 @@ def test_a_killed_chain_is_dead_and_a_cancelled_one_stopped_or_dead_with_the_end
     slurm.run("scontrol", "update", "partition=urgent", "state=up")
     assert (queued["state"], queued["why"]) == ("queued", "PartitionDown")
     slurm.run("scancel", jobs["cancelled"]["train"])
-    os.kill(int(read_ledger(runs["killed"])[-1].begin.process.rpartition(":")[2]), signal.SIGKILL)
+    os.kill(int(read_attempts(runs["killed"])[-1].begin.process.rpartition(":")[2]), signal.SIGKILL)
     folders = [str(tiny / "workspace" / "runs" / run) for run in ("waiting", "cancelled", "killed")]
     followed = status(slurm, tiny, *folders, "--follow", "--every", "1")
     assert followed.returncode == 1, followed.stdout
@@ -103,4 +103,4 @@ def test_a_killed_chain_is_dead_and_a_cancelled_one_stopped_or_dead_with_the_end
     for run, end in (("cancelled", cancelled), ("killed", killed)):
         assert f"\n{runs[run].logs}/" in end
         assert len(end.splitlines()) == 12
-    assert [read_ledger(runs[run])[-1].outcome for run in runs] == [None, "stopped"]
+    assert [read_attempts(runs[run])[-1].outcome for run in runs] == [None, "stopped"]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from slurm_cluster import SlurmCluster
 
-from tlbatch.runs.attempts import read_jobs, read_ledger
+from tlbatch.runs.attempts import read_attempts, read_jobs
 from tlbatch.runs.paths import RunPaths
 
 pytestmark = pytest.mark.slurm
@@ -56,7 +56,7 @@ def test_a_run_that_fails_leaves_the_others_and_only_it_is_run_again(slurm: Slur
         *("COMPLETED", "FAILED", "COMPLETED"), *("COMPLETED", "CANCELLED", "COMPLETED") * 2
     ]  # fmt: skip
     assert [one.job for one in read_jobs(runs[2])] == [jobs["shard"], jobs["cache"], *elements[2::3]]
-    assert [one.begin.job for one in read_ledger(runs[2])] == [jobs["shard"], jobs["cache"], *elements[2::3]]
+    assert [one.begin.job for one in read_attempts(runs[2])] == [jobs["shard"], jobs["cache"], *elements[2::3]]
     names = {log.name for log in runs[2].logs.iterdir()}
     assert names == {f"{one.stage}-{one.job}.0-rank0.log" for one in read_jobs(runs[2])}
     board = pd.read_csv(tiny / "space" / "runs" / "leaderboard.csv")
@@ -82,7 +82,7 @@ def test_a_run_that_fails_leaves_the_others_and_only_it_is_run_again(slurm: Slur
     mended = submit_runs(slurm, runs)
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert len(pd.read_csv(tiny / "space" / "runs" / "leaderboard.csv")) == 3
-    assert [len(read_ledger(run)) for run in runs[::2]] == [5, 5]
+    assert [len(read_attempts(run)) for run in runs[::2]] == [5, 5]
     after = [marker.stat().st_mtime_ns for run in runs[::2] for marker in sorted(run.folder.glob("markers/*.json"))]
     assert after == before
 
@@ -111,7 +111,7 @@ def test_an_element_that_is_told_that_its_time_is_up_starts_again_alone(slurm: S
     assert slurm.job_field(f"{train}_0", "JobState") == "RUNNING"
     assert [len(list(run.folder.glob("markers/train.again.*"))) for run in runs] == [0, 1]
     slurm.run("scontrol", "update", f"jobid={train}_1", "starttime=now+2")
-    wait_for(lambda: len(read_ledger(runs[1])) == 4)
+    wait_for(lambda: len(read_attempts(runs[1])) == 4)
     assert [slurm.job_field(f"{train}_{number}", "Restarts") for number in range(2)] == ["0", "1"]
     assert (runs[1].logs / f"train-{train}_1.1-rank0.log").exists()
     slurm.run("scancel", *job_ids(done.stdout).values())

@@ -92,7 +92,7 @@ def test_a_training_of_two_ranks_goes_on_with_one_and_with_two_again(make: Calla
 def test_a_rank_that_is_stopped_before_its_first_step_ends_the_others_within_the_limit(
     make: Callable[..., RunPaths], stopped: int
 ) -> None:
-    paths = make(f"stopped-{stopped}", "slurm.hang_s=5", "phase.1.epochs=2000")
+    paths = make(f"stopped-{stopped}", "slurm.watchdog_timeout_s=5", "phase.1.epochs=2000")
     ranks = start(paths, 2)
     try:
         sign = paths.rendezvous / f"train-1.rank-{stopped}"

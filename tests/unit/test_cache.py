@@ -14,13 +14,13 @@ import torch
 
 from tlbatch import cache, predict, shard, train
 from tlbatch.activations.fill import fill_cache
-from tlbatch.activations.store import Store, view_keys
+from tlbatch.activations.store import ActivationStore, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
 from tlbatch.data.dataset import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
-from tlbatch.distributed.process_group import Crew
+from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.build import build_classifier
 from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.runs.paths import RunPaths
@@ -142,8 +142,8 @@ def test_views_that_splits_share_are_computed_once(make: Make, tmp_path: Path) -
     record = paths.load()
     images = open_set(paths.set_paths(record.job))
     rows = images.rows("train")
-    crew = Crew.alone("cache", paths)
-    fill_cache(record, images.only(train=rows, val=rows), pretrained_classifier(record, images.manifest), crew)
+    ranks = RankContext.single_process("cache", paths)
+    fill_cache(record, images.only(train=rows, val=rows), pretrained_classifier(record, images.manifest), ranks)
     assert num_rows(tmp_path) == 2 * len(rows)
 
 
@@ -234,15 +234,15 @@ def test_a_full_disk_runs_without_the_cache(
 
 @pytest.mark.parametrize(("stored_as", "size", "tolerance"), [("fp32", 4, 0), ("fp16", 2, 1e-3), ("bf16", 2, 1e-2)])
 def test_a_store_gives_back_what_it_was_given_in_any_order_and_type(
-    tmp_path: Path, stored_as: str, size: int, tolerance: float
+    tmp_path: Path, dtype: str, size: int, tolerance: float
 ) -> None:
     maps = torch.randn(6, 5, 4, 3).contiguous(memory_format=torch.channels_last)
     contents = np.array([f"{number:032x}".encode() for number in range(3)])
     keys = view_keys(contents, (0, 2))
-    store = Store(tmp_path, stored_as)  # type: ignore[arg-type]
+    store = ActivationStore(tmp_path, dtype)  # type: ignore[arg-type]
     store.add(keys[:2], maps[:2])
     store.add(keys[2:], maps[2:])
-    found = Store(tmp_path, stored_as)  # type: ignore[arg-type]
+    found = ActivationStore(tmp_path, dtype)  # type: ignore[arg-type]
     order = np.array([5, 0, 3, 3])
     read = found.read(found.find(keys[order]))
     assert read.element_size() == size

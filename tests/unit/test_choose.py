@@ -12,13 +12,13 @@ import pytest
 
 from tlbatch import cache, choose, predict, reduce, shard, train
 from tlbatch.activations import fill
-from tlbatch.activations.store import Store, view_keys
+from tlbatch.activations.store import ActivationStore, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
 from tlbatch.data.dataset import open_set
 from tlbatch.data.views import Views
-from tlbatch.distributed.process_group import Crew
+from tlbatch.distributed.process_group import RankContext
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.strategy import Trial
 from tlbatch.training import candidates, search
@@ -56,7 +56,7 @@ def test_the_choice_is_made_on_training_images_and_the_later_stages_follow_it(ma
     assert {trial.num_images for trial in (*found.profile, *found.short_list)} == {num_train}
     held_out = images.index["content"][np.concatenate([images.rows("val"), images.rows("test")])]
     for folder in (tmp_path / "space" / "cache").iterdir():
-        assert Store(folder, "fp32").missing(view_keys(held_out, Views(32, "d4").numbers)).all()
+        assert ActivationStore(folder, "fp32").missing(view_keys(held_out, Views(32, "d4").numbers)).all()
     before = paths.strategy.stat().st_mtime_ns
     for stage in (choose, cache, train, predict, reduce):
         stage.run(paths.folder)
@@ -132,7 +132,7 @@ class Scripted:
         return SimpleNamespace(candidate=candidate)
 
     def train(self, candidate: Candidate) -> Any:
-        assert not candidate.job.train.test_views, "views are for the end"
+        assert not candidate.job.train.tta, "views are for the end"
         self.tuned.append(candidate.job.phase[-1].cut)
         return SimpleNamespace(candidate=candidate)
 
@@ -179,7 +179,7 @@ def test_the_cheapest_of_equals_wins_or_where_unlike_what_is_tuned_and_most_is_t
     shard.run(paths.folder)
     record = paths.load_submitted()
     images = open_set(paths.set_paths(record.job))
-    script = Scripted(Study(record, images, Crew.alone("choose", paths), paths.folder), dict(scores))
+    script = Scripted(Study(record, images, RankContext.single_process("choose", paths), paths.folder), dict(scores))
     original = candidates._tuned
 
     def named(job: Any, cut: str, **size: Any) -> Candidate:
@@ -225,12 +225,12 @@ def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(
     shard.run(paths.folder)
     record = paths.load_submitted()
     images = open_set(paths.set_paths(record.job))
-    crew = Crew.alone("choose", paths)
+    ranks = RankContext.single_process("choose", paths)
     monkeypatch.setattr(Study, "_stored", lambda *_: (images, {}))
     monkeypatch.setattr(
         search, "train_phases", lambda session, _: SimpleNamespace(outputs=np.eye(3)[session.images.labels("val")])
     )
-    study = Study(record, images, crew, paths.folder)
+    study = Study(record, images, ranks, paths.folder)
     candidate = candidates._tuned(record.job, "blocks.2", num_train=30)
     assert study.train(candidate) is None
     assert study.left_out[0].startswith("fine-tuned after blocks.2: it would take 0.")
@@ -248,7 +248,7 @@ def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypa
     many = replace(images, chosen={"train": rows, "val": rows[:0], "test": rows[:0]})
     monkeypatch.setattr(type(many), "labels", lambda *_: np.arange(4000) % 3)
     monkeypatch.setattr(type(many), "index", {"group": np.arange(10_000)})
-    study = Study(record, many, Crew.alone("choose", paths), paths.folder)
+    study = Study(record, many, RankContext.single_process("choose", paths), paths.folder)
     assert 1000 <= len(study.judged) < 2000
     assert len(np.unique(study.judged)) == len(study.judged)
     assert len(study._divisions) == 1
@@ -259,7 +259,7 @@ def test_heads_of_a_small_set_are_judged_on_three_divisions_into_folds_and_their
     shard.run(paths.folder)
     record = paths.load_submitted()
     images = open_set(paths.set_paths(record.job))
-    study = Study(record, images, Crew.alone("choose", paths), paths.folder)
+    study = Study(record, images, RankContext.single_process("choose", paths), paths.folder)
     generator = np.random.default_rng(0)
     features = np.eye(study.num_classes)[study.labels] + generator.normal(
         0, 0.8, (len(study.labels), study.num_classes)

@@ -21,13 +21,14 @@ from tlbatch.cluster import launch
 from tlbatch.core.errors import UserError
 from tlbatch.data.index import read_index
 from tlbatch.deploy import export
+from tlbatch.promotion import champion as champions
 from tlbatch.promotion import night
 from tlbatch.promotion import registry as registries
 from tlbatch.promotion.registry import Champion, Decision, Registry, promotion_file
 from tlbatch.promotion.rescoring import rescoring_paths
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, RunRecord, StageName, stages_of
-from tlbatch.runs.stage import guarded
+from tlbatch.runs.stage import run_guarded
 
 COLOURS = ("blue", "green", "red")
 
@@ -92,7 +93,7 @@ def site(tmp_path: Path, tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     numbers = iter(range(1000))
 
     def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> int:
-        codes = (guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, paths.folder)
+        codes = (run_guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, paths.folder)
                  for stage in stages or stages_of(record.job))  # fmt: skip
         return next((code for code in codes if code), 0)
 
@@ -178,7 +179,7 @@ def test_what_a_forebear_was_trained_on_is_not_compared_either(site: Site) -> No
     """Two images come to test in the second night: the third begins with weights that come from the first."""
     lists = {name: site.folder / f"{name}.txt" for name in SPLITS}
     files = ", ".join(f"{name} = '{file}'" for name, file in lists.items())
-    site.options += ["data.split.method=given", f"data.split.files={{{files}}}", "nightly.begin=champion"]
+    site.options += ["data.split.method=given", f"data.split.files={{{files}}}", "nightly.init_from=champion"]
     site.options += ["nightly.margin=1.0", "nightly.more_data=0"]
     excluded = []
     for count in range(3):
@@ -199,10 +200,10 @@ def test_what_a_forebear_was_trained_on_is_not_compared_either(site: Site) -> No
 
 
 def test_a_night_can_begin_with_the_champion(site: Site) -> None:
-    assert site.night("nightly.begin=champion") == 0
+    assert site.night("nightly.init_from=champion") == 0
     first = site.last_run()
     site.add(4)
-    assert site.night("nightly.begin=champion") == 0
+    assert site.night("nightly.init_from=champion") == 0
     job = site.last_run().load().job
     assert Path(job.model.weights).parent == first.checkpoints
     assert Path(job.head.weights) == first.folder
@@ -212,8 +213,8 @@ def test_a_night_can_begin_with_the_champion(site: Site) -> None:
 
 def test_no_night_begins_with_a_champion_of_another_split(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     """It may have been trained on what are test images now, which no later champion would know of."""
-    assert site.night("nightly.begin=champion") == 0
-    assert site.night("nightly.begin=champion", "data.split.salt=another") == 0
+    assert site.night("nightly.init_from=champion") == 0
+    assert site.night("nightly.init_from=champion", "data.split.salt=another") == 0
     assert "another split: this night begins with the pre-trained weights" in capsys.readouterr().out
     job = site.last_run().load().job
     assert (job.model.weights, job.head.weights) == (
@@ -223,7 +224,7 @@ def test_no_night_begins_with_a_champion_of_another_split(site: Site, capsys: py
 
 
 def test_nights_that_begin_with_the_champion_need_none_of_the_runs_before_it(site: Site) -> None:
-    site.options += ["nightly.begin=champion", "nightly.keep_nights=1", "nightly.keep_champions=0"]
+    site.options += ["nightly.init_from=champion", "nightly.keep_nights=1", "nightly.keep_champions=0"]
     site.options += ["nightly.margin=1", "nightly.more_data=0.01"]
     for number in range(3):
         assert site.night() == 0
@@ -265,18 +266,18 @@ def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_
 
 
 def test_two_nights_at_once_are_one(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    from tlbatch.promotion.lease import held
+    from tlbatch.promotion.lease import hold_lease
 
     site.registry.folder.mkdir(parents=True)
-    with held(site.registry.lock_file, {}, lambda _: None):
+    with hold_lease(site.registry.lock_file, {}, lambda _: None):
         assert site.night() == 0
     assert re.search(r"a night of tiny is at work \(process \d+ on .*\); it is left alone", capsys.readouterr().out)
     assert not site.runs()
 
 
 KILLS: list[tuple[Any, str]] = [
-    (Decision, "save"), (promote, "export_run"), (Champion, "save"), (Registry, "swap"), (Registry, "note"),
-    (promote, "write_night"), (promote, "retire"),
+    (Decision, "save"), (champions, "export_run"), (Champion, "save"), (Registry, "swap"), (Registry, "note"),
+    (champions, "write_night"), (champions, "retire"),
 ]  # fmt: skip
 
 
@@ -361,7 +362,7 @@ def test_what_was_overruled_stands_when_its_night_goes_on(site: Site, monkeypatc
     assert site.night() == 0
     site.add(4)
     with monkeypatch.context() as patch:
-        patch.setattr(nightly, "make_rescoring", _out_of_luck)
+        patch.setattr(night, "make_rescoring", _out_of_luck)
         assert site.night() == 2
     assert [one.event for one in site.registry.history()] == ["promoted", "failed"]
     promote.run(site.last_run().folder, "asked by the clinic")
@@ -393,7 +394,7 @@ def test_a_champion_that_is_not_whole_is_named_with_the_ways_out(
     assert site.night() == 2
     (*_, told) = capsys.readouterr().err.splitlines()
     assert told.startswith("error: champion 1 is not whole: ")
-    assert told.endswith(f"; python -m tlbatch.promote {site.last_run().folder} --anyway REASON, and the night again")
+    assert told.endswith(f"; python -m tlbatch.promote {site.last_run().folder} --override REASON, and the night again")
     last = site.registry.history()[-1]
     assert (last.event, f"error: {last.reasons[0]}") == ("failed", told)
     promote.run(site.last_run().folder, "the champion is lost")
@@ -510,7 +511,7 @@ def test_two_tasks_that_begin_in_the_same_second_have_runs_of_their_own(
         runs.append(record.run)
         return 0
 
-    monkeypatch.setattr(night, "hold_night", hold)
+    monkeypatch.setattr(nightly, "hold_night", hold)
     data = [f"data.images={make_folders(each=1)}", f"workspace={tmp_path / 'space'}", "--local"]
     for task in ("left", "right"):
         with pytest.raises(SystemExit):

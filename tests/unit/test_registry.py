@@ -194,7 +194,7 @@ def test_a_registry_that_is_none_is_refused(tmp_path: Path) -> None:
 SWAP = """
 import sys
 from pathlib import Path
-from tlbatch.job.registry import Registry
+from tlbatch.promotion.registry import Registry
 
 registry = Registry(Path(sys.argv[1]))
 one, two = registry.recorded(1), registry.recorded(2)

@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 from tlbatch import cache, predict, reduce, shard, train
-from tlbatch.activations.batches import Feed
+from tlbatch.activations.batches import BatchSource
 from tlbatch.activations.store import open_stores, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
@@ -411,7 +411,7 @@ def test_a_head_is_fitted_at_once_and_its_checkpoint_predicts(make: Callable[...
 
 
 def test_a_rate_is_chosen_and_its_head_is_the_one_that_the_phase_trains_alone(make: Callable[..., RunPaths]) -> None:
-    phase = "phase=[{{cut='pool', epochs=20, balance='sampler', optimizer={{name='adamw', lr=0.1}}, rates=[{}]}}]"
+    phase = "phase=[{{cut='pool', epochs=20, balance='sampler', optimizer={{name='adamw', lr=0.1}}, lr_grid=[{}]}}]"
     sections = ["head.widths=[8]", "train.augment=rot4"]
     many = run_all(make("run=many", phase.format("1e-9, 0.1"), *sections))
     (line,) = [json.loads(line) for line in many.metrics.read_text(encoding="utf-8").splitlines()]
@@ -438,7 +438,7 @@ def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPath
     stored = open_stores(job, names, phase=0, split="train")
     assert stored is not None
     own = stored.read(stored.find(view_keys(images.index["content"][rows], (0,))))
-    feed = Feed(images, rows, Views(32), stored, workers=0, head=job.head)
+    feed = BatchSource(images, rows, Views(32), stored, workers=0, head=job.head)
     (batch,) = feed.batches(Samples(len(rows), Views(32)), [np.arange(len(rows))])
     groups = images.index["group"][rows]
     for place, group in enumerate(groups):
@@ -453,7 +453,7 @@ def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPath
 
 def test_without_validation_nothing_ends_a_phase_early_or_is_averaged(make: Callable[..., RunPaths]) -> None:
     phase = "phase=[{cut='blocks.1', epochs=4, patience=1, average=true}]"
-    paths = run_all(make(phase, "data.split.val=0", "train.test_views=true", "decision=expected-grade"))
+    paths = run_all(make(phase, "data.split.val=0", "train.tta=true", "decision=expected-grade"))
     assert len(paths.metrics.read_text(encoding="utf-8").splitlines()) == 4
     best = load_record(Best, paths.best, missing="")
     assert (best.weights, best.views) == ("phase0-epoch3.safetensors", "none")
@@ -463,7 +463,7 @@ def test_a_fitted_head_stands_after_its_dropout_and_a_moving_average_counts_batc
     make: Callable[..., RunPaths],
 ) -> None:
     fitted = "phase=[{cut='pool', fit='logistic'}, {cut='blocks.1', epochs=1, optimizer={lr=1e-9}}]"
-    paths = run_all(make(fitted, "head.dropout=0.5", "run=dropout", "cache.stored_as=bf16"))
+    paths = run_all(make(fitted, "head.dropout=0.5", "run=dropout", "cache.dtype=bf16"))
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
     assert lines[1]["val_accuracy"] == lines[0]["val_accuracy"]
     moving = "phase=[{cut='blocks.1', epochs=2, ema=0.5, average=true}]"
@@ -483,7 +483,7 @@ def test_views_are_judged_with_rounded_grades_as_the_upright_ones_were(
 
     monkeypatch.setattr(phases, "validate", spied)
     monkeypatch.setattr(checkpoint, "fit_thresholds", lambda *_, **__: np.array([0.2, 0.3]))
-    paths = make(phase, "metric=quadratic_kappa", "objective=regression", "train.test_views=true")
+    paths = make(phase, "metric=quadratic_kappa", "objective=regression", "train.tta=true")
     for stage in (shard, cache, train):
         stage.run(paths.folder)
     tensors = safetensors.torch.load_file(paths.checkpoints / load_record(Best, paths.best, missing="").weights)
@@ -495,7 +495,7 @@ def test_views_are_averaged_in_prediction_where_validation_says_so(
     make: Callable[..., RunPaths], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    paths = make("train.test_views=true", "train.augment=rot4", "data.split.val=0.3", "slurm.cpus_per_task=1")
+    paths = make("train.tta=true", "train.augment=rot4", "data.split.val=0.3", "slurm.cpus_per_task=1")
     for stage in (shard, cache, train):
         stage.run(paths.folder)
     best = load_record(Best, paths.best, missing="")
@@ -517,7 +517,7 @@ def test_views_are_averaged_in_prediction_where_validation_says_so(
 
 
 def test_validation_scores_are_those_of_the_predictions_with_views_too(make: Callable[..., RunPaths]) -> None:
-    paths = run_all(make("train.test_views=true", "train.augment=d4", "data.split.val=0.4", "metric=quadratic_kappa"))
+    paths = run_all(make("train.tta=true", "train.augment=d4", "data.split.val=0.4", "metric=quadratic_kappa"))
     best = load_record(Best, paths.best, missing="")
     table = pd.read_csv(paths.report / "predictions.csv").query("split == 'val'")
     names = ["blue", "green", "red"]
@@ -556,28 +556,28 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["phase.0.fit=ridge", "phase.0.mixup=0.2"], "fit is at once, so there is no mixup; leave it out"),
         (["phase=[{cut='pool', fit='ridge'}]", "head.weights=x"], "phase.0.fit begins anew; leave one of them out"),
         (["phase.0.cut=flatten", "head.pool=gem"], "phase.0.cut = flatten does not go with head.pool = gem"),
-        (["phase.0.rates=[0.1, 0.1]"], "rates must differ; name each once"),
+        (["phase.0.lr_grid=[0.1, 0.1]"], "rates must differ; name each once"),
         (["phase.0.optimizer={nesterov=true}"], "nesterov goes with sgd and a momentum; leave it out"),
         (["phase.0.optimizer.lr=1e38"], "phase.0.optimizer.lr: must be at most 1e+30"),
         (["model.mean=[123, 116, 103]"], "model.mean.0: must be at most 1"),
         (["model.std=[0, 1, 1]"], "model.std.0: must be greater than 0"),
         (["data.split.fold=2"], "fold is one of folds, which are 0 (got fold 2)"),
-        (["data.source=phantom"], "images are not read with source phantom, which draws its own"),
+        (["data.source=synthetic"], "images are not read with source synthetic, which draws its own"),
         (["data.labels=x.csv"], "labels are read with source csv or acs only; set data.source=csv"),
         (["model.weights="], "model.weights: must not be empty"),
         (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
         (["phase.0.fit=ridge", "head.pool=gem"], "phase.0 needs fixed vectors: head.pool = gem learns with epochs"),
         (
-            ["phase=[{cut='pool', fit='ridge'}]", "head.group_mean=true", "train.test_views=true"],
-            "head.group_mean does not go with train.test_views",
+            ["phase=[{cut='pool', fit='ridge'}]", "head.group_mean=true", "train.tta=true"],
+            "head.group_mean does not go with train.tta",
         ),
         (["head.group_mean=true"], "head.group_mean needs the cache and cut = pool in all phases"),
-        (["phase.1.rates=[0.1]"], "rates are those of a head that trains alone: cut = pool, and no fit"),
-        (["phase.0.rates=[0.1]", "phase.0.ema=0.9"], "rates cannot be tried with ema; leave it out"),
-        (["phase.0.rates=[0.1]", "head.batch_norm=true"], "phase.0.rates: not with head.batch_norm"),
-        (["phase.0.rates=[0.1]", "train.crop_scale=0.5"], "phase.0.rates needs a finite number of views"),
+        (["phase.1.lr_grid=[0.1]"], "rates are those of a head that trains alone: cut = pool, and no fit"),
+        (["phase.0.lr_grid=[0.1]", "phase.0.ema=0.9"], "rates cannot be tried with ema; leave it out"),
+        (["phase.0.lr_grid=[0.1]", "head.batch_norm=true"], "phase.0.lr_grid: not with head.batch_norm"),
+        (["phase.0.lr_grid=[0.1]", "train.crop_scale=0.5"], "phase.0.lr_grid needs a finite number of views"),
         (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention stand on one module"),
-        (["train.test_views=true", "train.augment=none"], "test_views are the symmetries of augment, which is none"),
+        (["train.tta=true", "train.augment=none"], "tta are the symmetries of augment, which is none"),
         (["train.random_views=4"], "random_views are random crops: set crop_scale below 1"),
         (["train.every_view=true", "train.crop_scale=0.5"], "every_view needs a finite number of views"),
     ],

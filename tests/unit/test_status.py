@@ -21,7 +21,7 @@ from tlbatch.cluster.create import make_run, resolve
 from tlbatch.cluster.follow import Bar
 from tlbatch.config.load import load_job
 from tlbatch.runs import attempts
-from tlbatch.runs.attempts import Begin, End, Submitted
+from tlbatch.runs.attempts import AttemptEnd, AttemptStart, Submitted
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress
 from tlbatch.runs.records import STAGES, Failure, FailureKind, Marker, RunRecord, StageName
@@ -98,7 +98,7 @@ def submit(paths: RunPaths, stage: StageName, *jobs: str, age_s: float = 60) -> 
 
 
 def begin(paths: RunPaths, stage: StageName, *, job: str | None, age_s: float, process: str = "away:1:1") -> RunPaths:
-    line = Begin(
+    line = AttemptStart(
         stage=stage, attempt=f"{job}-0-0", job=job, restart=0, hosts="n1", tasks=2, gpus=2, process=process,
         time=time.time() - age_s,
     )  # fmt: skip
@@ -107,7 +107,9 @@ def begin(paths: RunPaths, stage: StageName, *, job: str | None, age_s: float, p
 
 
 def end(paths: RunPaths, stage: StageName, outcome: attempts.Outcome, *, job: str | None, age_s: float) -> RunPaths:
-    attempts._append(paths.ledger, End(stage=stage, attempt=f"{job}-0-0", outcome=outcome, time=time.time() - age_s))
+    attempts._append(
+        paths.ledger, AttemptEnd(stage=stage, attempt=f"{job}-0-0", outcome=outcome, time=time.time() - age_s)
+    )
     return paths
 
 
@@ -460,15 +462,16 @@ def test_on_a_terminal_the_table_is_drawn_in_place(make: Callable[[str], RunPath
 BAR = """
 import os, sys, time
 from pathlib import Path
-from tlbatch.job.paths import RunPaths
-from tlbatch.job.progress import Teller
-from tlbatch.job.world import World
-from tlbatch.watch import Follower, run_step
+from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.progress import ProgressReporter
+from tlbatch.runs.world import World
+from tlbatch.cluster.follow import Follower, run_step
 paths = RunPaths(Path(sys.argv[1]))
 first, second = (paths.logs / f"train-7.{life}-rank0.log" for life in (0, 1))
 follower = Follower(paths, "train-7.*-rank0.log")
 first.write_text("a line\\n")
-Teller(paths, World(), "train").tell(3, 4, unit="steps", where="phase 1 epoch 3", metric="validation accuracy 0.9312")
+reporter = ProgressReporter(paths, World(), "train")
+reporter.update(3, 4, unit="steps", where="phase 1 epoch 3", metric="validation accuracy 0.9312")
 follower.show()
 first.write_text("a line\\nanother line\\n")
 second.write_text("of a second life\\n")

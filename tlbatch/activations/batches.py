@@ -6,15 +6,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tlbatch.activations.store import Stored, view_keys
+from tlbatch.activations.store import StoreGroup, view_keys
 from tlbatch.config.model import Head
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import Batch, ImageSet, SplitDataset, labels_of, load
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, labels_of, load
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views
 
 
-class Feed:
+class BatchSource:
     """Where the samples of a split come from: its images, or their activations in a store.
 
     Parameters
@@ -34,7 +34,7 @@ class Feed:
         images: ImageSet,
         rows: Positions,
         views: Views,
-        store: Stored | None,
+        store: StoreGroup | None,
         *,
         workers: int,
         strict: bool = True,
@@ -56,7 +56,7 @@ class Feed:
             self._labels = labels_of(in_index)
             self._mates = _mates(in_index["group"]) if head.group_mean else []
 
-    def batches(self, samples: Samples, batches: Iterable[Positions]) -> Iterator[Batch]:
+    def batches(self, samples: Samples, batches: Iterable[Positions]) -> Iterator[SampleBatch]:
         """The given batches of samples, in their order."""
         if self._store is None:
             dataset = SplitDataset(self._images, self._rows, samples, strict=self._strict)
@@ -75,8 +75,8 @@ class Feed:
                     / torch.from_numpy(sizes)[:, None]
                 )
                 activations = torch.cat([activations.float(), mean], 1)
-            turns = torch.zeros(len(batch), dtype=torch.uint8)
-            yield Batch(activations, self._labels[positions], torch.from_numpy(positions), turns, {})
+            symmetry = torch.zeros(len(batch), dtype=torch.uint8)
+            yield SampleBatch(activations, self._labels[positions], torch.from_numpy(positions), symmetry, {})
 
     def _read(self, positions: Positions, views: Positions) -> torch.Tensor:
         assert self._store is not None

@@ -78,7 +78,7 @@ class Encoder:
         return pooled
 
 
-def cache_identity(record: RunRecord, model: Classifier, tap: Tap, stored_as: StoredAs) -> dict[str, object]:
+def cache_identity(record: RunRecord, model: Classifier, tap: Tap, dtype: StoredAs) -> dict[str, object]:
     """All that what a tap gives depends on but the image and its view.
 
     Of the weights only those before the tap count, by their values, so that a network shares what it has in common with
@@ -98,7 +98,7 @@ def cache_identity(record: RunRecord, model: Classifier, tap: Tap, stored_as: St
         "mean": model.spec.mean,
         "std": model.spec.std,
         "precision": "no" if by_hand else job.train.mixed_precision,
-        "stored_as": stored_as,
+        "stored_as": dtype,
         "versions": versions | {"features": str(VERSION)} if by_hand else versions,
     }
 

@@ -12,16 +12,16 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from tlbatch.activations.encoder import Encoder, Tap, cache_identity, tap_shape, taps_of
-from tlbatch.activations.store import Filler, Keys, Store, bytes_each, free_bytes, view_keys
+from tlbatch.activations.store import ActivationStore, BlockWriter, Keys, bytes_each, free_bytes, view_keys
 from tlbatch.config.job import Job
 from tlbatch.core.files import digest_of
-from tlbatch.data.dataset import Batch, ImageSet, SplitDataset, load, num_workers
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, num_workers
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.distributed.process_group import Crew
+from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.classifier import Classifier
-from tlbatch.model.symmetries import turned
-from tlbatch.runs.progress import on_rank_0
+from tlbatch.model.symmetries import apply_symmetries
+from tlbatch.runs.progress import rank_0_of
 from tlbatch.runs.records import RunRecord
 from tlbatch.runs.workspace import cache_folder
 from tlbatch.runs.world import World
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pass:
+class FillRequest:
     """Images that are to be had in some views at some cuts."""
 
     rows: Positions
@@ -40,7 +40,7 @@ class Pass:
     """Whether an image that cannot be read stops the stage."""
 
 
-def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, crew: Crew) -> dict[str, str]:
+def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, ranks: RankContext) -> dict[str, str]:
     """Compute what the phases of a job need and the cache lacks, each rank its share.
 
     Returns
@@ -48,20 +48,20 @@ def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, crew: Cre
     The names of the stores of each phase and split, as `tlbatch.activations.store.open_stores` reads them.
     """
     job = record.job
-    model.to(crew.accelerator.device)
+    model.to(ranks.accelerator.device)
     cuts = _cacheable(job, model)
     passes = _passes(record, images, model.spec.size)
     of_cut = {cut: taps_of(model, cut) for cut in sorted(set(cuts.values()))}
     stores = {tap: _stores(record, model, tap) for taps in of_cut.values() for tap in taps}
-    if crew.world.is_main:
+    if ranks.world.is_main:
         for store in {store for of_tap in stores.values() for store in of_tap.values()}:
             store.remove_unfinished()
-    _check(images, passes, stores, crew.world)
-    crew.accelerator.wait_for_everyone()
+    _check(images, passes, stores, ranks.world)
+    ranks.accelerator.wait_for_everyone()
     decided = [_within_budget(job, images, passes, model, of_cut, stores)]
     (kept,) = broadcast_object_list(decided)  # the disk may look different from another node
-    _fill(job, images, passes, model, {tap: stores[tap] for cut in kept for tap in of_cut[cut]}, crew)
-    crew.accelerator.wait_for_everyone()
+    _fill(job, images, passes, model, {tap: stores[tap] for cut in kept for tap in of_cut[cut]}, ranks)
+    ranks.accelerator.wait_for_everyone()
     return {
         f"phase.{number}.{name}": ",".join(stores[tap][name].folder.name for tap in of_cut[cut])
         for number, cut in cuts.items()
@@ -95,31 +95,33 @@ def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
     return found
 
 
-def _passes(record: RunRecord, images: ImageSet, size: int) -> dict[str, Pass]:
+def _passes(record: RunRecord, images: ImageSet, size: int) -> dict[str, FillRequest]:
     """What training sees, if the run trains, and what validation and test do."""
     job = record.job
     views = training_views(job.train, size)
     judged = views if job.head.view_mean else Views(size)
-    training = {} if record.checkpoint_of else {"train": Pass(images.rows("train"), views, strict=True)}
+    training = {} if record.checkpoint_of else {"train": FillRequest(images.rows("train"), views, strict=True)}
     return training | {
-        "val": Pass(images.rows("val"), judged, strict=True),
-        "test": Pass(images.rows("test"), judged, strict=False),
+        "val": FillRequest(images.rows("val"), judged, strict=True),
+        "test": FillRequest(images.rows("test"), judged, strict=False),
     }
 
 
-def _stores(record: RunRecord, model: Classifier, tap: Tap) -> dict[str, Store]:
+def _stores(record: RunRecord, model: Classifier, tap: Tap) -> dict[str, ActivationStore]:
     """Where what a tap gives lies: symmetries of the whole square together, random crops apart."""
-    job, kind = record.job, record.job.stored_as
+    job, kind = record.job, record.job.dtype
     identity = cache_identity(record, model, tap, kind)
     crops = {"crop_scale": job.train.crop_scale, "symmetries": job.train.augment} if job.train.crop_scale < 1 else {}
     judged = crops if job.head.view_mean else {}
     return {
-        name: Store(cache_folder(job, digest_of(identity | {"views": views})), kind)
+        name: ActivationStore(cache_folder(job, digest_of(identity | {"views": views})), kind)
         for name, views in (("train", crops), ("val", judged), ("test", judged))
     }
 
 
-def _check(images: ImageSet, passes: dict[str, Pass], stores: dict[Tap, dict[str, Store]], world: World) -> None:
+def _check(
+    images: ImageSet, passes: dict[str, FillRequest], stores: dict[Tap, dict[str, ActivationStore]], world: World
+) -> None:
     """Compare what is there with its checksums, each rank its share."""
     for name, one in passes.items():
         for of_tap in stores.values():
@@ -129,10 +131,10 @@ def _check(images: ImageSet, passes: dict[str, Pass], stores: dict[Tap, dict[str
 def _within_budget(
     job: Job,
     images: ImageSet,
-    passes: dict[str, Pass],
+    passes: dict[str, FillRequest],
     model: Classifier,
     of_cut: dict[int, tuple[Tap, ...]],
-    stores: dict[Tap, dict[str, Store]],
+    stores: dict[Tap, dict[str, ActivationStore]],
 ) -> list[int]:
     """The cuts whose activations fit the budget and the disk; what each needs is said."""
     kept = []
@@ -142,9 +144,9 @@ def _within_budget(
         shape = model.shape_at(cut)
         wanted = {tap: _wanted(images, passes, stores[tap]) for tap in taps}
         num_rows = sum(len(keys) for keys in wanted[taps[0]].values())
-        needed = num_rows * bytes_each(shape, job.stored_as)
+        needed = num_rows * bytes_each(shape, job.dtype)
         lacking = {tap: sum(store.missing(keys).sum() for store, keys in some.items()) for tap, some in wanted.items()}
-        missing = sum(lack * bytes_each(tap_shape(model, tap), job.stored_as) for tap, lack in lacking.items())
+        missing = sum(lack * bytes_each(tap_shape(model, tap), job.dtype) for tap, lack in lacking.items())
         place = model.chain.places[cut].name
         log.info(
             "cut %s: %d activations of %s, %.3g GB, of which %d (%.3g GB) are to be computed",
@@ -160,69 +162,78 @@ def _within_budget(
     return kept
 
 
-def _wanted(images: ImageSet, passes: dict[str, Pass], stores: dict[str, Store]) -> dict[Store, Keys]:
+def _wanted(
+    images: ImageSet, passes: dict[str, FillRequest], stores: dict[str, ActivationStore]
+) -> dict[ActivationStore, Keys]:
     """What is wanted of each store, once: splits may share a store, and images their content."""
-    found: dict[Store, list[Keys]] = {}
+    found: dict[ActivationStore, list[Keys]] = {}
     for name, one in passes.items():
         found.setdefault(stores[name], []).append(_keys(images, one))
     return {store: np.unique(np.concatenate(keys)) for store, keys in found.items()}
 
 
-def _keys(images: ImageSet, one: Pass) -> Keys:
+def _keys(images: ImageSet, one: FillRequest) -> Keys:
     return view_keys(images.index["content"][one.rows], one.views.numbers)
 
 
 def _fill(
     job: Job,
     images: ImageSet,
-    passes: dict[str, Pass],
+    passes: dict[str, FillRequest],
     model: Classifier,
-    stores: dict[Tap, dict[str, Store]],
-    crew: Crew,
+    stores: dict[Tap, dict[str, ActivationStore]],
+    ranks: RankContext,
 ) -> None:
     """Compute what is missing, each rank its share."""
-    world = crew.world
+    world = ranks.world
     if not stores:
         return
-    encoder = Encoder(model, list(stores), crew.accelerator)
+    encoder = Encoder(model, list(stores), ranks.accelerator)
     for name, one in passes.items():
         own = [of_tap[name].reopened() for of_tap in stores.values()]
         found = [_missing(images, one, own) if world.is_main else None]
         (missing,) = broadcast_object_list(found)  # another run may be filling the same folder
         share = np.array_split(missing, world.world_size)[world.rank]
-        part = Pass(one.rows[share], one.views, strict=one.strict)
+        part = FillRequest(one.rows[share], one.views, strict=one.strict)
         start = time.monotonic()
-        with crew.pulse.expected(f"cache {name}"):
-            done = _fill_share(job, images, part, encoder, own, crew, where=on_rank_0(name, world))
+        with ranks.watchdog.expected(f"cache {name}"):
+            done = _fill_share(job, images, part, encoder, own, ranks, where=rank_0_of(name, world))
         seconds = time.monotonic() - start
-        crew.end_if_stopped(f"after {done} activations", own_s=seconds)
+        ranks.end_if_stopped(f"after {done} activations", own_s=seconds)
         if done:
             log.info("%s: %d views on rank 0, %.0f a second", name, done, done / seconds)
 
 
 def _fill_share(
-    job: Job, images: ImageSet, part: Pass, encoder: Encoder, stores: list[Store], crew: Crew, *, where: str
+    job: Job,
+    images: ImageSet,
+    part: FillRequest,
+    encoder: Encoder,
+    stores: list[ActivationStore],
+    ranks: RankContext,
+    *,
+    where: str,
 ) -> int:
     """Compute the views of some images, until asked to stop; how many."""
     done, total = 0, len(part.rows) * len(part.views.numbers)
-    fillers = [Filler(store) for store in stores]
-    crew.teller.tell(0, total, unit="views", where=where)
-    for batch, keys, turns in _read(job, images, part, crew.world, crew.accelerator):
+    fillers = [BlockWriter(store) for store in stores]
+    ranks.reporter.update(0, total, unit="views", where=where)
+    for batch, keys, symmetry in _read(job, images, part, ranks.world, ranks.accelerator):
         readable = [place for place in range(len(keys)) if place not in batch.errors]
-        squares = turned(batch.inputs.to(crew.device, non_blocking=True), turns)
+        squares = apply_symmetries(batch.inputs.to(ranks.device, non_blocking=True), symmetry)
         for filler, activations in zip(fillers, encoder.encode(squares), strict=True):
             filler.add_missing(keys[readable], activations[readable])
         done += len(keys)
-        crew.teller.tell(done, total, unit="views", where=where)
-        crew.pulse.beat()
-        if crew.stop:
+        ranks.reporter.update(done, total, unit="views", where=where)
+        ranks.watchdog.step_done()
+        if ranks.stop:
             break
     for filler in fillers:
         filler.flush()
     return done
 
 
-def _missing(images: ImageSet, one: Pass, stores: list[Store]) -> Positions:
+def _missing(images: ImageSet, one: FillRequest, stores: list[ActivationStore]) -> Positions:
     """Which of the images lack a view at a cut."""
     num_views = len(one.views.numbers)
     keys = _keys(images, one)
@@ -231,8 +242,8 @@ def _missing(images: ImageSet, one: Pass, stores: list[Store]) -> Positions:
 
 
 def _read(
-    job: Job, images: ImageSet, part: Pass, world: World, accelerator: Accelerator
-) -> Iterator[tuple[Batch, Keys, torch.Tensor]]:
+    job: Job, images: ImageSet, part: FillRequest, world: World, accelerator: Accelerator
+) -> Iterator[tuple[SampleBatch, Keys, torch.Tensor]]:
     """Batches of images, keys of their views, and how to turn them; each image is decoded once for all turns."""
     views, size = part.views, job.train.batch_size
     crops = views.crop_scale < 1
@@ -243,7 +254,7 @@ def _read(
     loaded = load(dataset, batches, workers=num_workers(job.train, world, accelerator.device.type))
     for batch, own in zip(loaded, batches, strict=True):
         if crops:
-            yield batch, keys[own, 0], batch.turns
+            yield batch, keys[own, 0], batch.symmetry
             continue
         for column, turn in enumerate(views.numbers):
             yield batch, keys[own, column], torch.full((len(own),), turn, dtype=torch.uint8)

@@ -38,21 +38,21 @@ def view_keys(contents: npt.NDArray[np.bytes_], views: Sequence[int]) -> Keys:
     return np.char.add(contents[:, None], endings[None, :]).ravel()
 
 
-def bytes_each(shape: Sequence[int], stored_as: StoredAs) -> int:
+def bytes_each(shape: Sequence[int], dtype: StoredAs) -> int:
     """Bytes of an activation."""
-    return int(np.prod(shape)) * _TORCH[stored_as].itemsize
+    return int(np.prod(shape)) * _TORCH[dtype].itemsize
 
 
 @dataclass(frozen=True)
-class Store:
+class ActivationStore:
     """One folder of activations of one shape."""
 
     folder: Path
-    stored_as: StoredAs
+    dtype: StoredAs
 
-    def reopened(self) -> "Store":
+    def reopened(self) -> "ActivationStore":
         """The same folder as it is now."""
-        return Store(self.folder, self.stored_as)
+        return ActivationStore(self.folder, self.dtype)
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Which of the rows are not there, (n,)."""
@@ -100,9 +100,9 @@ class Store:
         """
         name = xxhash.xxh3_64_hexdigest(keys.tobytes())
         path = self.folder / f"{name}.npy"
-        rows = _channels_last(activations.to(_TORCH[self.stored_as])).contiguous()
+        rows = _channels_last(activations.to(_TORCH[self.dtype])).contiguous()
         with atomic_file(path) as file:
-            np.save(file, rows.view(torch.uint16).numpy() if self.stored_as == "bf16" else rows.numpy())
+            np.save(file, rows.view(torch.uint16).numpy() if self.dtype == "bf16" else rows.numpy())
         with atomic_file(path.with_suffix(".npz")) as file:
             np.savez(file, keys=keys, digest=np.array(checksum(path)))
 
@@ -139,7 +139,7 @@ class Store:
             here = numbers == number
             found[here] = blocks[int(number)][rows[here] & 0xFFFFFFFF]
         tensor = torch.from_numpy(found)
-        tensor = tensor.view(torch.bfloat16) if self.stored_as == "bf16" else tensor
+        tensor = tensor.view(torch.bfloat16) if self.dtype == "bf16" else tensor
         return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
     @cached_property
@@ -187,10 +187,10 @@ def _read_keys(block: Path) -> tuple[Keys | None, str]:
         return None, ""
 
 
-class Filler:
+class BlockWriter:
     """Collects rows that a store lacks and writes them in blocks of about `BLOCK_BYTES`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ActivationStore) -> None:
         self._store = store
         self._keys: list[Keys] = []
         self._activations: list[torch.Tensor] = []
@@ -213,10 +213,10 @@ class Filler:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoreGroup:
     """The activations at a cut: what one store has of an image, or the vectors of several side by side."""
 
-    stores: tuple[Store, ...]
+    stores: tuple[ActivationStore, ...]
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Which of the rows are not in all of them, (n,)."""
@@ -239,12 +239,12 @@ class Stored:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def open_stores(job: Job, names: Mapping[str, str], *, phase: int, split: SplitName) -> Stored | None:
+def open_stores(job: Job, names: Mapping[str, str], *, phase: int, split: SplitName) -> StoreGroup | None:
     """What was stored for a phase and a split, by the names `tlbatch.activations.fill.fill_cache` gave, or nothing."""
     listed = names.get(f"phase.{phase}.{split}")
     if listed is None:
         return None
-    return Stored(tuple(Store(cache_folder(job, name), job.stored_as) for name in listed.split(",")))
+    return StoreGroup(tuple(ActivationStore(cache_folder(job, name), job.dtype) for name in listed.split(",")))
 
 
 def free_bytes(folder: Path) -> int:

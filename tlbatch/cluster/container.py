@@ -209,7 +209,7 @@ def _srun_alone(slurm: Slurm) -> str:
 def image_digest(slurm: Slurm) -> str | None:
     """What tells one image from another: the SHA-256 of its file, or what podman-hpc calls its digest.
 
-    A file FILE.sha256 beside it that is not older is believed, as tlbatch.image writes it.
+    A file FILE.sha256 beside it that is not older is believed, as tlbatch.container_image writes it.
 
     Raises
     ------
@@ -223,11 +223,14 @@ def image_digest(slurm: Slurm) -> str | None:
     image = Path(slurm.image)
     if not image.is_file():
         raise UserError(
-            f"slurm.container: no file {image}; make it with python -m tlbatch.image ARCHIVE {slurm.runtime}:{image}"
+            f"slurm.container: no file {image}; make it with python -m tlbatch.container_image ARCHIVE "
+            f"{slurm.runtime}:{image}"
         )
     with image.open("rb") as file:
         if slurm.runtime in ("charliecloud", "pyxis") and file.read(4) != b"hsqs":
-            raise UserError(f"slurm.container: {image} is no SquashFS file; make it again with python -m tlbatch.image")
+            raise UserError(
+                f"slurm.container: {image} is no SquashFS file; make it again with python -m tlbatch.container_image"
+            )
     status, told = image.stat(), Path(f"{image}.sha256")
     if told.is_file() and told.stat().st_mtime_ns >= status.st_ctime_ns:
         line = re.fullmatch(rb"([0-9a-f]{64})  (.+)\n", told.read_bytes())
@@ -250,7 +253,8 @@ def _podman_digest(name: str) -> str:
         raise UserError("slurm.container: podman-hpc is not on PATH; load it, or set another container") from None
     if done.returncode or not done.stdout.strip():
         raise UserError(
-            f"slurm.container: podman-hpc knows no image {name}; make it with python -m tlbatch.image ARCHIVE "
+            f"slurm.container: podman-hpc knows no image {name}; make it with python -m tlbatch.container_image "
+            "ARCHIVE "
             f"podman-hpc:{name}"
         )
     return done.stdout.strip().removeprefix("sha256:")

@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tlbatch.cluster.run_files import Seen, look
+from tlbatch.cluster.run_files import RunFiles, read_run_files
 from tlbatch.cluster.run_state import Status, describe, unreadable
-from tlbatch.cluster.squeue import Controller
+from tlbatch.cluster.squeue import Squeue
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import rate, span
@@ -21,7 +21,7 @@ NO_RUNS = "no run that is at work or has finished lately"
 _HEADER = ("run", "stage", "state", "where", "done", "images/s", "left", "metric", "restarts", "GPU-hours")
 
 
-def survey(runs: Sequence[RunPaths], controller: Controller, now: float, *, named: bool) -> list[Status]:
+def survey(runs: Sequence[RunPaths], squeue: Squeue, now: float, *, named: bool) -> list[Status]:
     """What is said of each run, with one question to SLURM for all.
 
     Raises
@@ -29,16 +29,16 @@ def survey(runs: Sequence[RunPaths], controller: Controller, now: float, *, name
     UserError
         When one that was named cannot be read; of others that is said.
     """
-    seen: list[Seen | Status] = []
+    files: list[RunFiles | Status] = []
     for paths in runs:
         try:
-            seen.append(look(paths))
+            files.append(read_run_files(paths))
         except UserError as error:
             if named:
                 raise
-            seen.append(unreadable(paths, error))
-    queue = controller.ask(job for one in seen if isinstance(one, Seen) for job in one.jobs)
-    return [describe(one, queue, controller, now) if isinstance(one, Seen) else one for one in seen]
+            files.append(unreadable(paths, error))
+    queue = squeue.query(job for one in files if isinstance(one, RunFiles) for job in one.jobs)
+    return [describe(one, queue, squeue, now) if isinstance(one, RunFiles) else one for one in files]
 
 
 class Screen:

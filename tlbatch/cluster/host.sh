@@ -1,5 +1,5 @@
 # What a batch script does around the tasks of a stage, on the host: no container, and no Python, is needed for it.
-# tlbatch.script writes it into every script; slurm/finetune.sh reads it.
+# tlbatch.cluster.sbatch writes it into every script; slurm/finetune.sh reads it.
 
 # Set what the tasks need to know: when the job's time ends, how long SLURM waits before it kills, where to log.
 tlbatch_begin() { # SIGNAL_DELAY_S [RUN STAGE]

@@ -11,10 +11,10 @@ from tlbatch.cluster.create import Run
 from tlbatch.cluster.display import Lines, survey
 from tlbatch.cluster.failures import report_failure
 from tlbatch.cluster.launch import executor_of, forget_failures, refusal_named, submit_shares, submit_stage
-from tlbatch.cluster.run_files import look
+from tlbatch.cluster.run_files import read_run_files
 from tlbatch.cluster.run_state import job_at_work
-from tlbatch.cluster.sbatch import Batch, all_runs, each_run, one_run, one_share, render
-from tlbatch.cluster.squeue import Controller
+from tlbatch.cluster.sbatch import SbatchScript, all_runs, each_run, one_run, one_share, render
+from tlbatch.cluster.squeue import Squeue
 from tlbatch.core.errors import UserError
 from tlbatch.runs.attempts import note_job, read_jobs
 from tlbatch.runs.paths import RunPaths
@@ -47,7 +47,7 @@ class Step:
         """Whether each run has an element of its own."""
         return len(self.runs) > 1 and self.stage not in SHARED
 
-    def batch(self) -> Batch:
+    def batch(self) -> SbatchScript:
         """What its script is for."""
         if len(self.runs) == 1:
             return one_run(*self.runs[0], self.stage)
@@ -189,17 +189,17 @@ def _submit(step: Step, after: str | None) -> str:
 
 def at_work(runs: Sequence[Run]) -> dict[RunPaths, str]:
     """The SLURM job that will do, or does, the next stage of a run, for those that have one."""
-    seen = [look(paths) for _, paths in runs]
-    queue = Controller().ask(job for one in seen for job in one.jobs) or {}
-    return {one.paths: job for one in seen if (job := job_at_work(one, queue))}
+    files = [read_run_files(paths) for _, paths in runs]
+    queue = Squeue().query(job for one in files for job in one.jobs) or {}
+    return {one.paths: job for one in files if (job := job_at_work(one, queue))}
 
 
 def wait_for_runs(runs: Sequence[Run]) -> None:
     """Show what becomes of the runs until all have ended, then why those that failed did."""
-    controller, lines, num_ended = Controller(), Lines(as_json=False), 0
+    squeue, lines, num_ended = Squeue(), Lines(as_json=False), 0
     folders = [paths for _, paths in runs]
     while num_ended < 2:  # a marker can appear a little later
-        found = survey(folders, controller, time.time(), named=True)
+        found = survey(folders, squeue, time.time(), named=True)
         lines.show(found)
         num_ended = num_ended + 1 if all(one.has_ended for one in found) else 0
         time.sleep(_POLL_S)

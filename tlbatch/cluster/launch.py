@@ -17,7 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 from tlbatch.cluster.container import command_of, in_shell, is_bare, mounts_of, start_of
 from tlbatch.cluster.failures import report_failure
 from tlbatch.cluster.follow import Follower, run_step
-from tlbatch.cluster.sbatch import WIDE, Batch, one_run, one_share, python_command, slurm_parameters
+from tlbatch.cluster.sbatch import RANKED_STAGES, SbatchScript, one_run, one_share, python_command, slurm_parameters
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.cli import EXIT_AGAIN
 from tlbatch.core.errors import UserError
@@ -29,11 +29,11 @@ from tlbatch.runs.stage import AGAIN
 from tlbatch.runs.task import run_chain, run_share, run_stage
 
 _POLL_S = 0.5
-Where = Literal["here", "inside", "chain"]
+Target = Literal["local", "allocation", "chain"]
 """This machine, the allocation around us, or jobs of their own."""
 
 
-def check_place(where: Where) -> None:
+def check_place(where: Target) -> None:
     """Refuse to submit jobs where there is no SLURM.
 
     Raises
@@ -45,7 +45,7 @@ def check_place(where: Where) -> None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
 
 
-def check_start(where: Where, slurm: Slurm) -> None:
+def check_start(where: Target, slurm: Slurm) -> None:
     """Refuse what no task could start with.
 
     Raises
@@ -60,7 +60,7 @@ def check_start(where: Where, slurm: Slurm) -> None:
                 "it with bash slurm/env.sh quickstart,export"
             )
         return
-    if where != "here":
+    if where != "local":
         return
     if slurm.runtime == "pyxis":
         raise UserError(
@@ -119,7 +119,7 @@ def submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
     return array
 
 
-def executor_of(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None) -> submitit.SlurmExecutor:
+def executor_of(slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None) -> submitit.SlurmExecutor:
     """What submits a stage."""
     executor = submitit.SlurmExecutor(batch.logs, python=python_command(slurm, batch, stage))
     executor.update_parameters(**slurm_parameters(slurm, batch, stage, after=after))
@@ -136,7 +136,7 @@ def refusal_named(stage: StageName, submitted: Sequence[str]) -> Iterator[None]:
             subprocess.run(["scancel", *submitted], check=False)
         raise UserError(
             f"{stage}: sbatch refused it ({_last_line(error)}); change the slurm section of the job, or look at it "
-            "with --check"
+            "with --test-only"
         ) from None
 
 
@@ -157,7 +157,9 @@ def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = (
         failed = [stage for stage in stages if not paths.marker(stage).exists()]
         return report_failure(failed[0], paths, job_id) if failed else 0
     for stage in stages:
-        job_id = _run_locally(record, paths, 1, run_stage, stage, str(paths.folder), wide=stage in WIDE)
+        job_id = _run_locally(
+            record, paths, 1, run_stage, stage, str(paths.folder), uses_all_ranks=stage in RANKED_STAGES
+        )
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, job_id)
     return 0
@@ -169,16 +171,16 @@ def _run_locally(
     num_stages: int,
     work: Callable[..., None],
     *arguments: object,
-    wide: bool = True,
+    uses_all_ranks: bool = True,
 ) -> str:
     """Start processes for some stages and wait for their end; submitit's id of the job."""
     slurm = record.job.slurm
-    python = command_of(slurm, mounts_of([record]), [], gpus=wide and slurm.gpus_per_node > 0)
+    python = command_of(slurm, mounts_of([record]), [], gpus=uses_all_ranks and slurm.gpus_per_node > 0)
     executor = submitit.LocalExecutor(paths.logs, python=shlex.join(python))
     executor.update_parameters(
         timeout_min=slurm.timeout_min * num_stages,
-        tasks_per_node=slurm.num_tasks_per_node if wide else 1,
-        gpus_per_node=slurm.gpus_per_node if wide else 0,
+        tasks_per_node=slurm.num_tasks_per_node if uses_all_ranks else 1,
+        gpus_per_node=slurm.gpus_per_node if uses_all_ranks else 0,
         stderr_to_stdout=True,
     )
     claim_logs(paths)
@@ -206,7 +208,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
         When we are in no allocation, or it has more GPUs than tasks on a node.
     """
     if "SLURM_JOB_ID" not in environment:
-        raise UserError("--inside: not in a SLURM allocation; use sbatch slurm/finetune.sh, or --local")
+        raise UserError("--in-allocation: not in a SLURM allocation; use sbatch slurm/finetune.sh, or --local")
     tasks = int(environment.get("SLURM_NTASKS", "1"))
     nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
@@ -230,9 +232,9 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
         run_step(step([f"--ntasks={tasks}"], ["--share", "shard"]), paths, own)
     attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
     for stage in stages or stages_of(job):
-        shape = [f"--ntasks={tasks}"] if stage in WIDE else ["--ntasks=1", "--nodes=1"]
+        shape = [f"--ntasks={tasks}"] if stage in RANKED_STAGES else ["--ntasks=1", "--nodes=1"]
         again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
-        run_step(step(shape, [stage], gpus=stage in WIDE and gpus > 0), paths, {**own, AGAIN: str(again)})
+        run_step(step(shape, [stage], gpus=stage in RANKED_STAGES and gpus > 0), paths, {**own, AGAIN: str(again)})
         if again.exists() and int(environment.get("SLURM_RESTART_COUNT", "0")) < job.slurm.max_restarts:
             return EXIT_AGAIN
         if not paths.marker(stage).exists():
@@ -251,6 +253,6 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def where_of(options: argparse.Namespace) -> Where:
-    """Where ``--local`` and ``--inside`` say that a command is to run the stages."""
-    return "here" if options.local else "inside" if options.inside else "chain"
+def target_of(options: argparse.Namespace) -> Target:
+    """Where ``--local`` and ``--in-allocation`` say that a command is to run the stages."""
+    return "local" if options.local else "allocation" if options.in_allocation else "chain"

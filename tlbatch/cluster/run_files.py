@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlbatch.runs.attempts import Attempt, Submitted, read_jobs, read_ledger
+from tlbatch.runs.attempts import Attempt, Submitted, read_attempts, read_jobs
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress, load_progress
 from tlbatch.runs.records import RunRecord, StageName, stages_of
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunFiles:
     """What lies in a run folder."""
 
     paths: RunPaths
@@ -53,7 +53,7 @@ class Seen:
         return told if told.attempt == last.begin.attempt and told.time >= last.begin.time else None
 
 
-def look(paths: RunPaths) -> Seen:
+def read_run_files(paths: RunPaths) -> RunFiles:
     """Read what lies in a run folder.
 
     Raises
@@ -64,11 +64,11 @@ def look(paths: RunPaths) -> Seen:
     record = paths.load_submitted()
     stage = next((one for one in stages_of(record.job) if not paths.marker(one).exists()), None)
     causes = paths.marker(stage).parent.glob(f"{stage}.failed.*.json") if stage else ()
-    return Seen(
+    return RunFiles(
         paths=paths,
         record=record,
         stage=stage,
-        attempts=read_ledger(paths),
+        attempts=read_attempts(paths),
         submitted=tuple(one for one in read_jobs(paths) if one.stage == stage),
         told=load_progress(paths),
         failed=max((modified(cause) for cause in causes), default=None),

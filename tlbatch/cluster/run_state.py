@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from tlbatch.cluster.failures import cause_of, last_lines, newest_logs
-from tlbatch.cluster.run_files import Seen
-from tlbatch.cluster.squeue import Controller, QueuedJob
+from tlbatch.cluster.run_files import RunFiles
+from tlbatch.cluster.squeue import QueuedJob, Squeue
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress, span
@@ -66,107 +66,107 @@ class Status(Record):
         return self.state in ("stopped", "failed", "dead", "unreadable")
 
 
-def judge(seen: Seen, queue: Queue | None, now: float) -> tuple[State, str]:
+def infer_state(files: RunFiles, queue: Queue | None, now: float) -> tuple[State, str]:
     """The state of a run, and why; queue is None where SLURM gave no answer."""
-    if seen.stage is None:
+    if files.stage is None:
         return "finished", ""
-    jobs = _own_jobs(seen, queue or {})
+    jobs = _own_jobs(files, queue or {})
     running = [job for job in jobs if job.is_running]
     if running:
-        return _running(seen, now, since=max(job.start or 0.0 for job in running))
+        return _running(files, now, since=max(job.start or 0.0 for job in running))
     waiting = [job for job in jobs if job.is_waiting]
     if waiting:
-        return "restarting" if seen.last else "queued", waiting[0].reason
-    if seen.failed is not None:
-        return _failed(seen), ""
+        return "restarting" if files.last else "queued", waiting[0].reason
+    if files.failed is not None:
+        return _failed(files), ""
     if any(job.end is not None and now - job.end < _SETTLE_S for job in jobs):
         return "running", "ending"
-    last = seen.attempts[-1] if seen.attempts else None
+    last = files.attempts[-1] if files.attempts else None
     by_hand = last is not None and last.end is None and last.begin.job is None
-    if queue is not None and seen.jobs and not by_hand:
+    if queue is not None and files.jobs and not by_hand:
         return "dead", ""
-    return _without_slurm(seen, now, is_answered=queue is not None)
+    return _without_slurm(files, now, is_answered=queue is not None)
 
 
-def job_at_work(seen: Seen, queue: Queue) -> str | None:
+def job_at_work(files: RunFiles, queue: Queue) -> str | None:
     """The job that will do, or does, the next stage of a run; none where the stage has failed and only others go on."""
-    waiting = [job.id for job in _own_jobs(seen, queue) if job.is_waiting]
-    running = [job.id for job in _own_jobs(seen, queue) if job.is_running and seen.failed is None]
+    waiting = [job.id for job in _own_jobs(files, queue) if job.is_waiting]
+    running = [job.id for job in _own_jobs(files, queue) if job.is_running and files.failed is None]
     return next(iter(waiting + running), None)
 
 
-def _own_jobs(seen: Seen, queue: Queue) -> list[QueuedJob]:
+def _own_jobs(files: RunFiles, queue: Queue) -> list[QueuedJob]:
     """Those that SLURM knows; a job of another name has only got the number of one of long ago.
 
     A job of several runs has for its name what theirs begin with, if anything.
     """
-    found = [job for name in dict.fromkeys(seen.jobs) for job in queue.get(name, ())]
-    submitted = {one.job for one in seen.submitted}
-    name = seen.record.job.name
+    found = [job for name in dict.fromkeys(files.jobs) for job in queue.get(name, ())]
+    submitted = {one.job for one in files.submitted}
+    name = files.record.job.name
     return [
         job
         for job in found
         if job.id.partition("_")[0] not in submitted
         or job.name.startswith((name, "tlbatch-"))
-        or name.startswith(job.name.removesuffix(f"-{seen.stage}"))
+        or name.startswith(job.name.removesuffix(f"-{files.stage}"))
     ]
 
 
-def _running(seen: Seen, now: float, *, since: float) -> tuple[State, str]:
+def _running(files: RunFiles, now: float, *, since: float) -> tuple[State, str]:
     """Of a run that a job is at work on since then, or that nothing is known against."""
-    if seen.failed is not None and seen.failed >= since:
-        state = _failed(seen)
+    if files.failed is not None and files.failed >= since:
+        state = _failed(files)
         return (state, "") if state == "failed" else ("running", "stopping")
-    return "running", _silence(now - seen.progress.time if seen.progress else 0.0)
+    return "running", _silence(now - files.progress.time if files.progress else 0.0)
 
 
 def _silence(seconds: float) -> str:
     return f"silent for {span(seconds)}" if seconds > STALE_S else ""
 
 
-def _failed(seen: Seen) -> State:
-    cause = _cause_in(seen)
+def _failed(files: RunFiles) -> State:
+    cause = _cause_in(files)
     return "stopped" if isinstance(cause, Failure) and cause.kind == "stopped" else "failed"
 
 
-def _cause_in(seen: Seen) -> Failure | UserError | None:
+def _cause_in(files: RunFiles) -> Failure | UserError | None:
     """What the stage left that has failed, or why that cannot be read."""
-    assert seen.stage is not None
+    assert files.stage is not None
     try:
-        return cause_of(seen.stage, seen.paths)
+        return cause_of(files.stage, files.paths)
     except UserError as error:
         return error
 
 
-def _without_slurm(seen: Seen, now: float, *, is_answered: bool) -> tuple[State, str]:
+def _without_slurm(files: RunFiles, now: float, *, is_answered: bool) -> tuple[State, str]:
     """Of a run that no job is at work on, or none that can be asked for."""
-    last = seen.attempts[-1] if seen.attempts else None
+    last = files.attempts[-1] if files.attempts else None
     is_alive = last.is_alive() if last and last.begin.job is None else None
     if last and last.end is None and is_alive is not False:
-        silent = 0.0 if is_alive and not seen.progress else now - last.seen  # not all stages tell anything
+        silent = 0.0 if is_alive and not files.progress else now - last.seen  # not all stages tell anything
         return "running", _silence(silent)
-    if seen.jobs and not is_answered:
+    if files.jobs and not is_answered:
         return "unknown", "SLURM does not answer"
     is_between = last is None or last.end is not None
-    is_fresh = now - seen.sign_of_life < STALE_S
+    is_fresh = now - files.sign_of_life < STALE_S
     goes_on = bool(is_alive) and last is not None and last.outcome == "finished"
     return ("starting" if is_between and (is_fresh or goes_on) else "dead"), ""
 
 
-def describe(seen: Seen, queue: Queue | None, controller: Controller, now: float) -> Status:
+def describe(files: RunFiles, queue: Queue | None, squeue: Squeue, now: float) -> Status:
     """All that is said of a run."""
-    state, why = judge(seen, queue, now)
-    progress = seen.progress
+    state, why = infer_state(files, queue, now)
+    progress = files.progress
     is_open = state in ("running", "unknown")
     hours = [
-        one.gpu_hours_until(now) if is_open and one is seen.attempts[-1] else one.gpu_hours for one in seen.attempts
+        one.gpu_hours_until(now) if is_open and one is files.attempts[-1] else one.gpu_hours for one in files.attempts
     ]
     has_failed = state in ("stopped", "failed", "dead")
-    log = next(iter(newest_logs(seen.paths)), None) if has_failed else None
+    log = next(iter(newest_logs(files.paths)), None) if has_failed else None
     return Status(
-        run=seen.record.run,
-        folder=str(seen.paths.folder),
-        stage=seen.stage,
+        run=files.record.run,
+        folder=str(files.paths.folder),
+        stage=files.stage,
         state=state,
         why=why,
         where=progress.where if progress else "",
@@ -175,10 +175,10 @@ def describe(seen: Seen, queue: Queue | None, controller: Controller, now: float
         unit=progress.unit if progress else "",
         images_per_s=progress.images_per_s if progress and state == "running" else None,
         seconds_left=_seconds_left(progress, now) if progress and state == "running" else None,
-        metric=_metric(seen),
-        restarts=len(seen.attempts) - len({one.stage for one in seen.attempts}),
+        metric=_metric(files),
+        restarts=len(files.attempts) - len({one.stage for one in files.attempts}),
         gpu_hours=round(sum(hours), 4),
-        cause=_cause(seen, state, controller, now) if has_failed else "",
+        cause=_cause(files, state, squeue, now) if has_failed else "",
         log=str(log or ""),
         tail=tuple(_end_of(log, _TAIL_LINES)) if log else (),
     )
@@ -198,28 +198,28 @@ def _seconds_left(progress: Progress, now: float) -> float | None:
     return None if left is None else max(0.0, left - max(0.0, now - progress.time))
 
 
-def _cause(seen: Seen, state: State, controller: Controller, now: float) -> str:
-    assert seen.stage is not None
+def _cause(files: RunFiles, state: State, squeue: Squeue, now: float) -> str:
+    assert files.stage is not None
     if state != "dead":
-        cause = _cause_in(seen)
+        cause = _cause_in(files)
         return cause.message if isinstance(cause, Failure) else str(cause or "")
     end = ""
-    if seen.jobs and now - seen.sign_of_life < _REMEMBERED_S:
-        end = controller.end_of(seen.jobs[-1] if not seen.submitted else seen.submitted[-1].job)
-    way_out = f"go on with python -m tlbatch.submit {shlex.quote(str(seen.paths.folder))}"
-    begun = "ended without a result" if seen.last else "did not begin"
+    if files.jobs and now - files.sign_of_life < _REMEMBERED_S:
+        end = squeue.final_state(files.jobs[-1] if not files.submitted else files.submitted[-1].job)
+    way_out = f"go on with python -m tlbatch.submit {shlex.quote(str(files.paths.folder))}"
+    begun = "ended without a result" if files.last else "did not begin"
     return f"{begun} ({end or 'killed, out of memory, or cancelled'}); {way_out}"
 
 
-def _metric(seen: Seen) -> str:
+def _metric(files: RunFiles) -> str:
     """On test where there is a report; else what was told, or the last line of the run's metrics."""
-    name = seen.record.job.metric
-    if seen.stage is None:
-        report = _json(seen.paths.report_json)
+    name = files.record.job.metric
+    if files.stage is None:
+        report = _json(files.paths.report_json)
         return f"test {name} {report['score']:.4f}" if report.get("score") is not None else ""
-    if seen.told and seen.told.metric:
-        return seen.told.metric
-    value = _parsed("".join(_end_of(seen.paths.metrics, 1))).get(f"val_{name}")
+    if files.told and files.told.metric:
+        return files.told.metric
+    value = _parsed("".join(_end_of(files.paths.metrics, 1))).get(f"val_{name}")
     return "" if value is None else f"validation {name} {value:.4f}"
 
 

@@ -15,13 +15,13 @@ from tlbatch.core.shell import ownership_line, setup_lines
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import RunRecord, StageName, stages_of
 
-WIDE: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
+RANKED_STAGES: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
 """Stages with one task a GPU; the others take one task and no GPU."""
 HOST = Path(__file__).with_name("host.sh").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class Batch:
+class SbatchScript:
     """What a batch script is for; the texts below `runs` are words of the shell."""
 
     name: str
@@ -44,26 +44,28 @@ class Batch:
     """What must be there before it begins, where the jobs before say nothing about it."""
 
 
-def one_run(record: RunRecord, paths: RunPaths, stage: StageName) -> Batch:
+def one_run(record: RunRecord, paths: RunPaths, stage: StageName) -> SbatchScript:
     """A stage of one run."""
     folder, logs, marker = map(_word, (paths.folder, paths.logs, paths.marker(stage)))
-    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), mounts_of([record]), marker)
+    return SbatchScript(record.job.name, paths.logs, (), folder, (folder, logs), mounts_of([record]), marker)
 
 
-def one_share(record: RunRecord, paths: RunPaths) -> Batch:
+def one_share(record: RunRecord, paths: RunPaths) -> SbatchScript:
     """Shards that an array writes side by side."""
     folder, logs = _word(paths.folder), _word(paths.logs)
     done = f"{_word(paths.share(0).with_suffix(''))}.$SLURM_ARRAY_TASK_ID"
     mounts = mounts_of([record])
-    return Batch(record.job.name, paths.logs, (), folder, (folder, logs), mounts, done, record.job.slurm.shard_tasks)
+    return SbatchScript(
+        record.job.name, paths.logs, (), folder, (folder, logs), mounts, done, record.job.slurm.shard_tasks
+    )
 
 
-def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> Batch:
+def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> SbatchScript:
     """A stage of several runs, each in an element of an array; submitit writes into the place that they share."""
     folder, job = '"$tlbatch_run"', runs[0][0].job
     owned = (_word(place.folder), _word(place.logs), folder, f"{folder}/logs")
     before = stages_of(job)[stages_of(job).index(stage) - 1]
-    return Batch(
+    return SbatchScript(
         name=name,
         logs=place.logs,
         runs=_folders(runs),
@@ -71,17 +73,17 @@ def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) 
         owned=owned,
         mounts=mounts_of(record for record, _ in runs),
         done=f"{folder}/markers/{stage}.json",
-        at_once=job.slurm.parallel,
+        at_once=job.slurm.array_parallelism,
         needed=f"{folder}/markers/{before}.json",
     )
 
 
-def all_runs(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> Batch:
+def all_runs(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> SbatchScript:
     """A stage of several runs, all in one job, whose logs lie in the place that they share."""
     folder, runs_, logs = _word(place.folder), '"${tlbatch_runs[@]}"', '"${tlbatch_runs[@]/%//logs}"'
     done = f'"${{tlbatch_runs[@]/%//markers/{stage}.json}}"'
     owned, mounts = (folder, _word(place.logs), runs_, logs), mounts_of(record for record, _ in runs)
-    return Batch(name, place.logs, _folders(runs), folder, owned, mounts, done)
+    return SbatchScript(name, place.logs, _folders(runs), folder, owned, mounts, done)
 
 
 def _word(path: Path) -> str:
@@ -92,9 +94,9 @@ def _folders(runs: Sequence[Run]) -> tuple[Path, ...]:
     return tuple(paths.folder for _, paths in runs)
 
 
-def slurm_parameters(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None) -> dict[str, Any]:
+def slurm_parameters(slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None) -> dict[str, Any]:
     """What submitit's SlurmExecutor is told for a stage, in sbatch's own names."""
-    wide = stage in WIDE
+    uses_all_ranks = stage in RANKED_STAGES
     cpus = slurm.num_cpus_per_task
     setup = [
         *_runs_lines(batch),
@@ -111,9 +113,9 @@ def slurm_parameters(slurm: Slurm, batch: Batch, stage: StageName, *, after: str
     chosen = {
         "job_name": f"{batch.name}-{stage}",
         "time": slurm.timeout_min,
-        "nodes": slurm.nodes if wide else 1,
-        "ntasks_per_node": slurm.num_tasks_per_node if wide else 1,
-        "gpus_per_node": slurm.gpus_per_node if wide and slurm.gpus_per_node else None,
+        "nodes": slurm.nodes if uses_all_ranks else 1,
+        "ntasks_per_node": slurm.num_tasks_per_node if uses_all_ranks else 1,
+        "gpus_per_node": slurm.gpus_per_node if uses_all_ranks and slurm.gpus_per_node else None,
         "cpus_per_task": cpus,
         "mem": f"{round(slurm.mem_gb * 1024)}M" if slurm.mem_gb else None,
         "partition": slurm.partition,
@@ -136,7 +138,7 @@ def slurm_parameters(slurm: Slurm, batch: Batch, stage: StageName, *, after: str
     }
 
 
-def _runs_lines(batch: Batch) -> list[str]:
+def _runs_lines(batch: SbatchScript) -> list[str]:
     if not batch.runs:
         return []
     return [
@@ -147,16 +149,18 @@ def _runs_lines(batch: Batch) -> list[str]:
     ]
 
 
-def python_command(slurm: Slurm, batch: Batch, stage: StageName) -> str:
+def python_command(slurm: Slurm, batch: SbatchScript, stage: StageName) -> str:
     """What starts a task, in the shell: a log of its own for each life, and no signal lost while Python begins.
 
     submitit puts it behind its own options of srun, of which the last one counts.
     """
-    start = start_of(slurm, batch.mounts, gpus=stage in WIDE and slurm.gpus_per_node > 0)
+    start = start_of(slurm, batch.mounts, gpus=stage in RANKED_STAGES and slurm.gpus_per_node > 0)
     return " ".join(filter(None, ['--output="$TLBATCH_LOG"', start.srun, start.python]))
 
 
-def render(slurm: Slurm, batch: Batch, stage: StageName, *, after: str | None, elements: int | None = None) -> str:
+def render(
+    slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None, elements: int | None = None
+) -> str:
     """The sbatch script of a stage as submitit will write it; needs no SLURM.
 
     Parameters

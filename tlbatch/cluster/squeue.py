@@ -47,7 +47,7 @@ class QueuedJob:
         return self.state in _ENDED
 
 
-class Controller:
+class Squeue:
     """Asks SLURM, as seldom as can be."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Controller:
         """Why squeue gave no answer when it was asked last."""
         self._ends: dict[str, str] = {}
 
-    def ask(self, jobs: Iterable[str]) -> Mapping[str, tuple[QueuedJob, ...]] | None:
+    def query(self, jobs: Iterable[str]) -> Mapping[str, tuple[QueuedJob, ...]] | None:
         """Everything that squeue knows of some jobs, by the id that was asked for; None where it gives no answer."""
         self.complaint, wanted = None, sorted(set(jobs))
         if not wanted:
@@ -83,7 +83,7 @@ class Controller:
                 of_array.setdefault(name, []).append(job)
         return {job: tuple(of_array.get(job, ())) for job in wanted}
 
-    def end_of(self, job: str) -> str:
+    def final_state(self, job: str) -> str:
         """How a job has ended, as far as SLURM remembers, e.g. "OUT_OF_MEMORY, exit code 0:125"; asked once a job."""
         if job not in self._ends:
             done = _answer(["scontrol", "--oneliner", "show", "job", job]) if shutil.which("scontrol") else None

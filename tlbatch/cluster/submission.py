@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tlbatch.cluster.create import Run, begun_in, make_run, open_run, resolve, run_paths, taken_up
 from tlbatch.cluster.follow import wait_for_chain
-from tlbatch.cluster.launch import where_of
 from tlbatch.cluster.results import print_scores, show_end
 from tlbatch.config.load import load_jobs, split_arguments
 from tlbatch.core.errors import UserError
@@ -23,11 +22,11 @@ def submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) 
     """Submit or run a single run and return the exit code."""
     from tlbatch.cluster import job_arrays, launch  # noqa: PLC0415 (as above)
 
-    at_work = {} if options.local or options.inside else job_arrays.at_work([(record, paths)])
+    at_work = {} if options.local or options.in_allocation else job_arrays.at_work([(record, paths)])
     if paths in at_work:
         raise UserError(f"{paths.folder}: job {at_work[paths]} is at work on it; wait for it, or scancel it first")
     print(f"run folder  {paths.folder}", flush=True)
-    if options.local or options.inside:
+    if options.local or options.in_allocation:
         code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
     else:
         jobs = launch.submit_chain(record, paths)
@@ -85,14 +84,14 @@ def open_runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
         opened = [open_run(folder, overrides) for folder in dict.fromkeys(folders)]
         _check_starts(opened, options, make=make)
         return opened
-    allocation = os.environ.get("SLURM_JOB_ID") if options.inside else None
+    allocation = os.environ.get("SLURM_JOB_ID") if options.in_allocation else None
     restarted = bool(allocation) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     records = [resolve(job).model_copy(update={"allocation": allocation}) for job in load_jobs(files, overrides)]
     known = [begun_in(str(allocation), record) if restarted else None for record in records]
     if len(records) > 1:
         known = [one or taken_up(record, save=make) for one, record in zip(known, records, strict=True)]
     placed = [one or (record, run_paths(record)) for one, record in zip(known, records, strict=True)]
-    if len(placed) > 1 and not (options.local or options.inside):
+    if len(placed) > 1 and not (options.local or options.in_allocation):
         job_arrays.check_alike(placed)
     _check_starts(placed, options, make=make)
     if make:
@@ -106,11 +105,11 @@ def _check_starts(runs: Sequence[Run], options: argparse.Namespace, *, make: boo
     from tlbatch.cluster import launch  # noqa: PLC0415 (as above)
 
     for record, _ in runs if make else ():
-        launch.check_start(where_of(options), record.job.slurm)
+        launch.check_start(launch.target_of(options), record.job.slurm)
 
 
-def show_scripts(runs: Sequence[Run], *, check: bool) -> None:
-    """Print the batch scripts of the runs, and with ``check`` ask SLURM whether it accepts them."""
+def show_scripts(runs: Sequence[Run], *, test_only: bool) -> None:
+    """Print the batch scripts of the runs, and with ``test_only`` ask SLURM whether it accepts them."""
     from tlbatch.cluster import job_arrays  # noqa: PLC0415 (as above)
 
     left = runs_left(runs) if len(runs) > 1 else runs
@@ -119,7 +118,7 @@ def show_scripts(runs: Sequence[Run], *, check: bool) -> None:
     shown = list(job_arrays.scripts(left)) if len(left) > 1 else [one for run in left for one in _scripts(*run)]
     for title, script, _ in shown:
         print(f"\n##### {title}\n{script}")
-    if check:
+    if test_only:
         _test_only([(title, alone) for title, _, alone in shown])
 
 
@@ -140,7 +139,7 @@ def _scripts(record: RunRecord, paths: RunPaths) -> Iterator[tuple[str, str, str
 def _test_only(scripts: Sequence[tuple[str, str]]) -> None:
     """Ask SLURM whether it would take each script."""
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch: not found on PATH; --check needs SLURM, --dry-run does not")
+        raise UserError("sbatch: not found on PATH; --test-only needs SLURM, --dry-run does not")
     refused = []
     for title, text in scripts:
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:

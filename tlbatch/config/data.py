@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializationInfo, field_serializer, field_validator, model_validator
 
 from tlbatch.config.base import Fraction, Section, SplitName
 from tlbatch.core.redaction import holds_secret
@@ -40,7 +40,7 @@ class Split(Section):
     """The published system to follow (as-published)."""
 
     @model_validator(mode="after")
-    def _leave_something_to_train(self) -> Self:
+    def _check_fractions(self) -> Self:
         if self.folds == 1 or (self.folds and self.fold >= self.folds):
             raise ValueError(f"fold must be below folds, and folds at least 2 (got fold {self.fold} of {self.folds})")
         test = 1 / self.folds if self.folds else self.test
@@ -49,7 +49,7 @@ class Split(Section):
         return self
 
     @model_validator(mode="after")
-    def _only_what_the_method_reads(self) -> Self:
+    def _check_method(self) -> Self:
         if (self.recipe is None) == (self.method == "as-published"):
             raise ValueError("recipe and method as-published belong together")
         if self.method != "given" and (self.column or self.names or self.files):
@@ -61,8 +61,8 @@ class Split(Section):
         return self
 
 
-class Phantom(Section):
-    """The synthetic images of ``data.source = "phantom"``."""
+class Synthetic(Section):
+    """The synthetic images of ``data.source = "synthetic"``."""
 
     kind: Literal["fundus", "garments"] = "fundus"
     """fundus: photographs of eyes, whose level is a grade; garments: clothes, with columns phrase, type, colour,
@@ -82,10 +82,10 @@ class Phantom(Section):
 class Data(Section):
     """Where images and labels come from, and how they are sharded."""
 
-    source: Literal["folders", "csv", "idx", "tars", "acs", "phantom"] = "folders"
+    source: Literal["folders", "csv", "idx", "tars", "acs", "synthetic"] = "folders"
     """folders: one folder a class; csv: a table of labels beside a folder of images; idx: IDX files as MNIST's; acs:
     images/<class>/<name>.jpg with train.txt and test.txt, as Apparel Classification with Style has them;
-    tars: WebDataset tars, indexed where they lie; phantom: drawn here."""
+    tars: WebDataset tars, indexed where they lie; synthetic: drawn here, for trying."""
     images: Path | None = None
     """Folder of the images, IDX files or tars."""
     urls: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ class Data(Section):
     resize: Annotated[int, Field(ge=0, le=16384)] = 256
     """Short side in the shards, in pixels; larger images are scaled down to it; 0 keeps the files untouched. Tars are
     never touched."""
-    steps: tuple[StepName, ...] = ()
+    preprocess: Annotated[tuple[StepName, ...], Field(alias="steps")] = ()
     """Pre-processing, in order: fundus_crop (to the disc, a square), local_average (subtracted), clahe."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
     """Pixels of an image above which it is refused unread; Pillow allows no more."""
@@ -128,10 +128,19 @@ class Data(Section):
     audit: Literal["stop", "warn", "resolve"] = "stop"
     """Equal or nearly equal images in two splits: stop; warn; or resolve: move them into one split, and drop those
     whose labels contradict."""
-    near_bits: Annotated[int, Field(ge=0, le=24)] = 16
+    phash_max_distance: Annotated[int, Field(ge=0, le=24, alias="near_bits")] = 16
     """Bits of 256 of the perceptual hash in which nearly equal images may differ; 0: equal files only."""
     split: Split = Split()
-    phantom: Phantom = Phantom()
+    synthetic: Annotated[Synthetic, Field(alias="phantom")] = Synthetic()
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _read_old_source(cls, source: object) -> object:
+        return "synthetic" if source == "phantom" else source
+
+    @field_serializer("source")
+    def _write_source(self, source: str, info: SerializationInfo) -> str:
+        return "phantom" if source == "synthetic" and info.by_alias else source
 
     def attributes_in(self, tags: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The attributes with those of their tags that there are."""
@@ -140,7 +149,7 @@ class Data(Section):
 
     @field_validator("group_pattern")
     @classmethod
-    def _has_a_group(cls, value: str) -> str:
+    def _check_group(cls, value: str) -> str:
         try:
             groups = re.compile(value).groups
         except re.error as error:
@@ -151,7 +160,7 @@ class Data(Section):
 
     @field_validator("urls")
     @classmethod
-    def _urls_hold_no_secret(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, url in enumerate(value):
             if holds_secret(url):
                 raise ValueError(
@@ -164,14 +173,14 @@ class Data(Section):
 
     @field_validator("classes")
     @classmethod
-    def _classes_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_classes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("must not name a class twice")
         return value
 
     @field_validator("attributes")
     @classmethod
-    def _a_tag_says_one_thing(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    def _check_attribute_tags(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         of_tag: dict[str, str] = {}
         for name, tags in value.items():
             for tag in tags:
@@ -180,7 +189,7 @@ class Data(Section):
         return value
 
     @model_validator(mode="after")
-    def _tags_are_no_classes(self) -> Self:
+    def _check_tags(self) -> Self:
         if self.tag_separator and self.per_class:
             raise ValueError("per_class is of images with one class each, and data.tag_separator of tags; leave it out")
         wrong = [tag for tags in self.attributes.values() for tag in tags if self.tag_separator in tag]
@@ -189,25 +198,25 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
-    def _attributes_are_of_tags(self) -> Self:
+    def _check_attributes(self) -> Self:
         if self.attributes and not self.tag_separator:
             raise ValueError("attributes are of labels with several tags: set data.tag_separator")
         return self
 
     @model_validator(mode="after")
-    def _say_where(self) -> Self:
+    def _check_location(self) -> Self:
         if self.urls and (self.source != "tars" or self.images):
             raise ValueError("urls are read with source tars, in place of images")
-        if self.source == "phantom" and self.images:
+        if self.source == "synthetic" and self.images:
             raise ValueError(
-                "images are not read with source phantom, which draws its own; name another job, e.g. jobs/auto.toml, "
-                "or set data.source=folders"
+                "images are not read with source synthetic, which draws its own; name another job, e.g. "
+                "jobs/auto.toml, or set data.source=folders"
             )
         if self.source not in ("csv", "acs") and self.labels:
             raise ValueError("labels are read with source csv or acs only; set data.source=csv, or leave labels out")
         if self.source == "acs" and self.labels and not self.tag_separator:
             raise ValueError("labels of source acs are words of a phrase: set data.tag_separator, or leave labels out")
-        if self.source != "phantom" and self.images is None and not self.urls:
+        if self.source != "synthetic" and self.images is None and not self.urls:
             raise ValueError("images is required: the folder of the images, e.g. data.images=PATH")
         if self.source == "csv" and self.labels is None:
             raise ValueError("labels is required with source csv, e.g. data.labels=PATH")
@@ -215,10 +224,10 @@ class Data(Section):
             raise ValueError("group_column is read with source csv or tars; use group_pattern")
         if self.split.recipe and self.audit == "resolve":
             raise ValueError("audit: resolve would change the split of a published system; set it to warn")
-        if self.source == "tars" and self.steps:
-            raise ValueError("steps: tars are indexed where they lie and never changed; leave it empty")
+        if self.source == "tars" and self.preprocess:
+            raise ValueError("preprocess: tars are indexed where they lie and never changed; leave it empty")
         if self.per_class_of == "train" and (self.split.method != "given" or not self.per_class):
             raise ValueError("per_class_of = train goes with split.method = given and per_class; leave it out")
-        if self.resize == 0 and self.steps:
-            raise ValueError("steps: resize = 0 keeps the files untouched; set resize, or leave steps empty")
+        if self.resize == 0 and self.preprocess:
+            raise ValueError("preprocess: resize = 0 keeps the files untouched; set resize, or leave preprocess empty")
         return self

@@ -62,7 +62,7 @@ class Job(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _the_cut_names_hand_made_features(cls, tree: object) -> object:
+    def _check_handcrafted_cut(cls, tree: object) -> object:
         """The cut handcrafted chooses the backbone too, where the job names none."""
         if not isinstance(tree, Mapping):
             return tree
@@ -73,7 +73,7 @@ class Job(Section):
         return {**tree, "model": {"backbone": HANDCRAFTED, **model}} if named and isinstance(model, Mapping) else tree
 
     @model_validator(mode="after")
-    def _hand_made_features_need_no_network(self) -> Self:
+    def _check_handcrafted_backbone(self) -> Self:
         if HANDCRAFTED not in (self.model.backbone, *(phase.cut for phase in self.phase)):
             return self
         if self.strategy == "auto":
@@ -92,12 +92,12 @@ class Job(Section):
                 f"cut = handcrafted reads no network, so there is no {', '.join(unread)}; leave it out, or where "
                 'recipes share it set model = { backbone = "handcrafted", weights = "none" }'
             )
-        if self.cache.stored_as not in ("auto", "fp32"):
-            raise ValueError(f"cut = handcrafted is stored as fp32 (got cache.stored_as = {self.cache.stored_as})")
+        if self.cache.dtype not in ("auto", "fp32"):
+            raise ValueError(f"cut = handcrafted is stored as fp32 (got cache.dtype = {self.cache.dtype})")
         return self
 
     @model_validator(mode="after")
-    def _somebody_decides(self) -> Self:
+    def _check_strategy(self) -> Self:
         if self.strategy == "phases" and not self.phase:
             raise ValueError("phase is required: what is trained, e.g. phase=[{ cut = 'pool' }], or set strategy=auto")
         if self.strategy == "auto":
@@ -116,13 +116,13 @@ class Job(Section):
         return self
 
     @model_validator(mode="after")
-    def _subgroups_have_a_file(self) -> Self:
+    def _check_subgroups(self) -> Self:
         if self.report.subgroups and self.data.labels is None:
             raise ValueError("report.subgroups are columns of a labels file: set data.source=csv and data.labels")
         return self
 
     @model_validator(mode="after")
-    def _fits_need_frozen_backbones(self) -> Self:
+    def _check_fits(self) -> Self:
         for number, phase in enumerate(self.phase):
             if phase.fit and (phase.cut not in FROZEN or self.head.widths):
                 raise ValueError(
@@ -140,23 +140,23 @@ class Job(Section):
             if phase.fit and self.objective not in known:
                 names = " or ".join(known)
                 raise ValueError(f"phase.{number}.fit = {phase.fit} has the objective {names} (got {self.objective})")
-            if (phase.fit or phase.rates) and self.train.crop_scale < 1 and not self.train.random_views:
-                key = "fit" if phase.fit else "rates"
+            if (phase.fit or phase.lr_grid) and self.train.crop_scale < 1 and not self.train.random_views:
+                key = "fit" if phase.fit else "lr_grid"
                 raise ValueError(f"phase.{number}.{key} needs a finite number of views: set train.random_views")
-            if phase.rates and self.head.batch_norm:
-                raise ValueError(f"phase.{number}.rates: not with head.batch_norm")
+            if phase.lr_grid and self.head.batch_norm:
+                raise ValueError(f"phase.{number}.lr_grid: not with head.batch_norm")
             if number == 0 and phase.fit and self.head.weights:
                 raise ValueError(
                     "head.weights is where epochs begin, and phase.0.fit begins anew; leave one of them out"
                 )
             if phase.cut == "flatten" and self.head.pool in ("gem", "attention"):
                 raise ValueError(f"phase.{number}.cut = flatten does not go with head.pool = {self.head.pool}")
-            if (phase.fit or phase.rates) and self.head.pool in ("gem", "attention"):
+            if (phase.fit or phase.lr_grid) and self.head.pool in ("gem", "attention"):
                 raise ValueError(f"phase.{number} needs fixed vectors: head.pool = {self.head.pool} learns with epochs")
         return self
 
     @model_validator(mode="after")
-    def _tags_are_phrases(self) -> Self:
+    def _check_tags(self) -> Self:
         if self.objective != "tags":
             if self.decoder != Decoder():
                 raise ValueError("decoder is read with objective tags only; leave it out, or set objective=tags")
@@ -167,13 +167,13 @@ class Job(Section):
         return self
 
     @model_validator(mode="after")
-    def _joined_vectors_need_the_cache(self) -> Self:
+    def _check_joined_vectors(self) -> Self:
         for key in ("view_mean", "group_mean"):
             all_frozen = all(phase.cut in FROZEN for phase in self.phase)
             if getattr(self.head, key) and not (self.cache.enabled and all_frozen):
                 raise ValueError(f"head.{key} needs the cache and cut = pool in all phases")
-            if getattr(self.head, key) and self.train.test_views:
-                raise ValueError(f"head.{key} does not go with train.test_views: leave one of them out")
+            if getattr(self.head, key) and self.train.tta:
+                raise ValueError(f"head.{key} does not go with train.tta: leave one of them out")
             if getattr(self.head, key) and self.train.crop_scale < 1 and not self.train.random_views:
                 raise ValueError(
                     f"head.{key} needs a finite number of views: set train.random_views, or crop_scale = 1"
@@ -202,12 +202,12 @@ class Job(Section):
         return self.strategy == "auto" or any(phase.cut == "auto" for phase in self.phase)
 
     @property
-    def stored_as(self) -> StoredAs:
+    def dtype(self) -> StoredAs:
         """The type of cached numbers."""
         if self.model.backbone == HANDCRAFTED:
             return "fp32"
         automatic: dict[str, StoredAs] = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
-        return automatic[self.train.mixed_precision] if self.cache.stored_as == "auto" else self.cache.stored_as
+        return automatic[self.train.mixed_precision] if self.cache.dtype == "auto" else self.cache.dtype
 
 
 def _refuse_for_tags(job: Job) -> None:
@@ -225,14 +225,14 @@ def _refuse_for_tags(job: Job) -> None:
         "head.widths, head.dropout or head.batch_norm": bool(
             job.head.widths or job.head.dropout or job.head.batch_norm
         ),
-        "train.test_views": job.train.test_views,
+        "train.tta": job.train.tta,
         "report.questions, report.deploy_prior, or a leaderboard": bool(
             job.report.questions or job.report.deploy_prior or job.report.files
         ),
     }
     for number, phase in enumerate(job.phase):
         own = {
-            "rates": phase.rates,
+            "lr_grid": phase.lr_grid,
             "mixup or cutmix": phase.mixup or phase.cutmix,
             "balance": phase.balance != "none",
             "fit beside other phases": phase.fit and len(job.phase) > 1,

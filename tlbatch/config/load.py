@@ -7,12 +7,13 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tlbatch.config.job import Job
+from tlbatch.config.renamed import section_of, value_with_new_names, with_new_name, with_new_names
 from tlbatch.config.sweep import Combination, Tree, combinations, merged, variants
 from tlbatch.core.errors import UserError
 
@@ -58,7 +59,7 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
     """
     tree: Tree = {}
     for file in files:
-        tree = merged(tree, _read_toml(file))
+        tree = merged(tree, with_new_names(_read_toml(file)))
     of_several = [one for one in overrides if one.partition("=")[0].partition(".")[0] in ("recipes", "sweep")]
     overrides = [one for one in overrides if one not in of_several]
     for override in of_several:
@@ -134,7 +135,7 @@ def _of_sweep(line: str, swept: Tree) -> str | None:
 def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Every key of the job with its default and its docstring, in the order of the file."""
     for name, field in model.model_fields.items():
-        inner = _section(field.annotation)
+        inner = section_of(field.annotation)
         if inner is not None:
             dotted = f"{prefix}{name}.N." if field.annotation is not inner else f"{prefix}{name}."
             yield from config_keys(inner, dotted)
@@ -154,13 +155,6 @@ def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, st
                 yield from changed_keys(one, f"{dotted}.{number}.")
         elif value != field.get_default() and dotted not in _UNTOLD:
             yield dotted, str(value)
-
-
-def _section(annotation: object) -> type[BaseModel] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
 
 
 def _shown(default: object) -> str:
@@ -185,7 +179,8 @@ def _parsed(override: str) -> tuple[str, object]:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UserError(f"{override}: an override reads key=value, e.g. phase.0.epochs=3")
-    return dotted, _value(text)
+    key = with_new_name(dotted)
+    return key, value_with_new_names(key, _value(text))
 
 
 def _set(tree: Tree, dotted: str, value: object) -> None:

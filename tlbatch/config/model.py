@@ -56,11 +56,11 @@ class Head(Section):
 
     @field_validator("after", mode="before")
     @classmethod
-    def _one_is_a_list_too(cls, value: object) -> object:
+    def _wrap_single(cls, value: object) -> object:
         return tuple(filter(None, (value,))) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _learned_pools_stand_alone(self) -> Self:
+    def _check_pools(self) -> Self:
         if len(self.after) > 1 and self.pool in ("gem", "attention"):
             raise ValueError("pool gem and attention stand on one module; name one in after")
         return self

@@ -19,7 +19,7 @@ class Nightly(Section):
 
     task: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     """Name of the registry, in WORKSPACE/registry; empty: the job's name."""
-    begin: Literal["pretrained", "champion"] = "pretrained"
+    init_from: Annotated[Literal["pretrained", "champion"], Field(alias="begin")] = "pretrained"
     """Weights that a night begins with: the job's own, or those of the champion, head included."""
     min_gain: Share = 0.0
     """Promoted if the lower bound of the paired gain in the metric on test is above this."""
@@ -47,7 +47,7 @@ class Nightly(Section):
 
     @field_validator("guards")
     @classmethod
-    def _guards_are_known(cls, value: Mapping[str, float]) -> Mapping[str, float]:
+    def _check_guards(cls, value: Mapping[str, float]) -> Mapping[str, float]:
         for name in value:
             kind, _, of = name.partition(".")
             if name in get_args(OfAll) or (of and kind in (*get_args(OfClass), *get_args(OfQuestion))):

@@ -38,13 +38,13 @@ class Reporting(Section):
     """CSV file whose header and order submission.csv takes; empty: those of the labels file."""
 
     @model_validator(mode="after")
-    def _points_are_of_questions(self) -> "Reporting":
+    def _check_operating_points(self) -> "Reporting":
         if (self.sensitivity or self.specificity) and not self.questions:
             raise ValueError("sensitivity and specificity are of questions: set report.questions")
         return self
 
     @model_validator(mode="after")
-    def _solution_is_of_a_leaderboard(self) -> "Reporting":
+    def _check_leaderboard_files(self) -> "Reporting":
         if self.solution and not (self.public_leaderboard or self.private_leaderboard):
             raise ValueError(
                 "solution splits leaderboards: set report.public_leaderboard or report.private_leaderboard"

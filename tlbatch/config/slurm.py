@@ -45,10 +45,10 @@ class Slurm(Section):
     """Time limit of a stage in minutes; one that needs more starts again and goes on."""
     signal_delay_s: Annotated[int, Field(ge=10)] = 120
     """Seconds before the time limit at which SLURM warns the tasks, which then save and start again."""
-    hang_s: Positive = 50.0
-    """Seconds that a rank may stand still in a step, or ten times its longest step so far, before it ends the job."""
-    save_min: Positive = 10.0
-    """Minutes between two snapshots that a killed training goes on from; one that is told to end saves before."""
+    watchdog_timeout_s: Annotated[Positive, Field(alias="hang_s")] = 50.0
+    """End the job after this many seconds without progress, or ten times the slowest step so far if that is longer."""
+    snapshot_interval_min: Annotated[Positive, Field(alias="save_min")] = 10.0
+    """Minutes between snapshots; a killed training resumes from the last one. One that is asked to stop saves first."""
     max_restarts: Annotated[int, Field(ge=0)] = 100
     """Times that a stage starts again after its time has run out."""
     mail_type: _SbatchText | None = None
@@ -66,11 +66,11 @@ class Slurm(Section):
     mounts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Files and folders of the host to be seen in the container, read-only, or with :rw behind it, beside what the job
     names."""
-    parallel: Annotated[int, Field(ge=1)] = 16
+    array_parallelism: Annotated[int, Field(ge=1, alias="parallel")] = 16
     """Runs of a sweep, or recipes, that are at the same stage at once."""
     setup: tuple[str, ...] = ()
     """Shell lines in the batch script of every stage, e.g. module load; a failing command in them stops the stage.
-    Neither with --local nor with --inside."""
+    Neither with --local nor with --in-allocation."""
     environment: Mapping[str, str] = {}
     """Variables of every stage's tasks, e.g. { NCCL_DEBUG = "WARN" }; no secrets."""
     interface: Annotated[str, Field(pattern=RUN_NAME)] | None = None
@@ -86,7 +86,7 @@ class Slurm(Section):
 
     @field_validator("container")
     @classmethod
-    def _container_is_a_runtime_and_an_image(cls, value: str) -> str:
+    def _check_container(cls, value: str) -> str:
         runtime, _, image = value.partition(":")
         if value != "none" and (runtime not in get_args(Runtime)[1:] or not image or not value.isprintable()):
             known = ", ".join(get_args(Runtime)[1:])
@@ -95,7 +95,7 @@ class Slurm(Section):
 
     @field_validator("container_options", "mounts")
     @classmethod
-    def _words_hold_no_secret(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, word in enumerate(value):
             if "\0" in word:
                 raise ValueError(f"number {number} must not hold the character NUL; leave it out")
@@ -107,7 +107,7 @@ class Slurm(Section):
 
     @field_validator("setup")
     @classmethod
-    def _setup_holds_no_secret(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_setup(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, line in enumerate(value):
             if "\0" in line:
                 raise ValueError(f"number {number} must not hold the character NUL; leave it out")
@@ -120,7 +120,7 @@ class Slurm(Section):
 
     @field_validator("environment")
     @classmethod
-    def _environment_is_no_secret(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+    def _check_environment(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         for name, text in value.items():
             if not is_shell_name(name):
                 raise ValueError(f"{name!r} must be a variable's name: letters, digits and '_', no digit first")
@@ -134,13 +134,13 @@ class Slurm(Section):
         return value
 
     @model_validator(mode="after")
-    def _one_task_a_gpu(self) -> Self:
+    def _check_tasks(self) -> Self:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             raise ValueError(f"tasks_per_node must equal gpus_per_node ({self.gpus_per_node}): one task drives one GPU")
         return self
 
     @model_validator(mode="after")
-    def _there_is_time_to_work(self) -> Self:
+    def _check_signal_delay(self) -> Self:
         needed = self.signal_delay_s + _EARLY_S + _BEGIN_S
         if 60 * self.timeout_min < needed:
             raise ValueError(
@@ -151,7 +151,7 @@ class Slurm(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_core_a_task(self) -> Self:
+    def _check_cores(self) -> Self:
         if self.cpus_per_node and self.cpus_per_node < self.num_tasks_per_node:
             raise ValueError(
                 f"cpus_per_node must be at least {self.num_tasks_per_node}, a core for each task of a node"

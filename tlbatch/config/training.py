@@ -44,7 +44,7 @@ class Optimizer(Section):
     """Nesterov's momentum in sgd."""
 
     @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> Self:
+    def _check_nesterov(self) -> Self:
         if self.nesterov and (self.name != "sgd" or not self.momentum):
             raise ValueError("nesterov goes with sgd and a momentum; leave it out")
         return self
@@ -63,7 +63,7 @@ class Phase(Section):
     """With all frozen, the head is fitted at once by scikit-learn in place of epochs, its penalty chosen by
     cross-validation over groups; kernel: on a radial basis function; empty: epochs."""
     optimizer: Optimizer = Optimizer()
-    rates: tuple[Rate, ...] = ()
+    lr_grid: Annotated[tuple[Rate, ...], Field(alias="rates")] = ()
     """With all frozen: learning rates to try in place of optimizer.lr, a head each and one more a fold of the
     cross-validation over groups that chooses, all side by side in one process."""
     schedule: Literal["constant", "step", "cosine"] = "cosine"
@@ -98,14 +98,14 @@ class Phase(Section):
     """Parts in which a batch goes through the network, for memory."""
 
     @model_validator(mode="after")
-    def _rates_are_of_plain_heads(self) -> Self:
+    def _check_lr_grid(self) -> Self:
         if self.fit:
             used = [key for key in _OF_EPOCHS if getattr(self, key) != type(self).model_fields[key].default]
             if used:
                 raise ValueError(f"fit is at once, so there is no {', '.join(used)}; leave it out")
-        if not self.rates:
+        if not self.lr_grid:
             return self
-        if len(set(self.rates)) < len(self.rates):
+        if len(set(self.lr_grid)) < len(self.lr_grid):
             raise ValueError("rates must differ; name each once")
         if self.cut not in ALL_FROZEN or self.fit:
             raise ValueError("rates are those of a head that trains alone: cut = pool, and no fit")
@@ -131,7 +131,7 @@ class Train(Section):
     """Smallest share of the image's area in a random crop; 1: no random crop."""
     random_views: Count = 0
     """With random crops: so many views of each image are drawn once, which can be cached; 0: new ones every epoch."""
-    test_views: bool = False
+    tta: Annotated[bool, Field(alias="test_views")] = False
     """Predict the mean of the probabilities over the symmetries of augment, where validation says that it beats the
     upright view alone."""
     every_view: bool = False
@@ -140,11 +140,11 @@ class Train(Section):
     """Loader processes a rank; empty: one less than its cores beside a GPU, none on a CPU."""
 
     @model_validator(mode="after")
-    def _views_are_countable(self) -> Self:
+    def _check_tta(self) -> Self:
         if self.random_views and self.crop_scale == 1:
             raise ValueError("random_views are random crops: set crop_scale below 1")
-        if self.test_views and self.augment == "none":
-            raise ValueError("test_views are the symmetries of augment, which is none; set it to flip, rot4 or d4")
+        if self.tta and self.augment == "none":
+            raise ValueError("tta averages over the symmetries of augment, which is none; set it to flip, rot4 or d4")
         if self.every_view and self.crop_scale < 1 and not self.random_views:
             raise ValueError("every_view needs a finite number of views: set random_views, or crop_scale = 1")
         return self
@@ -155,7 +155,7 @@ class Cache(Section):
 
     enabled: bool = True
     """Cache where a phase has a cut and a finite number of views."""
-    stored_as: StoredAs | Literal["auto"] = "auto"
+    dtype: Annotated[StoredAs | Literal["auto"], Field(alias="stored_as")] = "auto"
     """Type of the stored numbers; auto: that of train.mixed_precision."""
     budget_gb: Positive = 50.0
     """Largest size of a cut's activations for this job's images; a phase that would need more runs without."""

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tlbatch.core.errors import UserError
@@ -13,7 +13,22 @@ EXIT_AGAIN = 75
 """Of a stage whose time ran out (EX_TEMPFAIL of sysexits.h)."""
 
 
-def leave_with(work: Callable[[], int]) -> NoReturn:
+RENAMED = {"--inside": "--in-allocation", "--anyway": "--override", "--check": "--test-only"}
+"""Options by the names they had in the version before, which are read with a warning."""
+
+
+def with_new_options(arguments: Sequence[str] | None) -> list[str]:
+    """Return the arguments of a command, those of the process if there are none, under their names now."""
+    found = []
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        name, equals, value = argument.partition("=")
+        if name in RENAMED:
+            sys.stderr.write(f"warning: {name} is now {RENAMED[name]}; the old name is read for one version\n")
+        found.append(f"{RENAMED.get(name, name)}{equals}{value}")
+    return found
+
+
+def run_command(work: Callable[[], int]) -> NoReturn:
     """Run a command that is no stage, and leave with the exit code that it gives; a user error is told line by line."""
     try:
         with place_named():

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data
-from tlbatch.data.index import Rows
+from tlbatch.data.index import IndexRows
 from tlbatch.data.near_duplicates import near_clusters
 from tlbatch.data.sources.base import Labelled, coded
 from tlbatch.runs.manifest import Audit
@@ -34,7 +34,7 @@ class Findings:
     """What the audit found, and the rows that it leaves."""
 
     record: Audit
-    rows: Rows
+    rows: IndexRows
     table: list[tuple[object, ...]]
     """Lines of audit.csv, see `HEADER`."""
 
@@ -92,7 +92,7 @@ class _Table:
 
 def audit_rows(
     images: Sequence[Labelled],
-    rows: Rows,
+    rows: IndexRows,
     data: Data,
     *,
     content: npt.NDArray[np.bytes_],
@@ -119,7 +119,7 @@ def audit_rows(
         moved_to = _one_split_each(table, ~dropped)
         moved = ~dropped & (moved_to != table.split)
         actions[moved] = [f"moved to {SPLITS[split]}" for split in moved_to[moved].tolist()]
-        kept = Rows(rows.image, moved_to).chosen(~dropped)
+        kept = IndexRows(rows.image, moved_to).chosen(~dropped)
         after = replace(table, split=moved_to).only(~dropped)
     record = Audit(
         num_exact=int(table.exact.sum()),
@@ -134,14 +134,14 @@ def audit_rows(
 
 def _tabled(
     images: Sequence[Labelled],
-    rows: Rows,
+    rows: IndexRows,
     data: Data,
     content: npt.NDArray[np.bytes_],
     near: npt.NDArray[np.uint64],
 ) -> _Table:
     image = rows.image
     _, same = np.unique(content, return_inverse=True)
-    cluster, bits = _clusters(same, near, data.near_bits)
+    cluster, bits = _clusters(same, near, data.phash_max_distance)
     group, _ = coded(one.group for one in images)
     label, _ = coded(one.label for one in images)
     exact = np.bincount(same[image], minlength=1)[same[image]] > 1
@@ -156,10 +156,10 @@ def _tabled(
     )
 
 
-def _clusters(same: Ints, near: npt.NDArray[np.uint64], near_bits: int) -> tuple[Ints, Ints]:
+def _clusters(same: Ints, near: npt.NDArray[np.uint64], phash_max_distance: int) -> tuple[Ints, Ints]:
     """Cluster of each image and distance to its nearest like; with 0 bits by content alone."""
-    if near_bits:
-        return near_clusters(near, near_bits)
+    if phash_max_distance:
+        return near_clusters(near, phash_max_distance)
     _, first = np.unique(same, return_index=True)
     return first[same].astype(np.int64), np.full(len(same), -1, np.int64)
 

@@ -19,14 +19,14 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_folder, digest_file, to_csv, write_text
 from tlbatch.data.audit import HEADER, Findings, audit_rows
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
-from tlbatch.data.shards.store import Store, Unusable, read_store
+from tlbatch.data.shards.store import ShardStore, Unusable, read_store
 from tlbatch.data.sources.base import Labelled, Source, check_rejected, coded, tags_of
 from tlbatch.data.sources.read import read_source
 from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.runs.manifest import Audit, Ceiling, Manifest, Rejected, ShardFile
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, load_record
-from tlbatch.runs.workspace import SetPaths, data_digest, groups_file, phantom_folder
+from tlbatch.runs.workspace import SetPaths, data_digest, groups_file, synthetic_folder
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Built:
 
 
 def build_index(
-    data: Data, source: Source, store: Store, unusable: Sequence[Unusable], *, known: dict[str, float]
+    data: Data, source: Source, store: ShardStore, unusable: Sequence[Unusable], *, known: dict[str, float]
 ) -> Built:
     """Sample, split and audit the images of a source, all of which the store holds or has found unusable.
 
@@ -151,7 +151,7 @@ def _check_sizes(index: Index) -> None:
             raise UserError(f"no image in the {split} split; add some, or change data.split")
 
 
-def _shard_file(store: Store, number: int, *, stored: int) -> ShardFile:
+def _shard_file(store: ShardStore, number: int, *, stored: int) -> ShardFile:
     return ShardFile(name=store.tars[number], num_images=stored, size=store.sizes[number])
 
 
@@ -198,9 +198,9 @@ def write_audited_index(
             num_rejected=len(built.rejected),
             audit=built.findings.record,
             resize=0 if data.source == "tars" else data.resize,
-            steps=data.steps,
+            steps=data.preprocess,
             columns=source.columns,
-            synthetic=data.source == "phantom",
+            synthetic=data.source == "synthetic",
             ceilings=_ceilings(job, built),
         ).save(written.manifest)
 
@@ -228,18 +228,18 @@ def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
 
 def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
     """What a perfect reader of synthetic fundus photographs for the test would score against the noisy labels."""
-    if job.data.source != "phantom" or job.data.phantom.kind != "fundus":
+    if job.data.source != "synthetic" or job.data.synthetic.kind != "fundus":
         return ()
     from tlbatch.metrics.scores import score  # noqa: PLC0415 (scikit-learn takes seconds to import)
 
-    drawn = phantom_folder(job)
+    drawn = synthetic_folder(job)
     truth = {
         image.key: int(image.label) for image in read_source(job.data, drawn / "train", drawn / "truth.csv").images
     }
     rows = built.findings.rows
     test = [built.images[number] for number in rows.image[rows.split == SPLITS.index("test")].tolist()]
     labels, grades = [int(image.label) for image in test], [truth[image.key] for image in test]
-    noise = job.data.phantom.grader_noise
+    noise = job.data.synthetic.grader_noise
     why = f"the grade drawn, scored against labels that are one grade off with probability {noise}"
     return tuple(
         Ceiling(metric=metric, score=value, why=why)

@@ -37,7 +37,7 @@ _MOST_OPEN = 128
 StartMethod = Literal["fork", "spawn"]
 
 
-class Batch(NamedTuple):
+class SampleBatch(NamedTuple):
     """Some samples of a split."""
 
     inputs: torch.Tensor
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     """int64, (n,); with tags (n, tags), -1 where there are fewer."""
     positions: torch.Tensor
     """int64, (n,): row of each image in its split."""
-    turns: torch.Tensor
+    symmetry: torch.Tensor
     """uint8, (n,): the symmetry of the square that is still to be applied, see `tlbatch.model.symmetries.turned`."""
     errors: dict[int, str]
     """Cause by place in the batch, for images that could not be read; their pixels are black."""
@@ -110,7 +110,7 @@ def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:
     return ImageSet(manifest, paths, stage_locally(shards, slurm.local_folder) if slurm else shards)
 
 
-class SplitDataset(Dataset[Batch]):
+class SplitDataset(Dataset[SampleBatch]):
     """Samples of one split; asked for whole batches at a time.
 
     Parameters
@@ -136,7 +136,7 @@ class SplitDataset(Dataset[Batch]):
         """A worker that is not forked maps the index and opens the shards for itself."""
         return self.__dict__ | {"_index": None, "_open": {}}
 
-    def __getitems__(self, samples: Sequence[int]) -> Batch:
+    def __getitems__(self, samples: Sequence[int]) -> SampleBatch:
         """Read, decode and view some images.
 
         Raises
@@ -148,22 +148,22 @@ class SplitDataset(Dataset[Batch]):
         rows = self._look_up(positions)
         size = self._samples.views.size
         images = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
-        turns = np.zeros(len(rows), dtype=np.uint8)
+        symmetry = np.zeros(len(rows), dtype=np.uint8)
         errors: dict[int, str] = {}
         for place, (row, view) in enumerate(zip(rows, views.tolist(), strict=True)):
             try:
-                images[place], turns[place] = self._samples.views.read(
+                images[place], symmetry[place] = self._samples.views.read(
                     self.read(row), view, content=row["content"], plain=bool(row["plain"])
                 )
             except UnreadableImageError as error:
                 if self._strict:
                     raise UserError(self._lost(row, error)) from None
                 errors[place] = str(error)
-        return Batch(
+        return SampleBatch(
             torch.from_numpy(images),
             labels_of(rows),
             torch.from_numpy(positions),
-            torch.from_numpy(turns),
+            torch.from_numpy(symmetry),
             errors,
         )
 
@@ -251,11 +251,11 @@ def num_workers(train: Train, world: World, device: str) -> int:
 
 def load(
     dataset: SplitDataset, batches: Iterable[Positions], *, workers: int, start_method: StartMethod = "fork"
-) -> Iterator[Batch]:
+) -> Iterator[SampleBatch]:
     """The given batches in the given order, for any number of workers."""
     if workers:
         _kill_workers_at_exit()
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[SampleBatch] = DataLoader(
         dataset,
         batch_sampler=_Batches(dataset, batches),
         num_workers=workers,
@@ -286,5 +286,5 @@ def _kill_workers_at_exit() -> None:
     atexit.register(kill)  # runs before multiprocessing's own, which was registered earlier
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: SampleBatch) -> SampleBatch:
     return batch

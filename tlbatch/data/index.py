@@ -20,7 +20,7 @@ Index = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
-class Rows:
+class IndexRows:
     """Which images of a list are in which split: an image may be in several, or in none."""
 
     image: npt.NDArray[np.int64]
@@ -31,9 +31,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.image)
 
-    def chosen(self, some: npt.NDArray[np.bool_]) -> "Rows":
+    def chosen(self, some: npt.NDArray[np.bool_]) -> "IndexRows":
         """Some of the rows."""
-        return Rows(self.image[some], self.split[some])
+        return IndexRows(self.image[some], self.split[some])
 
 
 def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int) -> np.dtype[np.void]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Recipe
 from tlbatch.core.errors import UserError
-from tlbatch.data.index import Rows
+from tlbatch.data.index import IndexRows
 from tlbatch.data.sources.base import Labelled
 from tlbatch.runs.records import SPLITS
 
@@ -30,7 +30,7 @@ _SEED = 42
 _TEN = 10
 
 
-def published_rows(images: Sequence[Labelled], recipe: Recipe) -> Rows:
+def published_rows(images: Sequence[Labelled], recipe: Recipe) -> IndexRows:
     """The rows of a recipe, sorted; an image may have several.
 
     Raises
@@ -46,9 +46,9 @@ def published_rows(images: Sequence[Labelled], recipe: Recipe) -> Rows:
     return _sorted_rows([(order[place], split) for split, places in parts.items() for place in places.tolist()])
 
 
-def _sorted_rows(pairs: list[tuple[int, SplitName]]) -> Rows:
+def _sorted_rows(pairs: list[tuple[int, SplitName]]) -> IndexRows:
     numbers = np.array(sorted((image, SPLITS.index(split)) for image, split in pairs), np.int64).reshape(-1, 2)
-    return Rows(numbers[:, 0], numbers[:, 1])
+    return IndexRows(numbers[:, 0], numbers[:, 1])
 
 
 def _from_folder(image: Labelled) -> SplitName:

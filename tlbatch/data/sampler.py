@@ -119,13 +119,13 @@ def _mixed(values: _Words) -> _Words:
     return values ^ (values >> np.uint64(31))
 
 
-def drawn(samples: Positions, *, seed: int, epoch: int) -> _Words:
+def random_words(samples: Positions, *, seed: int, epoch: int) -> _Words:
     """A random 64-bit number for each sample of an epoch, (n,), the same wherever it is asked for."""
     key = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64), counter=[0, 0, 0, 1]).random_raw(2)
     return _mixed(_mixed(samples.astype(np.uint64) + np.uint64(key[0])) ^ np.uint64(key[1]))
 
 
-def balanced(labels: Positions, *, strength: float, seed: int, epoch: int) -> Positions:
+def class_balanced(labels: Positions, *, strength: float, seed: int, epoch: int) -> Positions:
     """As many positions as there are labels, rare classes more often: a pure function of all that is given.
 
     With strength 1 every class comes equally often, with 0 as often as it is there; images of a class are taken in
@@ -146,7 +146,7 @@ def balanced(labels: Positions, *, strength: float, seed: int, epoch: int) -> Po
 
 
 @dataclass(frozen=True)
-class State:
+class SamplerState:
     """How far a training has come in its data; all that it needs to go on with the rest of an epoch."""
 
     seed: int
@@ -156,7 +156,7 @@ class State:
 
 
 def training_batches(
-    state: State, num_samples: int, *, batch_size: int, rank: int, world_size: int
+    state: SamplerState, num_samples: int, *, batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[int, Positions]]:
     """What is left of the epoch: size of each global batch, and this rank's share of it.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data, Split
 from tlbatch.core.errors import UserError
-from tlbatch.data.index import Rows
+from tlbatch.data.index import IndexRows
 from tlbatch.data.published_splits import published_rows
 from tlbatch.data.sources.base import Labelled, coded, key_of, tags_of
 from tlbatch.runs.records import SPLITS
@@ -57,7 +57,7 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
     return sorted(drawn, key=lambda image: image.key)
 
 
-def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> Rows:
+def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> IndexRows:
     """The rows of a set: each image with its split, in the order of the images.
 
     An image has one row, but may have several with method ``as-published``.
@@ -83,9 +83,9 @@ def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]
         return published_rows(images, split.recipe)
     everyone = np.arange(len(images))
     if split.method == "given":
-        return Rows(everyone, _given(images, data, known))
+        return IndexRows(everyone, _given(images, data, known))
     groups = _Groups.of(images, data)
-    return Rows(everyone, _split(groups, split, known)[groups.codes])
+    return IndexRows(everyone, _split(groups, split, known)[groups.codes])
 
 
 def _split(groups: "_Groups", split: Split, known: dict[str, float]) -> npt.NDArray[np.int64]:

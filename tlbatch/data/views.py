@@ -6,7 +6,7 @@ import numpy as np
 
 from tlbatch.config.training import Symmetries, Train
 from tlbatch.data.decode import Rgb, decode, decode_plain, plain_size, reduction, resized
-from tlbatch.data.sampler import Positions, drawn
+from tlbatch.data.sampler import Positions, random_words
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -115,7 +115,7 @@ class Samples:
             views = numbers[which]
         else:
             places = samples
-            draws = drawn(samples, seed=self.seed, epoch=self.epoch)
+            draws = random_words(samples, seed=self.seed, epoch=self.epoch)
             views = (
                 numbers[draws % np.uint64(len(numbers))] if len(numbers) else (draws >> np.uint64(1)).astype(np.int64)
             )

@@ -17,7 +17,7 @@ from tlbatch.deploy.card import write_card
 from tlbatch.deploy.graph import program_of, reason_of, run_onnx, run_pt2, to_onnx, to_pt2
 from tlbatch.deploy.model import ExportedModel
 from tlbatch.deploy.record import CARD, EXPORTED_VERSION, RECORD, WEIGHTS, Exported, Form, FormName, Preprocessing
-from tlbatch.deploy.verify import Floats, Reference, Reported, load_reported, predict_some
+from tlbatch.deploy.verify import Floats, ParitySample, ReportedRun, load_reported, predict_sample
 from tlbatch.report.checklist import main_score
 from tlbatch.runs.paths import RunPaths
 
@@ -39,7 +39,7 @@ def export_run(paths: RunPaths, folder: Path) -> Exported:
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder}: is there already; name another folder, or remove it")
     run = load_reported(paths)
-    reference = predict_some(run)
+    reference = predict_sample(run)
     with atomic_folder(folder) as draft:
         copy_file(run.checkpoint, draft / WEIGHTS)
         record = _described(run, reference)
@@ -54,7 +54,7 @@ def export_run(paths: RunPaths, folder: Path) -> Exported:
     return record
 
 
-def _described(run: Reported, reference: Reference) -> Exported:
+def _described(run: ReportedRun, reference: ParitySample) -> Exported:
     """The record, before any form but the weights is there."""
     best, job, manifest, spec = run.best, run.record.job, run.images.manifest, reference.spec
     return Exported(
@@ -96,7 +96,7 @@ def _described(run: Reported, reference: Reference) -> Exported:
     )
 
 
-def _checked(model: ExportedModel, reference: Reference, checkpoint: Path) -> Form:
+def _checked(model: ExportedModel, reference: ParitySample, checkpoint: Path) -> Form:
     """The weights as they were read back.
 
     Raises
@@ -113,7 +113,7 @@ def _checked(model: ExportedModel, reference: Reference, checkpoint: Path) -> Fo
     return Form(file=WEIGHTS, difference=difference)
 
 
-def _graphs(model: ExportedModel, reference: Reference, folder: Path) -> dict[FormName, Form]:
+def _graphs(model: ExportedModel, reference: ParitySample, folder: Path) -> dict[FormName, Form]:
     """Write the forms that hold the whole way from squares to probabilities."""
     ways: dict[FormName, tuple[Make, Run]] = {"onnx": (to_onnx, run_onnx), "pt2": (to_pt2, run_pt2)}
     if model.draws_crops:
@@ -131,7 +131,9 @@ def _graphs(model: ExportedModel, reference: Reference, folder: Path) -> dict[Fo
     return {name: _graph(program, reference, folder, name, *ways[name]) for name in ways}
 
 
-def _graph(program: ExportedProgram, reference: Reference, folder: Path, name: FormName, make: Make, run: Run) -> Form:
+def _graph(
+    program: ExportedProgram, reference: ParitySample, folder: Path, name: FormName, make: Make, run: Run
+) -> Form:
     """Make one form, and write it if it answers as the run does."""
     file = f"model.{name}"
     lacking = [package for package in _PACKAGES[name] if find_spec(package) is None]
@@ -151,7 +153,7 @@ def _graph(program: ExportedProgram, reference: Reference, folder: Path, name: F
     return Form(file=file, difference=difference)
 
 
-def _difference(found: npt.NDArray[np.float32], reference: Reference) -> float:
+def _difference(found: npt.NDArray[np.float32], reference: ParitySample) -> float:
     """The largest of a probability; NaN where one is none."""
     assert found.shape == reference.probabilities.shape
     return _short(float(np.abs(found - reference.probabilities).max()))

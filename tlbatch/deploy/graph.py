@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.heads import Neighbours
-from tlbatch.model.symmetries import turned_alike
+from tlbatch.model.symmetries import apply_symmetry
 
 _TINY = float(np.finfo(np.float64).eps)
 _AT_ONCE = 8
@@ -23,7 +23,7 @@ _COLOURED = re.compile(r"\x1b\[[0-9;]*m")
 Floats = npt.NDArray[np.float32]
 
 
-class Answering(nn.Module):
+class ExportModule(nn.Module):
     """A classifier with what prediction and report do around it.
 
     Parameters
@@ -37,16 +37,16 @@ class Answering(nn.Module):
     """
 
     def __init__(
-        self, model: Classifier, *, turns: tuple[int, ...], of_vectors: bool, temperature: float | None
+        self, model: Classifier, *, symmetry: tuple[int, ...], of_vectors: bool, temperature: float | None
     ) -> None:
         super().__init__()
         self.model = model
-        self._turns, self._of_vectors, self._temperature = turns, of_vectors, temperature
+        self._turns, self._of_vectors, self._temperature = symmetry, of_vectors, temperature
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Probabilities, float32 (n, num_classes), of images, uint8 (n, size, size, 3)."""
-        return self.of_views([turned_alike(images, turn) for turn in self._turns])
+        return self.of_views([apply_symmetry(images, turn) for turn in self._turns])
 
     def of_views(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
         """Probabilities, float32 (n, num_classes), from the views of n images, uint8 (n, size, size, 3) each.
@@ -74,7 +74,7 @@ def _tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
     return torch.where(same, found, probabilities)
 
 
-def program_of(answering: Answering) -> ExportedProgram:
+def program_of(answering: ExportModule) -> ExportedProgram:
     """The graph of a model on the CPU for any number of images, without the paths of the code that it came from."""
     for module in answering.modules():
         if isinstance(module, Neighbours):

@@ -14,18 +14,18 @@ from tlbatch.core.files import digest_file
 from tlbatch.data.decode import Rgb, UnreadableImageError, is_plain
 from tlbatch.data.shards.encode import to_shard
 from tlbatch.data.views import Views, training_views
-from tlbatch.deploy.graph import Answering
+from tlbatch.deploy.graph import ExportModule
 from tlbatch.deploy.record import RECORD, WEIGHTS, Exported
 from tlbatch.model.build import build_classifier
 from tlbatch.model.checkpoint import load_trained
-from tlbatch.model.symmetries import turned
+from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.runs.records import load_record
 
 _SQUARES = 32
 """That go through the network at once."""
 
 
-class Answers(NamedTuple):
+class ImagePredictions(NamedTuple):
     """What a model says of some images."""
 
     probabilities: npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ class ExportedModel:
     run.
     """
 
-    def __init__(self, record: Exported, answering: Answering, views: Views, device: torch.device) -> None:
+    def __init__(self, record: Exported, answering: ExportModule, views: Views, device: torch.device) -> None:
         self.record, self.answering = record, answering
         self._views, self._device = views, device
 
@@ -70,8 +70,8 @@ class ExportedModel:
         model.set_cut(network.phase[record.phase].cut, freeze_batch_norm=False)
         size, of_vectors = model.spec.size, network.head.view_mean
         views = training_views(network.train, size) if of_vectors else Views(size, best_views)
-        turns = views.numbers if views.crop_scale == 1 else ()
-        answering = Answering(model, turns=turns, of_vectors=of_vectors, temperature=record.temperature)
+        symmetry = views.numbers if views.crop_scale == 1 else ()
+        answering = ExportModule(model, symmetry=symmetry, of_vectors=of_vectors, temperature=record.temperature)
         return cls(record, answering, views, torch.device(device))
 
     @property
@@ -79,7 +79,7 @@ class ExportedModel:
         """Whether the views are drawn from the whole image, so that a square of it is not enough."""
         return self._views.crop_scale < 1
 
-    def predict(self, files: Iterable[bytes], *, in_shard: bool = False) -> Answers:
+    def predict(self, files: Iterable[bytes], *, in_shard: bool = False) -> ImagePredictions:
         """Probabilities of image files.
 
         Parameters
@@ -95,9 +95,9 @@ class ExportedModel:
             errors |= {num + place: why for place, why in part.errors.items()}
             parts.append(part.probabilities)
             num += len(part.probabilities)
-        return Answers(np.concatenate(parts), errors)
+        return ImagePredictions(np.concatenate(parts), errors)
 
-    def batches(self, files: Iterable[bytes], *, in_shard: bool = False) -> Iterator[Answers]:
+    def batches(self, files: Iterable[bytes], *, in_shard: bool = False) -> Iterator[ImagePredictions]:
         """The same, some images at a time."""
         most = max(1, _SQUARES // len(self._views.numbers))
         waiting: list[bytes] = []
@@ -114,22 +114,22 @@ class ExportedModel:
         """Views that are read; symmetries of one square are made on the device."""
         return self._views.numbers if self.draws_crops else (0,)
 
-    def _answer(self, files: list[bytes], *, in_shard: bool) -> Answers:
+    def _answer(self, files: list[bytes], *, in_shard: bool) -> ImagePredictions:
         size = self._views.size
         errors: dict[int, str] = {}
         squares = np.zeros((len(self._drawn), len(files), size, size, 3), np.uint8)
-        turns = np.zeros(squares.shape[:2], np.uint8)
+        symmetry = np.zeros(squares.shape[:2], np.uint8)
         for place, data in enumerate(files):
             try:
                 for number, (rgb, turn) in enumerate(self._read(data, in_shard=in_shard)):
-                    squares[number, place], turns[number, place] = rgb, turn
+                    squares[number, place], symmetry[number, place] = rgb, turn
             except UnreadableImageError as error:
                 errors[place] = str(error)
-        found = self._probabilities(torch.from_numpy(squares), torch.from_numpy(turns))
+        found = self._probabilities(torch.from_numpy(squares), torch.from_numpy(symmetry))
         for place in np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
             errors.setdefault(place, "its probabilities are not finite")
         found[list(errors)] = np.nan
-        return Answers(found, errors)
+        return ImagePredictions(found, errors)
 
     def _read(self, data: bytes, *, in_shard: bool) -> list[tuple[Rgb, int]]:
         wanted = self.record.preprocessing
@@ -142,10 +142,10 @@ class ExportedModel:
         return [self._views.read(stored, view, content=content, plain=plain) for view in self._drawn]
 
     @torch.inference_mode()
-    def _probabilities(self, squares: torch.Tensor, turns: torch.Tensor) -> npt.NDArray[np.float32]:
+    def _probabilities(self, squares: torch.Tensor, symmetry: torch.Tensor) -> npt.NDArray[np.float32]:
         squares = squares.to(self._device)
         if self.draws_crops:
-            views = [turned(some, how) for some, how in zip(squares, turns, strict=True)]
+            views = [apply_symmetries(some, how) for some, how in zip(squares, symmetry, strict=True)]
             found = self.answering.of_views(views)
         else:
             found = self.answering(squares[0])

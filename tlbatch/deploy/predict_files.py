@@ -24,7 +24,7 @@ _UNREAD = 1
 Floats = npt.NDArray[np.float32]
 
 
-def answer(folder: Path, images: Sequence[Path], table: Path | None) -> int:
+def predict_files(folder: Path, images: Sequence[Path], table: Path | None) -> int:
     """Score images with the model in a folder, and write a table of them; the exit code.
 
     Parameters
@@ -45,7 +45,7 @@ def answer(folder: Path, images: Sequence[Path], table: Path | None) -> int:
     if not torch.cuda.is_available():
         keep_freed_memory()
     with _opened(table) as file:
-        num_unread = write_answers(model, files, lost, file)
+        num_unread = write_image_predictions(model, files, lost, file)
     if num_unread:
         sys.stderr.write(f"{num_unread} of {len(files) + len(lost)} could not be read; the column error says why\n")
     return _UNREAD if num_unread else 0
@@ -72,7 +72,9 @@ def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
     return files, lost
 
 
-def write_answers(model: ExportedModel, files: Sequence[Path], lost: Sequence[Rejected], table: BinaryIO) -> int:
+def write_image_predictions(
+    model: ExportedModel, files: Sequence[Path], lost: Sequence[Rejected], table: BinaryIO
+) -> int:
     """Write a row for each image; how many could not be read."""
     classes = model.record.classes
     table.write(_line(["image", "predicted", *(f"p_{name}" for name in classes), "error"]))

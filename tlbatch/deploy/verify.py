@@ -20,18 +20,18 @@ from tlbatch.evaluation.summary import temper
 from tlbatch.model.backbones import Backbone
 from tlbatch.model.checkpoint import load_best, trained_classifier
 from tlbatch.model.classifier import Classifier, predicted
-from tlbatch.model.symmetries import turned
+from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, RunRecord, load_record
 from tlbatch.runs.report import Report
-from tlbatch.runs.stage import finished
+from tlbatch.runs.stage import require_finished
 
 _MOST = 32
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Reported:
+class ReportedRun:
     """A run that has been reported."""
 
     record: RunRecord
@@ -50,7 +50,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ParitySample:
     """Images of the test split, and what the run's own model says of them."""
 
     files: tuple[bytes, ...]
@@ -63,7 +63,7 @@ class Reference:
     spec: Backbone
 
 
-def load_reported(paths: RunPaths) -> Reported:
+def load_reported(paths: RunPaths) -> ReportedRun:
     """Read what a run has left.
 
     Raises
@@ -78,16 +78,16 @@ def load_reported(paths: RunPaths) -> Reported:
             raise UserError(f"{paths.folder}: an ensemble has no weights; export its members: {' '.join(members)}")
     record = paths.load()
     record.job.require_classes("an export")
-    finished("reduce", paths, record)
+    require_finished("reduce", paths, record)
     report = load_record(Report, paths.report_json, missing=missing)
     best, checkpoint = load_best(paths)
     if report.checkpoint is None or report.checkpoint.digest != best.digest:
         raise UserError(f"{paths.report_json}: of another checkpoint than {checkpoint.name}; submit the job again")
     scored = read_predictions(paths.report / "predictions.csv", best.classes)
-    return Reported(record, report, best, checkpoint, open_set(paths.set_paths(record.job)), scored.of("test"))
+    return ReportedRun(record, report, best, checkpoint, open_set(paths.set_paths(record.job)), scored.of("test"))
 
 
-def predict_some(run: Reported) -> Reference:
+def predict_sample(run: ReportedRun) -> ParitySample:
     """Predict test images, spread over the split, as predict and reduce do: on the CPU, in 32 bits.
 
     Raises
@@ -110,7 +110,7 @@ def predict_some(run: Reported) -> Reference:
         ]
     probabilities, scored = _at_temperature(run, images.index["key"][rows], np.stack(found))
     apart = np.abs(probabilities - scored)[~np.isnan(scored)]
-    return Reference(
+    return ParitySample(
         files=tuple(dataset.read(row) for row in images.index[rows]),
         squares=squares,
         probabilities=probabilities,
@@ -146,15 +146,15 @@ def _of_image(
 ) -> Floats:
     """Probabilities of one image from all its views, (num_classes,)."""
     batch = dataset.__getitems__(samples)
-    inputs, turns = batch.inputs, batch.turns
+    inputs, symmetry = batch.inputs, batch.symmetry
     if of_vectors:
         with torch.inference_mode():
-            inputs, turns = model.to_cut(turned(inputs, turns)).mean(0, keepdim=True), turns[:1] * 0
-    outputs = predicted(model, inputs, turns, accelerator)
+            inputs, symmetry = model.to_cut(apply_symmetries(inputs, symmetry)).mean(0, keepdim=True), symmetry[:1] * 0
+    outputs = predicted(model, inputs, symmetry, accelerator)
     return np.asarray(model.probabilities(outputs).numpy().mean(axis=0))
 
 
-def _at_temperature(run: Reported, keys: npt.NDArray[np.bytes_], raw: Floats) -> tuple[Floats, Floats]:
+def _at_temperature(run: ReportedRun, keys: npt.NDArray[np.bytes_], raw: Floats) -> tuple[Floats, Floats]:
     """Probabilities at the temperature that was kept, and those of the same images in predictions.csv."""
     places = {key: place for place, key in enumerate(run.scored.keys.tolist())}
     scored = run.scored.where(np.array([places[key] for key in keys.tolist()], np.int64))

@@ -18,9 +18,9 @@ from tlbatch.config.job import Job
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.distributed.rendezvous import join_ranks
-from tlbatch.distributed.watchdog import Pulse, Signs, Stillness
+from tlbatch.distributed.watchdog import Heartbeat, Stall, Watchdog
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.progress import Teller
+from tlbatch.runs.progress import ProgressReporter
 from tlbatch.runs.records import StageName
 from tlbatch.runs.signals import StopFlag
 from tlbatch.runs.stage import record_failure
@@ -31,21 +31,23 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 
 
 @dataclass(frozen=True)
-class Crew:
+class RankContext:
     """The ranks of a stage that work together, as one of them sees them."""
 
     accelerator: Accelerator
     world: World
     stop: StopFlag
-    teller: Teller
-    pulse: Pulse
+    reporter: ProgressReporter
+    watchdog: Watchdog
 
     @staticmethod
-    def alone(stage: StageName, paths: RunPaths) -> "Crew":
+    def single_process(stage: StageName, paths: RunPaths) -> "RankContext":
         """A single rank on the CPU that nobody watches or stops."""
         world = World()
-        pulse = Pulse(math.inf, lambda *_: None, signs=None)
-        return Crew(Accelerator(cpu=True), world, StopFlag(), Teller(paths, world, stage, saves=False), pulse)
+        watchdog = Watchdog(math.inf, lambda *_: None, heartbeat=None)
+        return RankContext(
+            Accelerator(cpu=True), world, StopFlag(), ProgressReporter(paths, world, stage, saves=False), watchdog
+        )
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +58,7 @@ class Crew:
     @contextmanager
     def shares_of_others(self, own_s: float) -> Iterator[None]:
         """Wait in the block for the other ranks, which have about as much to do as this one had in so many seconds."""
-        with self.pulse.expected("the shares of the other ranks", grace_s=own_s), self.pulse.waiting():
+        with self.watchdog.expected("the shares of the other ranks", grace_s=own_s), self.watchdog.waiting():
             yield
 
     def end_if_stopped(self, what: str, *, own_s: float) -> None:
@@ -75,7 +77,7 @@ class Crew:
 
 
 @contextmanager
-def joined_ranks(stage: StageName, paths: RunPaths, world: World, job: Job) -> Iterator[Crew]:
+def join_process_group(stage: StageName, paths: RunPaths, world: World, job: Job) -> Iterator[RankContext]:
     """Join the ranks of a stage, which remember from here on that they were asked to end, and watch that they get on.
 
     Raises
@@ -95,7 +97,7 @@ def joined_ranks(stage: StageName, paths: RunPaths, world: World, job: Job) -> I
     if world.world_size > 1:
         join_ranks(world, job.slurm, paths.rendezvous / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
 
-    def tell(kind: Stillness, what: str) -> None:
+    def tell(kind: Stall, what: str) -> None:
         message = f"{world.node} rank {world.rank}: {what}; its log has the stack"
         record_failure(stage, world, paths.folder, message, kind)
 
@@ -103,9 +105,9 @@ def joined_ranks(stage: StageName, paths: RunPaths, world: World, job: Job) -> I
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
         _check(accelerator, world, on_gpu=on_gpu)
         size, prefix = world.world_size, f"{stage}-{world.attempt}"
-        signs = Signs(paths.rendezvous, prefix, rank=world.rank, world_size=size) if size > 1 else None
-        with Pulse(job.slurm.hang_s, tell, signs=signs) as pulse:
-            yield Crew(accelerator, world, stop, Teller(paths, world, stage), pulse)
+        heartbeat = Heartbeat(paths.rendezvous, prefix, rank=world.rank, world_size=size) if size > 1 else None
+        with Watchdog(job.slurm.watchdog_timeout_s, tell, heartbeat=heartbeat) as watchdog:
+            yield RankContext(accelerator, world, stop, ProgressReporter(paths, world, stage), watchdog)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

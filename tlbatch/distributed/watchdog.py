@@ -17,7 +17,7 @@ from typing import Literal, Self
 from tlbatch.core.errors import StoppedError
 
 log = logging.getLogger(__name__)
-Stillness = Literal["hung", "lost"]
+Stall = Literal["hung", "lost"]
 """By itself, or in waiting for another rank."""
 _FIRST = 10
 """Times the limit that the first step may take, which starts workers and compiles, and times the longest step later."""
@@ -34,7 +34,7 @@ _SIGNS = 5
 """Signs of life in the limit."""
 
 
-class Signs:
+class Heartbeat:
     """Signs of life that the ranks of a stage give each other: a file a rank, touched again and again.
 
     A process that was stopped (SIGSTOP, a debugger, a machine that is gone) gives none, whatever it was at; one that is
@@ -77,11 +77,11 @@ class Signs:
         if well:
             self._file.unlink(missing_ok=True)
 
-    def forgive(self) -> None:
+    def reset(self) -> None:
         """Begin to count anew, where this process, or the file system, stood still itself."""
         self._seen = None
 
-    def silent_s(self) -> float:
+    def silence_s(self) -> float:
         """Seconds since the last sign of the next rank."""
         now = time.monotonic()
         try:
@@ -95,7 +95,7 @@ class Signs:
         return now - self._seen[1]
 
 
-class Pulse:
+class Watchdog:
     """Watches from a thread whether the main one still gets on with a loop that beats.
 
     Between two beats may pass the limit, or ten times what the longest step took. Time in which the whole process was
@@ -111,19 +111,19 @@ class Pulse:
         Of life, of this rank and the others; None where there is no other rank to wait for.
     """
 
-    def __init__(self, limit_s: float, tell: Callable[[Stillness, str], None], *, signs: Signs | None) -> None:
-        self._limit_s, self._tell, self._signs = limit_s, tell, signs
+    def __init__(self, limit_s: float, tell: Callable[[Stall, str], None], *, heartbeat: Heartbeat | None) -> None:
+        self._limit_s, self._tell, self._heartbeat = limit_s, tell, heartbeat
         self._main = threading.main_thread().ident
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._what = ""
         self._waits = False
         self._last = self._longest = self._grace = 0.0
         self._beats = 0
 
     def __enter__(self) -> Self:
-        if self._signs:
-            self._signs.begin(every_s=self._limit_s / _SIGNS)
+        if self._heartbeat:
+            self._heartbeat.begin(every_s=self._limit_s / _SIGNS)
         self._thread.start()
         return self
 
@@ -133,10 +133,10 @@ class Pulse:
         self._ended.set()
         if self._thread.ident:
             self._thread.join()
-        if self._signs:
-            self._signs.end(well=error is None or isinstance(error, StoppedError))
+        if self._heartbeat:
+            self._heartbeat.end(well=error is None or isinstance(error, StoppedError))
 
-    def beat(self) -> None:
+    def step_done(self) -> None:
         """Say that a step is done."""
         now = time.monotonic()
         took = now - self._last
@@ -187,36 +187,36 @@ class Pulse:
             if now - looked > max(self._limit_s / 2, 4 * pause):
                 log.warning("this process was suspended for %.0f s", now - looked)
                 self._last = max(self._last, now)
-                if self._signs:
-                    self._signs.forgive()
+                if self._heartbeat:
+                    self._heartbeat.reset()
             looked = now
-            if self._signs and now - signed > self._limit_s / _SIGNS:
+            if self._heartbeat and now - signed > self._limit_s / _SIGNS:
                 signed = now
-                self._look(self._signs)
+                self._look(self._heartbeat)
             what, still = self._what, now - self._last
             if what and still > self._allowed_s:
                 self._end_still(what, still)
 
-    def _look(self, signs: Signs) -> None:
+    def _look(self, heartbeat: Heartbeat) -> None:
         """Whether the next rank lives."""
         try:
-            silent = signs.silent_s()
+            silent = heartbeat.silence_s()
         except OSError as error:
             log.warning("signs of life could not be read: %s", error)
-            signs.forgive()
+            heartbeat.reset()
             return
         if silent > self._limit_s:
             what = f" in {self._what}" if self._what else ""
-            self._end("lost", f"rank {signs.next_rank} gave no sign of life for {silent:.0f} s{what}")
+            self._end("lost", f"rank {heartbeat.next_rank} gave no sign of life for {silent:.0f} s{what}")
 
     def _end_still(self, what: str, still: float) -> None:
         frame = sys._current_frames().get(self._main or 0)  # noqa: SLF001 (the documented way to another thread's frame)
-        waits = self._signs is not None and (self._waits or _is_collective(frame))
+        waits = self._heartbeat is not None and (self._waits or _is_collective(frame))
         where = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "nowhere"
         doing = "has waited for another rank" if waits else "has stood still"
         self._end("lost" if waits else "hung", f"{doing} for {still:.0f} s in {what} ({where})")
 
-    def _end(self, kind: Stillness, what: str) -> None:
+    def _end(self, kind: Stall, what: str) -> None:
         faulthandler.dump_traceback(all_threads=True)
         self._tell(kind, what)
         sys.stdout.flush()

@@ -16,7 +16,7 @@ from tlbatch.config.base import Metric
 from tlbatch.config.report import Reporting
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import plain_text, to_csv
-from tlbatch.metrics.confusion import Decided, point_scores
+from tlbatch.metrics.confusion import Classified, point_scores
 from tlbatch.runs.report import Placed
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Named:
     """Decisions on test images with the images' names."""
 
     names: Sequence[str]
-    decided: Decided
+    decided: Classified
     classes: Sequence[str]
 
 
@@ -105,12 +105,12 @@ def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed,
         if reporting.solution is not None:
             some, warnings = _part(tested, reporting.solution, name)
         decided = tested.decided.where(some)
-        score = point_scores(decided)[metric] if len(decided.truth) else np.nan
+        score = point_scores(decided)[metric] if len(decided.y_true) else np.nan
         text = "undefined here" if np.isnan(score) else f"{score:.5f}: {place(score, read_board(file))}"
         found.append(
             Placed(
                 board=name,
-                n=len(decided.truth),
+                n=len(decided.y_true),
                 score=None if np.isnan(score) else float(score),
                 text=text,
                 warnings=tuple(warnings),
@@ -139,13 +139,13 @@ def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool
     unknown = sorted({one for one in theirs.values() if one not in tested.classes})
     if unknown:
         warnings.append(f"labels of the solution that are no class: {', '.join(unknown[:5])}")
-    own = [tested.classes[number] for number in tested.decided.truth[mine]]
+    own = [tested.classes[number] for number in tested.decided.y_true[mine]]
     there = [theirs[one] for one, ok in zip(tested.names, mine, strict=True) if ok]
     others = sum(one != other for one, other in zip(own, there, strict=True))
     if others:
         warnings.append(f"{others} images have another label there: the score is by the labels here")
     counts = np.array([
-        [int((tested.decided.truth[mine] == number).sum()), list(theirs.values()).count(one)]
+        [int((tested.decided.y_true[mine] == number).sum()), list(theirs.values()).count(one)]
         for number, one in enumerate(tested.classes)
     ])  # fmt: skip
     counts = counts[counts.sum(axis=1) > 0]

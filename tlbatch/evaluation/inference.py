@@ -11,22 +11,22 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import broadcast_object_list
 
-from tlbatch.activations.batches import Feed
-from tlbatch.activations.store import Stored, open_stores, view_keys
+from tlbatch.activations.batches import BatchSource
+from tlbatch.activations.store import StoreGroup, open_stores, view_keys
 from tlbatch.config.base import SplitName
 from tlbatch.core.errors import UserError
 from tlbatch.data.dataset import ImageSet, num_workers
 from tlbatch.data.sampler import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.distributed.process_group import Crew, joined_ranks
+from tlbatch.distributed.process_group import RankContext, join_process_group
 from tlbatch.evaluation.prediction_parts import Part, Width, read_rows, write_part
 from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.model.classifier import Classifier, predicted
 from tlbatch.model.phrase_decoder import NONE, PhraseHead, unpacked
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.progress import on_rank_0
+from tlbatch.runs.progress import rank_0_of
 from tlbatch.runs.records import Best, Marker, RunRecord
-from tlbatch.runs.stage import finished
+from tlbatch.runs.stage import require_finished
 from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ PREDICTED: tuple[SplitName, ...] = ("val", "test")
 
 
 @dataclass(frozen=True)
-class Session:
+class InferenceContext:
     """What the prediction of all splits shares."""
 
     record: RunRecord
@@ -42,7 +42,7 @@ class Session:
     best: Best
     cached: Marker
     model: Classifier
-    crew: Crew
+    ranks: RankContext
     known: Positions
     """Rows that an earlier life of the stage has predicted."""
 
@@ -51,98 +51,102 @@ def join_and_predict(
     record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
 ) -> None:
     """Join the ranks and write this rank's prediction parts."""
-    cached = finished("cache", paths, record)
+    cached = require_finished("cache", paths, record)
     model = trained_classifier(record, len(best.classes), weights)
     header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
-    with joined_ranks("predict", paths, world, record.job) as crew:
+    with join_process_group("predict", paths, world, record.job) as ranks:
         found = [read_rows(paths.predictions, header, Width.of(best)) if world.is_main else None]
         (known,) = broadcast_object_list(found)
         assert known is not None
         if len(known):
             log.info("%d images are predicted already", len(known))
-        model.to(crew.device)
+        model.to(ranks.device)
         model.set_cut(record.job.phase[best.phase].cut, freeze_batch_norm=False)
-        session = Session(record, images, best, cached, model, crew, known)
+        context = InferenceContext(record, images, best, cached, model, ranks, known)
         began = time.monotonic()
-        num = _write_parts(session, paths.predictions, header)
-        crew.end_if_stopped(f"after {num} images on rank {world.rank}", own_s=time.monotonic() - began)
+        num = _write_parts(context, paths.predictions, header)
+        ranks.end_if_stopped(f"after {num} images on rank {world.rank}", own_s=time.monotonic() - began)
         log.info("%d images on rank 0", num)
 
 
-def _write_parts(session: Session, folder: Path, header: Mapping[str, str]) -> int:
+def _write_parts(context: InferenceContext, folder: Path, header: Mapping[str, str]) -> int:
     """Predict the share of this rank and write it now and then, until asked to stop; how many images."""
-    crew, every_s = session.crew, 60 * session.record.job.slurm.save_min
-    nothing = Width.of(session.best).no_images()
+    ranks, every_s = context.ranks, 60 * context.record.job.slurm.snapshot_interval_min
+    nothing = Width.of(context.best).no_images()
     parts, num, written = [nothing], 0, time.monotonic()
-    for part in _share(session):
+    for part in _share(context):
         parts.append(part)
         num += len(part.rows)
-        if crew.stop:
+        if ranks.stop:
             break
         if time.monotonic() - written > every_s:
-            _write(session, folder, Part.joined(parts), header)
+            _write(context, folder, Part.joined(parts), header)
             parts, written = parts[:1], time.monotonic()
-    if len(parts) > 1 or (crew.world.is_main and not len(session.known)):
-        _write(session, folder, Part.joined(parts), header)
+    if len(parts) > 1 or (ranks.world.is_main and not len(context.known)):
+        _write(context, folder, Part.joined(parts), header)
     return num
 
 
-def _share(session: Session) -> Iterator[Part]:
+def _share(context: InferenceContext) -> Iterator[Part]:
     for split in PREDICTED:
-        with session.crew.pulse.expected(f"predict {split}"):
-            for rows, store in _sources(session, split):
-                yield from _predict_rows(session, rows, store, where=on_rank_0(split, session.crew.world))
+        with context.ranks.watchdog.expected(f"predict {split}"):
+            for rows, store in _sources(context, split):
+                yield from _predict_rows(context, rows, store, where=rank_0_of(split, context.ranks.world))
 
 
-def _write(session: Session, folder: Path, part: Part, header: Mapping[str, str]) -> None:
+def _write(context: InferenceContext, folder: Path, part: Part, header: Mapping[str, str]) -> None:
     write_part(folder, part, header)
     for row, error in part.errors.items():
-        log.warning("%s: not predicted: %s", session.images.index["key"][row].decode(), error)
+        log.warning("%s: not predicted: %s", context.images.index["key"][row].decode(), error)
 
 
-def _sources(session: Session, split: SplitName) -> list[tuple[Positions, Stored | None]]:
+def _sources(context: InferenceContext, split: SplitName) -> list[tuple[Positions, StoreGroup | None]]:
     """Rows whose activations are cached at the cut that the checkpoint was trained with, and rows that are images."""
-    rows = session.images.rows(split)
-    stored = open_stores(session.record.job, session.cached.outputs, phase=session.best.phase, split=split)
-    if stored is None or session.best.views != "none":
+    rows = context.images.rows(split)
+    stored = open_stores(context.record.job, context.cached.outputs, phase=context.best.phase, split=split)
+    if stored is None or context.best.views != "none":
         return [(rows, None)]
-    views = _views(session).numbers
-    keys = view_keys(session.images.index["content"][rows], views)
+    views = _views(context).numbers
+    keys = view_keys(context.images.index["content"][rows], views)
     cached = ~stored.missing(keys).reshape(len(rows), len(views)).any(axis=1)
     return [(rows[cached], stored), (rows[~cached], None)]
 
 
-def _views(session: Session) -> Views:
+def _views(context: InferenceContext) -> Views:
     """Those of an image whose vectors, or whose probabilities, are averaged."""
-    job, size = session.record.job, session.model.spec.size
-    return training_views(job.train, size) if job.head.view_mean else Views(size, session.best.views)
+    job, size = context.record.job, context.model.spec.size
+    return training_views(job.train, size) if job.head.view_mean else Views(size, context.best.views)
 
 
-def _predict_rows(session: Session, rows: Positions, stored: Stored | None, *, where: str) -> Iterator[Part]:
-    job, model, crew, world = session.record.job, session.model, session.crew, session.crew.world
+def _predict_rows(
+    context: InferenceContext, rows: Positions, stored: StoreGroup | None, *, where: str
+) -> Iterator[Part]:
+    job, model, ranks, world = context.record.job, context.model, context.ranks, context.ranks.world
     cut = prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
-    is_new = ~np.isin(rows, session.known)
+    is_new = ~np.isin(rows, context.known)
     batches = [batch[is_new[batch]] for batch in cut]  # cut before, so that an image meets the same neighbours
     done, total = 0, sum(map(len, batches))
     if not total:
         return
-    crew.teller.tell(0, total, unit="images", where=where)
-    workers = num_workers(job.train, world, crew.device.type)
-    feed = Feed(session.images, rows, _views(session), stored, workers=workers, strict=False, head=job.head)
-    samples = Samples(len(rows), Views(model.spec.size, session.best.views), every_view=True)
+    ranks.reporter.update(0, total, unit="images", where=where)
+    workers = num_workers(job.train, world, ranks.device.type)
+    feed = BatchSource(context.images, rows, _views(context), stored, workers=workers, strict=False, head=job.head)
+    samples = Samples(len(rows), Views(model.spec.size, context.best.views), every_view=True)
     each = len(samples.views.numbers)
     every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches if len(batch))
     for batch in feed.batches(samples, every):
-        outputs = predicted(model, batch.inputs, batch.turns, crew.accelerator).to(crew.device)
+        outputs = predicted(model, batch.inputs, batch.symmetry, ranks.accelerator).to(ranks.device)
         seen = rows[batch.positions.numpy()[::each]]
         errors = {int(seen[place // each]): why for place, why in batch.errors.items() if place % each == 0}
         done += len(seen)
-        crew.teller.tell(done, total, unit="images", where=where)
-        crew.pulse.beat()
-        yield part_of(model, outputs, seen, errors, each=each)
+        ranks.reporter.update(done, total, unit="images", where=where)
+        ranks.watchdog.step_done()
+        yield part_from_outputs(model, outputs, seen, errors, each=each)
 
 
-def part_of(model: Classifier, outputs: torch.Tensor, rows: Positions, errors: Mapping[int, str], *, each: int) -> Part:
+def part_from_outputs(
+    model: Classifier, outputs: torch.Tensor, rows: Positions, errors: Mapping[int, str], *, each: int
+) -> Part:
     """What the outputs of the head say of some images, each of which stands in ``each`` rows of them.
 
     Raises

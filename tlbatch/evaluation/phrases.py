@@ -16,12 +16,12 @@ from tlbatch.data.dataset import ImageSet
 from tlbatch.data.phrase_checks import odd_phrases
 from tlbatch.data.sources.base import name_of
 from tlbatch.evaluation.prediction_parts import Part
-from tlbatch.evaluation.predictions import Rows, exact_bytes, texts
+from tlbatch.evaluation.predictions import PredictionTable, exact_bytes, texts
 from tlbatch.evaluation.scoring import Scoring
 from tlbatch.evaluation.summary import values_of
 from tlbatch.metrics.bootstrap import numbered
-from tlbatch.metrics.confusion import Decided, judge
-from tlbatch.metrics.phrases import Vocabulary, judge_tags
+from tlbatch.metrics.confusion import Classified, score_with_intervals
+from tlbatch.metrics.phrases import Vocabulary, score_tags
 from tlbatch.runs.records import SPLITS, Best
 from tlbatch.runs.report import SCORES, Estimate, Scored, ScoreName, Subgroup
 
@@ -33,7 +33,7 @@ _NO_CLASSES = Estimate(value=None, undefined="phrases are no classes")
 
 
 @dataclass(frozen=True)
-class Phrases(Rows):
+class Phrases(PredictionTable):
     """Images with their true phrase and the one that was written, each as one text."""
 
     keys: npt.NDArray[np.bytes_]
@@ -59,10 +59,10 @@ class Phrases(Rows):
         return np.asarray(self.labels == self.written, np.bool_)
 
     @property
-    def decided(self) -> Decided:
+    def decided(self) -> Classified:
         """Right or not, as if that were the class: so exact match is an accuracy, and is compared as one."""
         right = self.is_right.astype(np.int64)
-        return Decided(np.ones_like(right), right, numbered(self.groups), 2)
+        return Classified(np.ones_like(right), right, numbered(self.groups), 2)
 
 
 def write_phrases(path: Path, found: Phrases) -> None:
@@ -128,7 +128,7 @@ def summarise_phrases(
     decided = test.decided
     scored = np.flatnonzero((found.splits == SPLITS.index("test")) & found.is_read).tolist()
     truth, written = ([some[at] for at in scored] for some in (tagged.truth, tagged.written))
-    tags = judge_tags(truth, written, decided.groups, vocabulary, seed=seed)
+    tags = score_tags(truth, written, decided.groups, vocabulary, seed=seed)
     scores: dict[ScoreName, Estimate] = dict.fromkeys(SCORES, _NO_CLASSES)
     scores |= {"accuracy": tags.exact_match, "macro_f1": tags.macro_f1}
     return Scored(
@@ -151,7 +151,7 @@ def summarise_phrases(
 
 
 def _subgroups(
-    decided: Decided, columns: Mapping[str, Sequence[str]], read: npt.NDArray[np.bool_], *, seed: int
+    decided: Classified, columns: Mapping[str, Sequence[str]], read: npt.NDArray[np.bool_], *, seed: int
 ) -> list[Subgroup]:
     return [
         Subgroup(
@@ -159,7 +159,7 @@ def _subgroups(
             value=value,
             n=int(some.sum()),
             num_groups=len(np.unique(decided.groups[some])),
-            scores={"accuracy": judge(decided.where(some), seed=seed)["accuracy"]},
+            scores={"accuracy": score_with_intervals(decided.where(some), seed=seed)["accuracy"]},
         )
         for column, values in columns.items()
         for value, some in values_of(np.array(values, np.object_)[read])

@@ -14,7 +14,7 @@ from tlbatch.config.base import SplitName
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, exact_text, plain_text
 from tlbatch.metrics.bootstrap import numbered
-from tlbatch.metrics.confusion import Decided
+from tlbatch.metrics.confusion import Classified
 from tlbatch.runs.records import SPLITS
 
 _ROWS = 100_000
@@ -22,7 +22,7 @@ _FIXED = ("key", "group", "split", "label", "prediction")
 
 
 @dataclass(frozen=True)
-class Rows:
+class PredictionTable:
     """What has arrays with a row an image, of which ``splits`` has numbers of `SPLITS`."""
 
     def where(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Self:
@@ -37,7 +37,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Predictions(Rows):
+class Predictions(PredictionTable):
     """Images with their truth and what was predicted."""
 
     classes: tuple[str, ...]
@@ -57,10 +57,10 @@ class Predictions(Rows):
         return np.asarray(~np.isnan(self.probabilities).any(axis=1))
 
     @property
-    def decided(self) -> Decided:
+    def decided(self) -> Classified:
         """The most probable class of each image; they must all be read."""
         chosen = self.probabilities.argmax(axis=1).astype(np.int64)
-        return Decided(self.labels, chosen, numbered(self.groups), len(self.classes))
+        return Classified(self.labels, chosen, numbered(self.groups), len(self.classes))
 
 
 def write_predictions(path: Path, found: Predictions) -> None:

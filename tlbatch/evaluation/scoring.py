@@ -21,9 +21,9 @@ from tlbatch.data.sources.table import label_columns
 from tlbatch.evaluation.external_leaderboards import submission
 from tlbatch.evaluation.prediction_parts import Part
 from tlbatch.evaluation.predictions import Predictions, write_predictions
-from tlbatch.evaluation.summary import Asked, fit_temperature_on, judge_thresholds, summarise, temper
+from tlbatch.evaluation.summary import Asked, evaluate_thresholds, fit_temperature_on, summarise, temper
 from tlbatch.metrics.thresholds import rounding
-from tlbatch.runs.attempts import ON_GPUS, read_ledger
+from tlbatch.runs.attempts import ON_GPUS, read_attempts
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.provenance import image_commit
@@ -44,7 +44,9 @@ class Scoring:
     folder: Path
     """The report folder."""
 
-    def write(self, raw: Predictions, tuning: Predictions, thresholds: Thresholds | None) -> tuple[Predictions, Scored]:
+    def write(
+        self, raw: Predictions, held_out: Predictions, thresholds: Thresholds | None
+    ) -> tuple[Predictions, Scored]:
         """Write predictions.csv and submission.csv; the predictions at the temperature that is kept, and their scores.
 
         Parameters
@@ -57,8 +59,8 @@ class Scoring:
         UserError
             When a column, a leaderboard or a sample submission does not fit.
         """
-        fitted = fit_temperature_on(tuning)
-        found, tuning = temper(raw, fitted), temper(tuning, fitted)
+        fitted = fit_temperature_on(held_out)
+        found, held_out = temper(raw, fitted), temper(held_out, fitted)
         write_predictions(self.folder / "predictions.csv", found)
         test = found.of("test")
         names = [name_of(key.decode()) for key in test.keys]
@@ -68,7 +70,7 @@ class Scoring:
         self.write_submission(answers, classes[int(np.argmax(self.manifest.counts["train"]))])
         job = self.record.job
         asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), _ordered(job, self.manifest.classes))
-        return found, summarise(found, raw, tuning, fitted, asked, names=names, thresholds=thresholds)
+        return found, summarise(found, raw, held_out, fitted, asked, names=names, thresholds=thresholds)
 
     def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:
         """Values of the columns of the labels file that sub-groups are made by, for some images."""
@@ -118,7 +120,7 @@ def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Pred
 
 
 @dataclass(frozen=True)
-class Tuning:
+class HeldOut:
     """What a run predicted for images that it was not trained on and that are no test images."""
 
     images: Predictions
@@ -126,7 +128,7 @@ class Tuning:
     """What thresholds cut, (n,)."""
 
 
-def tuning_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> Tuning:
+def held_out_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> HeldOut:
     """The validation images; without any, training images as heads saw them that were fitted on the other folds.
 
     Raises
@@ -136,7 +138,7 @@ def tuning_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> 
     """
     val = found.splits == SPLITS.index("val")
     if val.any() or best.unseen is None:
-        return Tuning(found.where(val), merged.grades[val])
+        return HeldOut(found.where(val), merged.grades[val])
     file = paths.unseen(best)
     if not file.exists() or digest_file(file) != best.unseen:
         raise UserError(f"{file}: missing or not as train wrote it; submit the job again")
@@ -145,19 +147,21 @@ def tuning_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> 
         none = np.full(len(labels), "", np.object_)
         splits = np.full(len(labels), SPLITS.index("train"))
         images = Predictions(found.classes, groups, groups, splits, labels, data["probabilities"], none)
-        return Tuning(images, data["grades"])
+        return HeldOut(images, data["grades"])
 
 
-def thresholds_of(record: RunRecord, best: Best, found: Predictions, merged: Part, tuning: Tuning) -> Thresholds | None:
+def thresholds_of(
+    record: RunRecord, best: Best, found: Predictions, merged: Part, held_out: HeldOut
+) -> Thresholds | None:
     """The metric with rounding and with the fitted cuts; None where none are cut, or in each of several views."""
     if not best.thresholds or best.views != "none":
         return None
     cuts = rounding(len(found.classes)), np.array(best.thresholds)
-    other: SplitName = "val" if (tuning.images.splits == SPLITS.index("val")).all() else "train"
+    other: SplitName = "val" if (held_out.images.splits == SPLITS.index("val")).all() else "train"
     test = found.splits == SPLITS.index("test")
-    grades: dict[SplitName, npt.NDArray[np.float32]] = {other: tuning.grades, "test": merged.grades[test]}
-    images: dict[SplitName, Predictions] = {other: tuning.images, "test": found.where(test)}
-    return judge_thresholds(record.job.metric, cuts, grades, images, seed=record.job.seed)
+    grades: dict[SplitName, npt.NDArray[np.float32]] = {other: held_out.grades, "test": merged.grades[test]}
+    images: dict[SplitName, Predictions] = {other: held_out.images, "test": found.where(test)}
+    return evaluate_thresholds(record.job.metric, cuts, grades, images, seed=record.job.seed)
 
 
 def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, num_predicted: int) -> Report:
@@ -216,7 +220,7 @@ def _cost(record: RunRecord, paths: RunPaths, num_predicted: int) -> Cost:
 
 def _gpu_hours(record: RunRecord, paths: RunPaths, done: Mapping[StageName, Marker]) -> float:
     """Of all lives of the stages before this one; of one that is not in the ledger, of the life that ended it."""
-    attempts = [one for one in read_ledger(paths) if one.stage != "reduce"]
+    attempts = [one for one in read_attempts(paths) if one.stage != "reduce"]
     booked = {one.stage for one in attempts}
     asked = [stage for stage in done if stage in ON_GPUS and stage not in booked and record.job.slurm.gpus_per_node]
     others = sum(done[stage].seconds * done[stage].world_size / 3600 for stage in asked)

@@ -11,8 +11,14 @@ from tlbatch.config.report import Reporting
 from tlbatch.evaluation.external_leaderboards import Named, placed
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.metrics.bootstrap import numbered
-from tlbatch.metrics.calibration import calibrate, judge_temperature, tempered
-from tlbatch.metrics.confusion import Decided, confusion, judge, judge_all, judge_deployed
+from tlbatch.metrics.calibration import calibrate, evaluate_temperature, tempered
+from tlbatch.metrics.confusion import (
+    Classified,
+    confusion,
+    score_all_with_intervals,
+    score_deployed,
+    score_with_intervals,
+)
 from tlbatch.metrics.roc import at_threshold, rank, threshold_for
 from tlbatch.runs.records import SPLITS
 from tlbatch.runs.report import (
@@ -58,7 +64,7 @@ def fit_temperature_on(tuning: Predictions) -> Fitted:
     """The temperature that images ask for which are no test images, and what is said of it."""
     images = "validation images" if _is_val(tuning) else "views of training images out of fold"
     tuning = tuning.where(tuning.is_read)
-    return judge_temperature(tuning.probabilities, tuning.labels, numbered(tuning.groups), images=images)
+    return evaluate_temperature(tuning.probabilities, tuning.labels, numbered(tuning.groups), images=images)
 
 
 def _is_val(tuning: Predictions) -> bool:
@@ -112,7 +118,7 @@ def summarise(
         rank(test.labels == number, test.probabilities[:, number], decided.groups, curves=few)
         for number in range(len(found.classes))
     ]
-    scores, classes = judge_all(decided, found.classes, ranked, seed=seed)
+    scores, classes = score_all_with_intervals(decided, found.classes, ranked, seed=seed)
     columns = {name: np.array(values, np.object_)[read] for name, values in asked.columns.items()}
     return Scored(
         metric=asked.metric,
@@ -144,14 +150,14 @@ def _calibration(raw: Predictions, fitted: Fitted, seed: int) -> Calibration | N
     return calibrate(test.probabilities, test.labels, numbered(test.groups), fitted, seed=seed)
 
 
-def _deployed(decided: Decided, classes: Sequence[str], asked: Asked) -> Deployed | None:
+def _deployed(decided: Classified, classes: Sequence[str], asked: Asked) -> Deployed | None:
     prior = asked.reporting.deploy_prior
     if not prior:
         return None
     shares = np.array([prior.get(name, 0.0) for name in classes])
     shares = shares / shares.sum()
     return Deployed(
-        prior=tuple(shares.tolist()), scores=asked.meant(judge_deployed(decided, shares, classes, seed=asked.seed))
+        prior=tuple(shares.tolist()), scores=asked.meant(score_deployed(decided, shares, classes, seed=asked.seed))
     )
 
 
@@ -164,7 +170,7 @@ def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Pr
     )
     where = "validation" if _is_val(tuning) else "training images out of fold"
     groups = numbered(images.groups)
-    decided = yes[images.decided.chosen]
+    decided = yes[images.decided.y_pred]
     points = [at_threshold(truth, decided, groups, aim="as the classes were decided", threshold=None, seed=asked.seed)]
     aims = [(f"sensitivity {value:g}", value, 0.0) for value in asked.reporting.sensitivity]
     aims += [(f"specificity {value:g}", 0.0, value) for value in asked.reporting.specificity]
@@ -190,14 +196,14 @@ def _not_found(aim: str) -> OperatingPoint:
     )
 
 
-def _subgroups(decided: Decided, columns: Mapping[str, npt.NDArray[np.object_]], asked: Asked) -> list[Subgroup]:
+def _subgroups(decided: Classified, columns: Mapping[str, npt.NDArray[np.object_]], asked: Asked) -> list[Subgroup]:
     found = []
     for column, values in columns.items():
         for value, some in values_of(values):
             own = decided.where(some)
-            scores = asked.meant(judge(own, seed=asked.seed))
+            scores = asked.meant(score_with_intervals(own, seed=asked.seed))
             num_groups = len(np.unique(own.groups))
-            found.append(Subgroup(column=column, value=value, n=len(own.truth), num_groups=num_groups, scores=scores))
+            found.append(Subgroup(column=column, value=value, n=len(own.y_true), num_groups=num_groups, scores=scores))
     return found
 
 
@@ -211,7 +217,7 @@ def values_of(values: npt.NDArray[np.object_]) -> Iterator[tuple[str, Bools]]:
         yield f"({len(names) - len(largest)} smaller values)", ~np.isin(values.astype(str), largest)
 
 
-def judge_thresholds(
+def evaluate_thresholds(
     metric: Metric,
     cuts: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
     grades: Mapping[SplitName, npt.NDArray[np.float32]],
@@ -235,8 +241,8 @@ def judge_thresholds(
             read = images[split].is_read
             own = images[split].where(read)
             chosen = np.digitize(values[read].astype(np.float64), cut).astype(np.int64)
-            decided = Decided(own.labels, chosen, numbered(own.groups), len(own.classes))
-            scores[split] = judge(decided, seed=seed)[metric]
+            decided = Classified(own.labels, chosen, numbered(own.groups), len(own.classes))
+            scores[split] = score_with_intervals(decided, seed=seed)[metric]
         judged.append(scores)
     kept = not np.allclose(cuts[0], cuts[1], atol=1e-6)
     return Thresholds(fitted=tuple(cuts[1].tolist()), kept=kept, rounding=judged[0], tuned=judged[1])

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Kinds:
+class GroupSums:
     """Groups, those with equal sums put together."""
 
     sums: csr_array
@@ -38,9 +38,9 @@ class Kinds:
         """Groups that add to a column."""
         return int(self.counts[self.sums[:, [column]].toarray()[:, 0] != 0].sum())
 
-    def times(self, effects: csr_array) -> "Kinds":
+    def times(self, effects: csr_array) -> "GroupSums":
         """The same groups with other sums: of ``effects``, (columns, new columns)."""
-        return Kinds(csr_array(self.sums @ effects), self.counts)
+        return GroupSums(csr_array(self.sums @ effects), self.counts)
 
 
 def numbered(groups: npt.NDArray[np.generic]) -> Ints:
@@ -49,7 +49,7 @@ def numbered(groups: npt.NDArray[np.generic]) -> Ints:
     return np.asarray(of, np.int64)
 
 
-def kinds_of_cells(cells: Ints, groups: Ints) -> tuple[Kinds, Ints]:
+def group_sums_of_cells(cells: Ints, groups: Ints) -> tuple[GroupSums, Ints]:
     """How often each cell occurs in each kind of group, where groups with the same cells are one kind.
 
     Parameters
@@ -70,17 +70,17 @@ def kinds_of_cells(cells: Ints, groups: Ints) -> tuple[Kinds, Ints]:
     np.add.at(sums, groups, marks[of])
     _, first, counts = np.unique(sums, return_index=True, return_counts=True)
     table = csr_array((np.ones(len(cells)), (groups, of)), shape=(num_groups, len(used)))
-    return Kinds(csr_array(table[first]), counts.astype(np.int64)), used.astype(np.int64)
+    return GroupSums(csr_array(table[first]), counts.astype(np.int64)), used.astype(np.int64)
 
 
-def kinds_of_values(values: Floats | csr_array, groups: Ints) -> Kinds:
+def group_sums_of_values(values: Floats | csr_array, groups: Ints) -> GroupSums:
     """Each group for itself, with the sums of values (n, columns) over its images."""
     num_groups = int(groups.max()) + 1 if len(groups) else 0
     of = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape=(num_groups, len(groups)))
-    return Kinds(csr_array(of @ values), np.ones(num_groups, np.int64))
+    return GroupSums(csr_array(of @ values), np.ones(num_groups, np.int64))
 
 
-def redrawn(kinds: Kinds, *, seed: int) -> Iterator[npt.NDArray[np.float64]]:
+def resample(kinds: GroupSums, *, seed: int) -> Iterator[npt.NDArray[np.float64]]:
     """Sums over as many groups as there are, drawn with replacement (Efron 1979), 10,000 times.
 
     A draw is a multinomial number of groups of each kind. More than 2,000 kinds are put together at random into 2,000
@@ -106,19 +106,19 @@ def redrawn(kinds: Kinds, *, seed: int) -> Iterator[npt.NDArray[np.float64]]:
         yield np.asarray((kinds.sums.T @ drawn.T.astype(np.float64)).T)
 
 
-def _blocks(kinds: Kinds, rng: np.random.Generator) -> Kinds:
+def _blocks(kinds: GroupSums, rng: np.random.Generator) -> GroupSums:
     of = np.repeat(np.arange(len(kinds.counts)), kinds.counts)
     blocks = rng.permutation(len(of)) % _MOST_KINDS
     joined = csr_array((np.ones(len(of)), (blocks, of)), shape=(_MOST_KINDS, len(kinds.counts)))
-    return Kinds(csr_array(joined @ kinds.sums), np.ones(_MOST_KINDS, np.int64))
+    return GroupSums(csr_array(joined @ kinds.sums), np.ones(_MOST_KINDS, np.int64))
 
 
-def estimate(value: float | None, draws: Floats, *, undefined: str = "") -> Estimate:
+def estimate(value: float | None, replicates: Floats, *, undefined: str = "") -> Estimate:
     """A value with the 2.5th and 97.5th percentile of its draws; NaN stands for a draw in which it is undefined."""
     if value is None or np.isnan(value):
         return Estimate(value=None, undefined=undefined or "undefined")
-    defined = draws[~np.isnan(draws)]
-    if len(defined) < 0.95 * len(draws):
+    defined = replicates[~np.isnan(replicates)]
+    if len(defined) < 0.95 * len(replicates):
         return Estimate(value=value, undefined="no interval: undefined in more than one draw of twenty")
     low, high = np.quantile(defined, (0.025, 0.975))
     if np.isclose(low, high, rtol=1e-9, atol=1e-12):
@@ -126,14 +126,14 @@ def estimate(value: float | None, draws: Floats, *, undefined: str = "") -> Esti
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def proportion(successes: float, total: float, draws: Floats, *, num_groups: int, undefined: str) -> Estimate:
+def proportion(successes: float, total: float, replicates: Floats, *, num_groups: int, undefined: str) -> Estimate:
     """A share with the interval of its draws; where these have none, with Wilson's of as many trials as groups.
 
     They have none where all or none succeed, which no draw can change, and where many a draw holds no trial.
     """
     if total == 0:
         return Estimate(value=None, undefined=undefined)
-    found = estimate(successes / total, draws)
+    found = estimate(successes / total, replicates)
     if found.low is not None:
         return found
     return wilson(round(successes / total * num_groups), num_groups).model_copy(update={"value": successes / total})

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.model_selection import GroupKFold
 
-from tlbatch.metrics.bootstrap import estimate, kinds_of_values, redrawn, wilson
+from tlbatch.metrics.bootstrap import estimate, group_sums_of_values, resample, wilson
 from tlbatch.runs.report import Bin, Calibration, Reliability
 
 _BINS = 15
@@ -47,8 +47,8 @@ def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) 
     columns = np.column_stack([np.tile(np.arange(3, dtype=np.int32), (len(truth), 1)), 3 + at.astype(np.int32)])
     begins = np.arange(0, values.size + 1, values.shape[1])
     sparse = csr_array((values.ravel(), columns.ravel(), begins), shape=(len(truth), 3 + _BINS))
-    kinds = kinds_of_values(sparse, groups)
-    sums = np.concatenate(list(redrawn(kinds, seed=seed)))
+    kinds = group_sums_of_values(sparse, groups)
+    sums = np.concatenate(list(resample(kinds, seed=seed)))
     total, every = sums[:, 0], np.arange(exact.shape[1])
     error = float(np.abs(np.bincount(at, highest - right)).sum() / len(truth))
     errors = np.abs(sums[:, 3:]).sum(axis=1) / total
@@ -86,7 +86,7 @@ def fit_temperature(probabilities: Floats, truth: Ints) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-_WIDEST, _WIDEST), method="bounded").x))
 
 
-def judge_temperature(
+def evaluate_temperature(
     probabilities: Floats, truth: Ints, groups: Ints, *, images: str
 ) -> tuple[float | None, bool, str]:
     """A temperature, whether it gains on images it was not fitted on, and why so.
@@ -119,7 +119,7 @@ def judge_temperature(
 def calibrate(
     probabilities: Floats, truth: Ints, groups: Ints, fitted: tuple[float | None, bool, str], *, seed: int
 ) -> Calibration | None:
-    """The test images before and after the temperature that `judge_temperature` found; None without test images."""
+    """The test images before and after the temperature that `evaluate_temperature` found; None without test images."""
     if not len(truth):
         return None
     temperature, kept, why = fitted

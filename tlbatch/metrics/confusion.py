@@ -19,7 +19,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from tlbatch.metrics.bootstrap import Kinds, estimate, kinds_of_cells, numbered, proportion, redrawn
+from tlbatch.metrics.bootstrap import GroupSums, estimate, group_sums_of_cells, numbered, proportion, resample
 from tlbatch.runs.report import SCORES, ClassScores, Estimate, Ranked, ScoreName
 
 Ints = npt.NDArray[np.int64]
@@ -30,45 +30,45 @@ _SHARES: tuple[ScoreName, ...] = ("accuracy",)
 
 
 @dataclass(frozen=True)
-class Decided:
+class Classified:
     """Decisions on images that are read and labelled."""
 
-    truth: Ints
+    y_true: Ints
     """0 to num_classes - 1, (n,)."""
-    chosen: Ints
+    y_pred: Ints
     """The same, (n,)."""
     groups: Ints
     """From 0, (n,)."""
     num_classes: int
 
     def __post_init__(self) -> None:
-        for codes in (self.truth, self.chosen):
+        for codes in (self.y_true, self.y_pred):
             if codes.dtype.kind != "i" or (len(codes) and not 0 <= codes.min() <= codes.max() < self.num_classes):
                 raise ValueError(f"classes must be whole numbers from 0 to {self.num_classes - 1}")
 
-    def where(self, some: npt.NDArray[np.bool_]) -> "Decided":
+    def where(self, some: npt.NDArray[np.bool_]) -> "Classified":
         """Some of the images."""
-        return Decided(self.truth[some], self.chosen[some], numbered(self.groups[some]), self.num_classes)
+        return Classified(self.y_true[some], self.y_pred[some], numbered(self.groups[some]), self.num_classes)
 
 
-def effects(truth: Ints, chosen: Ints, num_classes: int) -> csr_array:
+def effects(y_true: Ints, y_pred: Ints, num_classes: int) -> csr_array:
     """What an image of each cell adds to the sums of `table_scores`, (cells, 6 x num_classes).
 
     Every score depends on these sums by true class alone: images; images predicted as the class; those that are right;
     distance, predicted grade and its square. So no draw needs the whole table, which has num_classes^2 cells.
     """
-    rows = np.arange(len(truth))
+    rows = np.arange(len(y_true))
     columns = (
-        (_TRUE, truth, np.ones(len(truth))),
-        (_CHOSEN, chosen, np.ones(len(truth))),
-        (_RIGHT, truth, (truth == chosen).astype(np.float64)),
-        (_APART, truth, np.abs(truth - chosen)),
-        (_GRADES, truth, chosen),
-        (_SQUARES, truth, chosen**2),
+        (_TRUE, y_true, np.ones(len(y_true))),
+        (_CHOSEN, y_pred, np.ones(len(y_true))),
+        (_RIGHT, y_true, (y_true == y_pred).astype(np.float64)),
+        (_APART, y_true, np.abs(y_true - y_pred)),
+        (_GRADES, y_true, y_pred),
+        (_SQUARES, y_true, y_pred**2),
     )
     values = np.concatenate([np.asarray(value, np.float64) for _, _, value in columns])
     at = np.concatenate([number * num_classes + place for number, place, _ in columns])
-    return csr_array((values, (np.tile(rows, _COLUMNS), at)), shape=(len(truth), _COLUMNS * num_classes))
+    return csr_array((values, (np.tile(rows, _COLUMNS), at)), shape=(len(y_true), _COLUMNS * num_classes))
 
 
 def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
@@ -87,7 +87,7 @@ def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
     Each (draws,), NaN where undefined.
     """
     parts = sums.reshape(len(sums), _COLUMNS, -1).transpose(1, 0, 2)
-    true, chosen, right, apart, grades, squares = parts
+    true, y_pred, right, apart, grades, squares = parts
     numbers = np.arange(true.shape[1], dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no classes is NaN
@@ -102,17 +102,17 @@ def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
             "balanced_accuracy": np.nanmean(recall, axis=1),
             "grade_error": apart.sum(1) / total,
         }
-        chance = (true * chosen).sum(1) / total**2
-        below, under = true.cumsum(1)[:, :-1], chosen.cumsum(1)[:, :-1]
+        chance = (true * y_pred).sum(1) / total**2
+        below, under = true.cumsum(1)[:, :-1], y_pred.cumsum(1)[:, :-1]
         crossings = (below * (total[:, None] - under) + under * (total[:, None] - below)).sum(1) / total**2
-        f1 = 2 * right / (true + chosen)
-        spread = (total**2 - (chosen**2).sum(1)) * (total**2 - (true**2).sum(1))
+        f1 = 2 * right / (true + y_pred)
+        spread = (total**2 - (y_pred**2).sum(1)) * (total**2 - (true**2).sum(1))
         return found | {
             "linear_kappa": _kappa(found["grade_error"], crossings),
             "kappa": _kappa(1 - agreed, 1 - chance),
             "macro_f1": np.nanmean(f1, axis=1),
             "weighted_f1": np.nansum(true * f1, axis=1) / total,
-            "mcc": (total * right.sum(1) - (true * chosen).sum(1)) / np.sqrt(np.where(spread > 0, spread, np.nan)),
+            "mcc": (total * right.sum(1) - (true * y_pred).sum(1)) / np.sqrt(np.where(spread > 0, spread, np.nan)),
         }
 
 
@@ -124,7 +124,7 @@ def _kappa(observed: Floats, by_chance: Floats) -> Floats:
 class Tables:
     """Redrawn tables of some decisions."""
 
-    kinds: Kinds
+    kinds: GroupSums
     sums: Floats
     """(draws, 6 x num_classes)."""
     num_classes: int
@@ -134,46 +134,48 @@ class Tables:
         return self.sums[:, part * self.num_classes + number]
 
 
-def redraw(decided: Decided, *, seed: int) -> Tables:
+def bootstrap_tables(decided: Classified, *, seed: int) -> Tables:
     """Draw the groups again, 10,000 times."""
-    cells, used = kinds_of_cells(decided.truth * decided.num_classes + decided.chosen, decided.groups)
+    cells, used = group_sums_of_cells(decided.y_true * decided.num_classes + decided.y_pred, decided.groups)
     kinds = cells.times(effects(used // decided.num_classes, used % decided.num_classes, decided.num_classes))
-    return Tables(kinds, np.concatenate(list(redrawn(kinds, seed=seed))), decided.num_classes)
+    return Tables(kinds, np.concatenate(list(resample(kinds, seed=seed))), decided.num_classes)
 
 
-def judge(decided: Decided, *, seed: int) -> dict[ScoreName, Estimate]:
+def score_with_intervals(decided: Classified, *, seed: int) -> dict[ScoreName, Estimate]:
     """All scores with their intervals; undefined ones say why."""
-    if not len(decided.truth):
+    if not len(decided.y_true):
         return {name: Estimate(value=None, undefined="no images") for name in SCORES}
-    return _judged(decided, redraw(decided, seed=seed))
+    return _scored(decided, bootstrap_tables(decided, seed=seed))
 
 
-def _judged(decided: Decided, tables: Tables) -> dict[ScoreName, Estimate]:
-    draws, points = table_scores(tables.sums), point_scores(decided)
-    found = {name: estimate(points[name], draws[name], undefined=_why(decided)) for name in SCORES}
-    total, right = len(decided.truth), int((decided.truth == decided.chosen).sum())
+def _scored(decided: Classified, tables: Tables) -> dict[ScoreName, Estimate]:
+    replicates, points = table_scores(tables.sums), point_scores(decided)
+    found = {name: estimate(points[name], replicates[name], undefined=_why(decided)) for name in SCORES}
+    total, right = len(decided.y_true), int((decided.y_true == decided.y_pred).sum())
     groups = tables.kinds.num_groups
     return found | {
-        name: proportion(right, total, draws[name], num_groups=groups, undefined="no images") for name in _SHARES
+        name: proportion(right, total, replicates[name], num_groups=groups, undefined="no images") for name in _SHARES
     }
 
 
-def judge_all(
-    decided: Decided, classes: Sequence[str], ranked: Sequence[Ranked], *, seed: int
+def score_all_with_intervals(
+    decided: Classified, classes: Sequence[str], ranked: Sequence[Ranked], *, seed: int
 ) -> tuple[dict[ScoreName, Estimate], tuple[ClassScores, ...]]:
     """All scores, and those of each class, from the same draws."""
-    if not len(decided.truth):
+    if not len(decided.y_true):
         none = Estimate(value=None, undefined="no images")
         empty = [
             ClassScores(**dict(one), name=name, support=0, predicted=0, precision=none, recall=none, f1=none)
             for name, one in zip(classes, ranked, strict=True)
         ]
-        return judge(decided, seed=seed), tuple(empty)
-    tables = redraw(decided, seed=seed)
-    return _judged(decided, tables), _by_class(decided, tables, classes, ranked)
+        return score_with_intervals(decided, seed=seed), tuple(empty)
+    tables = bootstrap_tables(decided, seed=seed)
+    return _scored(decided, tables), _by_class(decided, tables, classes, ranked)
 
 
-def judge_deployed(decided: Decided, prior: Floats, classes: Sequence[str], *, seed: int) -> dict[ScoreName, Estimate]:
+def score_deployed(
+    decided: Classified, prior: Floats, classes: Sequence[str], *, seed: int
+) -> dict[ScoreName, Estimate]:
     """All scores for classes in other shares than those of the test images.
 
     The images of each true class are weighed so that the classes have these shares (importance weights), in every draw.
@@ -183,26 +185,26 @@ def judge_deployed(decided: Decided, prior: Floats, classes: Sequence[str], *, s
     prior
         Share of each class, (num_classes,).
     """
-    absent = [name for number, name in enumerate(classes) if prior[number] and not (decided.truth == number).any()]
+    absent = [name for number, name in enumerate(classes) if prior[number] and not (decided.y_true == number).any()]
     if absent:
         return {name: Estimate(value=None, undefined=f"no test image of class {absent[0]}") for name in SCORES}
-    decided = decided.where(prior[decided.truth] > 0)
+    decided = decided.where(prior[decided.y_true] > 0)
     points = point_scores(
-        decided, (prior / np.maximum(1, np.bincount(decided.truth, minlength=len(prior))))[decided.truth]
+        decided, (prior / np.maximum(1, np.bincount(decided.y_true, minlength=len(prior))))[decided.y_true]
     )
-    cells, used = kinds_of_cells(decided.truth * decided.num_classes + decided.chosen, decided.groups)
-    of, chosen = used // decided.num_classes, used % decided.num_classes
+    cells, used = group_sums_of_cells(decided.y_true * decided.num_classes + decided.y_pred, decided.groups)
+    of, y_pred = used // decided.num_classes, used % decided.num_classes
     true = csr_array((np.ones(len(used)), (range(len(used)), of)), shape=(len(used), len(prior)))
     sums = []
     with np.errstate(divide="ignore", invalid="ignore"):
-        for drawn in redrawn(cells, seed=seed):
+        for drawn in resample(cells, seed=seed):
             weights = np.where(prior > 0, prior / (drawn @ true), 0)
-            sums.append((drawn * weights[:, of]) @ effects(of, chosen, decided.num_classes))
-    draws = table_scores(np.concatenate(sums))
-    return {name: estimate(points[name], draws[name], undefined=_why(decided)) for name in SCORES}
+            sums.append((drawn * weights[:, of]) @ effects(of, y_pred, decided.num_classes))
+    replicates = table_scores(np.concatenate(sums))
+    return {name: estimate(points[name], replicates[name], undefined=_why(decided)) for name in SCORES}
 
 
-def point_scores(decided: Decided, weights: npt.NDArray[np.floating[Any]] | None = None) -> dict[ScoreName, float]:
+def point_scores(decided: Classified, weights: npt.NDArray[np.floating[Any]] | None = None) -> dict[ScoreName, float]:
     """All scores by scikit-learn over the full list of classes; NaN where one is undefined.
 
     Parameters
@@ -210,53 +212,53 @@ def point_scores(decided: Decided, weights: npt.NDArray[np.floating[Any]] | None
     weights
         Of the images, (n,); without them all weigh the same.
     """
-    codes, cell = np.unique(decided.truth * decided.num_classes + decided.chosen, return_inverse=True)
-    true, chosen = codes // decided.num_classes, codes % decided.num_classes
+    codes, cell = np.unique(decided.y_true * decided.num_classes + decided.y_pred, return_inverse=True)
+    true, y_pred = codes // decided.num_classes, codes % decided.num_classes
     each = np.bincount(cell, weights, minlength=len(codes)).astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is undefined becomes NaN here
         every = range(decided.num_classes)
-        constant = len(set(true) | set(chosen)) == 1
-        one_sided = len(set(true)) == 1 or len(set(chosen)) == 1
+        constant = len(set(true) | set(y_pred)) == 1
+        one_sided = len(set(true)) == 1 or len(set(y_pred)) == 1
         kappas = [
-            np.nan if constant else cohen_kappa_score(true, chosen, labels=every, weights=way, sample_weight=each)
+            np.nan if constant else cohen_kappa_score(true, y_pred, labels=every, weights=way, sample_weight=each)
             for way in ("quadratic", "linear", None)
         ]
         f1 = [
-            f1_score(true, chosen, labels=every, average=way, sample_weight=each, zero_division=np.nan)
+            f1_score(true, y_pred, labels=every, average=way, sample_weight=each, zero_division=np.nan)
             for way in ("macro", "weighted")
         ]
         return {
             "quadratic_kappa": float(kappas[0]),
             "linear_kappa": float(kappas[1]),
             "kappa": float(kappas[2]),
-            "accuracy": float(accuracy_score(true, chosen, sample_weight=each)),
-            "balanced_accuracy": float(balanced_accuracy_score(true, chosen, sample_weight=each)),
+            "accuracy": float(accuracy_score(true, y_pred, sample_weight=each)),
+            "balanced_accuracy": float(balanced_accuracy_score(true, y_pred, sample_weight=each)),
             "macro_f1": float(f1[0]),
             "weighted_f1": float(f1[1]),
-            "mcc": np.nan if one_sided else float(matthews_corrcoef(true, chosen, sample_weight=each)),
-            "grade_error": float(mean_absolute_error(true, chosen, sample_weight=each)),
+            "mcc": np.nan if one_sided else float(matthews_corrcoef(true, y_pred, sample_weight=each)),
+            "grade_error": float(mean_absolute_error(true, y_pred, sample_weight=each)),
         }
 
 
-def _why(decided: Decided) -> str:
-    if len(np.unique(decided.truth)) == 1:
+def _why(decided: Classified) -> str:
+    if len(np.unique(decided.y_true)) == 1:
         return "all images are of one class"
     return "all images were given one class"
 
 
-def confusion(decided: Decided) -> tuple[tuple[int, ...], ...]:
+def confusion(decided: Classified) -> tuple[tuple[int, ...], ...]:
     """Counts, a row for each true class and a column for each predicted one."""
-    if not len(decided.truth):
+    if not len(decided.y_true):
         return ((0,) * decided.num_classes,) * decided.num_classes
-    matrix = confusion_matrix(decided.truth, decided.chosen, labels=range(decided.num_classes))
+    matrix = confusion_matrix(decided.y_true, decided.y_pred, labels=range(decided.num_classes))
     return tuple(tuple(row) for row in matrix.tolist())
 
 
 def _by_class(
-    decided: Decided, tables: Tables, classes: Sequence[str], ranked: Sequence[Ranked]
+    decided: Classified, tables: Tables, classes: Sequence[str], ranked: Sequence[Ranked]
 ) -> tuple[ClassScores, ...]:
-    codes, cell = np.unique(decided.truth * decided.num_classes + decided.chosen, return_inverse=True)
+    codes, cell = np.unique(decided.y_true * decided.num_classes + decided.y_pred, return_inverse=True)
     found = precision_recall_fscore_support(
         codes // decided.num_classes,
         codes % decided.num_classes,
@@ -264,24 +266,28 @@ def _by_class(
         sample_weight=np.bincount(cell).astype(np.float64),
         zero_division=np.nan,
     )
-    predicted = np.bincount(decided.chosen, minlength=len(classes))
+    predicted = np.bincount(decided.y_pred, minlength=len(classes))
     rows = []
     for number, name in enumerate(classes):
-        true, chosen, right = (tables.of_class(part, number) for part in (_TRUE, _CHOSEN, _RIGHT))
+        true, y_pred, right = (tables.of_class(part, number) for part in (_TRUE, _CHOSEN, _RIGHT))
         support, total = int(found[3][number]), int(predicted[number])
         hits = found[1][number] * support if support else 0
         having = {part: tables.kinds.having(part * tables.num_classes + number) for part in (_TRUE, _CHOSEN)}
         with np.errstate(divide="ignore", invalid="ignore"):
-            draws = (right / chosen, right / true, 2 * right / (true + chosen))
+            replicates = (right / y_pred, right / true, 2 * right / (true + y_pred))
         rows.append(
             ClassScores(
                 **dict(ranked[number]),
                 name=name,
                 support=support,
                 predicted=total,
-                precision=proportion(hits, total, draws[0], num_groups=having[_CHOSEN], undefined="never predicted"),
-                recall=proportion(hits, support, draws[1], num_groups=having[_TRUE], undefined="no image of the class"),
-                f1=estimate(found[2][number], draws[2], undefined="neither there nor predicted"),
+                precision=proportion(
+                    hits, total, replicates[0], num_groups=having[_CHOSEN], undefined="never predicted"
+                ),
+                recall=proportion(
+                    hits, support, replicates[1], num_groups=having[_TRUE], undefined="no image of the class"
+                ),
+                f1=estimate(found[2][number], replicates[2], undefined="neither there nor predicted"),
             )
         )
     return tuple(rows)

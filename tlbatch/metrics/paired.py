@@ -6,8 +6,8 @@ from scipy.sparse import csr_array, hstack
 from scipy.stats import binomtest, norm
 
 from tlbatch.config.base import Metric
-from tlbatch.metrics.bootstrap import estimate, kinds_of_cells, redrawn
-from tlbatch.metrics.confusion import Decided, effects, point_scores, table_scores
+from tlbatch.metrics.bootstrap import estimate, group_sums_of_cells, resample
+from tlbatch.metrics.confusion import Classified, effects, point_scores, table_scores
 from tlbatch.runs.report import Comparison, Estimate, Verdict
 
 _LEVEL = 0.05
@@ -15,7 +15,7 @@ _FEW = 20
 Ints = npt.NDArray[np.int64]
 
 
-def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: int) -> Comparison:
+def compare(metric: Metric, first: Classified, other: Classified, *, name: str, seed: int) -> Comparison:
     """The difference of a score with its paired interval over groups, and McNemar's exact test (1947).
 
     A draw of groups is the same for both, so what makes an image hard for both cancels out: the draw is over cells of
@@ -27,8 +27,8 @@ def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: 
     other
         On the same images in the same order.
     """
-    assert np.array_equal(first.truth, other.truth)
-    right, also = first.chosen == first.truth, other.chosen == other.truth
+    assert np.array_equal(first.y_true, other.y_true)
+    right, also = first.y_pred == first.y_true, other.y_pred == other.y_true
     only_first, only_other = int((right & ~also).sum()), int((also & ~right).sum())
     discordant = only_first + only_other
     p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
@@ -36,7 +36,7 @@ def compare(metric: Metric, first: Decided, other: Decided, *, name: str, seed: 
     return Comparison(
         other=name,
         metric=metric,
-        n=len(first.truth),
+        n=len(first.y_true),
         difference=found,
         only_first=only_first,
         only_other=only_other,
@@ -65,31 +65,31 @@ def _verdict(found: Estimate, groups: Ints, gains: npt.NDArray[np.float64]) -> V
 
 
 def difference(
-    metric: Metric, first: Decided, other: Decided, *, seed: int
+    metric: Metric, first: Classified, other: Classified, *, seed: int
 ) -> tuple[float | None, npt.NDArray[np.float64]]:
     """The score of the first less that of the other, and what the same draws of groups make of it, (draws,)."""
-    if not len(first.truth):
+    if not len(first.y_true):
         return None, np.empty(0)
     num = first.num_classes
-    cells, used = kinds_of_cells((first.truth * num + first.chosen) * num + other.chosen, first.groups)
-    truth, one, two = used // num**2, used // num % num, used % num
-    both = csr_array(hstack([effects(truth, one, num), effects(truth, two, num)]))
-    drawn = np.concatenate(list(redrawn(cells.times(both), seed=seed)))
+    cells, used = group_sums_of_cells((first.y_true * num + first.y_pred) * num + other.y_pred, first.groups)
+    y_true, one, two = used // num**2, used // num % num, used % num
+    both = csr_array(hstack([effects(y_true, one, num), effects(y_true, two, num)]))
+    drawn = np.concatenate(list(resample(cells.times(both), seed=seed)))
     half = drawn.shape[1] // 2
-    draws = table_scores(drawn[:, :half])[metric] - table_scores(drawn[:, half:])[metric]
-    return point_scores(first)[metric] - point_scores(other)[metric], draws
+    replicates = table_scores(drawn[:, :half])[metric] - table_scores(drawn[:, half:])[metric]
+    return point_scores(first)[metric] - point_scores(other)[metric], replicates
 
 
-def lower_bound(value: float | None, draws: npt.NDArray[np.float64], level: float) -> float | None:
+def lower_bound(value: float | None, replicates: npt.NDArray[np.float64], level: float) -> float | None:
     """Below which a difference lies with a probability of ``level``, one-sided.
 
     The percentile of its draws; where fewer than twenty of them lie below it, the lower of that and the normal bound
     ``value - z(level) * sd``. None where the draws say nothing: most are undefined, or all are the same.
     """
-    found = estimate(value, draws)
+    found = estimate(value, replicates)
     if found.value is None or found.low is None:
         return None
-    defined = draws[~np.isnan(draws)]
+    defined = replicates[~np.isnan(replicates)]
     percentile = float(np.quantile(defined, level))
     if level * len(defined) >= _FEW:
         return percentile

@@ -10,7 +10,7 @@ from nltk.metrics.distance import edit_distance
 from nltk.translate.bleu_score import modified_precision
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from tlbatch.metrics.bootstrap import estimate, kinds_of_values, proportion, redrawn
+from tlbatch.metrics.bootstrap import estimate, group_sums_of_values, proportion, resample
 from tlbatch.runs.report import Estimate, OddPhrases, TagScores
 
 _ORDERS = 4
@@ -30,7 +30,7 @@ class Vocabulary:
     num_writable: int
 
 
-def judge_tags(
+def score_tags(
     truth: Sequence[Phrase],
     predicted: Sequence[Phrase],
     groups: npt.NDArray[np.int64],
@@ -134,22 +134,22 @@ def _drawn_sums(
     """
     coder = MultiLabelBinarizer(classes=list(vocabulary.tags))
     yes, answered = coder.fit_transform(truth), coder.transform(predicted)
-    judged = _Judge(truth, vocabulary.attributes)
+    judged = _PhraseScorer(truth, vocabulary.attributes)
     rows = [judged(tuple(one), tuple(other)) for one, other in zip(truth, predicted, strict=True)]
     columns = {
         "one": np.ones((len(truth), 1)),
-        **{name: np.array([getattr(row, name) for row in rows], np.float64) for name in _Judged._fields},
+        **{name: np.array([getattr(row, name) for row in rows], np.float64) for name in _ScoredPhrases._fields},
         "hits": yes * answered,
         "sizes": yes + answered,
     }
     values = np.column_stack(list(columns.values())).astype(np.float64)
-    kinds = kinds_of_values(values, groups)
-    drawn = np.concatenate([*redrawn(kinds, seed=seed), values.sum(axis=0, keepdims=True)])
+    kinds = group_sums_of_values(values, groups)
+    drawn = np.concatenate([*resample(kinds, seed=seed), values.sum(axis=0, keepdims=True)])
     edges = np.cumsum([column.shape[1] for column in columns.values()])[:-1]
     return dict(zip(columns, np.split(drawn, edges, axis=1), strict=True)), kinds.num_groups
 
 
-class _Judged(NamedTuple):
+class _ScoredPhrases(NamedTuple):
     """What is added up of an image."""
 
     exact: list[float]
@@ -160,22 +160,22 @@ class _Judged(NamedTuple):
     """Whether each is right."""
 
 
-class _Judge:
+class _PhraseScorer:
     """Judges a phrase against the true one, and remembers the pair: there are far fewer pairs than images."""
 
     def __init__(self, truth: Sequence[Phrase], attributes: Mapping[str, Sequence[str]]) -> None:
         self._orders = _num_orders(truth)
         self._attributes = [set(tags) for tags in attributes.values()]
-        self._known: dict[tuple[Phrase, Phrase], _Judged] = {}
+        self._known: dict[tuple[Phrase, Phrase], _ScoredPhrases] = {}
 
-    def __call__(self, truth: Phrase, predicted: Phrase) -> _Judged:
+    def __call__(self, truth: Phrase, predicted: Phrase) -> _ScoredPhrases:
         pair = truth, predicted
         if pair not in self._known:
             orders = range(1, self._orders + 1)
             found = [
                 modified_precision([truth], predicted, order).numerator for order in orders
             ]  # which is not reduced
-            self._known[pair] = _Judged(
+            self._known[pair] = _ScoredPhrases(
                 [float(truth == predicted)],
                 [float(edit_distance(list(truth), list(predicted)))],
                 [*found, *(max(0, len(phrase) - order + 1) for phrase in (predicted, truth) for order in orders)],

@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from tlbatch.metrics.bootstrap import kinds_of_cells, proportion, redrawn
+from tlbatch.metrics.bootstrap import group_sums_of_cells, proportion, resample
 from tlbatch.runs.report import Curve, Estimate, OperatingPoint, Ranked
 
 _POINTS = 101
@@ -77,17 +77,17 @@ def at_threshold(
     positive: Bools, answers: Bools, groups: Ints, *, aim: str, threshold: float | None, seed: int
 ) -> OperatingPoint:
     """Sensitivity, specificity and predictive values of answers, from draws of groups."""
-    cells, used = kinds_of_cells(2 * positive.astype(np.int64) + answers, groups)
-    drawn = np.zeros((1, 4)) if not len(positive) else np.concatenate(list(redrawn(cells, seed=seed)))
-    table, draws, having = np.zeros(4, np.int64), np.zeros((len(drawn), 4)), np.zeros(4, np.int64)
+    cells, used = group_sums_of_cells(2 * positive.astype(np.int64) + answers, groups)
+    drawn = np.zeros((1, 4)) if not len(positive) else np.concatenate(list(resample(cells, seed=seed)))
+    table, replicates, having = np.zeros(4, np.int64), np.zeros((len(drawn), 4)), np.zeros(4, np.int64)
     for column, cell in enumerate(used):
         table[cell] = int((cells.sums[:, [column]].toarray()[:, 0] * cells.counts).sum())
-        draws[:, cell], having[cell] = drawn[:, column], cells.having(column)
+        replicates[:, cell], having[cell] = drawn[:, column], cells.having(column)
     no_no, no_yes, yes_no, yes_yes = range(4)
 
     def share(right: int, wrong: int, why: str) -> Estimate:
         with np.errstate(invalid="ignore"):
-            drawn_share = draws[:, right] / (draws[:, right] + draws[:, wrong])
+            drawn_share = replicates[:, right] / (replicates[:, right] + replicates[:, wrong])
         total, groups_behind = int(table[right] + table[wrong]), int(having[right] + having[wrong])
         return proportion(int(table[right]), total, drawn_share, num_groups=groups_behind, undefined=why)
 

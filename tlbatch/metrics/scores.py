@@ -33,7 +33,7 @@ def score(metric: Metric, labels: Labels, predictions: Labels, *, num_classes: i
     return float(cohen_kappa_score(labels, predictions, labels=range(num_classes), weights="quadratic"))
 
 
-def redrawn_scores(
+def bootstrap_scores(
     metric: Metric,
     labels: Ints,
     predictions: Sequence[Ints],
@@ -62,14 +62,14 @@ def redrawn_scores(
     n, x = sums(np.ones_like(labels)), sums(labels)
     spread = n * sums(labels**2) - x**2
     columns = []
-    for chosen in predictions:
+    for y_pred in predictions:
         if metric == "accuracy":
-            columns.append(sums(labels == chosen) / n)
+            columns.append(sums(labels == y_pred) / n)
             continue
-        y = sums(chosen)
-        apart = spread + n * sums(chosen**2) - y**2 + (x - y) ** 2
+        y = sums(y_pred)
+        apart = spread + n * sums(y_pred**2) - y**2 + (x - y) ** 2
         with np.errstate(invalid="ignore"):
-            columns.append(2 * (n * sums(labels * chosen) - x * y) / apart)
+            columns.append(2 * (n * sums(labels * y_pred) - x * y) / apart)
     return np.stack(columns, axis=1)
 
 

@@ -87,5 +87,5 @@ def _searched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> F
     return fitted
 
 
-def _kappa(grades: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64], num_classes: int) -> float:
-    return float(np.nan_to_num(cohen_kappa_score(grades, chosen, labels=range(num_classes), weights="quadratic")))
+def _kappa(grades: npt.NDArray[np.int64], y_pred: npt.NDArray[np.int64], num_classes: int) -> float:
+    return float(np.nan_to_num(cohen_kappa_score(grades, y_pred, labels=range(num_classes), weights="quadratic")))

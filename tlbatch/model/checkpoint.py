@@ -84,7 +84,7 @@ def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> No
 
 
 @dataclass(frozen=True)
-class Unseen:
+class OutOfFold:
     """What was predicted for images that the model, or one fitted alike, was not trained on."""
 
     outputs: npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ class Unseen:
     """Training images, by heads fitted on the other folds, in place of the validation split."""
 
 
-class Keeper:
+class BestCheckpoint:
     """Keeps the checkpoint with the higher validation score, among equals the one with the lower log loss.
 
     Where validation says nothing (no such split, undefined score) the last one is kept. What is offered is kept in
@@ -110,28 +110,28 @@ class Keeper:
         self._paths = paths
         self._world = world
         self._kept: dict[str, torch.Tensor] | None = None
-        self._unseen: Unseen | None = None
+        self._out_of_fold: OutOfFold | None = None
 
-    def offer(self, offered: Best, model: Classifier, unseen: Unseen) -> bool:
+    def consider(self, offered: Best, model: Classifier, unseen: OutOfFold) -> bool:
         """Keep it if it is better; whether it is. Thresholds are fitted on what is unseen."""
         if self.best is not None and _rank(offered) < _rank(self.best):
             return False
         better = self.best is None or _rank(offered) > _rank(self.best)
-        self.best, self._unseen = offered, unseen
+        self.best, self._out_of_fold = offered, unseen
         self._kept = {key: value.detach().cpu().clone() for key, value in moving(model).items()}
         return better
 
     def state(self) -> dict[str, Any]:
         """What is kept in memory, as tensors; empty once it is written."""
-        if self._kept is None or self._unseen is None:
+        if self._kept is None or self._out_of_fold is None:
             return {}
-        groups = self._unseen.groups
+        groups = self._out_of_fold.groups
         return {
             "tensors": self._kept,
-            "outputs": torch.from_numpy(self._unseen.outputs),
-            "labels": torch.from_numpy(self._unseen.labels),
+            "outputs": torch.from_numpy(self._out_of_fold.outputs),
+            "labels": torch.from_numpy(self._out_of_fold.labels),
             "groups": torch.from_numpy(groups.view(np.uint8).reshape(len(groups), groups.itemsize)),
-            "out_of_fold": self._unseen.out_of_fold,
+            "out_of_fold": self._out_of_fold.out_of_fold,
         }
 
     def load(self, best: Best | None, state: dict[str, Any]) -> None:
@@ -140,7 +140,9 @@ class Keeper:
         if state:
             groups = state["groups"].numpy()
             groups = groups.view(f"S{groups.shape[1]}").ravel()
-            self._unseen = Unseen(state["outputs"].numpy(), state["labels"].numpy(), groups, state["out_of_fold"])
+            self._out_of_fold = OutOfFold(
+                state["outputs"].numpy(), state["labels"].numpy(), groups, state["out_of_fold"]
+            )
             self._kept = state["tensors"]
         if best is not None and best.digest and self._world.is_main:
             best.save(self._paths.best)
@@ -150,19 +152,19 @@ class Keeper:
 
         Thresholds between grades are fitted on the images that the kept outputs are of, if there are any.
         """
-        if self._kept is None or self.best is None or self._unseen is None or not self._world.is_main:
+        if self._kept is None or self.best is None or self._out_of_fold is None or not self._world.is_main:
             return
-        outputs, labels = torch.from_numpy(self._unseen.outputs), self._unseen.labels
+        outputs, labels = torch.from_numpy(self._out_of_fold.outputs), self._out_of_fold.labels
         if model.rule.has_thresholds and len(labels):
             grades = model.rule.grades(outputs, model.num_classes)[:, 0].double().numpy()
-            thresholds = fit_thresholds(grades, labels, self._unseen.groups, num_classes=model.num_classes)
+            thresholds = fit_thresholds(grades, labels, self._out_of_fold.groups, num_classes=model.num_classes)
             self._kept["thresholds"] = torch.from_numpy(thresholds).float()
         tensors = model.state_dict() | self._kept
         path = self._paths.checkpoints / self.best.weights
         found: dict[str, object] = {"digest": _save(tensors, model, path), "thresholds": (), "unseen": None}
-        if self._unseen.out_of_fold:
+        if self._out_of_fold.out_of_fold:
             file = self._paths.unseen(self.best)
-            found["unseen"] = _save_unseen(file, self._unseen, model, tensors["thresholds"])
+            found["unseen"] = _save_out_of_fold(file, self._out_of_fold, model, tensors["thresholds"])
         if model.rule.has_thresholds:
             found["thresholds"] = tuple(tensors["thresholds"].tolist())
         self.best = self.best.model_copy(update=found)
@@ -184,7 +186,7 @@ def _save(tensors: dict[str, torch.Tensor], model: Classifier, path: Path) -> st
     return digest_file(path)
 
 
-def _save_unseen(path: Path, unseen: Unseen, model: Classifier, thresholds: torch.Tensor) -> str:
+def _save_out_of_fold(path: Path, unseen: OutOfFold, model: Classifier, thresholds: torch.Tensor) -> str:
     """Write probabilities and grades of unseen images; the file's SHA-256."""
     outputs = torch.from_numpy(unseen.outputs)
     with atomic_file(path) as file:

@@ -18,7 +18,7 @@ from tlbatch.model.handcrafted.features import Handcrafted
 from tlbatch.model.heads import Pooling, build_head, is_map
 from tlbatch.model.objectives import Rule
 from tlbatch.model.phrase_decoder import PhraseDecoder
-from tlbatch.model.symmetries import turned
+from tlbatch.model.symmetries import apply_symmetries
 
 
 class Classifier(nn.Module):
@@ -255,7 +255,7 @@ def _ends(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: P
 def predicted(
     model: Classifier,
     inputs: torch.Tensor,
-    turns: torch.Tensor,
+    symmetry: torch.Tensor,
     accelerator: Accelerator,
     *,
     labels: torch.Tensor | None = None,
@@ -267,7 +267,7 @@ def predicted(
     inputs
         As in `Classifier.forward`.
     turns
-        See `turned`.
+        See `apply_symmetries`.
     labels
         As in `Classifier.forward`.
 
@@ -278,7 +278,9 @@ def predicted(
     model.eval()
     known = () if labels is None else (labels.to(accelerator.device),)
     with accelerator.autocast():
-        outputs: torch.Tensor = model(turned(inputs.to(accelerator.device, non_blocking=True), turns), *known)
+        outputs: torch.Tensor = model(
+            apply_symmetries(inputs.to(accelerator.device, non_blocking=True), symmetry), *known
+        )
     return outputs.float().cpu()
 
 

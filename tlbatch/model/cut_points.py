@@ -40,7 +40,7 @@ _FEWEST, _MOST = 6, 12
 
 
 @dataclass(frozen=True)
-class Place:
+class CutPoint:
     """A place at which the network can be cut."""
 
     name: str
@@ -80,11 +80,11 @@ class Chain:
         net.train(mode)
 
     @cached_property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[CutPoint, ...]:
         """The places in the order of the network."""
         if self._graphs is None:
             last = HANDCRAFTED if isinstance(self._net, Handcrafted) else ALL_FROZEN[0]
-            return Place(ALL_TRAIN, (), 0), Place(last, (), 1)
+            return CutPoint(ALL_TRAIN, (), 0), CutPoint(last, (), 1)
         graph = self._graphs[False]
         ends = module_ends(graph)
         blocks = blocks_of(self._net, graph.graph)
@@ -97,8 +97,8 @@ class Chain:
             names = tuple(
                 sorted((name for name, last in ends.items() if last is node), key=lambda name: name.count("."))
             )
-            places.append(Place(names[0] if names else graph.paths[node], names, layer + weighs))
-        places[0] = Place(ALL_TRAIN, (), 0)
+            places.append(CutPoint(names[0] if names else graph.paths[node], names, layer + weighs))
+        places[0] = CutPoint(ALL_TRAIN, (), 0)
         return tuple(places)
 
     @cached_property
@@ -231,12 +231,12 @@ class Chain:
         return (f"similar: {', '.join(close)}; " if close else "") + f"it has pool, {', '.join(listed)}"
 
 
-def last_of_layers(places: Iterable[Place]) -> list[Place]:
+def last_of_layers(places: Iterable[CutPoint]) -> list[CutPoint]:
     """The place at which each layer ends."""
     return list({place.layer: place for place in places}.values())
 
 
-def stages(places: Sequence[Place], shapes: Sequence[tuple[int, ...]]) -> list[Place]:
+def stages(places: Sequence[CutPoint], shapes: Sequence[tuple[int, ...]]) -> list[CutPoint]:
     """At most twelve places to look at, from the input to the last: where layers of one shape end, or if these are
     fewer than six, as in a transformer, layers at equal distances.
     """

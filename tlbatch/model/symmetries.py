@@ -3,7 +3,7 @@
 import torch
 
 
-def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+def apply_symmetries(images: torch.Tensor, symmetry: torch.Tensor) -> torch.Tensor:
     """Apply to each image its symmetry of the square: mirrored left to right if odd, then turned by half of it.
 
     Parameters
@@ -17,13 +17,13 @@ def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     -------
     Tensor like ``images``.
     """
-    for turn in set(turns.tolist()) - {0}:
-        chosen = (turns == turn).nonzero()[:, 0].to(images.device)
-        images = images.index_copy(0, chosen, turned_alike(images[chosen], turn))
+    for turn in set(symmetry.tolist()) - {0}:
+        chosen = (symmetry == turn).nonzero()[:, 0].to(images.device)
+        images = images.index_copy(0, chosen, apply_symmetry(images[chosen], turn))
     return images
 
 
-def turned_alike(images: torch.Tensor, turn: int) -> torch.Tensor:
+def apply_symmetry(images: torch.Tensor, turn: int) -> torch.Tensor:
     """Apply one symmetry to all images."""
     if turn % 2:
         images = images.flip(2)

@@ -12,9 +12,9 @@ from tlbatch.core.errors import UserError
 from tlbatch.data.index import Index, read_index
 from tlbatch.evaluation.leaderboard import Entry
 from tlbatch.evaluation.predictions import Predictions
-from tlbatch.promotion.registry import Champion, Decision, Registry, Weighed
+from tlbatch.promotion.registry import Champion, Decision, Registry, RuleResult
 from tlbatch.promotion.rescoring import manifest_of, manifest_of_champion, rescoring_of, rescoring_paths
-from tlbatch.promotion.rule import Circumstances, Evidence, first_of, weigh
+from tlbatch.promotion.rule import Context, PairedTest, apply_rule, first_of
 from tlbatch.runs.manifest import Audit
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, RunRecord, load_record
@@ -51,14 +51,14 @@ class Challenge:
         if classes != theirs:
             why = (
                 f"the champion knows the classes {', '.join(theirs)}, and this run {', '.join(classes)}: no score is "
-                "of both; python -m tlbatch.promote RUN --anyway REASON makes it the champion"
+                "of both; python -m tlbatch.promote RUN --override REASON makes it the champion"
             )
             return self.decision(outcome="kept", rule="none", reasons=(why,))
         one, two, num_excluded = self._in_common(self.champion)
         if not len(one.keys):
             why = "there are no test images that both models can be judged on"
             return self.decision(outcome="kept", rule="none", reasons=(why,), num_excluded=num_excluded)
-        evidence = Evidence(
+        evidence = PairedTest(
             metric=self.record.job.metric,
             challenger=one.decided,
             champion=two.decided,
@@ -67,8 +67,8 @@ class Challenge:
             questions=self.record.job.report.questions,
             seed=self.record.job.seed,
         )
-        known = Circumstances(self.look, self.num_train, self.champion.num_train, self.champion.lost, leaks)
-        return self._weighed(weigh(terms, evidence, known), num_excluded)
+        known = Context(self.look, self.num_train, self.champion.num_train, self.champion.lost, leaks)
+        return self._weighed(apply_rule(terms, evidence, known), num_excluded)
 
     def decision(self, **found: object) -> Decision:
         """A decision on this challenge."""
@@ -96,7 +96,7 @@ class Challenge:
     def _registry(self) -> Registry:
         return Registry.of(self.record.job)
 
-    def _weighed(self, found: Weighed, num_excluded: int) -> Decision:
+    def _weighed(self, found: RuleResult, num_excluded: int) -> Decision:
         return self.decision(
             outcome="kept" if found.rule == "none" else "promoted",
             num_excluded=num_excluded,

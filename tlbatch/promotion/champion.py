@@ -12,7 +12,7 @@ from tlbatch.deploy.export import export_run
 from tlbatch.promotion.challenge import Challenge
 from tlbatch.promotion.drift.records import Drift
 from tlbatch.promotion.night_page import ShownNight, write_night
-from tlbatch.promotion.night_record import doubts_of, night_of
+from tlbatch.promotion.night_record import label_issues_of, night_of
 from tlbatch.promotion.registry import Champion, Decision, Registry, drift_file, promotion_file
 from tlbatch.promotion.retention import digests_of, retire
 from tlbatch.runs.paths import RunPaths
@@ -58,7 +58,7 @@ def promote_run(record: RunRecord, paths: RunPaths, overruled: str) -> None:
             champion=champion,
             history=registry.history(),
             drift=load_record(Drift, drift_file(paths), missing="try again"),
-            doubts=doubts_of(record, paths),
+            doubts=label_issues_of(record, paths),
             report=os.path.relpath(paths.report_page, registry.page(record.run).parent),
         )
         write_night(registry.page(record.run), shown)
@@ -78,7 +78,7 @@ def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled:
     if champion is not None and champion.run == record.run:
         raise UserError(f"{paths.folder}: is the champion already; python -m tlbatch.registry list shows them")
     look = registry.looks(champion, but=record.run) + 1 if champion else 0
-    before = registry.champions() if record.job.nightly.begin == "champion" else []
+    before = registry.champions() if record.job.nightly.init_from == "champion" else []
     challenge = Challenge(record, paths, champion, look, tuple(before))
     if overruled:
         decision = challenge.decision(outcome="promoted", rule="by hand", reasons=(overruled,))

@@ -25,7 +25,7 @@ _DEAD_S = 10 * _BEAT_S
 """Of silence, of a holder of whom nothing else is known."""
 
 
-class Holder(Record):
+class LeaseHolder(Record):
     """What lies in the file while somebody holds it."""
 
     token: str
@@ -42,18 +42,18 @@ class Holder(Record):
         return f"process {self.pid} on {self.host}{within}, for {span(time.time() - self.since)}"
 
 
-class TakenError(Exception):
+class LeaseTakenError(Exception):
     """Somebody else has it."""
 
-    def __init__(self, holder: Holder) -> None:
+    def __init__(self, holder: LeaseHolder) -> None:
         super().__init__(str(holder))
         self.holder = holder
 
 
 @contextmanager
-def held(
+def hold_lease(
     file: Path, environment: Mapping[str, str], job_is_active: Callable[[str], bool | None]
-) -> Iterator[Holder | None]:
+) -> Iterator[LeaseHolder | None]:
     """Hold the file within the block; that of a dead holder is taken over, who is given to the block.
 
     Parameters
@@ -67,7 +67,7 @@ def held(
         When somebody who lives holds it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    own = Holder(
+    own = LeaseHolder(
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -78,7 +78,7 @@ def held(
     with _guard(file):
         before = _read(file)
         if before is not None and _lives(before, file, own, job_is_active):
-            raise TakenError(before)
+            raise LeaseTakenError(before)
         own.save(file)
     ended = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, ended), name="turn", daemon=True)
@@ -98,18 +98,18 @@ def _guard(file: Path) -> FileLock:
     return FileLock(file.with_suffix(".lock"))
 
 
-def _read(file: Path) -> Holder | None:
+def _read(file: Path) -> LeaseHolder | None:
     """The holder; a file that cannot be read is nobody's."""
     if not file.exists():
         return None
     try:
-        return load_record(Holder, file, missing="")
+        return load_record(LeaseHolder, file, missing="")
     except UserError:
         log.warning("%s: is damaged, and nobody's", file)
         return None
 
 
-def _lives(holder: Holder, file: Path, own: Holder, job_is_active: Callable[[str], bool | None]) -> bool:
+def _lives(holder: LeaseHolder, file: Path, own: LeaseHolder, job_is_active: Callable[[str], bool | None]) -> bool:
     """Whether a holder is still there: by its process on this machine, by its SLURM job, else by its last beat."""
     if holder.job is not None and holder.job == own.job and holder.host != own.host:
         return False  # an earlier life of the job that this is

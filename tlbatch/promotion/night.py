@@ -14,9 +14,9 @@ from tlbatch.cluster import job_arrays, launch
 from tlbatch.cluster.create import make_run
 from tlbatch.cluster.failures import cause_of
 from tlbatch.cluster.follow import wait_for_chain
-from tlbatch.cluster.launch import Where
+from tlbatch.cluster.launch import Target
 from tlbatch.cluster.results import print_scores
-from tlbatch.cluster.squeue import Controller
+from tlbatch.cluster.squeue import Squeue
 from tlbatch.config.data import Data
 from tlbatch.config.job import Job
 from tlbatch.core.cli import EXIT_AGAIN
@@ -24,7 +24,7 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_of
 from tlbatch.data.index import read_index
 from tlbatch.data.sources.read import digest_lists, read_images
-from tlbatch.promotion.lease import Holder
+from tlbatch.promotion.lease import LeaseHolder
 from tlbatch.promotion.registry import Event, Night, Pending, Registry
 from tlbatch.promotion.rescoring import make_rescoring, rescoring_paths
 from tlbatch.promotion.retention import wrong_files
@@ -38,11 +38,11 @@ _COMPARED = ("key", "group", "label", "tags", "split", "content")
 
 def is_active(job: str) -> bool | None:
     """Whether SLURM has a job that has not ended."""
-    found = Controller().ask([job])
+    found = Squeue().query([job])
     return None if found is None else any(not one.has_ended for one in found[job])
 
 
-def hold_night(record: RunRecord, registry: Registry, before: Holder | None, where: Where) -> int:
+def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None, where: Target) -> int:
     """Hold one night and return its exit code."""
     began = time.monotonic()
     if before is not None:
@@ -84,7 +84,7 @@ def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
     job = record.job.model_copy(update={"run": run})
     record = record.model_copy(update={"run": run, "job": job})
     champion = registry.champion()
-    if champion is None or job.nightly.begin == "pretrained":
+    if champion is None or job.nightly.init_from == "pretrained":
         return record
     other = registry.run_of(champion)
     before = other.load().job
@@ -112,7 +112,7 @@ def _has_head_of(job: Job, other: Job) -> bool:
     return heads[0] == heads[1] and job.objective == other.objective and not (job.chooses or job.phase[0].fit)
 
 
-def _work(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending, where: Where) -> int:
+def _work(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending, where: Target) -> int:
     """What is left of the night; a failure is a line of the history, and a champion that is its cause is named."""
     try:
         code = 0 if paths.marker("shard").exists() else _run(record, paths, where, ("shard",))
@@ -160,7 +160,7 @@ def _end_alike(paths: RunPaths, registry: Registry, pending: Pending, alike: Nig
     return 0
 
 
-def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Where) -> int:
+def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Target) -> int:
     """The stages that are left, then the champion on the same images, then the decision."""
     code = _run(record, paths, where)
     if code == 0:
@@ -191,15 +191,15 @@ def _broken(registry: Registry, paths: RunPaths) -> str:
     if not wrong:
         return ""
     ways = [f"python -m tlbatch.registry {shlex.quote(str(registry.folder))} rollback"] if champion.previous else []
-    ways.append(f"python -m tlbatch.promote {shlex.quote(str(paths.folder))} --anyway REASON")
+    ways.append(f"python -m tlbatch.promote {shlex.quote(str(paths.folder))} --override REASON")
     return f"champion {champion.number} is not whole: {wrong[0]}; {', or '.join(ways)}, and the night again"
 
 
-def _run(record: RunRecord, paths: RunPaths, where: Where, stages: Sequence[StageName] = ()) -> int:
+def _run(record: RunRecord, paths: RunPaths, where: Target, stages: Sequence[StageName] = ()) -> int:
     """Run the stages of a run, or some, wherever nights are run; the exit code."""
-    if where == "here":
+    if where == "local":
         return launch.run_here(record, paths, stages)
-    if where == "inside":
+    if where == "allocation":
         return launch.run_in_allocation(paths, os.environ, stages)
     while paths in (jobs := job_arrays.at_work([(record, paths)])):  # of a night that was killed while they were queued
         print(f"job {jobs[paths]:>8}  is at work", flush=True)

@@ -18,7 +18,7 @@ _SUSPECT = 4.0
 
 
 @dataclass(frozen=True)
-class Doubt:
+class LabelIssue:
     """A new image whose label the champion contradicts."""
 
     key: str
@@ -40,7 +40,7 @@ class ShownNight:
     history: Sequence[Night]
     """All nights, this one last."""
     drift: Drift
-    doubts: Sequence[Doubt]
+    doubts: Sequence[LabelIssue]
     """The gravest first."""
     report: str
     """Path of the run's report from the page."""
@@ -79,7 +79,7 @@ def _warnings(shown: ShownNight) -> list[tuple[str, str]]:
         found.append(("Drift", text))
     if drift.z_disagreeing is not None and drift.z_disagreeing > _SUSPECT:
         text = (
-            f"The champion contradicts {formats.things(drift.num_disagreeing, 'label')} of {drift.num_judged:,} new "
+            f"The champion contradicts {formats.counted(drift.num_disagreeing, 'label')} of {drift.num_judged:,} new "
             f"images, {drift.z_disagreeing:.1f} standard deviations more than its probabilities explain; review.csv in "
             "the run's folder lists them."
         )

@@ -16,7 +16,7 @@ from tlbatch.data.index import read_index
 from tlbatch.data.sources.base import name_of
 from tlbatch.deploy.model import ExportedModel
 from tlbatch.promotion.drift.measure import measure_drift
-from tlbatch.promotion.night_page import Doubt
+from tlbatch.promotion.night_page import LabelIssue
 from tlbatch.promotion.registry import Champion, Night, Registry, drift_file, review_file
 from tlbatch.promotion.rescoring import manifest_of_champion, rescoring_paths
 from tlbatch.report.run_figures import shown_images
@@ -48,7 +48,7 @@ def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: 
     before = next((Path(one.index) for one in reversed(history) if one.index and one.run != record.run), None)
     before = before if before and before.is_dir() else None
     champion = registry.champion()
-    judge = _judge(registry, champion, overruled) if champion and before and champion.run != record.run else None
+    judge = _evaluate(registry, champion, overruled) if champion and before and champion.run != record.run else None
     drift = measure_drift(
         paths,
         before=before,
@@ -78,14 +78,14 @@ def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: 
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Evaluator:
     """What the champion says of images."""
 
     predict: Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
     classes: tuple[str, ...]
 
 
-def _judge(registry: Registry, champion: Champion, overruled: str) -> _Judge | None:
+def _evaluate(registry: Registry, champion: Champion, overruled: str) -> _Evaluator | None:
     """The champion's exported model; None where it is damaged and is to be replaced whatever the rule says.
 
     Raises
@@ -105,7 +105,7 @@ def _judge(registry: Registry, champion: Champion, overruled: str) -> _Judge | N
     def predict(images: Sequence[bytes]) -> npt.NDArray[np.float32]:
         return model.predict(images, in_shard=True).probabilities
 
-    return _Judge(predict, classes)
+    return _Evaluator(predict, classes)
 
 
 def _seconds(paths: RunPaths) -> dict[str, float]:
@@ -114,13 +114,13 @@ def _seconds(paths: RunPaths) -> dict[str, float]:
     return {file.stem: load_record(Marker, file, missing="").seconds for file in markers if file.exists()}
 
 
-def doubts_of(record: RunRecord, paths: RunPaths) -> list[Doubt]:
+def label_issues_of(record: RunRecord, paths: RunPaths) -> list[LabelIssue]:
     """The new images whose labels the champion contradicts most, to look at."""
     with review_file(paths).open(newline="", encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
     rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
     images = shown_images(open_set(paths.set_paths(record.job)), [row["key"] for row in rows])
     return [
-        Doubt(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
+        LabelIssue(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
         for row, image in zip(rows, images, strict=True)
     ]

@@ -40,7 +40,7 @@ class Guarded(Record):
     holds: bool
 
 
-class Weighed(Record):
+class RuleResult(Record):
     """What the job's rule makes of a run and the champion."""
 
     rule: Rule
@@ -58,7 +58,7 @@ class Weighed(Record):
     """By promotions for more data, this one included, less the lower bounds of later gains, if it is promoted."""
 
 
-class Decision(Weighed):
+class Decision(RuleResult):
     """``promotion.json`` of a run: whether its model takes the place of the champion, and why."""
 
     task: str

@@ -62,7 +62,7 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     before = other.load()
     kept = before.job.data
     data = record.job.data.model_copy(
-        update={"resize": kept.resize, "steps": kept.steps, "max_pixels": kept.max_pixels}
+        update={"resize": kept.resize, "preprocess": kept.preprocess, "max_pixels": kept.max_pixels}
     )
     job = before.job.model_copy(
         update={key: getattr(record.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}

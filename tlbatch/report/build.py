@@ -15,7 +15,7 @@ from tlbatch.evaluation.leaderboard import load_entries, rebuild_leaderboard, ri
 from tlbatch.evaluation.phrases import Phrases, write_scored_phrases
 from tlbatch.evaluation.prediction_parts import Width, merge_parts
 from tlbatch.evaluation.predictions import Predictions
-from tlbatch.evaluation.scoring import Scoring, predictions_of, report_of, thresholds_of, tuning_of
+from tlbatch.evaluation.scoring import Scoring, held_out_of, predictions_of, report_of, thresholds_of
 from tlbatch.model.checkpoint import load_best
 from tlbatch.report.page import Mistake, Shown, write_page
 from tlbatch.report.run_figures import Tested, draw_report
@@ -67,8 +67,8 @@ def build_report(record: RunRecord, paths: RunPaths, world: World) -> None:
         found, scored = write_scored_phrases(scoring, images, merged, best, [cause for _, cause in rejected])
     else:
         raw = predictions_of(index, merged, manifest.classes)
-        tuning = tuning_of(paths, best, raw, merged)
-        found, scored = scoring.write(raw, tuning.images, thresholds_of(record, best, raw, merged, tuning))
+        held_out = held_out_of(paths, best, raw, merged)
+        found, scored = scoring.write(raw, held_out.images, thresholds_of(record, best, raw, merged, held_out))
     report = report_of(scoring, scored, paths, best, num_predicted=len(merged.rows))
     mistakes: list[Mistake] = []
     if record.job.figures:

@@ -15,12 +15,12 @@ def signed(value: float | None) -> str:
     return number(value) if value is None or value < 0 else f"+{value:.4f}"
 
 
-def chance(p_value: float, equals: str = "=\N{NO-BREAK SPACE}") -> str:
+def p_value(p_value: float, equals: str = "=\N{NO-BREAK SPACE}") -> str:
     """A p-value, which is never zero."""
     return f"{equals}{p_value:.4f}" if p_value >= 0.0001 else "<\N{NO-BREAK SPACE}0.0001"
 
 
-def share(part: float, whole: float = 1) -> str:
+def percent(part: float, whole: float = 1) -> str:
     """A percentage."""
     return f"{100 * part / whole:.1f}\N{NO-BREAK SPACE}%" if whole else "none"
 
@@ -30,12 +30,12 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def things(number: int, name: str) -> str:
+def counted(number: int, name: str) -> str:
     """How many there are of what."""
     return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
-def titled(text: str) -> str:
+def capitalised(text: str) -> str:
     """Text with a capital first letter; the rest stays."""
     return text[:1].upper() + text[1:]
 

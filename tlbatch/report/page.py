@@ -147,12 +147,12 @@ def warnings_of(report: Report) -> list[tuple[str, str]]:
     if report.num_errors:
         found.append((
             "Unreadable test images",
-            f"{formats.things(report.num_errors, 'test image')} could not be read; the other {report.n:,} were scored.",
+            f"{formats.counted(report.num_errors, 'test image')} could not be read; {report.n:,} were scored.",
         ))  # fmt: skip
     if report.num_rejected:
         found.append((
             "Rejected images",
-            f"{formats.things(report.num_rejected, 'image')} of the source could not be used; no split has them.",
+            f"{formats.counted(report.num_rejected, 'image')} of the source could not be used; no split has them.",
         ))  # fmt: skip
     return found
 
@@ -166,7 +166,7 @@ def _leaks(report: Report) -> list[str]:
         parts = others.split(" or ")
         if len(parts) == 1 or all(f"{split} in {one}" in across for one in parts):
             where = " or ".join(map(_split, parts))
-            found.append(f"in {where} for {formats.things(number, 'image')} of {_split(split)}")
+            found.append(f"in {where} for {formats.counted(number, 'image')} of {_split(split)}")
     return found
 
 
@@ -200,10 +200,10 @@ def _pages() -> Environment:
         keep_trailing_newline=True,
     )
     pages.filters |= {
-        "chance": formats.chance, "count": formats.count, "data_uri": formats.data_uri, "duration": formats.duration,
+        "p_value": formats.p_value, "count": formats.count, "data_uri": formats.data_uri, "duration": formats.duration,
         "number": formats.number,
-        "score_name": SCORE_NAMES.__getitem__, "share": formats.share, "signed": formats.signed, "split_name": _split,
-        "things": formats.things, "titled": formats.titled,
+        "score_name": SCORE_NAMES.__getitem__, "percent": formats.percent, "signed": formats.signed,
+        "split_name": _split, "counted": formats.counted, "capitalised": formats.capitalised,
     }  # fmt: skip
     pages.globals |= {
         "leaks": _leaks, "main_score": main_score, "phrase_hints": _PHRASE_HINTS, "phrase_scores": _PHRASE_SCORES,

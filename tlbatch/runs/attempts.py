@@ -27,7 +27,7 @@ BEGAN = "TLBATCH_BEGAN"
 """Variable in which a process remembers when it began with a stage: before the imports, which take GPU time too."""
 
 
-class Begin(Record):
+class AttemptStart(Record):
     """A line of the ledger: a stage begins."""
 
     event: Literal["begin"] = "begin"
@@ -47,7 +47,7 @@ class Begin(Record):
     time: float
 
 
-class End(Record):
+class AttemptEnd(Record):
     """A line of the ledger: a stage ends."""
 
     event: Literal["end"] = "end"
@@ -60,7 +60,7 @@ class End(Record):
 class Attempt(Record):
     """One life of a stage."""
 
-    begin: Begin
+    begin: AttemptStart
     end: float | None
     """None: it is at work, or was killed."""
     seen: float
@@ -114,7 +114,7 @@ def read_jobs(paths: RunPaths) -> tuple[Submitted, ...]:
 
 
 @contextmanager
-def booked(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
+def record_attempt(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
     """Let rank 0 write into the ledger when the work in the block begins, and how it ends."""
     began = os.environ.pop(BEGAN, "")
     if not world.is_main:
@@ -130,24 +130,24 @@ def booked(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
         outcome = "stopped"
         raise
     finally:
-        _append(paths.ledger, End(stage=stage, attempt=world.attempt, outcome=outcome, time=time.time()))
+        _append(paths.ledger, AttemptEnd(stage=stage, attempt=world.attempt, outcome=outcome, time=time.time()))
 
 
-def read_ledger(paths: RunPaths) -> tuple[Attempt, ...]:
+def read_attempts(paths: RunPaths) -> tuple[Attempt, ...]:
     """All attempts of all stages of a run in the order of their begin."""
     attempts: list[Attempt] = []
     progress = load_progress(paths)
     for line in _lines(paths.ledger):
         attempts += [
             Attempt(begin=begin, end=None, seen=_last_seen(begin, progress), outcome=None)
-            for begin in _valid(Begin, [line])
+            for begin in _valid(AttemptStart, [line])
         ]
-        for end in _valid(End, [line]):
+        for end in _valid(AttemptEnd, [line]):
             _close(attempts, end)
     return tuple(attempts)
 
 
-def _close(attempts: list[Attempt], end: End) -> None:
+def _close(attempts: list[Attempt], end: AttemptEnd) -> None:
     """Put its end to the last attempt of that name that has none."""
     for at, one in reversed(list(enumerate(attempts))):
         if one.end is None and (one.stage, one.begin.attempt) == (end.stage, end.attempt):
@@ -155,7 +155,7 @@ def _close(attempts: list[Attempt], end: End) -> None:
             return
 
 
-def _last_seen(begin: Begin, progress: Progress | None) -> float:
+def _last_seen(begin: AttemptStart, progress: Progress | None) -> float:
     if progress is None or (progress.stage, progress.attempt) != (begin.stage, begin.attempt):
         return begin.time
     return max(begin.time, progress.time)
@@ -163,12 +163,12 @@ def _last_seen(begin: Begin, progress: Progress | None) -> float:
 
 def _close_killed(stage: StageName, paths: RunPaths) -> None:
     """Write the end of an attempt that was killed before it could: only one at a time is at work here."""
-    for one in read_ledger(paths):
+    for one in read_attempts(paths):
         if one.stage == stage and one.end is None:
-            _append(paths.ledger, End(stage=stage, attempt=one.begin.attempt, outcome="killed", time=one.seen))
+            _append(paths.ledger, AttemptEnd(stage=stage, attempt=one.begin.attempt, outcome="killed", time=one.seen))
 
 
-def _begin(stage: StageName, paths: RunPaths, world: World, now: float) -> Begin:
+def _begin(stage: StageName, paths: RunPaths, world: World, now: float) -> AttemptStart:
     environment = os.environ
     in_step = "SLURM_STEP_ID" in environment and environment.get("SUBMITIT_EXECUTOR") != "local"
     job = environment.get("SLURM_JOB_ID") if in_step else None
@@ -176,7 +176,7 @@ def _begin(stage: StageName, paths: RunPaths, world: World, now: float) -> Begin
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     own_job = environment.get("SUBMITIT_EXECUTOR") == "slurm"  # else several stages share an allocation
     started = environment.get("SLURM_JOB_START_TIME", "") if job and own_job else ""
-    return Begin(
+    return AttemptStart(
         stage=stage,
         attempt=world.attempt,
         job=job,

@@ -76,7 +76,7 @@ def rate(per_second: float) -> str:
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.1f}"
 
 
-def on_rank_0(where: str, world: World) -> str:
+def rank_0_of(where: str, world: World) -> str:
     """Names a piece of work of which rank 0 tells only its own share."""
     return f"{where} on rank 0 of {world.world_size}" if world.world_size > 1 else where
 
@@ -99,7 +99,7 @@ class _Piece:
         return (images - self._first_images) / took, (total - self.done) * took / done
 
 
-class Teller:
+class ProgressReporter:
     """Tells on rank 0 how far a stage is, seldom enough to cost nothing."""
 
     def __init__(self, paths: RunPaths, world: World, stage: StageName, *, saves: bool = True) -> None:
@@ -121,7 +121,7 @@ class Teller:
         self._next_log = self._began + _LOG_S
         self._spent_s = 0.0
 
-    def tell(
+    def update(
         self,
         done: int,
         total: int,

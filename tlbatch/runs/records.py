@@ -137,5 +137,5 @@ class Best(Record):
 def job_digest(record: RunRecord) -> str:
     """Digest of everything in the job that predictions depend on: not of its place, time, cluster or report."""
     elsewhere = {"slurm", "workspace", "private", "run", "report", "sweep", "nightly"}
-    kept = record.job.model_dump(mode="json", exclude=elsewhere)
+    kept = record.job.for_digest(exclude=elsewhere)
     return digest_of({"job": kept, "weights": record.weights_digest})

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tlbatch.core.cli import EXIT_AGAIN, EXIT_USER_ERROR
 from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.core.files import place_named, remove_drafts, write_text
-from tlbatch.runs.attempts import BEGAN, booked
+from tlbatch.runs.attempts import BEGAN, record_attempt
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Failure, FailureKind, Marker, RunRecord, StageName, job_digest, load_record
 from tlbatch.runs.signals import stop_at_once
@@ -32,10 +32,10 @@ def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -
     """``python -m tlbatch.<stage> RUN``."""
     parser = argparse.ArgumentParser(prog=f"python -m tlbatch.{stage}", description=doc)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
-    sys.exit(guarded(stage, run, parser.parse_args().run))
+    sys.exit(run_guarded(stage, run, parser.parse_args().run))
 
 
-def guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int:
+def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int:
     """Run a stage and return its exit code; a failure leaves a record of its cause in the run folder."""
     try:
         world = read_world(os.environ)
@@ -105,7 +105,7 @@ def record_failure(stage: StageName, world: World, run_dir: Path, message: str, 
         logging.getLogger(__name__).warning("the cause could not be kept in %s: %s", paths.folder, error)
 
 
-def finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Marker:
+def require_finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Marker:
     """What a stage before this one left.
 
     Raises
@@ -120,7 +120,7 @@ def finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Marker:
     return done
 
 
-def once(
+def run_once(
     stage: StageName,
     paths: RunPaths,
     inputs: dict[str, str],
@@ -163,7 +163,7 @@ def once(
         for old in [*marker.parent.glob(f"{stage}.failed.*.json"), *marker.parent.glob(f"{stage}.again.*")]:
             old.unlink()
     start = time.monotonic()
-    with _alone(stage, paths, world), booked(stage, paths, world):
+    with _alone(stage, paths, world), record_attempt(stage, paths, world):
         outputs = work() or {}
     if world.is_main:
         seconds = time.monotonic() - start

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Failure, StageName, load_record
-from tlbatch.runs.stage import guarded
+from tlbatch.runs.stage import run_guarded
 from tlbatch.runs.world import World, read_world
 
 LOG = "TLBATCH_LOG"
@@ -74,4 +74,4 @@ def execute(stage: StageName, run_dir: Path, **options: object) -> int:
     def work(folder: Path) -> None:
         importlib.import_module(f"tlbatch.{stage}").run(folder, **options)
 
-    return guarded(stage, work, run_dir)
+    return run_guarded(stage, work, run_dir)

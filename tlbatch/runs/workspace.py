@@ -7,11 +7,11 @@ from tlbatch.config.job import Job
 from tlbatch.core.files import digest_of
 
 _MAKES_SHARDS = {
-    "source", "images", "urls", "labels", "key_column", "label_column", "tag_separator", "classes", "resize", "steps",
-    "max_pixels", "shard_images", "phantom",
+    "source", "images", "urls", "labels", "key_column", "label_column", "tag_separator", "classes", "resize",
+    "preprocess", "max_pixels", "shard_images", "synthetic",
 }  # fmt: skip
 """Keys of the data section that the bytes of the shards depend on."""
-_MAKES_GROUPS = {"source", "images", "urls", "labels", "phantom", "group_column", "group_pattern"}
+_MAKES_GROUPS = {"source", "images", "urls", "labels", "synthetic", "group_column", "group_pattern"}
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class SetPaths:
 
 def set_folder(job: Job) -> Path:
     """Where the shards of the job lie: the same images with the same pre-processing always mean the same folder."""
-    kept = job.data.model_dump(mode="json", include=_MAKES_SHARDS)
-    name = job.data.images.name if job.data.images else job.data.source
+    kept = job.data.for_digest(include=_MAKES_SHARDS)
+    name = job.data.images.name if job.data.images else kept["source"]
     return job.workspace / "shards" / f"{name or 'images'}-{digest_of(kept)[:12]}"
 
 
 def groups_file(job: Job) -> Path:
     """Where the places of the groups of a source are kept, whatever is made of its images."""
-    kept = job.data.model_dump(mode="json", include=_MAKES_GROUPS)
+    kept = job.data.for_digest(include=_MAKES_GROUPS)
     name = set_folder(job).name.rpartition("-")[0]
     return job.workspace / "shards" / f"{name}-{digest_of([kept, job.data.split.salt])[:12]}.groups.csv"
 
@@ -74,12 +74,12 @@ def staged_folder(job: Job) -> Path:
 
 def data_digest(job: Job) -> str:
     """Digest of the data section, which with the source makes the index."""
-    return digest_of(job.data.model_dump(mode="json"))
+    return digest_of(job.data.for_digest())
 
 
-def phantom_folder(job: Job) -> Path:
+def synthetic_folder(job: Job) -> Path:
     """Where synthetic images are drawn: their own folder for each setting."""
-    return job.workspace / "phantom" / digest_of(job.data.phantom.model_dump(mode="json"))[:12]
+    return job.workspace / "phantom" / digest_of(job.data.synthetic.for_digest())[:12]
 
 
 def cache_folder(job: Job, digest: str) -> Path:

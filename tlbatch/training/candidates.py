@@ -21,7 +21,7 @@ _LARGE = 1000
 """Training images from which a set is called large."""
 _HALF_POINT = 0.005
 _DECIDED = {"head", "objective", "decision", "phase", "train"}
-_PLAIN = {"augment": "none", "crop_scale": 1.0, "random_views": 0, "every_view": False, "test_views": False}
+_PLAIN = {"augment": "none", "crop_scale": 1.0, "random_views": 0, "every_view": False, "tta": False}
 _BOLD, _GENTLE = {"lr": 1e-3, "backbone_lr": 5e-4}, {"lr": 1e-4, "backbone_lr": 1e-4}
 """Rates of fine-tuning; a squared error, which has no bound, grows without end at the first."""
 Settings = dict[str, Any]
@@ -173,7 +173,7 @@ def _tuned(job: Job, cut: str, *, num_train: int) -> Candidate:
     }
     phases = [{"cut": "pool", "fit": "ridge" if ordered else "logistic"}, tuned]
     settings: Settings = {"phase": phases, "objective": "regression" if ordered else "cross-entropy"}
-    settings["train"] = {**job.train.model_dump(), "test_views": False}
+    settings["train"] = {**job.train.model_dump(), "tta": False}
     name = "fine-tuned, all of it" if cut == "none" else f"fine-tuned after {cut}"
     return Candidate(name, decided(job, settings))
 
@@ -182,7 +182,7 @@ def _final(job: Job) -> Job:
     """As it is trained in the end, where validation may end it early, and judges weight averages and views."""
     phases = [phase if phase.fit else phase.model_copy(update={"patience": 5, "average": True}) for phase in job.phase]
     tuned = not phases[-1].fit and job.train.augment != "none"
-    train = job.train.model_copy(update={"test_views": tuned})
+    train = job.train.model_copy(update={"tta": tuned})
     return job.model_copy(update={"phase": tuple(phases), "train": train})
 
 

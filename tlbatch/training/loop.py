@@ -13,17 +13,24 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import broadcast, gather_object
 
-from tlbatch.activations.batches import Feed
+from tlbatch.activations.batches import BatchSource
 from tlbatch.config.training import Phase
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import Batch
-from tlbatch.data.sampler import Positions, State, balanced, num_batches, prediction_batches, training_batches
+from tlbatch.data.dataset import SampleBatch
+from tlbatch.data.sampler import (
+    Positions,
+    SamplerState,
+    class_balanced,
+    num_batches,
+    prediction_batches,
+    training_batches,
+)
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.metrics.scores import mean_log_loss, score
 from tlbatch.model.classifier import predicted
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named, same_phrases, unpacked
 from tlbatch.runs.records import Best
-from tlbatch.training.state import Course, Epoch, Feeds, Session, StopAgreedError, save
+from tlbatch.training.state import Epoch, PhaseState, SplitBatches, StopRequestedError, TrainingContext, save
 from tlbatch.training.step import class_weights
 
 log = logging.getLogger(__name__)
@@ -39,28 +46,28 @@ class Validation(NamedTuple):
     """Of the head, (n, num_outputs), in the order of the split."""
 
 
-def samples_of(session: Session, phase: Phase, epoch: Epoch) -> Samples:
+def samples_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> Samples:
     """What an epoch takes."""
-    job, images = session.job, session.images
+    job, images = context.job, context.images
     strength = phase.balance_decay**epoch.number
     picked = None
     if phase.balance == "sampler":
-        picked = balanced(images.labels("train"), strength=strength, seed=job.seed, epoch=epoch.in_run)
-    views = training_views(job.train, session.model.spec.size)
+        picked = class_balanced(images.labels("train"), strength=strength, seed=job.seed, epoch=epoch.in_run)
+    views = training_views(job.train, context.model.spec.size)
     return Samples(
         len(images.rows("train")), views, job.seed, epoch.in_run, every_view=job.train.every_view, picked=picked
     )
 
 
-def weights_of(session: Session, phase: Phase, epoch: Epoch) -> torch.Tensor:
+def weights_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> torch.Tensor:
     """Of the classes in the loss of an epoch, (num_classes,)."""
-    if session.images.manifest.tags:
+    if context.images.manifest.tags:
         return torch.ones(0)
-    counts = torch.from_numpy(session.images.counts("train"))
+    counts = torch.from_numpy(context.images.counts("train"))
     return class_weights(counts, strength=phase.balance_decay**epoch.number if phase.balance == "loss" else 0.0)
 
 
-def train_epoch(session: Session, feeds: Feeds, course: Course) -> float:
+def train_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseState) -> float:
     """What is left of a pass over the training split; the mean loss of the whole pass over all ranks.
 
     Raises
@@ -68,50 +75,50 @@ def train_epoch(session: Session, feeds: Feeds, course: Course) -> float:
     StopAgreedError
         On all ranks at the same step.
     """
-    job, world, running, epoch = session.job, session.world, course.running, course.epoch
-    samples = samples_of(session, running.phase, epoch)
-    weights = weights_of(session, running.phase, epoch)
-    state = State(job.seed, epoch.in_run, course.position)
+    job, world, running, epoch = context.job, context.world, state.running, state.epoch
+    samples = samples_of(context, running.phase, epoch)
+    weights = weights_of(context, running.phase, epoch)
+    sampler = SamplerState(job.seed, epoch.in_run, state.position)
     sizes, shares = itertools.tee(
         training_batches(
-            state, len(samples), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
+            sampler, len(samples), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
         )
     )
     steps = num_batches(len(samples), job.train.batch_size)
-    lookout = Lookout(session, course)
+    consensus = RankConsensus(context, state)
     running.model.train()
-    tell = partial(session.crew.teller.tell, unit="steps", where=f"phase {epoch.phase} epoch {epoch.number}")
-    tell(course.step, steps, images=course.position)
-    loaded = feeds.train.batches(samples, (own for _, own in shares))
-    with session.crew.pulse.expected(f"phase {epoch.phase} epoch {epoch.number}"):
+    update = partial(context.ranks.reporter.update, unit="steps", where=f"phase {epoch.phase} epoch {epoch.number}")
+    update(state.step, steps, images=state.position)
+    loaded = batches.train.batches(samples, (own for _, own in shares))
+    with context.ranks.watchdog.expected(f"phase {epoch.phase} epoch {epoch.number}"):
         for (size, _), own in zip(sizes, loaded, strict=True):
-            lookout.look()
-            loss = running.step(own.inputs, own.labels, own.turns, global_size=size, class_weights=weights)
-            lookout.add(own, loss)
-            if course.moving is not None:
-                course.moving.update(session.model)
-            course.step += 1
-            course.position += size
-            session.crew.pulse.beat()
-            tell(course.step, steps, images=course.position)
-        lookout.look(at_once=True)
-    return running.mean_over_ranks(course.loss) / steps
+            consensus.sync()
+            loss = running.step(own.inputs, own.labels, own.symmetry, global_size=size, class_weights=weights)
+            consensus.add(own, loss)
+            if state.moving is not None:
+                state.moving.update(context.model)
+            state.step += 1
+            state.position += size
+            context.ranks.watchdog.step_done()
+            update(state.step, steps, images=state.position)
+        consensus.sync(at_once=True)
+    return running.mean_over_ranks(state.loss) / steps
 
 
-class Lookout:
+class RankConsensus:
     """Lets all ranks agree about once a second whether to end, or to save, and whether the loss is finite."""
 
-    def __init__(self, session: Session, course: Course) -> None:
-        self._session, self._course = session, course
+    def __init__(self, context: TrainingContext, state: PhaseState) -> None:
+        self._context, self._state = context, state
         self._recent: list[tuple[int, Positions, torch.Tensor]] = []
-        self._next, self._before, self._since = course.step, course.step, time.monotonic()
+        self._next, self._before, self._since = state.step, state.step, time.monotonic()
 
-    def add(self, batch: Batch, loss: torch.Tensor) -> None:
+    def add(self, batch: SampleBatch, loss: torch.Tensor) -> None:
         """Take in a step."""
-        self._course.loss += loss
-        self._recent.append((self._course.step, batch.positions.numpy(), loss))
+        self._state.loss += loss
+        self._recent.append((self._state.step, batch.positions.numpy(), loss))
 
-    def look(self, *, at_once: bool = False) -> None:
+    def sync(self, *, at_once: bool = False) -> None:
         """Agree with the other ranks, at some of the steps.
 
         Raises
@@ -119,52 +126,52 @@ class Lookout:
         StopAgreedError, UserError
             On all ranks at the same step.
         """
-        session, course = self._session, self._course
-        if course.step < self._next and not at_once:
+        context, state = self._context, self._state
+        if state.step < self._next and not at_once:
             return
-        finite, stop = bool(torch.isfinite(course.loss)), session.crew.stop
-        due = session.world.is_main and session.saver is not None and session.saver.is_due()
-        each = (time.monotonic() - self._since) / max(1, course.step - self._before)
-        asked = torch.tensor([not finite, bool(stop), stop.wants_again, due, each], device=session.accelerator.device)
-        with session.crew.pulse.waiting():
-            broken, stopped, again, save_now, seconds = session.accelerator.reduce(asked, "sum").tolist()
+        finite, stop = bool(torch.isfinite(state.loss)), context.ranks.stop
+        due = context.world.is_main and context.snapshots is not None and context.snapshots.is_due()
+        each = (time.monotonic() - self._since) / max(1, state.step - self._before)
+        asked = torch.tensor([not finite, bool(stop), stop.wants_again, due, each], device=context.accelerator.device)
+        with context.ranks.watchdog.waiting():
+            broken, stopped, again, save_now, seconds = context.accelerator.reduce(asked, "sum").tolist()
         if broken:
             self._refuse()
         if stopped:
-            raise StopAgreedError(stop.signal_name, again=bool(again))
+            raise StopRequestedError(stop.signal_name, again=bool(again))
         if save_now:
-            save(session, course.place, course)
+            save(context, state.place, state)
         self._recent.clear()
-        in_a_second = int(session.world.world_size / max(seconds, 1e-3))
-        steps = max(1, min(in_a_second, 2 * (course.step - self._before)))
-        self._next, self._before, self._since = course.step + steps, course.step, time.monotonic()
+        in_a_second = int(context.world.world_size / max(seconds, 1e-3))
+        steps = max(1, min(in_a_second, 2 * (state.step - self._before)))
+        self._next, self._before, self._since = state.step + steps, state.step, time.monotonic()
 
     def _refuse(self) -> NoReturn:
-        session, phase = self._session, self._course.epoch.phase
-        session.keeper.write(session.model)
-        kept = "" if session.keeper.best is None else "; the best checkpoint so far is kept"
+        context, phase = self._context, self._state.epoch.phase
+        context.best_checkpoint.write(context.model)
+        kept = "" if context.best_checkpoint.best is None else "; the best checkpoint so far is kept"
         raise UserError(
-            f"the loss is not finite in phase {phase} epoch {self._course.epoch.number} {self._where()}; lower "
+            f"the loss is not finite in phase {phase} epoch {self._state.epoch.number} {self._where()}; lower "
             f"phase.{phase}.optimizer.lr, or set phase.{phase}.grad_clip{kept}"
         )
 
     def _where(self) -> str:
         for step, positions, loss in self._recent:
             if not torch.isfinite(loss):
-                rows = self._session.images.rows("train")[positions]
-                keys = [key.decode() for key in self._session.images.index["key"][rows]]
+                rows = self._context.images.rows("train")[positions]
+                keys = [key.decode() for key in self._context.images.index["key"][rows]]
                 return f"step {step} (images {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''})"
         return "on another rank"
 
 
-def share_statistics(session: Session) -> None:
+def share_statistics(context: TrainingContext) -> None:
     """Give all ranks the running statistics of rank 0, as every step does before its forward pass."""
-    if session.world.world_size > 1:
-        for buffer in session.model.buffers():
+    if context.world.world_size > 1:
+        for buffer in context.model.buffers():
             broadcast(buffer)
 
 
-def validate(session: Session, feed: Feed, views: Views) -> Validation:
+def validate(context: TrainingContext, source: BatchSource, views: Views) -> Validation:
     """The job's metric and the log loss on the validation split, over all ranks, each image once.
 
     Of several views the probabilities are averaged, and so are the outputs that are returned.
@@ -174,26 +181,26 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
     StopAgreedError
         On all ranks, when one was asked to end.
     """
-    world, model, crew, began = session.world, session.model, session.crew, time.monotonic()
-    share_statistics(session)
-    labels = session.images.labels("val")
+    world, model, ranks, began = context.world, context.model, context.ranks, time.monotonic()
+    share_statistics(context)
+    labels = context.images.labels("val")
     samples = Samples(len(labels), views, every_view=len(views.numbers) > 1)
     batches = prediction_batches(
-        len(samples), batch_size=session.job.train.batch_size, rank=world.rank, world_size=world.world_size
+        len(samples), batch_size=context.job.train.batch_size, rank=world.rank, world_size=world.world_size
     )
     own: list[tuple[Positions, npt.NDArray[np.float32]]] = []
-    with crew.pulse.expected("validation"):
-        for batch in feed.batches(samples, batches):
-            if crew.stop:
+    with ranks.watchdog.expected("validation"):
+        for batch in source.batches(samples, batches):
+            if ranks.stop:
                 break
             known = batch.labels if isinstance(model.head, PhraseHead) else None
-            found = predicted(model, batch.inputs, batch.turns, session.accelerator, labels=known).numpy()
+            found = predicted(model, batch.inputs, batch.symmetry, context.accelerator, labels=known).numpy()
             own.append((batch.positions.numpy(), found))
-            crew.pulse.beat()
-    with crew.shares_of_others(time.monotonic() - began):
-        said = gather_object([(bool(crew.stop), crew.stop.wants_again, own)])
+            ranks.watchdog.step_done()
+    with ranks.shares_of_others(time.monotonic() - began):
+        said = gather_object([(bool(ranks.stop), ranks.stop.wants_again, own)])
     if any(stopped for stopped, _, _ in said):
-        raise StopAgreedError(crew.stop.signal_name, again=any(again for _, again, _ in said))
+        raise StopRequestedError(ranks.stop.signal_name, again=any(again for _, again, _ in said))
     everyone = [found for _, _, of_rank in said for found in of_rank]
     if not everyone:
         return Validation(None, None, np.empty((0, 1), np.float32))
@@ -201,50 +208,54 @@ def validate(session: Session, feed: Feed, views: Views) -> Validation:
     assert len(order) == len(samples), "validation must see every view of every image once"
     outputs = np.concatenate([found for _, found in everyone])[order]
     if isinstance(model.head, PhraseHead):
-        return _validated_phrases(session, model.head, outputs)
-    table = model.probabilities(torch.from_numpy(outputs).to(session.accelerator.device)).cpu().numpy()
+        return _validated_phrases(context, model.head, outputs)
+    table = model.probabilities(torch.from_numpy(outputs).to(context.accelerator.device)).cpu().numpy()
     if not np.isfinite(table).all():
         raise UserError(_DIVERGED)
     table, outputs = (found.reshape(len(labels), -1, found.shape[1]).mean(axis=1) for found in (table, outputs))
-    metric = score(session.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
+    metric = score(context.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
     return Validation(metric, mean_log_loss(labels, table), outputs)
 
 
-def _validated_phrases(session: Session, head: PhraseHead, outputs: npt.NDArray[np.float32]) -> Validation:
+def _validated_phrases(context: TrainingContext, head: PhraseHead, outputs: npt.NDArray[np.float32]) -> Validation:
     """The share of phrases that are exactly right, and the mean of their losses."""
     written, _, losses = unpacked(torch.from_numpy(outputs))
     if not torch.isfinite(losses).all():
         raise UserError(_DIVERGED)
-    truth = head.phrases(torch.from_numpy(session.images.tags("val")).to(head.of_class.device)).cpu()
+    truth = head.phrases(torch.from_numpy(context.images.tags("val")).to(head.of_class.device)).cpu()
     return Validation(float(same_phrases(written, truth).float().mean()), float(losses.mean()), outputs)
 
 
-def tell(session: Session, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float) -> None:
+def log_epoch(
+    context: TrainingContext, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float
+) -> None:
     """Log an epoch, or a fit, and add a line to the run's metrics."""
-    if not session.world.is_main:
+    if not context.world.is_main:
         return
-    metric, phase = session.job.metric, session.job.phase[epoch.phase]
-    rate = len(samples_of(session, phase, epoch)) * (phase.epochs if phase.rates else 1) / seconds
+    metric, phase = context.job.metric, context.job.phase[epoch.phase]
+    rate = len(samples_of(context, phase, epoch)) * (phase.epochs if phase.lr_grid else 1) / seconds
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
     what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
     log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)
     whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss}
     whole |= {"seconds": seconds, "images_per_s": rate}
-    with session.paths.metrics.open("a", encoding="utf-8") as file:
+    with context.paths.metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(whole) + "\n")
 
 
-def candidate(session: Session, epoch: Epoch, validation: Validation, *, averaged: bool = False) -> Best:
+def checkpoint_candidate(
+    context: TrainingContext, epoch: Epoch, validation: Validation, *, averaged: bool = False
+) -> Best:
     """The checkpoint of an epoch, as the keeper is offered it."""
     return Best(
         weights=f"phase{epoch.phase}-epoch{epoch.number}{'-average' if averaged else ''}.safetensors",
         digest="",
         phase=epoch.phase,
         epoch=epoch.number,
-        metric=session.job.metric,
+        metric=context.job.metric,
         val_score=validation.score,
         val_loss=validation.loss,
-        classes=outputs_named(session.job, session.images.manifest),
-        max_tags=session.model.head.max_tags if isinstance(session.model.head, PhraseHead) else 0,
-        num_parameters=session.model.num_parameters(),
+        classes=outputs_named(context.job, context.images.manifest),
+        max_tags=context.model.head.max_tags if isinstance(context.model.head, PhraseHead) else 0,
+        num_parameters=context.model.num_parameters(),
     )

@@ -64,7 +64,7 @@ def train_heads(
     scores = {rate: float(losses(objective, torch.from_numpy(found), wanted).mean()) for rate, found in parts.items()}
     best = best_of(scores)
     if not np.isfinite(scores[best]):
-        raise UserError("phase.rates: the loss is not finite with any of them; lower them")
+        raise UserError("phase.lr_grid: the loss is not finite with any of them; lower them")
     return FittedHead(many.heads[best][0].cpu(), parts[best], judged, scores)
 
 
@@ -77,12 +77,12 @@ class _Many:
     ) -> None:  # fmt: skip
         self._phase, self._vectors, self._epochs, self._objective = phase, vectors, epochs, objective
         self._device = next(head.parameters()).device
-        self.heads = {f"{rate:g}": [copy.deepcopy(head) for _ in seen] for rate in phase.rates}
+        self.heads = {f"{rate:g}": [copy.deepcopy(head) for _ in seen] for rate in phase.lr_grid}
         self._flat = [one for heads in self.heads.values() for one in heads]
-        self._seen = torch.from_numpy(np.tile(seen, (len(phase.rates), 1))).to(self._device)
+        self._seen = torch.from_numpy(np.tile(seen, (len(phase.lr_grid), 1))).to(self._device)
         self._features = torch.from_numpy(vectors.features).float().to(self._device)
         self._labels = torch.from_numpy(vectors.labels).to(self._device)
-        rates = [rate for rate in phase.rates for _ in seen]
+        rates = [rate for rate in phase.lr_grid for _ in seen]
         decay = phase.optimizer.weight_decay
         rated = (
             (weight, rate, decay) for one, rate in zip(self._flat, rates, strict=True) for weight in one.parameters()

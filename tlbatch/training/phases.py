@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from tlbatch.activations.batches import Feed
+from tlbatch.activations.batches import BatchSource
 from tlbatch.activations.store import open_stores
 from tlbatch.config.base import SplitName
 from tlbatch.config.training import Phase
@@ -14,17 +14,26 @@ from tlbatch.data.dataset import num_workers
 from tlbatch.data.sampler import num_batches
 from tlbatch.data.views import Views, training_views
 from tlbatch.metrics.thresholds import rounding
-from tlbatch.model.checkpoint import Average, Unseen, averaged, load_best, load_trained, moving
+from tlbatch.model.checkpoint import Average, OutOfFold, averaged, load_best, load_trained, moving
 from tlbatch.training.fit_head import fit_phase
-from tlbatch.training.loop import Validation, candidate, samples_of, tell, train_epoch, validate
-from tlbatch.training.snapshot import Place, Snapshot
-from tlbatch.training.state import Course, Epoch, Feeds, Session, go_on, resume, save, saved_when_stopped
+from tlbatch.training.loop import Validation, checkpoint_candidate, log_epoch, samples_of, train_epoch, validate
+from tlbatch.training.snapshot import Snapshot, TrainingPosition
+from tlbatch.training.state import (
+    Epoch,
+    PhaseState,
+    SplitBatches,
+    TrainingContext,
+    restore,
+    restore_phase,
+    save,
+    save_when_stopped,
+)
 from tlbatch.training.step import start_phase
 
 log = logging.getLogger(__name__)
 
 
-def train_phases(session: Session, stores: Mapping[str, str]) -> Validation | None:
+def train_phases(context: TrainingContext, stores: Mapping[str, str]) -> Validation | None:
     """Run the phases one after another, keep the checkpoint that validates best, and return what the last one says.
 
     A training that was saved goes on where it was; what the last phase said is not known where that had ended.
@@ -39,144 +48,146 @@ def train_phases(session: Session, stores: Mapping[str, str]) -> Validation | No
     StoppedError
         On all ranks, when one was asked to end; a session with a saver has saved by then.
     """
-    snapshot = go_on(session)
+    snapshot = restore(context)
     begin = snapshot.record.place.phase if snapshot else 0
     last, in_run = None, 0
-    for number, phase in enumerate(session.job.phase):
-        place, first = Place(phase=number), Epoch(number, 0, in_run)
+    for number, phase in enumerate(context.job.phase):
+        place, first = TrainingPosition(phase=number), Epoch(number, 0, in_run)
         in_run += phase.epochs
         if number < begin:
             continue
         if number > begin:
-            save(session, place, None)
-        feeds = _feeds(session, stores, number)
-        if phase.fit or phase.rates:
-            with saved_when_stopped(session, place):
-                last = fit_phase(session, feeds, phase, first)
+            save(context, place, None)
+        batches = _split_batches(context, stores, number)
+        if phase.fit or phase.lr_grid:
+            with save_when_stopped(context, place):
+                last = fit_phase(context, batches, phase, first)
         else:
-            last = _run_phase(session, feeds, phase, first, snapshot if number == begin else None)
-    end = Place(phase=len(session.job.phase))
-    if session.job.train.test_views and not session.job.head.view_mean and len(session.images.rows("val")):
+            last = _run_phase(context, batches, phase, first, snapshot if number == begin else None)
+    end = TrainingPosition(phase=len(context.job.phase))
+    if context.job.train.tta and not context.job.head.view_mean and len(context.images.rows("val")):
         if begin < end.phase:
-            save(session, end, None)
-        with saved_when_stopped(session, end):
-            _try_views(session)
-    session.keeper.clean()
+            save(context, end, None)
+        with save_when_stopped(context, end):
+            _try_views(context)
+    context.best_checkpoint.clean()
     return last
 
 
-def _try_views(session: Session) -> None:
+def _try_views(context: TrainingContext) -> None:
     """Let validation judge the mean over the views of an image, with the kept checkpoint; note it if that is better."""
-    job, images, model = session.job, session.images, session.model
-    session.accelerator.wait_for_everyone()
-    best, weights = load_best(session.paths)
+    job, images, model = context.job, context.images, context.model
+    context.accelerator.wait_for_everyone()
+    best, weights = load_best(context.paths)
     load_trained(model, weights)
-    model.to(session.accelerator.device)
+    model.to(context.accelerator.device)
     model.thresholds.copy_(
         torch.from_numpy(rounding(model.num_classes))
     )  # the kept score was measured with rounding too
     model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
     views = Views(model.spec.size, job.train.augment)
-    workers = num_workers(job.train, session.world, session.accelerator.device.type)
-    feed = Feed(images, images.rows("val"), views, None, workers=workers, head=job.head)
-    found = validate(session, feed, views)
+    workers = num_workers(job.train, context.world, context.accelerator.device.type)
+    source = BatchSource(images, images.rows("val"), views, None, workers=workers, head=job.head)
+    found = validate(context, source, views)
     better = (found.score or 0.0, -(found.loss or 0.0)) > (best.val_score or 0.0, -(best.val_loss or 0.0))
     log.info(
         "mean over %d views: validation %s, %s", len(views.numbers), found.score, "kept" if better else "not better"
     )
-    if better and session.world.is_main:
+    if better and context.world.is_main:
         kept = {"views": job.train.augment, "val_score": found.score, "val_loss": found.loss}
-        best.model_copy(update=kept).save(session.paths.best)
-    session.accelerator.wait_for_everyone()
+        best.model_copy(update=kept).save(context.paths.best)
+    context.accelerator.wait_for_everyone()
 
 
 def _run_phase(
-    session: Session, feeds: Feeds, phase: Phase, first: Epoch, snapshot: Snapshot | None
+    context: TrainingContext, batches: SplitBatches, phase: Phase, first: Epoch, snapshot: Snapshot | None
 ) -> Validation | None:
     """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
-    if not len(session.images.rows("val")) and (phase.patience or phase.average):
+    if not len(context.images.rows("val")) and (phase.patience or phase.average):
         log.info("no validation images: phase %d takes all its epochs and keeps the last weights", first.phase)
         phase = phase.model_copy(update={"patience": 0, "average": False})
-    course = _begin(session, phase, first, snapshot)
+    state = _start_phase(context, phase, first, snapshot)
     validation = None
-    with saved_when_stopped(session, course.place, course):
-        while course.epoch.number < phase.epochs and not 0 < phase.patience <= course.without_gain:
-            validation = _run_epoch(session, feeds, course)
-        if 0 < phase.patience <= course.without_gain:
+    with save_when_stopped(context, state.place, state):
+        while state.epoch.number < phase.epochs and not 0 < phase.patience <= state.without_gain:
+            validation = _run_epoch(context, batches, state)
+        if 0 < phase.patience <= state.without_gain:
             log.info("phase %d ends: no better validation for %d epochs", first.phase, phase.patience)
-        if course.start is not None:
-            validation = _try_average(session, feeds, course, course.start)
-    session.keeper.write(session.model)
-    course.running.release()
+        if state.start is not None:
+            validation = _try_average(context, batches, state, state.start)
+    context.best_checkpoint.write(context.model)
+    state.running.release()
     return validation
 
 
-def _begin(session: Session, phase: Phase, first: Epoch, snapshot: Snapshot | None) -> Course:
+def _start_phase(context: TrainingContext, phase: Phase, first: Epoch, snapshot: Snapshot | None) -> PhaseState:
     """The course of a phase at its begin, or where it was saved."""
-    model = session.model
+    model = context.model
     running = start_phase(
-        session.accelerator,
+        context.accelerator,
         model,
         phase,
-        steps_per_epoch=num_batches(len(samples_of(session, phase, first)), session.job.train.batch_size),
-        seed=session.job.seed + first.phase,
+        steps_per_epoch=num_batches(len(samples_of(context, phase, first)), context.job.train.batch_size),
+        seed=context.job.seed + first.phase,
     )
-    session.changed.update(moving(model))
-    course = Course(
+    context.changed.update(moving(model))
+    state = PhaseState(
         running,
         Average(model, phase.ema) if phase.ema else None,
         Average(model, 0.5) if phase.average else None,
         first,
-        loss=torch.zeros((), device=session.accelerator.device),
+        loss=torch.zeros((), device=context.accelerator.device),
     )
     if snapshot is not None and snapshot.record.under_way:
-        resume(session, course, snapshot)
-    return course
+        restore_phase(context, state, snapshot)
+    return state
 
 
-def _run_epoch(session: Session, feeds: Feeds, course: Course) -> Validation:
+def _run_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseState) -> Validation:
     """What is left of an epoch, and its validation; the course then stands at the begin of the next one."""
-    model, epoch = session.model, course.epoch
-    loss = train_epoch(session, feeds, course)
-    seconds = course.spent_s
-    with averaged(model, course.moving):
+    model, epoch = context.model, state.epoch
+    loss = train_epoch(context, batches, state)
+    seconds = state.spent_s
+    with averaged(model, state.moving):
         judging = time.monotonic()
-        validation = validate(session, feeds.val, Views(model.spec.size))
+        validation = validate(context, batches.val, Views(model.spec.size))
         judging = time.monotonic() - judging
-        better = session.keeper.offer(candidate(session, epoch, validation), model, _unseen(session, validation))
-    line = {"phase": epoch.phase, "epoch": epoch.number, "loss": loss, "lr": course.running.schedule.get_last_lr()[0]}
-    tell(session, epoch, line | {"val_seconds": judging}, validation=validation, seconds=seconds)
-    course.without_gain = 0 if better else course.without_gain + 1
-    course.next_epoch()
+        better = context.best_checkpoint.consider(
+            checkpoint_candidate(context, epoch, validation), model, _out_of_fold(context, validation)
+        )
+    line = {"phase": epoch.phase, "epoch": epoch.number, "loss": loss, "lr": state.running.schedule.get_last_lr()[0]}
+    log_epoch(context, epoch, line | {"val_seconds": judging}, validation=validation, seconds=seconds)
+    state.without_gain = 0 if better else state.without_gain + 1
+    state.next_epoch()
     return validation
 
 
-def _unseen(session: Session, validation: Validation) -> Unseen:
-    groups = session.images.index["group"][session.images.rows("val")]
-    return Unseen(validation.outputs, session.images.labels("val"), groups)
+def _out_of_fold(context: TrainingContext, validation: Validation) -> OutOfFold:
+    groups = context.images.index["group"][context.images.rows("val")]
+    return OutOfFold(validation.outputs, context.images.labels("val"), groups)
 
 
-def _try_average(session: Session, feeds: Feeds, course: Course, start: Average) -> Validation:
+def _try_average(context: TrainingContext, batches: SplitBatches, state: PhaseState, start: Average) -> Validation:
     """Offer the mean of the weights at the begin and the end of the phase."""
-    model, epoch = session.model, course.epoch
+    model, epoch = context.model, state.epoch
     last = Epoch(epoch.phase, epoch.number - 1, epoch.in_run - 1)
     mean = start.copy()
     mean.update(model)  # half of the begin, half of the end
     with averaged(model, mean):
-        validation = validate(session, feeds.val, Views(model.spec.size))
-        offered = candidate(session, last, validation, averaged=True)
-        better = session.keeper.offer(offered, model, _unseen(session, validation))
+        validation = validate(context, batches.val, Views(model.spec.size))
+        offered = checkpoint_candidate(context, last, validation, averaged=True)
+        better = context.best_checkpoint.consider(offered, model, _out_of_fold(context, validation))
     log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
     return validation
 
 
-def _feeds(session: Session, stores: Mapping[str, str], phase: int) -> Feeds:
-    job, images, size = session.job, session.images, session.model.spec.size
-    workers = num_workers(job.train, session.world, session.accelerator.device.type)
+def _split_batches(context: TrainingContext, stores: Mapping[str, str], phase: int) -> SplitBatches:
+    job, images, size = context.job, context.images, context.model.spec.size
+    workers = num_workers(job.train, context.world, context.accelerator.device.type)
 
-    def feed(split: SplitName, views: Views) -> Feed:
+    def source(split: SplitName, views: Views) -> BatchSource:
         stored = open_stores(job, stores, phase=phase, split=split)
-        return Feed(images, images.rows(split), views, stored, workers=workers, head=job.head)
+        return BatchSource(images, images.rows(split), views, stored, workers=workers, head=job.head)
 
     views = training_views(job.train, size)
-    return Feeds(feed("train", views), feed("val", views if job.head.view_mean else Views(size)))
+    return SplitBatches(source("train", views), source("val", views if job.head.view_mean else Views(size)))

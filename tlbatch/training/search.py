@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import broadcast_object_list
 
-from tlbatch.activations.batches import Feed
+from tlbatch.activations.batches import BatchSource
 from tlbatch.activations.fill import fill_cache
 from tlbatch.activations.store import open_stores
 from tlbatch.config.job import Job
@@ -22,10 +22,10 @@ from tlbatch.core.files import atomic_file, digest_of
 from tlbatch.data.dataset import ImageSet
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
-from tlbatch.distributed.process_group import Crew
-from tlbatch.metrics.scores import redrawn_scores, score
+from tlbatch.distributed.process_group import RankContext
+from tlbatch.metrics.scores import bootstrap_scores, score
 from tlbatch.metrics.thresholds import fit_thresholds, rounding
-from tlbatch.model.checkpoint import Keeper, pretrained_classifier
+from tlbatch.model.checkpoint import BestCheckpoint, pretrained_classifier
 from tlbatch.model.objectives import Rule
 from tlbatch.model.sklearn_heads import Vectors, fit_head, folds_of
 from tlbatch.runs.paths import RunPaths
@@ -33,7 +33,7 @@ from tlbatch.runs.records import RunRecord, job_digest
 from tlbatch.runs.strategy import Trial
 from tlbatch.runs.world import World
 from tlbatch.training.phases import train_phases
-from tlbatch.training.state import Session
+from tlbatch.training.state import TrainingContext
 
 log = logging.getLogger(__name__)
 _JUDGED = 1000
@@ -77,7 +77,7 @@ class Study:
     judged on two more divisions into folds.
     """
 
-    def __init__(self, record: RunRecord, images: ImageSet, crew: Crew, folder: Path) -> None:
+    def __init__(self, record: RunRecord, images: ImageSet, ranks: RankContext, folder: Path) -> None:
         """Cut the folds.
 
         Parameters
@@ -85,9 +85,9 @@ class Study:
         folder
             Where to remember what is found, for later lives of the stage.
         """
-        self.record, self.images, self.crew = record, images, crew
+        self.record, self.images, self.ranks = record, images, ranks
         self._folder = folder
-        self._memory = Memory(folder, crew.world)
+        self._memory = Memory(folder, ranks.world)
         self._seconds_left = 60 * record.job.strategy_minutes
         self.left_out: list[str] = []
         """Names of candidates, and why."""
@@ -121,8 +121,8 @@ class Study:
         key = self._key(candidate, "probe")
         found = self._memory.recall(key)
         if found is None:
-            stop, began = self.crew.stop, time.monotonic()
-            fitted = [work() if self.crew.world.is_main and not stop else None]
+            stop, began = self.ranks.stop, time.monotonic()
+            fitted = [work() if self.ranks.world.is_main and not stop else None]
             (classes,) = broadcast_object_list(fitted)
             if classes is None:
                 raise StoppedError(f"stopped by {stop.signal_name or 'a signal on rank 0'}", again=stop.wants_again)
@@ -173,8 +173,10 @@ class Study:
         self._folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
             paths = RunPaths(Path(scratch))
-            session = Session(record.job, images, paths, self.crew, model, Keeper(paths, self.crew.world))
-            last = train_phases(session, stores)
+            context = TrainingContext(
+                record.job, images, paths, self.ranks, model, BestCheckpoint(paths, self.ranks.world)
+            )
+            last = train_phases(context, stores)
         assert last is not None, "nothing was saved, so nothing is gone on from"
         return last.outputs
 
@@ -197,7 +199,7 @@ class Study:
         record = self._of(job)
         whole = self.images.only(train=self._rows, val=self._rows)
         model = pretrained_classifier(record, whole.manifest)
-        return whole, fill_cache(record, whole, model, self.crew)
+        return whole, fill_cache(record, whole, model, self.ranks)
 
     def vectors(self, job: Job) -> npt.NDArray[np.float64]:
         """What the head of a job of one frozen phase sees of all training images, (n, d), on rank 0; (0, 0) on others.
@@ -211,14 +213,14 @@ class Study:
         stored = open_stores(job, names, phase=0, split="val")
         if stored is None:
             raise NotCachedError("choose measures on cached vectors; raise cache.budget_gb, or free some of the disk")
-        if not self.crew.world.is_main:
+        if not self.ranks.world.is_main:
             return np.empty((0, 0))
         size = pretrained_classifier(self._of(job), whole.manifest).spec.size
         views = training_views(job.train, size) if job.head.view_mean else Views(size)
-        feed = Feed(whole, self._rows, views, stored, workers=0, head=job.head)
+        source = BatchSource(whole, self._rows, views, stored, workers=0, head=job.head)
         batches = np.array_split(np.arange(len(self._rows)), -(-len(self._rows) // job.train.batch_size))
         parts = [
-            batch.inputs.double().numpy() for batch in feed.batches(Samples(len(self._rows), Views(size)), batches)
+            batch.inputs.double().numpy() for batch in source.batches(Samples(len(self._rows), Views(size)), batches)
         ]
         return np.concatenate(parts)
 
@@ -256,7 +258,7 @@ class Study:
         metric, truth, groups = self.record.job.metric, self.labels[self.judged], self.groups[self.judged]
         points = [self._mean_score(one.classes) for one in judged]
         decisions = [classes for one in judged for classes in one.classes]
-        every = redrawn_scores(metric, truth, decisions, groups, seed=self.record.job.seed)
+        every = bootstrap_scores(metric, truth, decisions, groups, seed=self.record.job.seed)
         ends = np.cumsum([len(one.classes) for one in judged])[:-1]
         drawn = np.stack([times.mean(axis=1) for times in np.split(every, ends, axis=1)], axis=1)
         known = [-np.inf if point is None else point for point in points]

@@ -18,7 +18,7 @@ from tlbatch.runs.records import Best, Record, load_record
 from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
-State = dict[str, Any]
+StateDict = dict[str, Any]
 """Tensors and plain values by name, nested: what ``torch.load(weights_only=True)`` gives back."""
 _RECORD = "snapshot.json"
 _SHARED = "shared.pt"
@@ -28,7 +28,7 @@ _FIRST_S = 10.0
 """Snapshots that stay: the last one, and one to fall back on."""
 
 
-class Place(Record):
+class TrainingPosition(Record):
     """How far a training has come, between two steps."""
 
     phase: int
@@ -50,7 +50,7 @@ class SnapshotRecord(Record):
 
     inputs: dict[str, str]
     """Digest of each input of the training by name."""
-    place: Place
+    place: TrainingPosition
     under_way: bool
     """Whether the phase has begun, and optimiser, schedule and averages are there."""
     world_size: int
@@ -77,13 +77,13 @@ class Snapshot:
     """A snapshot that was read back."""
 
     record: SnapshotRecord
-    shared: State
+    shared: StateDict
     """The same for all ranks."""
-    own: State
+    own: StateDict
     """What this rank had; with another number of ranks than now, what rank 0 had."""
 
 
-class Saver:
+class SnapshotManager:
     """Writes snapshots of a training and finds the last one.
 
     A snapshot is written into ``step-<phase>.<epoch>.<step>.tmp``: what is the same on all ranks by rank 0, what is not
@@ -117,7 +117,9 @@ class Saver:
         wait_s = self._every_s if self._knows_s else min(self._every_s, _FIRST_S)
         return time.monotonic() - self._last > wait_s
 
-    def save(self, record: SnapshotRecord, shared: Callable[[], State], own: State, accelerator: Accelerator) -> None:
+    def save(
+        self, record: SnapshotRecord, shared: Callable[[], StateDict], own: StateDict, accelerator: Accelerator
+    ) -> None:
         """Write a snapshot, all ranks together.
 
         Parameters
@@ -154,7 +156,7 @@ class Saver:
         self._last = time.monotonic()
         self._knows_s = True
         took = self._last - began
-        log.info("saved at %s in %.1f s", told(place), took)
+        log.info("saved at %s in %.1f s", position_text(place), took)
         for follows, limit_s in list(self._limits.items()):
             if took > limit_s:
                 log.warning("to save took %.0f s, and there are %.0f s: %s", took, limit_s, follows)
@@ -211,7 +213,7 @@ class Saver:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def told(place: Place) -> str:
+def position_text(place: TrainingPosition) -> str:
     """A place in words."""
     return f"phase {place.phase} epoch {place.epoch} step {place.step}"
 
@@ -238,14 +240,14 @@ def _own_name(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
 
 
-def _write(path: Path, state: State) -> str:
+def _write(path: Path, state: StateDict) -> str:
     with atomic_file(path) as file:
         torch.save(state, file)
     return checksum(path)
 
 
-def _read(path: Path) -> State:
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
+def _read(path: Path) -> StateDict:
+    state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 

@@ -9,34 +9,41 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 
-from tlbatch.activations.batches import Feed
+from tlbatch.activations.batches import BatchSource
 from tlbatch.config.job import Job
 from tlbatch.core.errors import StoppedError
 from tlbatch.core.files import write_text
 from tlbatch.data.dataset import ImageSet
-from tlbatch.distributed.process_group import Crew
+from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.attribute_head import restored_head
-from tlbatch.model.checkpoint import Average, Keeper
+from tlbatch.model.checkpoint import Average, BestCheckpoint
 from tlbatch.model.classifier import Classifier
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.world import World
-from tlbatch.training.snapshot import Place, Saver, Snapshot, SnapshotRecord, State, told
+from tlbatch.training.snapshot import (
+    Snapshot,
+    SnapshotManager,
+    SnapshotRecord,
+    StateDict,
+    TrainingPosition,
+    position_text,
+)
 from tlbatch.training.step import RunningPhase
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainingContext:
     """What all phases of a training share."""
 
     job: Job
     images: ImageSet
     paths: RunPaths
-    crew: Crew
+    ranks: RankContext
     model: Classifier
-    keeper: Keeper
-    saver: Saver | None = None
+    best_checkpoint: BestCheckpoint
+    snapshots: SnapshotManager | None = None
     """None: nothing is saved, as in the trainings by which a strategy is chosen."""
     changed: set[str] = field(default_factory=set)
     """Names of the tensors that the phases up to now have changed."""
@@ -44,20 +51,20 @@ class Session:
     @property
     def world(self) -> World:
         """Which of how many ranks this is."""
-        return self.crew.world
+        return self.ranks.world
 
     @property
     def accelerator(self) -> Accelerator:
         """What spans the ranks."""
-        return self.crew.accelerator
+        return self.ranks.accelerator
 
 
 @dataclass(frozen=True)
-class Feeds:
+class SplitBatches:
     """Where a phase reads its samples."""
 
-    train: Feed
-    val: Feed
+    train: BatchSource
+    val: BatchSource
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Epoch:
 
 
 @dataclass
-class Course:
+class PhaseState:
     """A phase under way: all that changes from step to step."""
 
     running: RunningPhase
@@ -92,9 +99,9 @@ class Course:
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> TrainingPosition:
         """Where it is."""
-        return Place(phase=self.epoch.phase, epoch=self.epoch.number, step=self.step, position=self.position)
+        return TrainingPosition(phase=self.epoch.phase, epoch=self.epoch.number, step=self.step, position=self.position)
 
     @property
     def spent_s(self) -> float:
@@ -109,27 +116,27 @@ class Course:
         self.seconds, self.began = 0.0, time.monotonic()
 
 
-def save(session: Session, place: Place, course: Course | None) -> None:
-    """Save the training as it stands, all ranks together; ``course`` is that of a phase that is under way."""
-    if session.saver is None:
+def save(context: TrainingContext, place: TrainingPosition, state: PhaseState | None) -> None:
+    """Save the training as it stands, all ranks together; ``state`` is that of a phase that is under way."""
+    if context.snapshots is None:
         return
     record = SnapshotRecord(
         inputs={}, world_size=1, checksums={},
         place=place,
-        under_way=course is not None,
-        without_gain=course.without_gain if course else 0,
-        seconds=course.spent_s if course else 0.0,
-        best=session.keeper.best,
-        metrics=session.paths.metrics.read_text(encoding="utf-8") if session.paths.metrics.exists() else "",
+        under_way=state is not None,
+        without_gain=state.without_gain if state else 0,
+        seconds=state.spent_s if state else 0.0,
+        best=context.best_checkpoint.best,
+        metrics=context.paths.metrics.read_text(encoding="utf-8") if context.paths.metrics.exists() else "",
     )  # fmt: skip
-    own = _random_state(session.accelerator)
-    if course is not None:
-        own |= {"loss": course.loss, "mean_loss": session.accelerator.reduce(course.loss, "mean")}
-    with session.crew.pulse.expected("saving"):
-        session.saver.save(record, lambda: _shared(session, course), own, session.accelerator)
+    own = _random_state(context.accelerator)
+    if state is not None:
+        own |= {"loss": state.loss, "mean_loss": context.accelerator.reduce(state.loss, "mean")}
+    with context.ranks.watchdog.expected("saving"):
+        context.snapshots.save(record, lambda: _shared(context, state), own, context.accelerator)
 
 
-class StopAgreedError(Exception):
+class StopRequestedError(Exception):
     """All ranks have agreed to end here; its text is the signal's name.
 
     Parameters
@@ -144,7 +151,9 @@ class StopAgreedError(Exception):
 
 
 @contextmanager
-def saved_when_stopped(session: Session, place: Place, course: Course | None = None) -> Iterator[None]:
+def save_when_stopped(
+    context: TrainingContext, place: TrainingPosition, state: PhaseState | None = None
+) -> Iterator[None]:
     """Save the course where the ranks agree to end within the block; without one, ``place`` was saved when it began.
 
     Raises
@@ -154,34 +163,34 @@ def saved_when_stopped(session: Session, place: Place, course: Course | None = N
     """
     try:
         yield
-    except StopAgreedError as stop:
-        if course is not None:
-            place = course.place
-            save(session, place, course)
-        raise StoppedError(f"stopped by {stop} in {told(place)}", again=stop.again) from None
+    except StopRequestedError as stop:
+        if state is not None:
+            place = state.place
+            save(context, place, state)
+        raise StoppedError(f"stopped by {stop} in {position_text(place)}", again=stop.again) from None
 
 
-def go_on(session: Session) -> Snapshot | None:
+def restore(context: TrainingContext) -> Snapshot | None:
     """Give the session what the last snapshot has of the model and the best checkpoint; nothing to begin anew."""
-    snapshot = session.saver.latest() if session.saver else None
+    snapshot = context.snapshots.latest() if context.snapshots else None
     if snapshot is None:
-        if session.world.is_main:
-            session.paths.metrics.unlink(missing_ok=True)
+        if context.world.is_main:
+            context.paths.metrics.unlink(missing_ok=True)
         return None
-    record, model = snapshot.record, session.model
-    _say(record, session.world)
+    record, model = snapshot.record, context.model
+    _say(record, context.world)
     tensors = snapshot.shared["model"]
     model.head = restored_head(tensors, model.head)
     model.load_state_dict(tensors, strict=False)
-    session.changed.update(tensors)
-    session.keeper.load(record.best, snapshot.shared["kept"])
-    if session.world.is_main:
-        write_text(session.paths.metrics, record.metrics)
+    context.changed.update(tensors)
+    context.best_checkpoint.load(record.best, snapshot.shared["kept"])
+    if context.world.is_main:
+        write_text(context.paths.metrics, record.metrics)
     return snapshot
 
 
 def _say(record: SnapshotRecord, world: World) -> None:
-    log.info("goes on in %s", told(record.place))
+    log.info("goes on in %s", position_text(record.place))
     if record.world_size != world.world_size:
         log.warning(
             "saved by %d ranks, gone on with by %d: every remaining sample of the epoch is seen once; dropout draws "
@@ -190,54 +199,54 @@ def _say(record: SnapshotRecord, world: World) -> None:
         )  # fmt: skip
 
 
-def resume(session: Session, course: Course, snapshot: Snapshot) -> None:
+def restore_phase(context: TrainingContext, state: PhaseState, snapshot: Snapshot) -> None:
     """Give the course of a phase what the snapshot has of it; the random state last, since setting up has drawn."""
     record, shared, own = snapshot.record, snapshot.shared, snapshot.own
-    place, first = record.place, course.epoch
-    course.epoch = Epoch(place.phase, place.epoch, first.in_run + place.epoch)
-    course.step, course.position = place.step, place.position
-    course.without_gain, course.seconds = record.without_gain, record.seconds
-    same = record.world_size == session.world.world_size
-    course.loss = own["loss" if same else "mean_loss"].to(session.accelerator.device)
-    running = course.running
+    place, first = record.place, state.epoch
+    state.epoch = Epoch(place.phase, place.epoch, first.in_run + place.epoch)
+    state.step, state.position = place.step, place.position
+    state.without_gain, state.seconds = record.without_gain, record.seconds
+    same = record.world_size == context.world.world_size
+    state.loss = own["loss" if same else "mean_loss"].to(context.accelerator.device)
+    running = state.running
     running.optimizer.load_state_dict(shared["optimizer"])
     running.schedule.load_state_dict(shared["schedule"])
-    if session.accelerator.scaler is not None:
-        session.accelerator.scaler.load_state_dict(shared["scaler"])
+    if context.accelerator.scaler is not None:
+        context.accelerator.scaler.load_state_dict(shared["scaler"])
     for tensor, saved in zip(running.anchor.start, shared["anchor"], strict=True):
         tensor.copy_(saved)
-    for name, average in (("moving", course.moving), ("start", course.start)):
+    for name, average in (("moving", state.moving), ("start", state.start)):
         for key, tensor in average.tensors.items() if average else ():
             tensor.copy_(shared[name][key])
     if same:
         torch.set_rng_state(own["cpu"])
         if "cuda" in own:
-            torch.cuda.set_rng_state(own["cuda"], session.accelerator.device)
+            torch.cuda.set_rng_state(own["cuda"], context.accelerator.device)
 
 
-def _shared(session: Session, course: Course | None) -> State:
-    model = session.model
+def _shared(context: TrainingContext, state: PhaseState | None) -> StateDict:
+    model = context.model
     whole = model.state_dict()
     buffers = {name for name, _ in model.named_buffers()}
-    state: State = {
-        "model": {key: value for key, value in whole.items() if key in session.changed | buffers},
-        "kept": session.keeper.state(),
+    tensors: StateDict = {
+        "model": {key: value for key, value in whole.items() if key in context.changed | buffers},
+        "kept": context.best_checkpoint.state(),
     }
-    if course is None:
-        return state
-    scaler = session.accelerator.scaler
-    return state | {
-        "optimizer": course.running.optimizer.state_dict(),
-        "schedule": course.running.schedule.state_dict(),
+    if state is None:
+        return tensors
+    scaler = context.accelerator.scaler
+    return tensors | {
+        "optimizer": state.running.optimizer.state_dict(),
+        "schedule": state.running.schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else {},
-        "anchor": course.running.anchor.start,
-        "moving": course.moving.tensors if course.moving else {},
-        "start": course.start.tensors if course.start else {},
+        "anchor": state.running.anchor.start,
+        "moving": state.moving.tensors if state.moving else {},
+        "start": state.start.tensors if state.start else {},
     }
 
 
-def _random_state(accelerator: Accelerator) -> State:
-    state: State = {"cpu": torch.get_rng_state()}
+def _random_state(accelerator: Accelerator) -> StateDict:
+    tensors: StateDict = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    return state
+        tensors["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return tensors

@@ -13,7 +13,7 @@ from tlbatch.config.training import Phase
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.objectives import losses, targets
 from tlbatch.model.phrase_decoder import PhraseDecoder
-from tlbatch.model.symmetries import turned
+from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.training.optim import Anchor, build_optimizer, build_schedule
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class RunningPhase:
         self,
         inputs: torch.Tensor,
         labels: torch.Tensor,
-        turns: torch.Tensor,
+        symmetry: torch.Tensor,
         *,
         global_size: int,
         class_weights: torch.Tensor,
@@ -55,7 +55,7 @@ class RunningPhase:
         labels
             int64, (n,); of a model that writes phrases (n, tags).
         turns
-            uint8, (n,): see `turned`.
+            uint8, (n,): see `apply_symmetries`.
         global_size
             Samples in the batch over all ranks.
         class_weights
@@ -66,7 +66,7 @@ class RunningPhase:
         The weighted loss of this rank, a scalar on its device.
         """
         device = self.accelerator.device
-        inputs = turned(inputs.to(device, non_blocking=True), turns)
+        inputs = apply_symmetries(inputs.to(device, non_blocking=True), symmetry)
         wanted = labels.to(device, non_blocking=True)
         if not self.writes_phrases:
             wanted = targets(wanted, self.classifier.num_classes, smoothing=self.phase.label_smoothing)

@@ -10,17 +10,17 @@ from tlbatch.core.files import copy_file
 from tlbatch.data.dataset import ImageSet
 from tlbatch.data.phrase_checks import odd_phrases
 from tlbatch.data.sampler import num_batches
-from tlbatch.distributed.process_group import joined_ranks
+from tlbatch.distributed.process_group import join_process_group
 from tlbatch.model.attribute_head import attributes_in
-from tlbatch.model.checkpoint import Keeper, load_best, pretrained_classifier
+from tlbatch.model.checkpoint import BestCheckpoint, load_best, pretrained_classifier
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, RunRecord
-from tlbatch.runs.stage import finished
+from tlbatch.runs.stage import require_finished
 from tlbatch.runs.world import World
 from tlbatch.training.phases import train_phases
-from tlbatch.training.snapshot import Saver
-from tlbatch.training.state import Session
+from tlbatch.training.snapshot import SnapshotManager
+from tlbatch.training.state import TrainingContext
 
 log = logging.getLogger(__name__)
 KILL_WAIT = "TLBATCH_KILL_WAIT"
@@ -54,22 +54,27 @@ def save_limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float
     """Seconds that SLURM leaves a job to save in, by what follows where they are too few."""
     found = {"raise slurm.signal_delay_s, or work is lost at the time limit": slurm.signal_delay_s - _LEAVE_S}
     if environment.get(KILL_WAIT, "").isdecimal():
-        lost = f"a job that is preempted or requeued at once loses up to slurm.save_min = {slurm.save_min:g} minutes"
+        lost = f"slurm.snapshot_interval_min = {slurm.snapshot_interval_min:g} minutes"
+        lost = f"a job that is preempted or requeued at once loses up to {lost}"
         found[f"{lost}; KillWait in slurm.conf is too short"] = int(environment[KILL_WAIT]) - 1
     return {follows: float(limit_s) for follows, limit_s in found.items()}
 
 
-def join_and_train(record: RunRecord, images: ImageSet, paths: RunPaths, world: World, saver: Saver) -> None:
+def join_and_train(
+    record: RunRecord, images: ImageSet, paths: RunPaths, world: World, snapshots: SnapshotManager
+) -> None:
     """Join the ranks and train all phases."""
     job = record.job
     _check_batches(job, images, world)
-    cached = finished("cache", paths, record)
+    cached = require_finished("cache", paths, record)
     model = pretrained_classifier(record, images.manifest)
     if isinstance(model.head, PhraseHead) and world.is_main:
         _tell_odd_phrases(job, images)
-    with joined_ranks("train", paths, world, job) as crew:
-        train_phases(Session(job, images, paths, crew, model, Keeper(paths, world), saver), cached.outputs)
-        crew.accelerator.wait_for_everyone()
+    with join_process_group("train", paths, world, job) as ranks:
+        train_phases(
+            TrainingContext(job, images, paths, ranks, model, BestCheckpoint(paths, world), snapshots), cached.outputs
+        )
+        ranks.accelerator.wait_for_everyone()
 
 
 def _tell_odd_phrases(job: Job, images: ImageSet) -> None:

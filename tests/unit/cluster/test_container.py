@@ -282,7 +282,9 @@ def test_the_digest_of_an_image_is_kept_in_the_job_and_taken_from_beside_it_whil
     assert open_run(paths.folder, [])[0] == again == paths.load_submitted()
     assert open_run(paths.folder, ["slurm.container=none"])[0].images == again.images
     image.unlink()
-    with pytest.raises(UserError, match=r"no file .*tlbatch.sif; make it with python -m tlbatch.image ARCHIVE"):
+    with pytest.raises(
+        UserError, match=r"no file .*tlbatch.sif; make it with python -m tlbatch.container_image ARCHIVE"
+    ):
         resolve(load_job([tiny_job], [*options, "slurm.container=apptainer:tlbatch.sif"]))
 
 

@@ -11,7 +11,7 @@ from tlbatch.config.load import load_job
 from tlbatch.runs.attempts import BEGAN
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Failure, FailureKind
-from tlbatch.runs.stage import guarded
+from tlbatch.runs.stage import run_guarded
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_collective_that_broke_points_to_the_other_ranks(
         raise error
 
     run: Callable[[Path], None] = broken
-    assert guarded("train", run, paths.folder) == 1
+    assert run_guarded("train", run, paths.folder) == 1
     found = cause_of("train", paths)
     assert found is not None
     assert found.kind == kind

@@ -111,7 +111,7 @@ def test_runs_that_ask_slurm_for_different_things_are_refused_in_one_line(make: 
 
 
 def test_scripts_ask_for_so_many_at_once_and_have_a_shell_that_can_read_them(make: Make, tmp_path: Path) -> None:
-    runs = make("sweep.seed=[0, 1, 2]", "slurm.parallel=2", "slurm.shard_tasks=5")
+    runs = make("sweep.seed=[0, 1, 2]", "slurm.array_parallelism=2", "slurm.shard_tasks=5")
     found = list(scripts(runs))
     assert [title for title, _, _ in found] == [
         "shard, first, of s-seed0", "shard, 3 runs, one after another", "cache, 3 runs, one after another",

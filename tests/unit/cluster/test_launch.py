@@ -102,7 +102,7 @@ def test_on_this_machine_too_the_container_is_asked_for_gpus(
 
 def test_an_environment_without_torch_needs_a_container_that_can_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else name)
-    for where in ("here", "inside", "chain"):
+    for where in ("local", "allocation", "chain"):
         with pytest.raises(UserError, match=r"^torch: not installed here, so tasks need a container"):
             launch.check_start(where, Slurm())
     monkeypatch.setenv("PATH", "/nowhere")
@@ -112,7 +112,7 @@ def test_an_environment_without_torch_needs_a_container_that_can_run_here(monkey
         ("charliecloud:/i", "ch-run is not on PATH"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^slurm.container: {message}"):
-            launch.check_start("here", Slurm(container=container))
+            launch.check_start("local", Slurm(container=container))
 
 
 @pytest.mark.parametrize(("restarts", "code"), [("0", EXIT_AGAIN), ("99", EXIT_AGAIN), ("100", 1)])

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tlbatch.config import renamed
 from tlbatch.config.load import changed_keys, config_keys, load_job, load_jobs
 from tlbatch.core.errors import UserError
 
@@ -86,7 +87,7 @@ def test_every_shipped_job_loads_and_its_first_comment_says_the_command(jobs: Pa
         own = {
             f"recipes.{name}.": recipe["data"] for name, recipe in tree.get("recipes", {}).items() if "data" in recipe
         }
-        places = {"csv": ["data.images=somewhere", "data.labels=somewhere.csv"], "phantom": []}
+        places = {"csv": ["data.images=somewhere", "data.labels=somewhere.csv"], "synthetic": []}
         options = [
             f"{of}{place}"
             for of, data in (own or {"": tree.get("data", {})}).items()
@@ -206,3 +207,33 @@ def test_a_time_limit_that_leaves_no_time_to_work_is_refused_with_the_sum() -> N
         "slurm: timeout_min = 6 gives 360 s, but SLURM warns 200 s before the end and up to 60 s earlier, and a stage "
         "takes up to 120 s to begin: set timeout_min to at least 7, or signal_delay_s lower"
     )
+
+
+def test_renamed_keys_are_read_with_a_warning_in_files_overrides_recipes_and_sweeps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed._warn.cache_clear()
+    file = tmp_path / "job.toml"
+    file.write_text(
+        SMALL + "[data.phantom]\nseed = 3\n[slurm]\nhang_s = 7\n[recipes.a]\nnightly.begin = 'champion'\n"
+        "[sweep]\ndata.near_bits = [1, 2]\n"
+    )
+    jobs = load_jobs([file], ["phase.0.rates=[0.1, 0.2]", "slurm.watchdog_timeout_s=9"])
+    assert [job.data.phash_max_distance for job in jobs] == [1, 2]
+    assert {job.slurm.watchdog_timeout_s for job in jobs} == {9}
+    assert {(job.nightly.init_from, job.phase[0].lr_grid, job.data.synthetic.seed) for job in jobs} == {
+        ("champion", (0.1, 0.2), 3)
+    }
+    assert sorted(line.split(";")[0] for line in caplog.messages) == [
+        "data.near_bits is now called data.phash_max_distance",
+        "nightly.begin is now called nightly.init_from",
+        "phase.N.rates is now called phase.N.lr_grid",
+        "slurm.hang_s is now called slurm.watchdog_timeout_s",
+    ]
+
+
+def test_a_key_under_both_names_stops_the_job(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(SMALL + "[slurm]\nhang_s = 7\nwatchdog_timeout_s = 8\n")
+    with pytest.raises(UserError, match=r"slurm.watchdog_timeout_s: is set under its old name and its new one"):
+        load_jobs([file], [])

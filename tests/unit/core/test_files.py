@@ -34,7 +34,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tlbatch.job.files import atomic_file, atomic_folder
+from tlbatch.core.files import atomic_file, atomic_folder
 with atomic_file(Path(sys.argv[1], "file.txt")), atomic_folder(Path(sys.argv[1], "set")) as draft:
     (draft / "one").touch()
     os.kill(os.getpid(), signal.SIGKILL)

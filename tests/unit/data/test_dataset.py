@@ -19,11 +19,11 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.load import load_job
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import Batch, ImageSet, SplitDataset, load, open_set
-from tlbatch.data.sampler import EpochOrder, State, prediction_batches, training_batches
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, open_set
+from tlbatch.data.sampler import EpochOrder, SamplerState, prediction_batches, training_batches
 from tlbatch.data.shards.staging import stage_locally
 from tlbatch.data.views import Samples, Views
-from tlbatch.model.symmetries import turned
+from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.runs.workspace import SetPaths
 
 
@@ -36,11 +36,11 @@ def images(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) ->
 
 
 def shares(n: int, *, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
-    state = State(3, 1, 0)
+    state = SamplerState(3, 1, 0)
     return [own for _, own in training_batches(state, n, batch_size=4, rank=rank, world_size=world_size)]
 
 
-def same(one: Batch, other: Batch) -> bool:
+def same(one: SampleBatch, other: SampleBatch) -> bool:
     return all(torch.equal(mine, theirs) for mine, theirs in zip(one[:4], other[:4], strict=True))
 
 
@@ -66,7 +66,7 @@ def test_the_batches_are_the_same_for_any_number_and_kind_of_workers(
         assert (batch.inputs.dtype, batch.inputs.shape) == (torch.uint8, (len(batch.labels), 32, 32, 3))
         assert batch.labels.tolist() == rows["label"][batch.positions.numpy()].tolist()
         alone = reader(images, "train").__getitems__([int(batch.positions[0])])
-        assert same(alone, Batch(*(part[:1] for part in batch[:4]), {}))
+        assert same(alone, SampleBatch(*(part[:1] for part in batch[:4]), {}))
 
 
 def test_two_ranks_together_see_the_batches_of_one(images: ImageSet) -> None:
@@ -74,11 +74,13 @@ def test_two_ranks_together_see_the_batches_of_one(images: ImageSet) -> None:
     alone = list(load(dataset, shares(len(dataset)), workers=0))
     ranks = [list(load(dataset, shares(len(dataset), rank=rank, world_size=2), workers=0)) for rank in range(2)]
     for batch, *parts in zip(alone, *ranks, strict=True):
-        assert same(batch, Batch(*(torch.cat(pair) for pair in zip(*(part[:4] for part in parts), strict=True)), {}))
+        assert same(
+            batch, SampleBatch(*(torch.cat(pair) for pair in zip(*(part[:4] for part in parts), strict=True)), {})
+        )
 
 
 def test_augmentation_changes_with_sample_and_epoch_and_prediction_has_none(images: ImageSet) -> None:
-    def one(views: Views, *, seed: int = 0, epoch: int = 0) -> Batch:
+    def one(views: Views, *, seed: int = 0, epoch: int = 0) -> SampleBatch:
         return reader(images, "train", views, seed=seed, epoch=epoch).__getitems__([0])
 
     epochs = [one(RANDOM, epoch=epoch) for epoch in (0, 0, 1)]
@@ -86,13 +88,13 @@ def test_augmentation_changes_with_sample_and_epoch_and_prediction_has_none(imag
     assert not same(epochs[0], epochs[2])
     assert same(one(Views(32)), one(Views(32), epoch=9, seed=4))
     for symmetries, all_turns in (("d4", set(range(8))), ("flip", {0, 1}), ("rot4", {0, 2, 4, 6})):
-        turns = {int(one(Views(32, symmetries), epoch=epoch).turns[0]) for epoch in range(60)}
-        assert turns == all_turns
+        symmetry = {int(one(Views(32, symmetries), epoch=epoch).symmetry[0]) for epoch in range(60)}
+        assert symmetry == all_turns
 
 
 def test_turns_are_the_symmetries_of_the_square() -> None:
     square = torch.arange(16, dtype=torch.uint8).view(1, 4, 4, 1).repeat(8, 1, 1, 3)
-    found = turned(square, torch.arange(8, dtype=torch.uint8))
+    found = apply_symmetries(square, torch.arange(8, dtype=torch.uint8))
     assert len({bytes(image.numpy().tobytes()) for image in found}) == 8
     assert torch.equal(found[0], square[0])
     assert torch.equal(found[1], square[0].flip(1))
@@ -181,9 +183,9 @@ def child(images: ImageSet, ending: str) -> str:
 import os, signal, sys, time
 import numpy as np
 from pathlib import Path
-from tlbatch.data.loader import SplitDataset, load, open_set
+from tlbatch.data.dataset import SplitDataset, load, open_set
 from tlbatch.data.views import Samples, Views
-from tlbatch.job.paths import SetPaths
+from tlbatch.runs.workspace import SetPaths
 if __name__ == "__main__":
     images = open_set(SetPaths(Path({str(images.paths.folder)!r}), {images.paths.index!r}))
     rows = images.rows("train")

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from tlbatch.config.data import Data
 from tlbatch.data.near_duplicates import WORDS, near_clusters, near_hash
 
-NEAR = Data(images=Path("x")).near_bits
+NEAR = Data(images=Path("x")).phash_max_distance
 
 
 def distance(one: Image.Image, other: Image.Image) -> int:

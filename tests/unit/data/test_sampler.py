@@ -8,7 +8,7 @@ from tlbatch.data.sampler import (
     SLAB,
     WINDOW_SLABS,
     EpochOrder,
-    State,
+    SamplerState,
     num_batches,
     prediction_batches,
     training_batches,
@@ -21,7 +21,9 @@ def whole(n: int, seed: int = 0, epoch: int = 0) -> np.ndarray:
     return EpochOrder(n, seed=seed, epoch=epoch)[:]
 
 
-def batches(state: State, n: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, list[int]]]:
+def batches(
+    state: SamplerState, n: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[tuple[int, list[int]]]:
     found = training_batches(state, n, batch_size=batch_size, rank=rank, world_size=world_size)
     return [(size, share.tolist()) for size, share in found]
 
@@ -70,7 +72,7 @@ def test_class_sorted_samples_are_mixed_nearly_as_well_as_by_chance() -> None:
 
 @given(st.integers(1, 400), st.integers(1, 64), st.sampled_from([1, 2, 3, 4, 8, 16]))
 def test_the_shares_of_all_ranks_are_the_global_batches_of_one(n: int, batch_size: int, world_size: int) -> None:
-    start = State(1, 2, 0)
+    start = SamplerState(1, 2, 0)
     alone = batches(start, n, batch_size)
     assert len(alone) == num_batches(n, batch_size)
     assert [size for size, _ in alone] == [len(batch) for _, batch in alone]
@@ -86,7 +88,7 @@ def test_the_shares_of_all_ranks_are_the_global_batches_of_one(n: int, batch_siz
 
 @given(st.integers(1, 400), st.integers(1, 64), st.data())
 def test_from_any_batch_on_the_rest_of_the_epoch_is_the_same(n: int, batch_size: int, data: st.DataObject) -> None:
-    state = State(5, 0, 0)
+    state = SamplerState(5, 0, 0)
     all_batches = batches(state, n, batch_size)
     done = data.draw(st.integers(0, len(all_batches)))
     state = replace(state, position=sum(size for size, _ in all_batches[:done]))

@@ -104,7 +104,7 @@ FITTED = "phase=[{{cut='pool', fit='{}'}}]"
 JOBS: dict[str, tuple[list[str], str]] = {
     "regression": (["metric=quadratic_kappa", "objective=regression", FITTED.format("ridge")], ""),
     "expected-grade": (["metric=quadratic_kappa", "decision=expected-grade", FITTED.format("logistic")], ""),
-    "two-phases": (["train.test_views=true", "train.augment=rot4"], "rot4"),
+    "two-phases": (["train.tta=true", "train.augment=rot4"], "rot4"),
     "view-mean": (
         [
             "head.view_mean=true",
@@ -213,7 +213,7 @@ def test_files_as_their_owner_keeps_them_are_prepared_as_shard_did(make: Make, s
                     image.load()
                 file.unlink()
                 save(image, file)
-    paths = make("run=kinds", "data.resize=36", "data.steps=['clahe']", "data.audit=warn", images="kinds")
+    paths = make("run=kinds", "data.resize=36", "data.preprocess=['clahe']", "data.audit=warn", images="kinds")
     export_run(paths, space / "model-kinds")
     model = ExportedModel.load(space / "model-kinds")
     keys, expected = scored(paths)

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from tlbatch.config.job import Job
-from tlbatch.deploy.graph import Answering, program_of, reason_of, run_onnx, run_pt2, to_onnx, to_pt2
+from tlbatch.deploy.graph import ExportModule, program_of, reason_of, run_onnx, run_pt2, to_onnx, to_pt2
 from tlbatch.metrics.calibration import tempered
 from tlbatch.model.build import build_classifier
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.heads import KernelMap, Neighbours
-from tlbatch.model.symmetries import turned, turned_alike
+from tlbatch.model.symmetries import apply_symmetries, apply_symmetry
 
 
 def build(num_classes: int = 4, *, cut: str = "pool", **sections: Any) -> Classifier:
@@ -86,7 +86,7 @@ def test_a_graph_answers_as_its_classifier_for_any_number_of_images(made: Callab
     with torch.inference_mode():
         expected = model.probabilities(model(some)).numpy()
     assert expected.std(axis=0).max() > 1e-3
-    program = program_of(Answering(model, turns=(0,), of_vectors=False, temperature=None))
+    program = program_of(ExportModule(model, symmetry=(0,), of_vectors=False, temperature=None))
     for make, run in ((to_onnx, run_onnx), (to_pt2, run_pt2)):
         data = make(program)
         assert np.abs(run(data, some) - expected).max() < 1e-5
@@ -97,14 +97,14 @@ def test_a_graph_answers_as_its_classifier_for_any_number_of_images(made: Callab
 def test_views_and_temperature_are_in_the_graph(*, of_vectors: bool, temperature: float) -> None:
     model, some = build(), images(5)
     with torch.inference_mode():
-        views = [turned(some, torch.full((5,), turn, dtype=torch.uint8)) for turn in (0, 3, 6)]
+        views = [apply_symmetries(some, torch.full((5,), turn, dtype=torch.uint8)) for turn in (0, 3, 6)]
         if of_vectors:
             plain = model.probabilities(model(torch.stack([model.to_cut(view) for view in views]).mean(0)))
         else:
             plain = torch.stack([model.probabilities(model(view)) for view in views]).mean(0)
     expected = tempered(plain.numpy(), temperature)
     assert np.abs(expected - plain.numpy()).max() > 1e-3
-    answering = Answering(model, turns=(0, 3, 6), of_vectors=of_vectors, temperature=temperature)
+    answering = ExportModule(model, symmetry=(0, 3, 6), of_vectors=of_vectors, temperature=temperature)
     with torch.inference_mode():
         assert np.abs(answering(some).numpy() - expected).max() < 1e-5
     assert np.abs(run_onnx(to_onnx(program_of(answering)), some) - expected).max() < 1e-5
@@ -113,14 +113,16 @@ def test_views_and_temperature_are_in_the_graph(*, of_vectors: bool, temperature
 def test_turning_all_alike_is_turning_each() -> None:
     some = images(3)
     for turn in range(8):
-        assert torch.equal(turned_alike(some, turn), turned(some, torch.full((3,), turn, dtype=torch.uint8)))
-    assert torch.equal(turned_alike(some, 1), some.flip(2))
-    assert torch.equal(turned_alike(some, 5), some.flip(2).flip(1, 2))
-    assert torch.equal(turned_alike(some, 2), some.transpose(1, 2).flip(1))
-    mixed = turned(some, torch.tensor([0, 3, 6], dtype=torch.uint8))
-    assert [torch.equal(mixed[at], turned_alike(some[at : at + 1], turn)[0]) for at, turn in enumerate((0, 3, 6))] == [
-        True
-    ] * 3
+        assert torch.equal(
+            apply_symmetry(some, turn), apply_symmetries(some, torch.full((3,), turn, dtype=torch.uint8))
+        )
+    assert torch.equal(apply_symmetry(some, 1), some.flip(2))
+    assert torch.equal(apply_symmetry(some, 5), some.flip(2).flip(1, 2))
+    assert torch.equal(apply_symmetry(some, 2), some.transpose(1, 2).flip(1))
+    mixed = apply_symmetries(some, torch.tensor([0, 3, 6], dtype=torch.uint8))
+    assert [
+        torch.equal(mixed[at], apply_symmetry(some[at : at + 1], turn)[0]) for at, turn in enumerate((0, 3, 6))
+    ] == [True] * 3
 
 
 @pytest.mark.parametrize(

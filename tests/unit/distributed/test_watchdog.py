@@ -1,4 +1,4 @@
-"""Each in a process of its own, which the pulse ends."""
+"""Each in a process of its own, which the watchdog ends."""
 
 import contextlib
 import signal
@@ -14,26 +14,28 @@ import pytest
 BEGIN = """
 import sys, time
 from pathlib import Path
-from tlbatch.job.pulse import Pulse, Signs
+from tlbatch.distributed.watchdog import Heartbeat, Watchdog
 
 def tell(kind, what):
     print(kind, what)
 
-pulse = Pulse(0.2, tell, signs={signs})
-with pulse:
+watchdog = Watchdog(0.2, tell, heartbeat={heartbeat})
+with watchdog:
 """
 
 
-def run(work: str, *, signs: str = "None") -> subprocess.CompletedProcess[str]:
-    script = BEGIN.format(signs=signs) + textwrap.indent(textwrap.dedent(work), "    ") + "\nprint('to its end')\n"
+def run(work: str, *, heartbeat: str = "None") -> subprocess.CompletedProcess[str]:
+    script = (
+        BEGIN.format(heartbeat=heartbeat) + textwrap.indent(textwrap.dedent(work), "    ") + "\nprint('to its end')\n"
+    )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_a_loop_that_stands_still_ends_the_process_and_says_where() -> None:
     done = run("""
-        with pulse.expected("training"):
-            pulse.beat()
-            pulse.beat()
+        with watchdog.expected("training"):
+            watchdog.step_done()
+            watchdog.step_done()
             time.sleep(20)
     """)
     assert done.returncode == 1
@@ -44,11 +46,11 @@ def test_a_loop_that_stands_still_ends_the_process_and_says_where() -> None:
 
 def test_waiting_for_another_rank_is_told_from_standing_still(tmp_path: Path) -> None:
     work = """
-        with pulse.expected("training", grace_s=0), pulse.waiting():
+        with watchdog.expected("training", grace_s=0), watchdog.waiting():
             time.sleep(20)
     """
-    signs = f"Signs(Path({str(tmp_path)!r}), 'train', rank=0, world_size=2)"
-    assert run(work, signs=signs).stdout.startswith("lost has waited for another rank for 0 s in training")
+    heartbeat = f"Heartbeat(Path({str(tmp_path)!r}), 'train', rank=0, world_size=2)"
+    assert run(work, heartbeat=heartbeat).stdout.startswith("lost has waited for another rank for 0 s in training")
     assert run(work).stdout.startswith("hung has stood still")
 
 
@@ -57,25 +59,25 @@ def test_waiting_for_another_rank_is_told_from_standing_still(tmp_path: Path) ->
     [
         "time.sleep(1.5)",
         """
-        with pulse.expected("training"):
+        with watchdog.expected("training"):
             for _ in range(20):
-                pulse.beat()
+                watchdog.step_done()
                 time.sleep(0.1)
         """,
         """
-        with pulse.expected("training"):
+        with watchdog.expected("training"):
             time.sleep(1.5)  # the first step begins workers
-            pulse.beat()
+            watchdog.step_done()
             time.sleep(0.5)
-            pulse.beat()  # steps are long here
+            watchdog.step_done()  # steps are long here
             time.sleep(1.5)
         """,
         """
-        with pulse.expected("training"):
-            pulse.beat()
-            with pulse.expected("the other ranks' shares", grace_s=2):
+        with watchdog.expected("training"):
+            watchdog.step_done()
+            with watchdog.expected("the other ranks' shares", grace_s=2):
                 time.sleep(1.5)
-            pulse.beat()
+            watchdog.step_done()
         time.sleep(1)
         """,
     ],
@@ -89,13 +91,13 @@ def test_what_gets_on_is_left_alone(work: str) -> None:
 LIFE = """
 import hashlib, sys, time
 from pathlib import Path
-from tlbatch.job.pulse import Pulse, Signs
+from tlbatch.distributed.watchdog import Heartbeat, Watchdog
 
 def tell(kind, what):
     print(kind, what, flush=True)
 
 folder, rank, work = sys.argv[1:]
-with Pulse(1.0, tell, signs=Signs(Path(folder), "train", rank=int(rank), world_size=2)):
+with Watchdog(1.0, tell, heartbeat=Heartbeat(Path(folder), "train", rank=int(rank), world_size=2)):
     print("begun", flush=True)
     exec(work)
 print("to its end", flush=True)
@@ -139,7 +141,7 @@ def test_a_rank_that_holds_pythons_lock_is_not_missed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("second", ["pass", "raise StoppedError('warned', again=True)"], ids=["done", "warned"])
 def test_a_rank_that_has_ended_is_not_missed(tmp_path: Path, second: str) -> None:
-    with two_ranks(tmp_path, second=f"from tlbatch.job.errors import StoppedError; {second}") as (one, two):
+    with two_ranks(tmp_path, second=f"from tlbatch.core.errors import StoppedError; {second}") as (one, two):
         two.wait(timeout=20)
         said, _ = one.communicate(timeout=20)
         assert (one.returncode, said) == (0, "to its end\n")
@@ -147,9 +149,9 @@ def test_a_rank_that_has_ended_is_not_missed(tmp_path: Path, second: str) -> Non
 
 
 def test_a_process_that_was_suspended_as_a_whole_goes_on_afterwards() -> None:
-    work = "with pulse.expected('training'):\n        pulse.beat(); print('at work', flush=True)\n"
-    work += "        for _ in range(30): time.sleep(0.1); pulse.beat()"
-    script = BEGIN.format(signs="None").replace("0.2", "1.0") + f"    {work}\nprint('to its end')\n"
+    work = "with watchdog.expected('training'):\n        watchdog.step_done(); print('at work', flush=True)\n"
+    work += "        for _ in range(30): time.sleep(0.1); watchdog.step_done()"
+    script = BEGIN.format(heartbeat="None").replace("0.2", "1.0") + f"    {work}\nprint('to its end')\n"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n"

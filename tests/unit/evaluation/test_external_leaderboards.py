@@ -6,7 +6,7 @@ import pytest
 from tlbatch.config.report import Reporting
 from tlbatch.core.errors import UserError
 from tlbatch.evaluation.external_leaderboards import Named, place, placed, read_board, submission
-from tlbatch.metrics.confusion import Decided
+from tlbatch.metrics.confusion import Classified
 
 # Scores of the public leaderboard around the places that the VGG-16 project named (2016): ranks as in a file of four.
 BOARD = [0.76, 0.745, 0.72, 0.51]
@@ -59,7 +59,7 @@ def named(num: int = 100) -> Named:
     """Images image0, image1, ... half of each class, nine of ten right."""
     truth = np.arange(num) % 2
     chosen = np.where(np.arange(num) % 10 == 0, 1 - truth, truth)
-    return Named([f"image{n}" for n in range(num)], Decided(truth, chosen, np.arange(num), 2), ["0", "1"])
+    return Named([f"image{n}" for n in range(num)], Classified(truth, chosen, np.arange(num), 2), ["0", "1"])
 
 
 def test_a_score_on_own_images_is_placed_with_a_warning(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def make(garments: Path, tiny_job: Path) -> Callable[..., RunPaths]:
     def made(*overrides: str) -> RunPaths:
         fixed = [
             f"data.images={garments / 'images'}", "data.source=csv", f"data.labels={garments / 'phrases.csv'}",
-            "data.label_column=phrase", "data.tag_separator=' '", "data.max_rejected=3", "data.near_bits=0",
+            "data.label_column=phrase", "data.tag_separator=' '", "data.max_rejected=3", "data.phash_max_distance=0",
             "data.attributes={ colour = ['red', 'blue'], type = ['coat', 'hat'] }", "report.subgroups=['site']",
             "decoder={ embedding = 24, hidden = 32, dropout = 0.1, max_tags = 4 }", f"workspace={garments / 'space'}",
         ]  # fmt: skip
@@ -174,7 +174,7 @@ def test_what_is_of_classes_alone_is_refused(runs: dict[str, RunPaths], tmp_path
         (["head.widths=[8]"], "objective tags does not go with head.widths"),
         (["phase.0.mixup=0.2"], "objective tags does not go with phase.0.mixup or cutmix"),
         (["phase.0.balance=sampler"], "objective tags does not go with phase.0.balance"),
-        (["phase=[{cut='pool', rates=[1e-3, 1e-2]}]"], "objective tags does not go with phase.0.rates"),
+        (["phase=[{cut='pool', lr_grid=[1e-3, 1e-2]}]"], "objective tags does not go with phase.0.lr_grid"),
         (["phase=[{cut='pool', fit='logistic'}, {cut='pool'}]"], "does not go with phase.0.fit beside other phases"),
         (["phase=[{cut='pool', fit='neighbours'}]"], "fit = neighbours has the objective cross-entropy (got tags)"),
         (["objective=cross-entropy"], "decoder is read with objective tags only"),

@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import classification_report
 
 from tlbatch.metrics.confusion import (
-    Decided,
+    Classified,
+    bootstrap_tables,
     confusion,
     effects,
-    judge,
-    judge_all,
-    judge_deployed,
     point_scores,
-    redraw,
+    score_all_with_intervals,
+    score_deployed,
+    score_with_intervals,
     table_scores,
 )
 from tlbatch.runs.report import SCORES, Curve, Estimate, Ranked
@@ -62,17 +62,17 @@ FLOWERS_AFTER = """89 94 92 18|100 100 100 23|95 90 92 20|89 89 89 18|90 90 90 2
 100 100 100 15"""
 
 
-def decided(matrix: Matrix, *, each: int = 1) -> Decided:
+def decided(matrix: Matrix, *, each: int = 1) -> Classified:
     """Images of a table, ``each`` of them to a group."""
     num = len(matrix)
     cells = np.repeat(np.arange(num * num), np.array(matrix).ravel())
-    return Decided(cells // num, cells % num, np.arange(len(cells)) // each, num)
+    return Classified(cells // num, cells % num, np.arange(len(cells)) // each, num)
 
 
 @pytest.mark.parametrize("name", list(VGG16))
 def test_the_printed_tables_of_the_vgg16_project_give_all_its_printed_numbers(name: str) -> None:
     matrix, accuracy, kappa, rows, _ = VGG16[name]
-    scores, classes = judge_all(decided(matrix), list("01234"), [UNRANKED] * 5, seed=0)
+    scores, classes = score_all_with_intervals(decided(matrix), list("01234"), [UNRANKED] * 5, seed=0)
     assert f"{scores['accuracy'].value:.5f}" == f"{accuracy:.5f}"
     assert f"{scores['quadratic_kappa'].value:.5f}" == f"{kappa:.5f}"
     printed = [f"0.{value}" for value in rows.split()]
@@ -85,7 +85,7 @@ def test_the_printed_tables_of_the_vgg16_project_give_all_its_printed_numbers(na
 @pytest.mark.parametrize("name", list(VGG16))
 def test_in_the_class_mix_of_the_real_population_the_same_tables_are_worth_less(name: str) -> None:
     matrix, *_, kappa = VGG16[name]
-    found = judge_deployed(decided(matrix), TEST_MIX, "01234", seed=0)["quadratic_kappa"]
+    found = score_deployed(decided(matrix), TEST_MIX, "01234", seed=0)["quadratic_kappa"]
     assert found.value == pytest.approx(kappa, abs=0.0006)
     assert found.low is not None
     assert found.high is not None
@@ -94,13 +94,13 @@ def test_in_the_class_mix_of_the_real_population_the_same_tables_are_worth_less(
 
 def test_the_first_and_the_second_of_the_vgg16_networks_cannot_be_told_apart() -> None:
     """Their intervals are those of 300 images: the published order of .74558 and .74487 says nothing."""
-    one, other = (judge(decided(VGG16[name][0]), seed=0)["quadratic_kappa"] for name in ("DL#1", "FT#1"))
+    one, other = (score_with_intervals(decided(VGG16[name][0]), seed=0)["quadratic_kappa"] for name in ("DL#1", "FT#1"))
     assert (one.low, one.high) == (pytest.approx(0.674, abs=0.006), pytest.approx(0.809, abs=0.006))
     assert (other.low, other.high) == (pytest.approx(0.678, abs=0.006), pytest.approx(0.803, abs=0.006))
 
 
 def test_the_public_table_of_35126_images_gives_its_published_kappa() -> None:
-    found = judge(decided(PUBLIC), seed=0)
+    found = score_with_intervals(decided(PUBLIC), seed=0)
     assert round(found["quadratic_kappa"].value or 0, 5) == 0.88021
     assert round(found["accuracy"].value or 0, 5) == 0.84308
 
@@ -113,7 +113,7 @@ def test_a_table_with_the_counts_of_a_flowers17_report_gives_its_printed_numbers
     support = np.array([row[3] for row in rows])
     assert hits.sum() == right
     predicted = predictions_of_each(rows, hits, total=int(support.sum()))
-    found = judge_all(decided(spread(hits, support, predicted)), [str(n) for n in range(17)],
+    found = score_all_with_intervals(decided(spread(hits, support, predicted)), [str(n) for n in range(17)],
                       [UNRANKED] * 17, seed=0)  # fmt: skip
     for row, each in zip(rows, found[1], strict=True):
         printed = [f"{value / 100:.2f}" for value in row[:3]]
@@ -128,11 +128,11 @@ def predictions_of_each(rows: list[list[int]], hits: np.ndarray, *, total: int) 
         printed = f"{precision / 100:.2f} {f1 / 100:.2f}"
         may_be = range(hit, 3 * support)
         fit.append([num for num in may_be if f"{hit / num:.2f} {2 * hit / (num + support):.2f}" == printed])
-    chosen = np.array([options[0] for options in fit])
+    y_pred = np.array([options[0] for options in fit])
     for number, options in enumerate(fit):
-        chosen[number] = min(options, key=lambda num: abs(total - chosen.sum() + chosen[number] - num))
-    assert chosen.sum() == total
-    return chosen
+        y_pred[number] = min(options, key=lambda num: abs(total - y_pred.sum() + y_pred[number] - num))
+    assert y_pred.sum() == total
+    return y_pred
 
 
 def spread(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> Matrix:
@@ -155,10 +155,10 @@ def spread(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> Matr
 @given(st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), min_size=4, max_size=4))
 def test_scores_of_many_tables_at_once_are_those_of_scikit_learn(matrix: Matrix) -> None:
     images = decided(matrix)
-    if not len(images.truth):
+    if not len(images.y_true):
         return
-    true, chosen = np.indices((4, 4)).reshape(2, -1)
-    sums = np.array([np.array(matrix).ravel() @ effects(true, chosen, 4)])
+    true, y_pred = np.indices((4, 4)).reshape(2, -1)
+    sums = np.array([np.array(matrix).ravel() @ effects(true, y_pred, 4)])
     points = point_scores(images)
     for name, value in table_scores(sums).items():
         assert value[0] == pytest.approx(points[name], nan_ok=True, abs=1e-12), name
@@ -166,8 +166,8 @@ def test_scores_of_many_tables_at_once_are_those_of_scikit_learn(matrix: Matrix)
 
 def test_per_class_numbers_are_those_of_the_classification_report() -> None:
     images = decided(VGG16["DL#1"][0], each=2)
-    report = classification_report(images.truth, images.chosen, output_dict=True)
-    _, classes = judge_all(images, list("01234"), [UNRANKED] * 5, seed=0)
+    report = classification_report(images.y_true, images.y_pred, output_dict=True)
+    _, classes = score_all_with_intervals(images, list("01234"), [UNRANKED] * 5, seed=0)
     for each in classes:
         expected = [report[each.name][key] for key in ("precision", "recall", "f1-score")]
         assert [each.precision.value, each.recall.value, each.f1.value] == pytest.approx(expected)
@@ -176,13 +176,17 @@ def test_per_class_numbers_are_those_of_the_classification_report() -> None:
 def test_draws_are_of_whole_groups() -> None:
     """With both eyes of a patient alike, an interval is that of half as many images."""
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, 5, 600)
-    chosen = np.clip(truth + rng.integers(-1, 2, 600), 0, 4)
-    alone = judge(Decided(truth, chosen, np.arange(600), 5), seed=0)["accuracy"]
-    both = judge(Decided(truth.repeat(2), chosen.repeat(2), np.arange(1200) // 2, 5), seed=0)["accuracy"]
+    y_true = rng.integers(0, 5, 600)
+    y_pred = np.clip(y_true + rng.integers(-1, 2, 600), 0, 4)
+    alone = score_with_intervals(Classified(y_true, y_pred, np.arange(600), 5), seed=0)["accuracy"]
+    both = score_with_intervals(Classified(y_true.repeat(2), y_pred.repeat(2), np.arange(1200) // 2, 5), seed=0)[
+        "accuracy"
+    ]
     assert both.value == alone.value
     assert width(both) == pytest.approx(width(alone), rel=0.05)
-    image_wise = judge(Decided(truth.repeat(2), chosen.repeat(2), np.arange(1200), 5), seed=0)["accuracy"]
+    image_wise = score_with_intervals(Classified(y_true.repeat(2), y_pred.repeat(2), np.arange(1200), 5), seed=0)[
+        "accuracy"
+    ]
     assert width(image_wise) == pytest.approx(width(alone) / np.sqrt(2), rel=0.1)
 
 
@@ -194,7 +198,9 @@ def width(estimate: Estimate) -> float:
 
 def test_an_interval_is_the_binomial_one_for_single_images() -> None:
     wrong = np.arange(400) < 80
-    found = judge(Decided(np.zeros(400, np.int64), wrong.astype(np.int64), np.arange(400), 2), seed=0)["accuracy"]
+    found = score_with_intervals(
+        Classified(np.zeros(400, np.int64), wrong.astype(np.int64), np.arange(400), 2), seed=0
+    )["accuracy"]
     reach = 1.96 * np.sqrt(0.8 * 0.2 / 400)
     assert (found.low, found.high) == (pytest.approx(0.8 - reach, abs=0.006), pytest.approx(0.8 + reach, abs=0.006))
 
@@ -202,19 +208,19 @@ def test_an_interval_is_the_binomial_one_for_single_images() -> None:
 def test_groups_of_any_kind_are_drawn_alike_when_there_are_more_than_fit_into_memory() -> None:
     """Groups of different sizes are all different; many are drawn in blocks, with the same spread."""
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, 5, 60_000)
-    chosen = np.clip(truth + rng.integers(-1, 2, 60_000), 0, 4)
+    y_true = rng.integers(0, 5, 60_000)
+    y_pred = np.clip(y_true + rng.integers(-1, 2, 60_000), 0, 4)
     sizes = rng.integers(5, 12, 60_000)
     groups = np.repeat(np.arange(60_000), sizes)[:60_000]
-    blocks = judge(Decided(truth, chosen, groups, 5), seed=0)["accuracy"]
-    single = judge(Decided(truth, chosen, np.arange(60_000), 5), seed=0)["accuracy"]
+    blocks = score_with_intervals(Classified(y_true, y_pred, groups, 5), seed=0)["accuracy"]
+    single = score_with_intervals(Classified(y_true, y_pred, np.arange(60_000), 5), seed=0)["accuracy"]
     assert width(blocks) == pytest.approx(width(single), rel=0.1)
 
 
 def test_what_is_undefined_says_why_and_is_never_zero_or_one() -> None:
-    def of(truth: list[int], chosen: list[int]) -> dict[str, Estimate]:
-        images = Decided(np.array(truth, np.int64), np.array(chosen, np.int64), np.arange(len(truth)), 3)
-        return dict(judge(images, seed=0))
+    def of(y_true: list[int], y_pred: list[int]) -> dict[str, Estimate]:
+        images = Classified(np.array(y_true, np.int64), np.array(y_pred, np.int64), np.arange(len(y_true)), 3)
+        return dict(score_with_intervals(images, seed=0))
 
     nothing = of([], [])
     assert {each.undefined for each in nothing.values()} == {"no images"}
@@ -229,13 +235,15 @@ def test_what_is_undefined_says_why_and_is_never_zero_or_one() -> None:
 
 
 def test_an_absent_middle_grade_keeps_the_distances() -> None:
-    truth, chosen = np.array([0, 3, 4, 4]), np.array([0, 3, 4, 3])
-    assert point_scores(Decided(truth, chosen, np.arange(4), 5))["quadratic_kappa"] == pytest.approx(0.95, abs=0.005)
+    y_true, y_pred = np.array([0, 3, 4, 4]), np.array([0, 3, 4, 3])
+    assert point_scores(Classified(y_true, y_pred, np.arange(4), 5))["quadratic_kappa"] == pytest.approx(
+        0.95, abs=0.005
+    )
 
 
 def test_a_class_that_is_absent_or_never_predicted_has_no_number_but_a_reason() -> None:
-    images = Decided(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0]), np.arange(4), 3)
-    _, (_, second, third) = judge_all(images, list("abc"), [UNRANKED] * 3, seed=0)
+    images = Classified(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0]), np.arange(4), 3)
+    _, (_, second, third) = score_all_with_intervals(images, list("abc"), [UNRANKED] * 3, seed=0)
     assert (second.precision.value, second.precision.undefined) == (None, "never predicted")
     assert second.recall.value == 0
     assert (third.recall.undefined, third.f1.undefined) == ("no image of the class", "neither there nor predicted")
@@ -245,23 +253,23 @@ def test_a_class_that_is_absent_or_never_predicted_has_no_number_but_a_reason() 
 def test_labels_that_are_no_codes_of_the_classes_are_refused(labels: np.ndarray) -> None:
     """scikit-learn sorts strings by the alphabet and drops what is not in the list, both silently."""
     with pytest.raises(ValueError, match="must be whole numbers from 0 to 4"):
-        Decided(labels, np.array([0, 1]), np.arange(2), 5)
+        Classified(labels, np.array([0, 1]), np.arange(2), 5)
 
 
 def test_a_mix_with_a_class_that_no_test_image_has_is_undefined() -> None:
-    images = Decided(np.array([0, 0]), np.array([0, 1]), np.arange(2), 2)
-    found = judge_deployed(images, np.array([0.5, 0.5]), ["eye", "hand"], seed=0)
+    images = Classified(np.array([0, 0]), np.array([0, 1]), np.arange(2), 2)
+    found = score_deployed(images, np.array([0.5, 0.5]), ["eye", "hand"], seed=0)
     assert {each.undefined for each in found.values()} == {"no test image of class hand"}
 
 
 def test_in_another_mix_every_score_is_that_of_images_drawn_in_it() -> None:
     """Each image of a class taken as often as the mix has it more often than the test images."""
     prior = np.array([0.1, 0.3, 0.6])
-    truth, chosen = np.repeat([0, 1, 2], 20), np.tile([0, 1, 2, 2, 1, 0, 0, 1, 2, 1], 6)
-    found = judge_deployed(Decided(truth, chosen, np.arange(60), 3), prior, "abc", seed=0)
-    times = np.array([1, 3, 6])[truth]
-    drawn = Decided(truth.repeat(times), chosen.repeat(times), np.arange(times.sum()), 3)
-    plain = judge(drawn, seed=0)
+    y_true, y_pred = np.repeat([0, 1, 2], 20), np.tile([0, 1, 2, 2, 1, 0, 0, 1, 2, 1], 6)
+    found = score_deployed(Classified(y_true, y_pred, np.arange(60), 3), prior, "abc", seed=0)
+    times = np.array([1, 3, 6])[y_true]
+    drawn = Classified(y_true.repeat(times), y_pred.repeat(times), np.arange(times.sum()), 3)
+    plain = score_with_intervals(drawn, seed=0)
     for name in SCORES:
         assert found[name].value == pytest.approx(plain[name].value), name
         low, high = found[name].low, found[name].high
@@ -270,7 +278,7 @@ def test_in_another_mix_every_score_is_that_of_images_drawn_in_it() -> None:
 
 def test_ten_thousand_draws_are_made_and_the_same_seed_gives_the_same() -> None:
     images = decided(VGG16["FT#2"][0])
-    first, again = redraw(images, seed=3), redraw(images, seed=3)
+    first, again = bootstrap_tables(images, seed=3), bootstrap_tables(images, seed=3)
     assert first.sums.shape == (10_000, 30)
     assert np.array_equal(first.sums, again.sums)
-    assert set(SCORES) == set(judge(images, seed=3))
+    assert set(SCORES) == set(score_with_intervals(images, seed=3))

@@ -175,7 +175,7 @@ def test_features_do_not_depend_on_the_batch_the_threads_or_the_time(monkeypatch
 
 def test_a_classifier_gives_back_the_very_pixels_under_autocast_too() -> None:
     job = load_job([], ["data.images=x", HAND, "model.size=48", "train.mixed_precision=bf16"])
-    assert (job.model.backbone, job.stored_as) == ("handcrafted", "fp32")
+    assert (job.model.backbone, job.dtype) == ("handcrafted", "fp32")
     model = build_classifier(job, 3)
     model.set_cut("handcrafted", freeze_batch_norm=True)
     every = np.arange(48 * 48 * 3, dtype=np.uint64).reshape(48, 48, 3).astype(np.uint8)
@@ -205,7 +205,7 @@ def test_the_cut_is_found_by_its_name_and_listed() -> None:
         ([HAND, "model.weights=library"], "reads no network, so there is no model.weights; leave it out"),
         ([HAND, "model.backbone=resnet18", "head.after=pool"], "there is no model.backbone, head.after; leave it out"),
         ([HAND, "model.mean=[0.5, 0.5, 0.5]"], "there is no model.mean; leave it out"),
-        ([HAND, "cache.stored_as=fp16"], "cut = handcrafted is stored as fp32 (got cache.stored_as = fp16)"),
+        ([HAND, "cache.dtype=fp16"], "cut = handcrafted is stored as fp32 (got cache.dtype = fp16)"),
         (["model.backbone=handcrafted", "strategy=auto"], "strategy = auto chooses among cuts of a network"),
     ],
 )

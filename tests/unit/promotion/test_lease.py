@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tlbatch.promotion import lease
-from tlbatch.promotion.lease import Holder, TakenError, held
+from tlbatch.promotion.lease import LeaseHolder, LeaseTakenError, hold_lease
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tlbatch.job.turn import held
+from tlbatch.promotion.lease import hold_lease
 
-with held(Path(sys.argv[1]), {}, lambda job: None):
+with hold_lease(Path(sys.argv[1]), {}, lambda job: None):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -40,13 +40,13 @@ def test_one_who_lives_is_left_alone_and_one_who_was_killed_is_taken_over(tmp_pa
     file = tmp_path / "registry" / "lock.json"
     process = holding(file)
     with (
-        pytest.raises(TakenError, match=f"process {process.pid} on .*, for [0-9]+ s") as taken,
-        held(file, {}, unknown),
+        pytest.raises(LeaseTakenError, match=f"process {process.pid} on .*, for [0-9]+ s") as taken,
+        hold_lease(file, {}, unknown),
     ):
         raise AssertionError
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with held(file, {}, unknown) as before:
+    with hold_lease(file, {}, unknown) as before:
         assert before == taken.value.holder
         assert json.loads(file.read_text("utf-8"))["pid"] == os.getpid()
     assert not file.exists()
@@ -58,7 +58,7 @@ def test_one_who_was_killed_and_whose_end_nobody_has_asked_for_is_taken_over(tmp
     process = holding(file)
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but still a zombie
-    with held(file, {}, unknown) as before:
+    with hold_lease(file, {}, unknown) as before:
         assert before is not None
         assert before.pid == process.pid
     process.wait()
@@ -66,24 +66,24 @@ def test_one_who_was_killed_and_whose_end_nobody_has_asked_for_is_taken_over(tmp
 
 def test_a_later_process_of_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
-    with held(file, {}, unknown):
-        mine = Holder.model_validate_json(file.read_text("utf-8"))
+    with hold_lease(file, {}, unknown):
+        mine = LeaseHolder.model_validate_json(file.read_text("utf-8"))
     mine.model_copy(update={"began": mine.began - 1000}).save(file)
-    with held(file, {}, unknown) as before:
+    with hold_lease(file, {}, unknown) as before:
         assert before is not None
 
 
 @pytest.mark.parametrize(
-    ("active", "silent_s", "is_left"),
+    ("active", "silence_s", "is_left"),
     [(True, 10_000, True), (False, 0, False), (None, 0, True), (None, 10_000, False)],
     ids=["SLURM has it", "SLURM has it no more", "no answer, just heard of", "no answer, long silent"],
 )
 def test_of_another_machine_slurm_is_asked_and_else_the_beat_decides(
-    tmp_path: Path, *, active: bool | None, silent_s: float, is_left: bool
+    tmp_path: Path, *, active: bool | None, silence_s: float, is_left: bool
 ) -> None:
     file = tmp_path / "lock.json"
-    Holder(token="x", host="elsewhere", pid=1, began=0, job="7", since=time.time()).save(file)
-    then = time.time() - silent_s
+    LeaseHolder(token="x", host="elsewhere", pid=1, began=0, job="7", since=time.time()).save(file)
+    then = time.time() - silence_s
     os.utime(file, (then, then))
     asked: list[str] = []
 
@@ -92,25 +92,25 @@ def test_of_another_machine_slurm_is_asked_and_else_the_beat_decides(
         return active
 
     if is_left:
-        with pytest.raises(TakenError, match="SLURM job 7"), held(file, {}, ask):
+        with pytest.raises(LeaseTakenError, match="SLURM job 7"), hold_lease(file, {}, ask):
             raise AssertionError
     else:
-        with held(file, {}, ask) as before:
+        with hold_lease(file, {}, ask) as before:
             assert before is not None
     assert asked == ["7"]
 
 
 def test_the_next_life_of_a_slurm_job_takes_over_from_the_one_before(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
-    Holder(token="x", host="elsewhere", pid=1, began=0, job="7", since=time.time()).save(file)
-    with held(file, {"SLURM_JOB_ID": "7"}, lambda _: True) as before:
+    LeaseHolder(token="x", host="elsewhere", pid=1, began=0, job="7", since=time.time()).save(file)
+    with hold_lease(file, {"SLURM_JOB_ID": "7"}, lambda _: True) as before:
         assert before is not None
 
 
 def test_who_lives_keeps_saying_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_BEAT_S", 0.05)
     file = tmp_path / "lock.json"
-    with held(file, {}, unknown):
+    with hold_lease(file, {}, unknown):
         os.utime(file, (0, 0))
         time.sleep(0.5)
         assert time.time() - file.stat().st_mtime < 5
@@ -118,15 +118,15 @@ def test_who_lives_keeps_saying_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_of_many_who_find_a_dead_holder_one_takes_over(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
-    Holder(token="x", host="elsewhere", pid=1, began=0, job=None, since=0).save(file)
+    LeaseHolder(token="x", host="elsewhere", pid=1, began=0, job=None, since=0).save(file)
     os.utime(file, (0, 0))
 
     def enter(_: int) -> str:
         try:
-            with held(file, {}, unknown):
+            with hold_lease(file, {}, unknown):
                 time.sleep(0.5)
                 return "held"
-        except TakenError:
+        except LeaseTakenError:
             return "left"
 
     with ThreadPoolExecutor(8) as pool:
@@ -136,5 +136,5 @@ def test_of_many_who_find_a_dead_holder_one_takes_over(tmp_path: Path) -> None:
 def test_a_damaged_file_is_nobodys(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
     file.write_text("{", encoding="utf-8")
-    with held(file, {}, unknown) as before:
+    with hold_lease(file, {}, unknown) as before:
         assert before is None

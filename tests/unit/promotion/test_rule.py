@@ -8,15 +8,15 @@ import pytest
 
 from tlbatch.config.nightly import Nightly
 from tlbatch.core.errors import UserError
-from tlbatch.metrics.confusion import Decided
+from tlbatch.metrics.confusion import Classified
 from tlbatch.metrics.paired import difference, lower_bound
-from tlbatch.promotion.rule import Circumstances, Evidence, Weighed, first_of, level_of, weigh
+from tlbatch.promotion.rule import Context, PairedTest, RuleResult, apply_rule, first_of, level_of
 
 GRADES = ("0", "1", "2", "3", "4")
 
 
-def decided(truth: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> Decided:
-    return Decided(truth, chosen, np.arange(len(truth)), 5)
+def decided(y_true: npt.NDArray[np.int64], y_pred: npt.NDArray[np.int64]) -> Classified:
+    return Classified(y_true, y_pred, np.arange(len(y_true)), 5)
 
 
 def graded(rng: np.random.Generator, num: int) -> npt.NDArray[np.int64]:
@@ -29,20 +29,20 @@ def read_by(rng: np.random.Generator, seen: npt.NDArray[np.float64], noise: floa
     return np.clip(np.rint(seen + rng.normal(0, noise, len(seen))), 0, 4).astype(np.int64)
 
 
-def pair(rng: np.random.Generator, num: int = 733, better: float = 0.0) -> tuple[Decided, Decided]:
+def pair(rng: np.random.Generator, num: int = 733, better: float = 0.0) -> tuple[Classified, Classified]:
     """Challenger and champion; the images are equally hard for both."""
-    truth = graded(rng, num)
-    seen = truth + rng.normal(0, 0.6, num)
-    return decided(truth, read_by(rng, seen, 0.5 - better)), decided(truth, read_by(rng, seen, 0.5))
+    y_true = graded(rng, num)
+    seen = y_true + rng.normal(0, 0.6, num)
+    return decided(y_true, read_by(rng, seen, 0.5 - better)), decided(y_true, read_by(rng, seen, 0.5))
 
 
-def judged(terms: Mapping[str, Any], both: tuple[Decided, Decided], *, look: int = 1, **known: Any) -> Weighed:
-    evidence = Evidence(
+def judged(terms: Mapping[str, Any], both: tuple[Classified, Classified], *, look: int = 1, **known: Any) -> RuleResult:
+    evidence = PairedTest(
         metric="quadratic_kappa", challenger=both[0], champion=both[1], name="before", classes=GRADES,
         questions={"referable": ("2", "3", "4")}, seed=0,
     )  # fmt: skip
     around = {"look": look, "num_train": 1000, "champion_num_train": 1000, "lost": 0.0, "leaks": ()}
-    return weigh(Nightly(**terms), evidence, Circumstances(**{**around, **known}))
+    return apply_rule(Nightly(**terms), evidence, Context(**{**around, **known}))
 
 
 def test_models_that_are_no_better_are_rarely_promoted_and_far_more_often_by_the_higher_score() -> None:
@@ -113,15 +113,15 @@ def test_a_model_that_is_not_worse_is_promoted_with_more_data_only_and_losses_ad
 
 def test_a_guard_that_falls_keeps_the_champion() -> None:
     one, two = pair(np.random.default_rng(3), better=0.4)
-    chosen = one.chosen.copy()
-    chosen[one.truth == 4] = 3  # near enough for kappa, but no grade 4 is found any more
-    blind = decided(one.truth, chosen)
+    y_pred = one.y_pred.copy()
+    y_pred[one.y_true == 4] = 3  # near enough for kappa, but no grade 4 is found any more
+    blind = decided(one.y_true, y_pred)
     found = judged({"guards": {"recall.4": 0.05, "sensitivity.referable": 0.05}}, (blind, two))
     assert found.rule == "none"
     recall, sensitivity = found.guards
     assert (recall.challenger, recall.holds, sensitivity.holds) == (0.0, False, True)
-    assert recall.champion == pytest.approx((two.chosen[two.truth == 4] == 4).mean())
-    assert sensitivity.champion == pytest.approx((two.chosen[two.truth >= 2] >= 2).mean())
+    assert recall.champion == pytest.approx((two.y_pred[two.y_true == 4] == 4).mean())
+    assert sensitivity.champion == pytest.approx((two.y_pred[two.y_true >= 2] >= 2).mean())
     assert found.reasons[1].startswith("it would have been promoted")
     assert found.reasons[2].startswith("the guard recall.4 fell by ")
     assert judged({"guards": {"specificity.referable": 0.05, "precision.4": 1.0}}, (one, two)).rule == "gain"
@@ -129,7 +129,7 @@ def test_a_guard_that_falls_keeps_the_champion() -> None:
 
 def test_a_guard_without_images_does_not_hold() -> None:
     one, two = pair(np.random.default_rng(3), better=0.4)
-    some = one.truth != 4
+    some = one.y_true != 4
     found = judged({"guards": {"recall.4": 0.05}}, (one.where(some), two.where(some)))
     assert found.rule == "none"
     assert "the guard recall.4 is undefined" in found.reasons[2]

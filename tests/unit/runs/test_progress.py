@@ -11,10 +11,10 @@ from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.runs import attempts, progress
-from tlbatch.runs.attempts import Submitted, booked, note_job, read_jobs, read_ledger
+from tlbatch.runs.attempts import Submitted, note_job, read_attempts, read_jobs, record_attempt
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.progress import Progress, Teller, load_progress, rate, span
-from tlbatch.runs.stage import guarded, once
+from tlbatch.runs.progress import Progress, ProgressReporter, load_progress, rate, span
+from tlbatch.runs.stage import run_guarded, run_once
 from tlbatch.runs.world import World
 
 
@@ -54,10 +54,10 @@ def told(paths: RunPaths) -> Progress:
 def test_progress_is_written_at_once_then_every_two_seconds_and_at_the_end_of_a_piece(
     paths: RunPaths, clock: Clock
 ) -> None:
-    teller = Teller(paths, World(), "train")
+    reporter = ProgressReporter(paths, World(), "train")
     seen = []
     for step in range(100):
-        teller.tell(step, 99, unit="steps", where="phase 1 epoch 3", images=8 * step)
+        reporter.update(step, 99, unit="steps", where="phase 1 epoch 3", images=8 * step)
         seen.append(told(paths).done)
         clock.now += 0.1
     assert seen[:21] == [0] * 20 + [20]
@@ -68,23 +68,23 @@ def test_progress_is_written_at_once_then_every_two_seconds_and_at_the_end_of_a_
 def test_speed_is_measured_from_where_this_process_began_and_not_from_what_it_found_done(
     paths: RunPaths, clock: Clock
 ) -> None:
-    teller = Teller(paths, World(attempt="7-0-1"), "train")
-    teller.tell(300, 400, unit="steps", where="phase 1 epoch 3", images=2400)
+    reporter = ProgressReporter(paths, World(attempt="7-0-1"), "train")
+    reporter.update(300, 400, unit="steps", where="phase 1 epoch 3", images=2400)
     assert told(paths).images_per_s is None
     clock.now += 10
-    teller.tell(350, 400, unit="steps", where="phase 1 epoch 3", images=2800, metric="validation accuracy 0.9312")
+    reporter.update(350, 400, unit="steps", where="phase 1 epoch 3", images=2800, metric="validation accuracy 0.9312")
     clock.now += 10
-    teller.tell(360, 400, unit="steps", where="phase 1 epoch 3", images=2880)
+    reporter.update(360, 400, unit="steps", where="phase 1 epoch 3", images=2880)
     expected = {"stage": "train", "attempt": "7-0-1", "images_per_s": 24.0, "metric": "validation accuracy 0.9312"}
     assert expected.items() <= told(paths).model_dump().items()
     assert told(paths).seconds_left == pytest.approx(40 * 20 / 60)
     clock.now += 100
-    teller.tell(0, 400, unit="steps", where="phase 1 epoch 4", images=0)
+    reporter.update(0, 400, unit="steps", where="phase 1 epoch 4", images=0)
     clock.now += 10
-    teller.tell(5, 400, unit="steps", where="phase 1 epoch 4", images=40)
+    reporter.update(5, 400, unit="steps", where="phase 1 epoch 4", images=40)
     assert told(paths).images_per_s == pytest.approx(4)
     clock.now += 10
-    teller.tell(1, 400, unit="steps", where="phase 1 epoch 4", images=8)
+    reporter.update(1, 400, unit="steps", where="phase 1 epoch 4", images=8)
     assert told(paths).images_per_s is None
 
 
@@ -92,9 +92,9 @@ def test_the_log_has_a_plain_line_every_half_a_minute(
     paths: RunPaths, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    teller = Teller(paths, World(), "train")
+    reporter = ProgressReporter(paths, World(), "train")
     for step in range(401):
-        teller.tell(step, 400, unit="steps", where="phase 1 epoch 3", images=190 * step)
+        reporter.update(step, 400, unit="steps", where="phase 1 epoch 3", images=190 * step)
         clock.now += 0.5
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 6
@@ -128,8 +128,8 @@ def test_times_and_speeds_are_in_the_unit_that_people_use() -> None:
 
 
 def test_other_ranks_and_other_tasks_of_a_stage_write_nothing(paths: RunPaths, clock: Clock) -> None:
-    Teller(paths, World(rank=1, world_size=2), "train").tell(1, 1, unit="steps")
-    Teller(paths, World(), "shard", saves=False).tell(1, 1, unit="images")
+    ProgressReporter(paths, World(rank=1, world_size=2), "train").update(1, 1, unit="steps")
+    ProgressReporter(paths, World(), "shard", saves=False).update(1, 1, unit="images")
     clock.now += 100
     assert load_progress(paths) is None
     assert {file.name for file in paths.folder.iterdir()} == {"job.json", "logs"}
@@ -145,10 +145,10 @@ def test_ends_of_pieces_are_written_as_long_as_that_takes_little_of_the_time(
         clock.now += 0.2
 
     monkeypatch.setattr(progress, "write_text", slow)
-    teller = Teller(paths, World(), "train")
+    reporter = ProgressReporter(paths, World(), "train")
     for epoch in range(1000):
         clock.now += 0.01
-        teller.tell(1, 1, unit="steps", where=f"epoch {epoch}")
+        reporter.update(1, 1, unit="steps", where=f"epoch {epoch}")
     assert 0.2 * len(writes) < 0.2 * (clock.now - 1000)
     assert set(writes) == {(paths.progress, False)}
 
@@ -158,27 +158,27 @@ def test_a_place_that_cannot_be_written_stops_no_work_and_is_said_once(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     paths = RunPaths(tmp_path / "file" / "run")
-    teller = Teller(paths, World(), "train")
+    reporter = ProgressReporter(paths, World(), "train")
     for step in range(9):
         clock.now += 5
-        teller.tell(step, 9, unit="steps")
+        reporter.update(step, 9, unit="steps")
     assert len([one for one in caplog.records if "cannot be written" in one.getMessage()]) == 1
-    with booked("train", RunPaths(tmp_path), World(num_gpus=1)):
+    with record_attempt("train", RunPaths(tmp_path), World(num_gpus=1)):
         pass
     (tmp_path / "ledger.jsonl").unlink()
     (tmp_path / "ledger.jsonl").mkdir()
-    with booked("train", RunPaths(tmp_path), World(num_gpus=1)):
+    with record_attempt("train", RunPaths(tmp_path), World(num_gpus=1)):
         pass
 
 
 def test_telling_costs_a_fraction_of_a_millisecond(paths: RunPaths) -> None:
-    teller = Teller(paths, World(), "train")
-    teller.tell(0, 10**6, unit="steps")
+    reporter = ProgressReporter(paths, World(), "train")
+    reporter.update(0, 10**6, unit="steps")
     best = float("inf")
     for turn in range(5):
         began = time.perf_counter()
         for step in range(2000):
-            teller.tell(turn * 2000 + step, 10**6, unit="steps", where="phase 1 epoch 3", images=step)
+            reporter.update(turn * 2000 + step, 10**6, unit="steps", where="phase 1 epoch 3", images=step)
         best = min(best, (time.perf_counter() - began) / 2000)
     print(f"{best * 1e6:.1f} us a call")
     assert best < 1e-4
@@ -197,17 +197,17 @@ def events(paths: RunPaths) -> list[dict[str, object]]:
 def test_the_ledger_has_begin_and_end_of_an_attempt(paths: RunPaths) -> None:
     before = time.time()
     world = World(world_size=2, local_world_size=2, attempt="41", nodes="n1")
-    with booked("train", paths, world):
-        assert read_ledger(paths)[0].outcome is None
+    with record_attempt("train", paths, world):
+        assert read_attempts(paths)[0].outcome is None
     begin, end = events(paths)
     kept = {"event": "begin", "stage": "train", "attempt": "41", "job": None, "restart": 0, "hosts": "n1", "tasks": 2}
     assert kept | {"gpus": 2} == {name: value for name, value in begin.items() if name not in ("time", "process")}
     assert {name: value for name, value in end.items() if name != "time"} == {
         "event": "end", "stage": "train", "attempt": "41", "outcome": "finished",
     }  # fmt: skip
-    (one,) = read_ledger(paths)
+    (one,) = read_attempts(paths)
     assert before <= one.begin.time <= one.seen == end["time"]
-    with booked("train", paths, World(rank=1, world_size=2)):
+    with record_attempt("train", paths, World(rank=1, world_size=2)):
         pass
     assert len(events(paths)) == 2
 
@@ -216,9 +216,9 @@ def test_the_ledger_has_begin_and_end_of_an_attempt(paths: RunPaths) -> None:
     ("error", "outcome"), [(StoppedError("x"), "stopped"), (UserError("x"), "failed"), (ZeroDivisionError(), "failed")]
 )
 def test_the_ledger_says_how_an_attempt_ended(paths: RunPaths, error: Exception, outcome: str) -> None:
-    with pytest.raises(type(error)), booked("train", paths, World()):
+    with pytest.raises(type(error)), record_attempt("train", paths, World()):
         raise error
-    assert [one.outcome for one in read_ledger(paths)] == [outcome]
+    assert [one.outcome for one in read_attempts(paths)] == [outcome]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ def test_the_ledger_names_the_job_as_slurm_does(
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with booked("train", paths, World(world_size=8, local_world_size=4, num_gpus=4)):
+    with record_attempt("train", paths, World(world_size=8, local_world_size=4, num_gpus=4)):
         pass
-    (one,) = read_ledger(paths)
+    (one,) = read_attempts(paths)
     assert (one.begin.job, one.begin.restart, one.begin.gpus) == (job, restart, 8)
 
 
@@ -256,9 +256,9 @@ def test_a_stage_that_is_a_job_of_its_own_begins_with_its_job(
     monkeypatch.setenv("SLURM_JOB_START_TIME", "1700000000")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
     monkeypatch.setenv(attempts.BEGAN, "1700000100.0")
-    with booked("train", paths, World(num_gpus=1)):
+    with record_attempt("train", paths, World(num_gpus=1)):
         pass
-    assert read_ledger(paths)[0].begin.time == begin
+    assert read_attempts(paths)[0].begin.time == begin
     assert attempts.BEGAN not in os.environ
 
 
@@ -266,51 +266,51 @@ def test_a_killed_attempt_is_closed_with_the_last_sign_of_it_and_all_lives_cost(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr(attempts, "time", clock)
-    killed = [booked("train", paths, World(attempt="9-0-0")) for _ in range(2)]
+    killed = [record_attempt("train", paths, World(attempt="9-0-0")) for _ in range(2)]
     for one in killed:  # after 3600 s, and before it told anything
         one.__enter__()
         if clock.now == 1000:
             clock.now += 3600
-            Teller(paths, World(attempt="9-0-0"), "train").tell(1, 9, unit="steps")
+            ProgressReporter(paths, World(attempt="9-0-0"), "train").update(1, 9, unit="steps")
         clock.now += 400
-    with booked("train", paths, World(attempt="9-0-1")):
+    with record_attempt("train", paths, World(attempt="9-0-1")):
         clock.now += 1800
-    known = read_ledger(paths)
+    known = read_attempts(paths)
     assert [one.outcome for one in known] == ["killed", "killed", "finished"]
     assert [one.gpu_hours for one in known] == pytest.approx([2, 0, 1])
     assert [line["event"] for line in events(paths)] == ["begin", "end", "begin", "end", "begin", "end"]
 
 
 def test_a_torn_line_costs_only_itself(paths: RunPaths) -> None:
-    with booked("shard", paths, World()):
+    with record_attempt("shard", paths, World()):
         pass
     with paths.ledger.open("a", encoding="utf-8") as file:
         file.write('{"event": "begin", "stage": "tr')
-    assert [one.stage for one in read_ledger(paths)] == ["shard"]
-    with booked("cache", paths, World()):
+    assert [one.stage for one in read_attempts(paths)] == ["shard"]
+    with record_attempt("cache", paths, World()):
         pass
-    assert [(one.stage, one.outcome) for one in read_ledger(paths)] == [("shard", "finished"), ("cache", "finished")]
+    assert [(one.stage, one.outcome) for one in read_attempts(paths)] == [("shard", "finished"), ("cache", "finished")]
 
 
 def test_a_finished_stage_that_is_run_again_writes_no_line(paths: RunPaths) -> None:
     for _ in range(2):
-        once("train", paths, {}, World(), lambda: None)
+        run_once("train", paths, {}, World(), lambda: None)
     assert [line["event"] for line in events(paths)] == ["begin", "end"]
 
 
 def test_the_attempt_of_a_command_begins_before_its_imports(paths: RunPaths) -> None:
     def work(_: Path) -> None:
         time.sleep(0.3)  # as an import
-        once("train", paths, {}, World(), lambda: None)
+        run_once("train", paths, {}, World(), lambda: None)
 
     before = time.time()
-    assert guarded("train", work, paths.folder) == 0
-    assert read_ledger(paths)[0].begin.time < before + 0.2
+    assert run_guarded("train", work, paths.folder) == 0
+    assert read_attempts(paths)[0].begin.time < before + 0.2
 
 
 def test_an_attempt_knows_whether_its_process_is_there(paths: RunPaths) -> None:
-    with booked("train", paths, World()):
-        (one,) = read_ledger(paths)
+    with record_attempt("train", paths, World()):
+        (one,) = read_attempts(paths)
         assert one.is_alive() is True
         with subprocess.Popen(["true"]) as gone:
             gone.wait()

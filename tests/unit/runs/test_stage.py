@@ -15,7 +15,7 @@ from tlbatch.runs.stage import AGAIN
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
-from tlbatch.job.cli import guarded
+from tlbatch.runs.stage import run_guarded
 number, when, folder = getattr(signal, sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 if when == "before":  # as it is while Python begins
     signal.pthread_sigmask(signal.SIG_BLOCK, [number])
@@ -23,7 +23,7 @@ if when == "before":  # as it is while Python begins
 def work(_):
     os.kill(os.getpid(), number)
     time.sleep(10)
-sys.exit(guarded("train", work, folder))
+sys.exit(run_guarded("train", work, folder))
 """
 
 

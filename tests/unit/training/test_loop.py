@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from tlbatch.data.dataset import Batch
-from tlbatch.distributed.process_group import Crew
+from tlbatch.data.dataset import SampleBatch
+from tlbatch.distributed.process_group import RankContext
 from tlbatch.runs.paths import RunPaths
-from tlbatch.training.loop import Lookout
-from tlbatch.training.state import StopAgreedError
+from tlbatch.training.loop import RankConsensus
+from tlbatch.training.state import StopRequestedError
 
-BATCH = Batch(*[torch.zeros(1, dtype=torch.int64)] * 4, {})
+BATCH = SampleBatch(*[torch.zeros(1, dtype=torch.int64)] * 4, {})
 
 
 class Epoch:
@@ -22,21 +22,21 @@ class Epoch:
     device = torch.device("cpu")
 
     def __init__(self, folder: Path) -> None:
-        self.crew = Crew.alone("train", RunPaths(folder))
+        self.ranks = RankContext.single_process("train", RunPaths(folder))
         self.looked: list[int] = []
-        self.course: Any = SimpleNamespace(step=0, loss=torch.zeros(()))
+        self.state: Any = SimpleNamespace(step=0, loss=torch.zeros(()))
 
     def run(self, num_steps: int, *, step_s: float) -> None:
-        session: Any = SimpleNamespace(crew=self.crew, world=self.crew.world, saver=None, accelerator=self)
-        lookout = Lookout(session, self.course)
+        context: Any = SimpleNamespace(ranks=self.ranks, world=self.ranks.world, snapshots=None, accelerator=self)
+        consensus = RankConsensus(context, self.state)
         for _ in range(num_steps):
-            lookout.look()
-            lookout.add(BATCH, torch.zeros(()))
+            consensus.sync()
+            consensus.add(BATCH, torch.zeros(()))
             time.sleep(step_s)
-            self.course.step += 1
+            self.state.step += 1
 
     def reduce(self, flags: torch.Tensor, _: str) -> torch.Tensor:
-        self.looked.append(self.course.step)
+        self.looked.append(self.state.step)
         return flags
 
 
@@ -50,7 +50,7 @@ def test_ranks_agree_about_once_a_second_however_long_their_steps_are(epoch: Epo
     assert epoch.looked[:4] == [0, 1, 3, 7]
     assert max(np.diff(epoch.looked)) <= 20
     epoch.looked.clear()
-    epoch.course.step = 0
+    epoch.state.step = 0
     epoch.run(3, step_s=1.1)
     assert epoch.looked == [0, 1, 2]
 
@@ -61,8 +61,8 @@ def test_short_steps_are_hardly_interrupted(epoch: Epoch) -> None:
 
 
 def test_a_signal_is_seen_at_the_next_look(epoch: Epoch) -> None:
-    epoch.crew.stop.signal_name = "SIGUSR2"
-    with pytest.raises(StopAgreedError, match="SIGUSR2") as stop:
+    epoch.ranks.stop.signal_name = "SIGUSR2"
+    with pytest.raises(StopRequestedError, match="SIGUSR2") as stop:
         epoch.run(3, step_s=0)
     assert stop.value.again
     assert epoch.looked == [0]

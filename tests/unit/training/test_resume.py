@@ -14,7 +14,7 @@ from tlbatch import cache, choose, predict, reduce, shard, train
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import StoppedError, UserError
-from tlbatch.data.dataset import Batch
+from tlbatch.data.dataset import SampleBatch
 from tlbatch.distributed import process_group
 from tlbatch.evaluation import inference
 from tlbatch.evaluation.prediction_parts import Part
@@ -37,7 +37,7 @@ JOBS = {
         ),
     ],
     "images": ["cache.enabled=false", "phase.1.mixup=0.2", "phase.1.balance='sampler'", "phase.1.accumulate=2"],
-    "views": ["train.augment='rot4'", "train.test_views=true", "data.split.val=0.5", "train.workers=1"],
+    "views": ["train.augment='rot4'", "train.tta=true", "data.split.val=0.5", "train.workers=1"],
     "patient": ["phase.1.epochs=9", "phase.1.patience=2", "phase.1.optimizer={name='sgd', lr=1e-30}"],
     "statistics": ["phase.1.batch_norm='train'"],
     "phrases": ["objective='tags'", "data.tag_separator='e'", "decoder={hidden=16}", "phase.1.label_smoothing=0.1"],
@@ -71,17 +71,17 @@ class Interrupter:
         self._left = -1
         self._flags: list[StopFlag] = []
         monkeypatch.setattr(process_group, "StopFlag", self._flag)
-        step, judge = loop.Lookout.look, phases.validate
+        step, judge = loop.RankConsensus.sync, phases.validate
 
-        def look(lookout: loop.Lookout, **_: bool) -> None:
+        def sync(consensus: loop.RankConsensus, **_: bool) -> None:
             self.count()
-            step(lookout, at_once=True)
+            step(consensus, at_once=True)
 
         def validate(*args: Any) -> Any:
             self.count()
             return judge(*args)
 
-        monkeypatch.setattr(loop.Lookout, "look", look)
+        monkeypatch.setattr(loop.RankConsensus, "sync", sync)
         monkeypatch.setattr(phases, "validate", validate)
 
     def _flag(self) -> StopFlag:
@@ -165,11 +165,11 @@ def test_a_training_that_is_killed_goes_on_from_the_last_snapshot_to_the_same_bi
 ) -> None:
     """A kill in the middle of writing a snapshot, in a life that has written others."""
     whole = undisturbed(name)
-    paths = make(f"run={name}-killed", *JOBS[name], "slurm.save_min=1e-9")
-    look, write = loop.Lookout.look, snapshot._write
+    paths = make(f"run={name}-killed", *JOBS[name], "slurm.snapshot_interval_min=1e-9")
+    sync, write = loop.RankConsensus.sync, snapshot._write
     writes = 0
 
-    def killed(path: Path, state: snapshot.State) -> str:
+    def killed(path: Path, state: snapshot.StateDict) -> str:
         nonlocal writes
         writes += 1
         if writes % 7 == 0:
@@ -177,7 +177,7 @@ def test_a_training_that_is_killed_goes_on_from_the_last_snapshot_to_the_same_bi
             raise KeyboardInterrupt
         return write(path, state)
 
-    monkeypatch.setattr(loop.Lookout, "look", lambda lookout, **_: look(lookout, at_once=True))
+    monkeypatch.setattr(loop.RankConsensus, "sync", lambda consensus, **_: sync(consensus, at_once=True))
     monkeypatch.setattr(snapshot, "_write", killed)
     lives = 0
     while not paths.marker("train").exists():
@@ -264,15 +264,15 @@ def test_with_another_number_of_ranks_the_rest_of_the_epoch_is_seen_once(
     record = load_record(SnapshotRecord, file, missing="")
     record.model_copy(update={"world_size": 3}).signed().save(file)
     seen: list[int] = []
-    add = loop.Lookout.add
+    add = loop.RankConsensus.add
 
-    def watched(lookout: loop.Lookout, batch: Batch, loss: torch.Tensor) -> None:
-        epoch = lookout._course.epoch
+    def watched(consensus: loop.RankConsensus, batch: SampleBatch, loss: torch.Tensor) -> None:
+        epoch = consensus._course.epoch
         if (epoch.phase, epoch.number) == (record.place.phase, record.place.epoch):
             seen.extend(batch.positions.tolist())
-        add(lookout, batch, loss)
+        add(consensus, batch, loss)
 
-    monkeypatch.setattr(loop.Lookout, "add", watched)
+    monkeypatch.setattr(loop.RankConsensus, "add", watched)
     train.run(paths.folder)
     assert "saved by 3 ranks, gone on with by 1: every remaining sample of the epoch is seen once" in caplog.text
     assert 0 < record.place.position < 21
@@ -284,7 +284,7 @@ def test_a_prediction_that_is_interrupted_goes_on_and_every_image_is_predicted_o
 ) -> None:
     one = [
         "train.augment='rot4'",
-        "train.test_views=true",
+        "train.tta=true",
         "train.batch_size=2",
         "phase.0.epochs=1",
         "phase.1.epochs=1",
@@ -354,14 +354,14 @@ def test_saving_that_takes_longer_than_slurm_leaves_is_warned_of_once(
     make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(KILL_WAIT, "1")  # a second to leave in: nothing remains to save in
-    paths = make("run=slow-disk", "slurm.save_min=1e-9", "slurm.signal_delay_s=100")
-    look = loop.Lookout.look
-    monkeypatch.setattr(loop.Lookout, "look", lambda lookout, **_: look(lookout, at_once=True))
+    paths = make("run=slow-disk", "slurm.snapshot_interval_min=1e-9", "slurm.signal_delay_s=100")
+    sync = loop.RankConsensus.sync
+    monkeypatch.setattr(loop.RankConsensus, "sync", lambda consensus, **_: sync(consensus, at_once=True))
     train.run(paths.folder)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [
         (
             "to save took 0 s, and there are 0 s: a job that is preempted or requeued at once loses up to "
-            "slurm.save_min = 1e-09 minutes; KillWait in slurm.conf is too short"
+            "slurm.snapshot_interval_min = 1e-09 minutes; KillWait in slurm.conf is too short"
         ),
     ]

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from tlbatch.config.job import Job
 from tlbatch.config.training import Optimizer, Phase
-from tlbatch.data.sampler import balanced
+from tlbatch.data.sampler import class_balanced
 from tlbatch.model.build import build_classifier
 from tlbatch.model.checkpoint import Average, averaged
 from tlbatch.model.classifier import Classifier
@@ -139,9 +139,9 @@ def test_a_balanced_epoch_has_the_length_of_the_split_and_the_asked_for_mix(
     import numpy as np
 
     array = np.array(labels)
-    picked = balanced(array, strength=strength, seed=1, epoch=epoch)
+    picked = class_balanced(array, strength=strength, seed=1, epoch=epoch)
     assert len(picked) == len(labels)
-    assert (picked == balanced(array, strength=strength, seed=1, epoch=epoch)).all()
+    assert (picked == class_balanced(array, strength=strength, seed=1, epoch=epoch)).all()
     classes, counts = np.unique(array, return_counts=True)
     wanted = (1 - strength) * counts + strength * len(labels) / len(classes)
     found = np.array([(array[picked] == name).sum() for name in classes])

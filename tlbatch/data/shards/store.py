@@ -82,7 +82,7 @@ def prepare(image: Labelled, made: ShardImage) -> Prepared:
 
 
 @dataclass(frozen=True)
-class Store:
+class ShardStore:
     """All shards of a set."""
 
     tars: tuple[str, ...]
@@ -107,7 +107,7 @@ class Store:
         return np.where(self.rows["stamp"][found] == stamps, found, -1)
 
 
-def read_store(folder: Path, *, only: Collection[str] | None = None) -> Store:
+def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardStore:
     """Read the sidecars of a set, or only those of some tars.
 
     Raises
@@ -135,10 +135,10 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> Store:
         sizes.append(size)
         parts.append(rows)
         rejected.update(causes)
-    return Store(tuple(tars), tuple(sizes), np.concatenate(parts), np.concatenate(numbers), rejected, len(tars))
+    return ShardStore(tuple(tars), tuple(sizes), np.concatenate(parts), np.concatenate(numbers), rejected, len(tars))
 
 
-def plan_chunks(images: Sequence[Labelled], store: Store, *, size: int, in_place: bool) -> list[Chunk]:
+def plan_chunks(images: Sequence[Labelled], store: ShardStore, *, size: int, in_place: bool) -> list[Chunk]:
     """The images that the store lacks, cut into shards; those that are indexed in place by the tar they lie in."""
     missing = [
         image

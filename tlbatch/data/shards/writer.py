@@ -10,7 +10,7 @@ from tlbatch.config.data import Data
 from tlbatch.config.job import Job
 from tlbatch.data.decode import UnreadableImageError
 from tlbatch.data.shards.encode import to_shard
-from tlbatch.data.shards.store import Chunk, Prepared, Store, Unusable, plan_chunks, prepare, write_chunk
+from tlbatch.data.shards.store import Chunk, Prepared, ShardStore, Unusable, plan_chunks, prepare, write_chunk
 from tlbatch.data.sources.base import Labelled, Source, check_rejected
 from tlbatch.data.splits import draw_sample
 from tlbatch.runs.manifest import Manifest
@@ -19,7 +19,7 @@ from tlbatch.runs.records import load_record
 log = logging.getLogger(__name__)
 
 
-def plan_shards(job: Job, source: Source, store: Store) -> list[Chunk]:
+def plan_shards(job: Job, source: Source, store: ShardStore) -> list[Chunk]:
     """Plan which images go into which shard."""
     images = draw_sample(source.images, job.data)
     return plan_chunks(images, store, size=job.data.shard_images, in_place=job.data.source == "tars")
@@ -83,7 +83,7 @@ def _prepared(
         except OSError as error:
             return Unusable(image, f"cannot be read ({error.strerror})", passing=True)
         try:
-            return prepare(image, to_shard(raw, resize=resize, steps=data.steps, max_pixels=data.max_pixels))
+            return prepare(image, to_shard(raw, resize=resize, steps=data.preprocess, max_pixels=data.max_pixels))
         except UnreadableImageError as error:
             return Unusable(image, f"cannot be decoded ({error})")
 

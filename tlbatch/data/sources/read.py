@@ -19,7 +19,7 @@ from tlbatch.data.sources.table import from_csv, words_by_image
 from tlbatch.data.sources.tars import from_tars
 from tlbatch.data.synthetic.write import make_once
 from tlbatch.runs.manifest import Rejected
-from tlbatch.runs.workspace import phantom_folder, staged_folder
+from tlbatch.runs.workspace import staged_folder, synthetic_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ def read_images(job: Job, *, workers: int) -> Source:
         When they cannot be listed.
     """
     data = job.data
-    if data.source == "phantom":
-        drawn = phantom_folder(job)
-        make_once(drawn, data.phantom, workers=workers)
-        if data.phantom.kind == "garments":
+    if data.source == "synthetic":
+        drawn = synthetic_folder(job)
+        make_once(drawn, data.synthetic, workers=workers)
+        if data.synthetic.kind == "garments":
             return read_source(data, drawn / "images", drawn / "garments.csv")
         return read_source(data, drawn / "train", drawn / "trainLabels.csv")
     images = data.images or staged_folder(job)

@@ -30,7 +30,7 @@ _STEPS: Final = 24
 
 
 @dataclass(frozen=True)
-class Frame:
+class Grid:
     """Where the field lies in the square image."""
 
     side: int
@@ -49,7 +49,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Eye(Frame):
+class Eye(Grid):
     """Where things lie in one eye, too."""
 
     disc: complex
@@ -62,7 +62,7 @@ def stream(seed: int, *key: int) -> Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def mask_of(frame: Frame, shapes: Sequence[Shapes], *, blur: float = 0.0) -> Plane:
+def mask_of(frame: Grid, shapes: Sequence[Shapes], *, blur: float = 0.0) -> Plane:
     """Ink of shape (side, side) from 0 to 1, where later shapes cover earlier ones."""
     if not any(outlines.size for outlines, _ in shapes):
         return np.zeros((frame.side, frame.side), dtype=np.float32)

@@ -24,7 +24,7 @@ Synthetic fundus photographs
 ============================
 
 All of this is synthetic. No image shows a person's eye, no label comes from a doctor, and nothing learnt from it says
-anything about an eye. It was drawn by `python -m tlbatch.data.phantom` to try and to test software.
+anything about an eye. It was drawn by `python -m tlbatch.data.synthetic` to try and to test software.
 
 {num} images of {side} x {side} pixels, {images_per_grade} of each label; seed {seed}.
 

@@ -11,7 +11,7 @@ from typing import Final
 from filelock import FileLock
 from PIL import Image
 
-from tlbatch.config.data import Phantom
+from tlbatch.config.data import Synthetic
 from tlbatch.core.files import DRAFT_LASTS_S, atomic_file, atomic_folder, remove_drafts, write_text
 from tlbatch.data.synthetic.garments.products import plan_garments
 from tlbatch.data.synthetic.patients import plan_fundus
@@ -52,7 +52,7 @@ def make(folder: Path, plan: Plan, *, workers: int = 1) -> None:
             write_text(draft / name, text)
 
 
-def make_once(folder: Path, phantom: Phantom, *, workers: int) -> None:
+def make_once(folder: Path, phantom: Synthetic, *, workers: int) -> None:
     """Write the data set that a job asks for, unless it is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -64,7 +64,7 @@ def make_once(folder: Path, phantom: Phantom, *, workers: int) -> None:
         make(folder, plan, workers=workers)
 
 
-def _plan(phantom: Phantom) -> Plan:
+def _plan(phantom: Synthetic) -> Plan:
     if phantom.kind == "garments":
         return plan_garments(num_images=phantom.num_images, side=phantom.side, seed=phantom.seed)
     return plan_fundus(

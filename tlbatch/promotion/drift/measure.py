@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tlbatch.activations.store import Stored, open_stores, view_keys
+from tlbatch.activations.store import StoreGroup, open_stores, view_keys
 from tlbatch.config.job import Job
 from tlbatch.core.files import to_csv, write_text
 from tlbatch.data.dataset import open_set
@@ -17,7 +17,7 @@ from tlbatch.model.heads import Pooling, is_map
 from tlbatch.promotion.drift.image_statistics import COLUMNS, known_statistics
 from tlbatch.promotion.drift.new_images import Growth, Some, compare_nights
 from tlbatch.promotion.drift.records import Drift, Shift
-from tlbatch.promotion.drift.two_sample import Disagreements, Sample, disagreements, shift
+from tlbatch.promotion.drift.two_sample import LabelIssues, Sample, label_issues, shift
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, Marker, load_record
 from tlbatch.runs.world import read_world
@@ -123,14 +123,14 @@ def _looks(some: Some, known: Path) -> Sample:
     return Sample(known_statistics(some, known=known, workers=workers), some.index["group"])
 
 
-def _stored(paths: RunPaths, job: Job) -> Stored | None:
+def _stored(paths: RunPaths, job: Job) -> StoreGroup | None:
     if not paths.marker("cache").exists():
         return None
     cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
     return open_stores(job, cached.outputs, phase=0, split="train")
 
 
-def _features(some: Some, stored: Stored) -> Sample:
+def _features(some: Some, stored: StoreGroup) -> Sample:
     """The cached activations of view 0, means over all places; NaN where there are none.
 
     Where training sees random crops, these alone lie in its store, the first crop as view 0: then training images are
@@ -146,7 +146,7 @@ def _features(some: Some, stored: Stored) -> Sample:
     return Sample(values, some.index["group"])
 
 
-def _pooled(stored: Stored, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _pooled(stored: StoreGroup, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     read = stored.read(places).float()
     shape = tuple(read.shape[1:])
     vectors: npt.NDArray[np.float32] = (Pooling("avg", shape)(read) if is_map(shape) else read.flatten(1)).numpy()
@@ -181,7 +181,7 @@ def _review(new: Some, predict: Predict | None, classes: tuple[str, ...]) -> _Re
     known = Some(new.images, new.rows[labels >= 0])
     labels = labels[labels >= 0]
     said = _said(known, predict, len(classes))
-    found = disagreements(labels, said)
+    found = label_issues(labels, said)
     strange, unread = len(new.rows) - len(known.rows), len(known.rows) - found.num_judged
     unjudged = [f"labels: {strange} new images are of classes that the champion does not know"] if strange else []
     unjudged += [f"labels: {unread} new images could not be read"] if unread else []
@@ -210,7 +210,7 @@ def _said(some: Some, predict: Predict, num_classes: int) -> npt.NDArray[np.floa
 
 def _lines(
     some: Some,
-    found: Disagreements,
+    found: LabelIssues,
     labels: npt.NDArray[np.int64],
     said: npt.NDArray[np.float32],
     classes: Sequence[str],

@@ -80,10 +80,10 @@ def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], th
         values = _components(values, min(_MOST_COMPONENTS, sum(num_groups) // _GROUPS_EACH))
     groups = np.concatenate([numbered(new.groups), numbered(before.groups) + num_groups[0]])
     distances = _distances(values, groups, num_groups[0], np.random.default_rng([seed, 1]))
-    return compared.model_copy(update=_judged(distances[0], distances, threshold))
+    return compared.model_copy(update=_tested(distances[0], distances, threshold))
 
 
-def _judged(distance: float, distances: npt.NDArray[np.float64], threshold: float) -> dict[str, object]:
+def _tested(distance: float, distances: npt.NDArray[np.float64], threshold: float) -> dict[str, object]:
     """Fields of a shift, by its distance and those of the draws, of which it is the first itself."""
     mean, deviation = float(distances[1:].mean()), float(distances[1:].std())
     z = (float(distance) - mean) / deviation if deviation > 1e-9 * mean else 0.0
@@ -99,7 +99,7 @@ def _judged(distance: float, distances: npt.NDArray[np.float64], threshold: floa
 
 
 @dataclass(frozen=True)
-class Disagreements:
+class LabelIssues:
     """Labels that a trained network contradicts."""
 
     places: Ints
@@ -112,7 +112,7 @@ class Disagreements:
     """Standard deviations that more disagree; none where it is sure of everything."""
 
 
-def disagreements(labels: Ints, probabilities: Floats) -> Disagreements:
+def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
     """Images of which another class than the label is the most probable.
 
     Parameters
@@ -130,7 +130,7 @@ def disagreements(labels: Ints, probabilities: Floats) -> Disagreements:
     doubtful = order[margins[order] > 0]
     expected, deviation = float((1 - highest).sum()), float(np.sqrt((highest * (1 - highest)).clip(0).sum()))
     z = (len(doubtful) - expected) / deviation if deviation > 0 else None
-    return Disagreements(read[doubtful].astype(np.int64), len(read), expected, z)
+    return LabelIssues(read[doubtful].astype(np.int64), len(read), expected, z)
 
 
 def _thinned(new: Sample, before: Sample, rng: np.random.Generator) -> tuple[Sample, Sample]:

@@ -324,7 +324,7 @@ def test_no_key_of_the_job_and_no_removal_moves_a_group(make: Make, make_folders
     grown = splits_by_key(sharded(make(images, "run=2")))
     assert {key: grown[key] for key in before} == before
     for number, more in enumerate(
-        ("data.max_rejected=1", "data.audit=warn", "data.near_bits=8", "data.shard_images=9", "data.resize=32")
+        ("data.max_rejected=1", "data.audit=warn", "data.phash_max_distance=8", "data.shard_images=9", "data.resize=32")
     ):
         assert splits_by_key(sharded(make(images, f"run=other{number}", more))) == grown
     (images / "red").rename(images.parent / "red")
@@ -550,13 +550,15 @@ def test_the_audit_stops_the_job_at_copies_across_splits_and_lists_them(make: Ma
     assert kept[tested[0]] == kept[f"{tested[0]}copy"]
     assert kept[trained[0]] == kept[f"{trained[0]}again"]
 
-    exact_only = sharded(make(images, "run=exact", f"data.split.salt={salt}", "data.audit=warn", "data.near_bits=0"))
+    exact_only = sharded(
+        make(images, "run=exact", f"data.split.salt={salt}", "data.audit=warn", "data.phash_max_distance=0")
+    )
     assert {row["key"] for row in table(exact_only.audit)} == {tested[0], f"{tested[0]}copy"}
 
 
 def test_the_audit_finds_the_published_leak(make: Make, tmp_path: Path, write_folders: Callable[..., Path]) -> None:
     images = write_folders(tmp_path / "images", classes=("0", "1", "2", "3", "4"), each=200, side=16)
-    published = ["data.split.method=as-published", "data.split.recipe=retinopathy-dl", "data.near_bits=0"]
+    published = ["data.split.method=as-published", "data.split.recipe=retinopathy-dl", "data.phash_max_distance=0"]
     paths = make(images, "run=stops", *published)
     with pytest.raises(UserError, match="would change the split of a published system"):
         make(images, "run=resolve", "data.audit=resolve", *published)
@@ -568,7 +570,7 @@ def test_the_audit_finds_the_published_leak(make: Make, tmp_path: Path, write_fo
     assert open_set(warned).manifest.audit.across["test in train or val"] == 143
     train = set(keys(index, 0, 1))
     assert sum(key in train for key in keys(index, 2)) == 143
-    clean = ["data.split.method=as-published", "data.split.recipe=retinopathy-lr", "data.near_bits=0"]
+    clean = ["data.split.method=as-published", "data.split.recipe=retinopathy-lr", "data.phash_max_distance=0"]
     assert sum(open_set(sharded(make(images, "run=clean", *clean))).manifest.audit.across.values()) == 0
 
 

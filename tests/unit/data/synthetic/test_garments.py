@@ -286,8 +286,8 @@ def test_the_command_writes_garments_and_refuses_the_folder_the_second_time(
 @pytest.fixture
 def sharded(tmp_path: Path, tiny_job: Path) -> Callable[..., Manifest]:
     def work(*overrides: str) -> Manifest:
-        keys = ["data.source=phantom", "data.phantom.kind=garments", "data.phantom.num_images=300"]
-        keys += ["data.phantom.side=64", "data.group_pattern='^(\\d+)_'", *overrides]
+        keys = ["data.source=synthetic", "data.synthetic.kind=garments", "data.synthetic.num_images=300"]
+        keys += ["data.synthetic.side=64", "data.group_pattern='^(\\d+)_'", *overrides]
         job = load_job([tiny_job], [f"workspace={tmp_path / 'space'}", *keys])
         paths: RunPaths = make_run(resolve(job))
         shard.run(paths.folder)
@@ -309,4 +309,4 @@ def test_a_job_reads_phrases_as_tags_and_attributes_as_classes(sharded: Callable
 
 def test_a_column_that_there_is_not_is_named_with_those_that_there_are(sharded: Callable[..., Manifest]) -> None:
     with pytest.raises(UserError, match=r"no column level \(it has image, phrase, type, .*\); set data.label_column"):
-        sharded("data.phantom.num_images=4")
+        sharded("data.synthetic.num_images=4")

@@ -47,7 +47,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         found.append(data)
         return original(data, short_side=short_side)
 
-    monkeypatch.setattr(image_statistics, "decode", counted)
+    monkeypatch.setattr(statistics, "decode", counted)
     return found
 
 

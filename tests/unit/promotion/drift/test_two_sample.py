@@ -4,7 +4,7 @@ import pytest
 
 from tlbatch.config.nightly import Nightly
 from tlbatch.promotion.drift.records import Aspect, Shift
-from tlbatch.promotion.drift.two_sample import Sample, disagreements, shift
+from tlbatch.promotion.drift.two_sample import Sample, label_issues, shift
 
 THRESHOLD = Nightly().drift
 
@@ -190,7 +190,7 @@ def test_the_same_seed_gives_the_same_report() -> None:
 
 def test_labels_that_a_network_contradicts_are_ranked_by_the_margin() -> None:
     probabilities = np.array([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1], [np.nan] * 3, [0.0, 0.0, 1.0]])
-    found = disagreements(np.array([0, 0, 1, 0, 2]), probabilities)
+    found = label_issues(np.array([0, 0, 1, 0, 2]), probabilities)
     assert found.places.tolist() == [1, 2]
     assert found.num_judged == 4
     assert found.expected == pytest.approx(0.4 + 0.2 + 0.5 + 0)
@@ -201,7 +201,7 @@ def test_shuffled_labels_stand_out_and_those_of_a_calibrated_network_do_not() ->
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([0.3] * 5, 200)
     true = np.array([rng.choice(5, p=row) for row in probabilities])
-    fair, shuffled = disagreements(true, probabilities), disagreements(rng.permutation(true), probabilities)
+    fair, shuffled = label_issues(true, probabilities), label_issues(rng.permutation(true), probabilities)
     assert fair.z is not None
     assert abs(fair.z) < 3
     assert shuffled.z is not None
@@ -211,5 +211,5 @@ def test_shuffled_labels_stand_out_and_those_of_a_calibrated_network_do_not() ->
 
 @pytest.mark.parametrize(("num", "z"), [(0, None), (3, None)])
 def test_nothing_to_judge_and_a_network_that_is_sure_have_no_z(num: int, z: None) -> None:
-    found = disagreements(np.zeros(num, np.int64), np.tile([[1.0, 0.0]], (num, 1)))
+    found = label_issues(np.zeros(num, np.int64), np.tile([[1.0, 0.0]], (num, 1)))
     assert (found.num_judged, found.places.tolist(), found.expected, found.z) == (num, [], 0, z)

@@ -7,19 +7,19 @@ from numpy.random import Generator
 
 from tlbatch.data.synthetic.garments.fabric import fabric, lay_cloth, turned_threads, woven
 from tlbatch.data.synthetic.garments.phrases import ATTRIBUTES
-from tlbatch.data.synthetic.paint import SHADOW, Frame, Plane, Points, Range, absorb, blobs, cover, enlarge, mask_of
+from tlbatch.data.synthetic.paint import SHADOW, Grid, Plane, Points, Range, absorb, blobs, cover, enlarge, mask_of
 
 _NAP: Final = 96
 """Cells of a texture in each direction, so that a larger image shows the same room."""
 
 
-def draw_room(rng: Generator, frame: Frame) -> Plane:
+def draw_room(rng: Generator, frame: Grid) -> Plane:
     """A wall or floor of some texture, blocks like furniture, and other pieces of cloth."""
     tone = rng.uniform(0.25, 0.85) + rng.normal(0, 0.06, 3)
     light = enlarge(0.1 * rng.standard_normal((3, 3)), frame.side)
     weave = fabric(rng, _any(rng, "colour"), _any(rng, "pattern"))
     # At half the size, in a quarter of the time: it is behind all else.
-    half = Frame(frame.side // 2, frame.side / 4, 1)
+    half = Grid(frame.side // 2, frame.side / 4, 1)
     threads = turned_threads(half, rng.uniform(0.3, 1.2) * np.exp(1j * rng.uniform(0, np.pi)))
     texture = woven(weave, threads, pixel=2 / half.side) + enlarge(0.15 * rng.standard_normal((_NAP, _NAP)), half.side)
     ink = rng.uniform(0.05, 0.3)
@@ -42,7 +42,7 @@ def _any(rng: Generator, attribute: str) -> str:
     return words[rng.integers(len(words))]
 
 
-def _add_block(planes: Plane, rng: Generator, frame: Frame) -> None:
+def _add_block(planes: Plane, rng: Generator, frame: Grid) -> None:
     """A flat box with a shadow, of wood or paint."""
     centre, turn = complex(*rng.uniform(-1.1, 1.1, 2)), complex(np.exp(1j * rng.normal(0, 0.25)))
     wide, high = rng.uniform(0.15, 0.8, 2)
@@ -53,7 +53,7 @@ def _add_block(planes: Plane, rng: Generator, frame: Frame) -> None:
     cover(planes, mask_of(frame, [(corners, 1.0)]), tuple(colour.tolist()))
 
 
-def _add_scrap(planes: Plane, rng: Generator, frame: Frame, *, centre: complex, sizes: Range) -> None:
+def _add_scrap(planes: Plane, rng: Generator, frame: Grid, *, centre: complex, sizes: Range) -> None:
     """Another piece of cloth, of any colour and pattern."""
     outline = blobs(rng, np.array([centre]), sizes, 0.35)
     cloth = fabric(rng, _any(rng, "colour"), _any(rng, "pattern"))
@@ -63,11 +63,11 @@ def _add_scrap(planes: Plane, rng: Generator, frame: Frame, *, centre: complex, 
     lay_cloth(planes, mask_of(frame, [(outline, 1.0)]), cloth, threads, shade)
 
 
-def _cast_shadow(planes: Plane, frame: Frame, outlines: Points, away: complex, *, strength: float) -> None:
+def _cast_shadow(planes: Plane, frame: Grid, outlines: Points, away: complex, *, strength: float) -> None:
     absorb(planes, mask_of(frame, [(outlines + away, strength)], blur=0.05), SHADOW)
 
 
-def lay_over(planes: Plane, rng: Generator, frame: Frame) -> None:
+def lay_over(planes: Plane, rng: Generator, frame: Grid) -> None:
     """What reaches into the image from its border: other pieces of cloth in its corners."""
     for _ in range(rng.integers(0, 3)):
         corner = complex(rng.choice((-1, 1)), rng.choice((-1, 1)))

@@ -16,7 +16,7 @@ from tlbatch.data.synthetic.garments.fabric import Fabric, Threads, fabric, lay_
 from tlbatch.data.synthetic.garments.phrases import Garment, check_garment
 from tlbatch.data.synthetic.garments.seams import Silhouette, fit_of
 from tlbatch.data.synthetic.garments.shapes import reach, silhouette
-from tlbatch.data.synthetic.paint import SHADOW, Frame, Plane, Points, absorb, cover, enlarge, mask_of, sensed, stream
+from tlbatch.data.synthetic.paint import SHADOW, Grid, Plane, Points, absorb, cover, enlarge, mask_of, sensed, stream
 from tlbatch.data.synthetic.plan import MIN_SIDE, require
 
 _LINING: Final = 0.45
@@ -74,7 +74,7 @@ def draw(seed: int, product: int, number: int, *, garment: Garment, side: int) -
     cut, cloth = (stream(seed, product, 0, layer) for layer in range(2))
     # A stream for each layer: a longer sleeve must not move a chair or change the sensor's noise.
     room, lie, creases, camera = (stream(seed, product, number, layer) for layer in range(4))
-    frame = Frame(side, side / 2, 1)
+    frame = Grid(side, side / 2, 1)
     shape = silhouette(garment.type, sleeve=garment.sleeve, length=garment.length, fit=fit_of(cut, lie))
     pose = _pose(lie, *reach(garment.type, garment.length))
     planes = draw_room(room, frame)
@@ -99,7 +99,7 @@ class Canvas:
     """An image while a garment is laid on it."""
 
     planes: Plane
-    frame: Frame
+    frame: Grid
     pose: Pose
     relief: Plane
     """How bright the light makes the cloth."""
@@ -153,7 +153,7 @@ def _seen_on(ground: Plane, contrast: float) -> Plane:
     return ground + np.float32(contrast if ground.mean() < 0.4 else -2 * contrast)
 
 
-def _relief(rng: Generator, frame: Frame, pose: Pose) -> Plane:
+def _relief(rng: Generator, frame: Grid, pose: Pose) -> Plane:
     """How bright the light makes the cloth: folds that run down, and creases any way."""
     places = pose.threads(frame.grid())
     folds = np.zeros(places.shape)
@@ -169,13 +169,13 @@ def _relief(rng: Generator, frame: Frame, pose: Pose) -> Plane:
     return np.clip(relief, 0.5, 1.3)
 
 
-def _warp(rng: Generator, frame: Frame) -> Threads:
+def _warp(rng: Generator, frame: Grid) -> Threads:
     """How far folds push the threads aside, in field units."""
     right, down = (enlarge(0.022 * rng.standard_normal((7, 7)), frame.side) for _ in range(2))
     return right + 1j * down
 
 
-def _photograph(planes: Plane, rng: Generator, frame: Frame) -> npt.NDArray[np.uint8]:
+def _photograph(planes: Plane, rng: Generator, frame: Grid) -> npt.NDArray[np.uint8]:
     """Uneven light of some colour, a little defocus and grain; uint8 of shape (side, side, 3)."""
     grid = frame.grid()
     warmth, tint = np.clip(rng.normal(0, (0.07, 0.03)), -0.16, 0.16)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
-from tlbatch.data.synthetic.paint import Colour, Frame, Plane, Range
+from tlbatch.data.synthetic.paint import Colour, Grid, Plane, Range
 
 Threads = npt.NDArray[np.complexfloating]
 Distances = npt.NDArray[np.floating]
@@ -77,7 +77,7 @@ def _inks(ground: Plane, order: npt.NDArray[np.int64], darker: float) -> Plane:
     return chosen
 
 
-def turned_threads(frame: Frame, turn: complex) -> Threads:
+def turned_threads(frame: Grid, turn: complex) -> Threads:
     """Where each pixel lies on a cloth that is turned."""
     return (frame.grid(frame.side) * complex(turn)).astype(np.complex64)
 

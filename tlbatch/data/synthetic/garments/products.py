@@ -39,7 +39,7 @@ Synthetic photographs of garments
 =================================
 
 All of this is synthetic. No image shows a thing that can be bought, and nothing learnt from it says anything about real
-photographs. It was drawn by `python -m tlbatch.data.phantom` to try and to test software.
+photographs. It was drawn by `python -m tlbatch.data.synthetic` to try and to test software.
 
 {num} images of {side} x {side} pixels, of {products} garments; seed {seed}.
 
