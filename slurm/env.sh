@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the environment of tlbatch: a virtual environment with the pinned packages, in .venv or $TLBATCH_ENV.
+# Create the environment of tlbatch: a virtual environment with the pinned packages, in .venv or $TLBATCH_ENV.
 #
-#   bash slurm/env.sh [EXTRA,...]      default: quickstart,export; tests take dev,quickstart,export
-#   bash slurm/env.sh host             without torch, where tasks run in a container (200 MB in place of 6 GB)
+#   bash slurm/env.sh [EXTRA,...]      default: quickstart,export; the tests need dev,quickstart,export
+#   bash slurm/env.sh host             without torch, where tasks run in a container (200 MB instead of 6 GB)
 #
-# Without EXTRA, one for the host that is there is kept. Compiled at once: where Python may not write bytecode, each stage
-# would spend ten seconds on it. Remade only when the pins change. Run it on a login node if compute nodes have no
-# internet. Prints its python.
+# Without EXTRA, an existing host environment is kept. Bytecode is compiled at once: where Python cannot write it, each
+# stage would spend ten seconds on it. The environment is updated only when the pins change. Run this on a login node if
+# compute nodes have no internet access. It prints the path of its Python.
 set -euo pipefail
 
 UV_VERSION=0.13.9
@@ -15,7 +15,7 @@ env=${TLBATCH_ENV:-$root/.venv}
 case "$env" in /*) ;; *) env=$PWD/$env ;; esac
 
 extras=${1:-}
-if [ "${extras:-host}" = host ]; then # what a whole environment can do too
+if [ "${extras:-host}" = host ]; then # a full environment can do this too
   whole=("$env"/.tlbatch-*quickstart*)
   if [ -f "${whole[0]}" ] || { [ -z "$extras" ] && [ ! -f "$env/.tlbatch-host" ]; }; then
     extras=quickstart,export
@@ -51,12 +51,12 @@ make_env() {
   stamp="$env/.tlbatch-$extras"
   [ "$(cat "$stamp" 2>/dev/null)" = "$(pins)" ] && return
   python=$(find_python)
-  echo "making the environment $env (once; needs about $([ "$extras" = host ] && echo 200 MB || echo 6 GB) and a package" \
+  echo "creating the environment $env (once; needs about $([ "$extras" = host ] && echo 200 MB || echo 6 GB) and a package" \
     "index)" >&2
   [ -x "$env/bin/python" ] || "$python" -m venv "$env" >&2
   "$env/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION" >&2
   (
-    CDPATH='' cd -- "$root" # no name of the checkout can be read as a URL or as extras
+    CDPATH='' cd -- "$root" # so that the checkout's name cannot be read as a URL or as extras
     if [ "$extras" = host ]; then
       install --group host
       install --no-deps --editable .
@@ -69,6 +69,6 @@ make_env() {
 
 mkdir -p -- "$(dirname -- "$env")"
 exec 9> "$env.lock"
-flock 9 # two jobs may start at once
+flock 9 # two jobs may start at the same time
 make_env
 echo "$env/bin/python"

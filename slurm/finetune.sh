@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The main job: images to leaderboard.
+# Run a job from images to leaderboard.
 #
 #   bash slurm/finetune.sh [JOB.toml ...] [key=value ...]      on this machine
 #   sbatch [--nodes=2 --gpus-per-node=4 --ntasks-per-node=4] slurm/finetune.sh [JOB.toml ...] [key=value ...]
 #
 # Without a job file it runs jobs/quickstart.toml, which needs no data. Options of sbatch override the lines below.
-# TLBATCH_CONTAINER=RUNTIME:IMAGE before it runs the tasks in a container, as slurm.container does.
+# Set TLBATCH_CONTAINER=RUNTIME:IMAGE to run the tasks in a container, as slurm.container does.
 #SBATCH --job-name=tlbatch
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -14,7 +14,7 @@
 #SBATCH --output=tlbatch-%j.log
 set -euo pipefail
 
-# SLURM runs a copy of this file from its spool folder, so the checkout is looked for where sbatch was called.
+# SLURM runs a copy of this file from its spool folder, so look for the checkout where sbatch was called.
 find_root() {
   local folder
   for folder in "${TLBATCH_HOME:-}" "$(dirname -- "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}" "${SLURM_SUBMIT_DIR:-}/.."; do
@@ -45,4 +45,4 @@ has_job "$@" || set -- "$root/jobs/quickstart.toml" "$@"
 
 # shellcheck disable=SC1091 # found only at run time
 source "$root/slurm/run.sh"
-run_module "$root" tlbatch.submit 120 "$@" # as in the line above
+run_module "$root" tlbatch.submit 120 "$@" # the seconds of --signal above

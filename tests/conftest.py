@@ -3,14 +3,48 @@
 import functools
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 JOBS = Path(__file__).parents[1] / "jobs"
+TIERS = ("campaign", "cluster", "chain", "fast")
+"""The dearest first: a test that is marked with several belongs to the first of them, one with none to the last."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test its one tier, and let one worker alone have the cluster, which is made once."""
+    for item in items:
+        marked = [tier for tier in TIERS if item.get_closest_marker(tier)]
+        tier = marked[0] if marked else "fast"
+        for other in marked[1:]:
+            item.own_markers = [mark for mark in item.own_markers if mark.name != other]
+        item.user_properties.append(("tier", tier))
+        item.add_marker(tier)
+        if "slurm" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+@pytest.fixture(autouse=True)
+def _no_python_in_fast_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a fast test that starts another Python, which needs seconds to import what it runs."""
+    if ("tier", "fast") not in request.node.user_properties:
+        return
+    start = subprocess.Popen.__init__
+
+    def watched(self: subprocess.Popen[Any], args: Any, *more: Any, **options: Any) -> None:
+        words = [args] if isinstance(args, (str, os.PathLike)) else list(args)
+        if sys.executable in map(str, words):
+            pytest.fail("a fast test starts no Python; mark it with pytest.mark.chain")
+        start(self, args, *more, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", watched)
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ run_from_host() { # the embedded job with fewer images, then a night
 
 run_in_steps() {
   TLBATCH_TEST_CONTAINER=$scratch/tlbatch.sqfs TLBATCH_REQUIRE_SLURM=1 \
-    "$scratch/env/bin/python" -m pytest -p no:cacheprovider -q tests/integration/test_container.py
+    "$scratch/env/bin/python" -m pytest -p no:cacheprovider -q -m cluster tests/integration/test_container.py
 }
 
 inside() { # UID ARGUMENT...: tlbatch's python with no network, and only /mnt and /tmp to write to

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # All checks: format, lint, spelling, types, import contracts, tests. Installs what it needs, and says what it leaves out.
 #
-#   bash tests/run.sh [PYTEST OPTIONS]
+#   bash tests/run.sh [fast|chain|cluster|campaign] [PYTEST OPTIONS]
+#
+# A tier runs its tests alone, fast with the other checks before them; without one, everything runs. See tests/README.md.
 #
 # TLBATCH_TEST_DATA=FOLDER    real images to test on (without it those tests are skipped)
 # TLBATCH_REQUIRE_SLURM=1     fail where the tests on a real SLURM and in a real browser cannot run
@@ -23,18 +25,26 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" > /dev/null
 }
 
+tier=all
+case "${1:-}" in fast | chain | cluster | campaign) tier=$1 && shift ;; esac
 export PATH="$PATH:/usr/sbin:/sbin"
-install_packages
+[ "$tier" = fast ] || install_packages
 python=$(bash slurm/env.sh dev,quickstart,export)
 bin=$(dirname "$python")
 
-"$bin/ruff" format --check --quiet .
-"$bin/ruff" check --quiet .
-"$bin/codespell" tlbatch tests jobs slurm README.md CHANGELOG.md Containerfile
-"$bin/mypy"
-"$bin/lint-imports" --no-cache > /dev/null || "$bin/lint-imports" --no-cache
-if command -v shellcheck > /dev/null; then shellcheck slurm/*.sh tests/*.sh .ci/run && shellcheck --shell=bash tlbatch/cluster/*.sh; fi
+check() {
+  "$bin/ruff" format --check --quiet .
+  "$bin/ruff" check --quiet .
+  "$bin/codespell" tlbatch tests jobs slurm ./*.md Containerfile
+  "$bin/mypy"
+  "$bin/lint-imports" --no-cache > /dev/null || "$bin/lint-imports" --no-cache
+  if command -v shellcheck > /dev/null; then
+    shellcheck slurm/*.sh tests/*.sh .ci/run && shellcheck --shell=bash tlbatch/cluster/*.sh
+  fi
+}
 
+case $tier in all | fast) check ;; esac
 # One thread a process where several run at once; a test that measures sets its own.
 export OMP_NUM_THREADS=1
-"$python" -m pytest --durations=8 "$@"
+case $tier in all) marked= ;; *) marked=$tier ;; esac
+"$python" -m pytest -m "$marked" -n 2 --durations=8 "$@"

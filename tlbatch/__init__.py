@@ -1,3 +1,3 @@
-"""Retrains image classifiers on SLURM clusters and reports honestly how good they are."""
+"""Retrain image classifiers on SLURM clusters, with reports that say honestly how good they are."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Cache: the activations at the cuts of the job's phases, computed once for every view of every image."""
+"""Compute the activations at the cuts of the job's phases, once for every view of every image."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from tlbatch.runs.world import World, read_world
 
 
 def run(run_dir: Path) -> None:
-    """Fill the cache for the run, unless that is done."""
+    """Fill the cache for the run, unless it is filled."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)

@@ -1,10 +1,10 @@
-"""Choose: for a cut or a strategy that is auto, what to train, measured on folds of the training images.
+"""Choose what to train for a cut or strategy that is auto, by cross-validation on the training images.
 
-Probes at every stage of the backbone say where the images are told apart best; heads on that stage and on several, and
-fine-tuning from the middle of the backbone, are tried on the same folds. Where that gains, or the top of the backbone
-tells less than its middle, fine-tuning of all of it is tried too. The cheapest candidate within one standard error of
-the best, and half a point, is chosen; where the top tells less, the cheapest that is fine-tuned, if one is that close.
-Validation and test images are not looked at.
+Probes at every stage of the backbone show which features classify the images best. Heads on that stage and on several
+stages, and fine-tuning from the middle of the backbone, are tried on the same folds. If fine-tuning helps, or the top
+of the backbone scores lower than its middle, fine-tuning all of it is tried too. The cheapest candidate within one
+standard error of the best, and half a point, is chosen; if the top scores lower, the cheapest fine-tuned one, if it is
+that close. Validation and test images are not used.
 """
 
 import logging
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:
-    """Choose for the run, unless that is done."""
+    """Make the choices for the run, unless they are made."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load_submitted()
     if not record.job.chooses:
         raise UserError(
-            f"{paths.folder}: its job has no cut or strategy auto, so there is nothing to choose; run cache"
+            f"{paths.folder}: its job has no cut or strategy that is auto, so there is nothing to choose; run cache"
         )
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     inputs = {"job": job_digest(record), "set": images.manifest.index_digest}

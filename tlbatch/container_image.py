@@ -1,4 +1,4 @@
-"""Image: make of an exported container what a site's runtime takes, once, with its SHA-256 beside it.
+"""Build the image for a site's container runtime from an exported container, with its SHA-256 beside it.
 
 podman build --tag tlbatch . && podman export --output tlbatch.tar $(podman create tlbatch)     (or docker)
 python -m tlbatch.container_image tlbatch.tar charliecloud:tlbatch.sqfs
@@ -13,7 +13,7 @@ from tlbatch.core.cli import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m tlbatch.container_image ARCHIVE RUNTIME:IMAGE``."""
+    """Run ``python -m tlbatch.container_image ARCHIVE RUNTIME:IMAGE``."""
     parser = argparse.ArgumentParser(
         prog="python -m tlbatch.container_image",
         description=__doc__,

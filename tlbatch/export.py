@@ -1,6 +1,6 @@
-"""Export: the model of a run that has been reported, as a folder that scores images anywhere.
+"""Export the model of a finished run as a folder that can classify images anywhere.
 
-Every form of the model in it has been compared with the run's own on images of the test split.
+Every format of the model in it is compared with the run's own predictions on images of the test split.
 """
 
 import argparse
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """``python -m tlbatch.export RUN FOLDER``."""
+    """Run ``python -m tlbatch.export RUN FOLDER``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.export", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the model; must not be there yet")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the model; must not exist")
     options = parser.parse_args()
 
     def work() -> int:

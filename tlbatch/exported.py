@@ -1,4 +1,4 @@
-"""Moved to `tlbatch.deploy.model`; this name stays for one version."""
+"""Moved to `tlbatch.deploy.model`; this name works for one version."""
 
 from tlbatch.deploy.model import ExportedModel
 

@@ -1,4 +1,4 @@
-"""Moved to `tlbatch.container_image`; this name stays for one version."""
+"""Moved to `tlbatch.container_image`; this name works for one version."""
 
 from tlbatch.container_image import main
 

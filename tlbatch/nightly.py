@@ -1,7 +1,7 @@
-"""Nightly: look for new images or labels, retrain, test, and promote or keep.
+"""Check for new images or labels, retrain, test, and promote the new model or keep the champion.
 
-The job files are merged left to right, then key=value overrides. With nothing new it ends in seconds. A night that was
-killed goes on where it was; while one is at work, another does nothing.
+The job files are merged left to right, then key=value overrides. If nothing is new, it ends in seconds. A night that
+was killed resumes; while one is running, another does nothing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tlbatch.promotion.registry import Registry
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m tlbatch.nightly``."""
+    """Run ``python -m tlbatch.nightly``."""
     given = _parser().parse_intermixed_args(with_new_options(arguments))
     run_command(lambda: _night(given.job, target_of(given)))
 
@@ -30,10 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tlbatch.nightly", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("job", nargs="+", metavar="JOB.toml|key=value", help="job files and overrides, of one run")
+    parser.add_argument("job", nargs="+", metavar="JOB.toml|key=value", help="job files and overrides of a single run")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine; needs no SLURM")
-    where.add_argument("--in-allocation", action="store_true", help="run as steps of the SLURM allocation this is in")
+    where.add_argument("--in-allocation", action="store_true", help="run as steps of the current SLURM allocation")
     return parser
 
 
@@ -42,8 +42,8 @@ def _night(texts: Sequence[str], where: Target) -> int:
     job = load_job(*split_arguments(texts))
     job.require_classes("a night")
     if job.run is not None:
-        raise UserError("run: every night has a run of its own, named after the task and the time; leave it out")
-    run = f"{job.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"  # two tasks may begin in the same second
+        raise UserError("run: every night makes a new run, named after the task and the time; leave it out")
+    run = f"{job.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"  # two tasks may start in the same second
     record = resolve(job.model_copy(update={"run": run}))
     launch.check_start(where, record.job.slurm)
     registry = Registry.of(record.job)
@@ -52,7 +52,7 @@ def _night(texts: Sequence[str], where: Target) -> int:
         with hold_lease(registry.lock_file, os.environ, is_active) as before:
             return hold_night(record, registry, before, where)
     except LeaseTakenError as taken:
-        print(f"a night of {job.task} is at work ({taken}); it is left alone, and this one ends here", flush=True)
+        print(f"a night of {job.task} is already running ({taken}); nothing to do", flush=True)
         return 0
 
 

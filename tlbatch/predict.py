@@ -1,6 +1,6 @@
-"""Predict: the chosen checkpoint over validation and test, every image exactly once, in parts of one rank each.
+"""Predict all validation and test images of a run with its selected checkpoint.
 
-Or, with images: what the model in a folder that tlbatch.export wrote says of them, as CSV.
+Or, with the folder of an exported model and images: predict these images and write CSV.
 """
 
 import argparse
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:
-    """Predict with the run's checkpoint, unless that is done."""
+    """Predict with the run's checkpoint, unless it is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
     require_finished("train", paths, record)
@@ -43,7 +43,7 @@ def run(run_dir: Path) -> None:
 
 
 def main() -> None:
-    """``python -m tlbatch.predict RUN``, or ``python -m tlbatch.predict MODEL_FOLDER IMAGES... [--csv FILE]``."""
+    """Run ``python -m tlbatch.predict RUN`` or ``python -m tlbatch.predict MODEL_FOLDER IMAGES... [--csv FILE]``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.predict", description=__doc__)
     parser.add_argument(
         "folder",
@@ -52,7 +52,9 @@ def main() -> None:
         help="run folder, as python -m tlbatch.submit printed it; or the folder of an exported model",
     )
     parser.add_argument("images", type=Path, nargs="*", metavar="IMAGES", help="image files, or folders of them")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the answers (standard output)")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="where to write the predictions (default: standard output)"
+    )
     given = parser.parse_args()
     if given.images or given.csv or (given.folder / RECORD).exists():
         run_command(lambda: predict_files(given.folder, given.images, given.csv))

@@ -1,6 +1,6 @@
-"""Promote: compare a run with the champion on the same test images, and swap the champion where the job's rule says so.
+"""Compare a run with the champion on the same test images, and promote it if the job's rule says so.
 
-A night does this by itself; by hand it is for runs that were made otherwise, and to overrule.
+A night does this by itself; use this command for runs that were made in other ways, and to overrule a decision.
 """
 
 import argparse
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path, overruled: str = "") -> None:
-    """Decide on the run, and do what follows, unless that is done.
+    """Decide whether to promote the run, and act on it, unless that is done.
 
     Parameters
     ----------
     overruled
-        Why to make it the champion whatever the rule says; empty: the rule decides.
+        Reason to promote it whatever the rule says; empty: the rule decides.
     """
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
     if record.checkpoint_of is not None:
-        raise UserError(f"{run_dir}: holds what a champion predicts again, and is no challenger; name another run")
+        raise UserError(f"{run_dir}: holds new predictions of a champion, so it is no challenger; name another run")
     record.job.require_classes("a registry")
     reduced = require_finished("reduce", paths, record)
     if overruled:
@@ -49,12 +49,12 @@ def run(run_dir: Path, overruled: str = "") -> None:
 
 
 def _rescore(paths: RunPaths) -> None:
-    """Have the champion predict the run's test images here, where it has not.
+    """Let the champion predict the run's test images on this machine, unless it has.
 
     Raises
     ------
     UserError
-        When that fails.
+        If that fails.
     """
     record = paths.load()
     champion = Registry.of(record.job).champion()
@@ -63,14 +63,14 @@ def _rescore(paths: RunPaths) -> None:
         return
     command = [sys.executable, "-m", "tlbatch.submit", "--local", str(other.folder)]
     if subprocess.run(command, check=False).returncode:
-        raise UserError(f"{other.folder}: the champion could not predict these images; mend what the lines above say")
+        raise UserError(f"{other.folder}: the champion could not predict these images; fix the errors above")
 
 
 def main() -> None:
-    """``python -m tlbatch.promote RUN [--override REASON]``."""
+    """Run ``python -m tlbatch.promote RUN [--override REASON]``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.promote", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as tlbatch.submit printed it")
-    parser.add_argument("--override", metavar="REASON", default="", help="make it the champion whatever the rule says")
+    parser.add_argument("--override", metavar="REASON", default="", help="promote it whatever the rule says")
     given = parser.parse_args(with_new_options(None))
 
     def work(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""Reduce: the parts of all ranks to one report and its page, and all reports to the leaderboard.
+"""Write the report of a run and its page from the predictions of all ranks, and update the leaderboard.
 
-With several runs: a page that compares them, or with --ensemble a report of their predictions put together.
+With several runs: write a page that compares them, or with --ensemble a report of their combined predictions.
 """
 
 import argparse
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:
-    """Write the run's report and rank it, unless that is done."""
+    """Write the run's report and add the run to the leaderboard, unless it is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
     predicted = require_finished("predict", paths, record)
@@ -38,7 +38,7 @@ def run(run_dir: Path) -> None:
 
 
 def main() -> None:
-    """``python -m tlbatch.reduce RUN [RUN ...] [--ensemble [HOW]]``."""
+    """Run ``python -m tlbatch.reduce RUN [RUN ...] [--ensemble [HOW]]``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.reduce", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as tlbatch.submit printed it")
     parser.add_argument(
@@ -46,16 +46,18 @@ def main() -> None:
         choices=get_args(Ensemble),
         nargs="?",
         const="mean",
-        help="put the predictions of the runs, or folds, together: mean of the probabilities (default), of their "
-        "logarithms, or of their ranks",
+        help="combine the predictions of the runs, or folds: mean of the probabilities (default), of their logarithms, "
+        "or of their ranks",
     )
-    parser.add_argument("--name", help="of the ensemble's run folder, or of the page; empty: made from the runs' names")
+    parser.add_argument(
+        "--name", help="name of the ensemble's run folder, or of the page (default: made from the runs' names)"
+    )
     given = parser.parse_args()
     if given.name and not re.fullmatch(RUN_NAME, given.name):
         parser.error(f"--name must be letters, digits, '_', '-' or '.' (got {given.name!r})")
     if given.name and not given.ensemble and len(given.runs) == 1:
-        parser.error("--name is of an ensemble or a comparison: name more runs")
-    runs, several = given.runs, given.runs[0].absolute().parent  # a failure is none of one run
+        parser.error("--name needs an ensemble or a comparison: name more runs")
+    runs, several = given.runs, given.runs[0].absolute().parent  # a failure belongs to no single run
     if given.ensemble:
         sys.exit(run_guarded("reduce", lambda _: average_runs(runs, given.ensemble, given.name), several))
     if len(runs) > 1:

@@ -1,7 +1,7 @@
-"""Registry: the champions of a task, and what was decided every night.
+"""Inspect the registry of a task: its champions, and the decisions of the nights.
 
-list names the champions that are kept, show tells of one (default: today's) and of the last nights, verify compares
-everything that one needs with its digests, rollback makes the one before it the champion again.
+list prints the champions; show prints one (default: the current one) and the last nights; verify compares the files of
+a champion with their digests; rollback reinstates the previous champion.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _LAST_NIGHTS = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m tlbatch.registry FOLDER list|show|verify|rollback``."""
+    """Run ``python -m tlbatch.registry FOLDER list|show|verify|rollback``."""
     parser = argparse.ArgumentParser(
         prog="python -m tlbatch.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "list": _list, "show": _show, "verify": _verify, "rollback": _rollback,
     }  # fmt: skip
     parser.add_argument("command", choices=commands)
-    parser.add_argument("number", type=int, nargs="?", help="of a champion; show and verify: default today's")
-    parser.add_argument("--reason", default="by hand", help="rollback: what the history says of it")
+    parser.add_argument(
+        "number", type=int, nargs="?", help="show and verify: number of a champion (default: the current one)"
+    )
+    parser.add_argument("--reason", default="by hand", help="rollback: reason to record in the history")
     given = parser.parse_args(arguments)
     if given.number is not None and given.command in ("list", "rollback"):
         parser.error(f"{given.command} takes no number")
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _champion(registry: Registry) -> Champion:
     champion = registry.champion()
     if champion is None:
-        raise UserError(f"{registry.folder}: no champion yet; the last nights were kept from it, see show")
+        raise UserError(f"{registry.folder}: no champion yet; see show for why the last nights were not promoted")
     return champion
 
 
@@ -62,7 +64,7 @@ def _show(registry: Registry, given: argparse.Namespace) -> int:
         print(f"champion        {champion.number}, since {champion.time} ({champion.rule})")
         print(f"run             {registry.run_of(champion).folder}")
         print(f"model           {registry.model_folder(champion)}")
-        print(f"{champion.metric:<16}{_told(champion.score)}, on the test images of its night")
+        print(f"{champion.metric:<16}{_told(champion.score)} on the test images of its night")
         print(f"trained on      {champion.num_train} images")
         print(f"before it       {'none' if champion.previous is None else champion.previous}")
     for night in registry.history()[-_LAST_NIGHTS:]:
@@ -77,9 +79,9 @@ def _verify(registry: Registry, given: argparse.Namespace) -> int:
     for line in wrong:
         sys.stderr.write(f"error: {line}\n")
     if wrong:
-        sys.stderr.write(f"champion {champion.number} is not whole: rollback goes to the one before it\n")
+        sys.stderr.write(f"champion {champion.number} is damaged; rollback reinstates the previous one\n")
         return 1
-    print(f"champion {champion.number} ({champion.run}): {len(champion.files)} files are as they were")
+    print(f"champion {champion.number} ({champion.run}): {len(champion.files)} files are unchanged")
     return 0
 
 
@@ -87,11 +89,13 @@ def _rollback(registry: Registry, given: argparse.Namespace) -> int:
     with FileLock(registry.folder / ".lock"):
         champion = _champion(registry)
         if champion.previous is None:
-            raise UserError(f"champion {champion.number}: is the first, there is none before it; promote another run")
+            raise UserError(
+                f"champion {champion.number}: is the first, so there is no previous one; promote another run"
+            )
         before = registry.recorded(champion.previous)
         wrong = wrong_files(registry, before)
         if wrong:
-            raise UserError(f"champion {before.number}: {wrong[0]}; it cannot be gone back to, promote another run")
+            raise UserError(f"champion {before.number}: {wrong[0]}; it cannot be reinstated, promote another run")
         registry.swap(before)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         registry.note(Night(time=now, event="rolled back", run=None, champion=before.number, reasons=(given.reason,)))

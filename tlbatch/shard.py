@@ -1,4 +1,4 @@
-"""Shard: images and labels to WebDataset tars, an index and a manifest."""
+"""Write images and labels to WebDataset tars, with an index and a manifest."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
-    """Bring the run's set up to date: shard what is new, audit, and write the index that the run will read.
+    """Bring the run's set up to date: shard new images, audit, and write the index that the run will read.
 
     Parameters
     ----------
     share
-        Number of an array task and how many there are: write only this share of the shards, and no index.
+        Number of an array task and the number of tasks: write only this share of the shards, and no index.
     """
     paths = RunPaths(run_dir)
     job = paths.load_submitted().job
@@ -52,7 +52,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     inputs = {"source": source.digest, "data": data_digest(job), "splits": digest_lists(job.data)}
 
     def work() -> dict[str, str]:
-        for place in (folder, folder.parent):  # a younger draft may be another task's
+        for place in (folder, folder.parent):  # a newer draft may be in use by another task
             remove_drafts(place, older_s=DRAFT_LASTS_S)
         chunks = plan_shards(job, source, read_store(folder))
         tell = partial(ProgressReporter(paths, world, "shard").update, unit="images", where="new images")

@@ -1,7 +1,7 @@
-"""Status: the stage, state, progress and cost of runs, from their own files and one squeue; accounting is not needed.
+"""Show stage, state, progress and cost of runs, from their files and one squeue; SLURM accounting is not needed.
 
-Without RUN: the runs of the workspace that have not finished, and those that finished in the last day. The exit code
-is 0, or 1 if a run has failed.
+Without RUN: all runs of the workspace that have not finished, and those that finished in the last day. The exit code is
+0, or 1 if a run has failed.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from tlbatch.cluster.squeue import Squeue
 from tlbatch.core.cli import run_command
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import STAGES
+from tlbatch.runs.stages import STAGES
 
 _DAY_S = 24 * 3600
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m tlbatch.status``."""
+    """Run ``python -m tlbatch.status``."""
     options = _parser().parse_args(arguments)
     run_command(lambda: _follow(options) if options.follow else _show_once(options))
 
@@ -33,20 +33,24 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tlbatch.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="*", type=Path, metavar="RUN", help="run folders, as submit printed them")
-    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help="where to look for runs (workspace)")
-    parser.add_argument("--follow", action="store_true", help="go on until all runs have ended")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="with --follow (5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a run and line")
+    parser.add_argument(
+        "--workspace", type=Path, default=Path("workspace"), help="workspace to list (default: workspace)"
+    )
+    parser.add_argument("--follow", action="store_true", help="keep updating until all runs have ended")
+    parser.add_argument(
+        "--every", type=float, default=5.0, metavar="SECONDS", help="update interval of --follow (default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run and line")
     return parser
 
 
 def folders(runs: Sequence[Path], workspace: Path, now: float) -> list[RunPaths]:
-    """The runs that are asked for, or those of the workspace that are of interest, the oldest first.
+    """Return the given runs, or the unfinished and recent ones of the workspace, oldest first.
 
     Raises
     ------
     UserError
-        When there is no such workspace.
+        If there is no such workspace.
     """
     if runs:
         return [RunPaths(run) for run in runs]
@@ -77,7 +81,7 @@ def _show_once(options: argparse.Namespace) -> int:
 
 
 def _follow(options: argparse.Namespace) -> int:
-    """Show the runs again and again until all have ended: in place on a terminal, else line by line."""
+    """Show the runs repeatedly until all have ended: in place on a terminal, otherwise line by line."""
     squeue = Squeue()
     in_place = sys.stdout.isatty() and not options.json
     show: Callable[[list[Status]], None] = Screen().show if in_place else Lines(as_json=options.json).show
@@ -98,10 +102,10 @@ def _follow(options: argparse.Namespace) -> int:
 
 
 def _complain(squeue: Squeue, before: str) -> str:
-    """Say once that SLURM gives no answer."""
+    """Warn once that SLURM does not answer."""
     now = squeue.complaint or ""
     if now and now != before:
-        sys.stderr.write(f"warning: {now}; what is shown is from the run folders alone\n")
+        sys.stderr.write(f"warning: {now}; the states shown are from the run folders alone\n")
     return now
 
 

@@ -1,7 +1,7 @@
-"""Submit a job: to SLURM as a chain of stages, or to this machine.
+"""Submit a job to SLURM as a chain of stages, or run it on this machine.
 
-The job files are merged left to right, then key=value overrides, and validated once. A run that was stopped goes on
-where it was when its folder is named in place of them. Several runs, of recipes or a sweep, become job arrays.
+The job files are merged left to right, then key=value overrides, and validated once. To resume a run that was stopped,
+name its folder instead. Several runs, from recipes or a sweep, become job arrays.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tlbatch.core.cli import EXIT_AGAIN, run_command, with_new_options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m tlbatch.submit``."""
+    """Run ``python -m tlbatch.submit``."""
     options = _parser().parse_intermixed_args(with_new_options(arguments))
     run_command(lambda: _submit(options))
 
@@ -25,33 +25,33 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tlbatch.submit",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys of a job (default) and what they mean:\n" + key_table(),
+        epilog="keys of a job, with their defaults:\n" + key_table(),
     )
     parser.add_argument(
         "job",
         nargs="+",
         metavar="JOB.toml|key=value|RUN",
-        help="job files and overrides, or folders of runs to go on with",
+        help="job files and overrides, or folders of runs to resume",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine and wait; needs no SLURM")
     where.add_argument(
-        "--in-allocation", action="store_true", help="run as steps of the SLURM allocation this is in, and wait"
+        "--in-allocation", action="store_true", help="run as steps of the current SLURM allocation, and wait"
     )
     where.add_argument(
-        "--dry-run", action="store_true", help="print the sbatch scripts and the run folder, touch nothing"
+        "--dry-run", action="store_true", help="print the sbatch scripts and the run folder, and change nothing"
     )
     where.add_argument(
         "--test-only",
         action="store_true",
-        help="as --dry-run, and ask sbatch --test-only whether SLURM accepts the scripts",
+        help="as --dry-run, and check the scripts with sbatch --test-only",
     )
     parser.add_argument("--wait", action="store_true", help="show the logs, wait for the end and print the scores")
     return parser
 
 
 def key_table() -> str:
-    """One line a key of the job."""
+    """Return one line per key of the job."""
     return "\n".join(f"  {key} ({default}): {text}" for key, default, text in config_keys())
 
 
@@ -75,7 +75,7 @@ def _submit(options: argparse.Namespace) -> int:
         return end_of_several(runs)
     at_work = job_arrays.at_work(left)
     for _, paths in left:
-        print(f"run folder  {paths.folder}{f'  at work, job {at_work[paths]}' if paths in at_work else ''}", flush=True)
+        print(f"run folder  {paths.folder}{f'  active, job {at_work[paths]}' if paths in at_work else ''}", flush=True)
     missing = [run for run in left if run[1] not in at_work]
     if len(missing) == 1:
         print_jobs(launch.submit_chain(*missing[0]))

@@ -1,6 +1,6 @@
-"""Task: one process of one stage, started by srun or by submitit.
+"""Run one process of a stage, as srun and submitit do.
 
-Jobs that were queued by the version before name `run_stage` and the like here.
+Jobs that were queued by the previous version find `run_stage` and similar functions here.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from tlbatch.runs.records import StageName
+from tlbatch.runs.stages import StageName
 from tlbatch.runs.task import LOG, execute, run_chain, run_each, run_share, run_stage
 from tlbatch.runs.world import read_world
 
@@ -17,7 +17,7 @@ __all__ = ["LOG", "main", "run_chain", "run_each", "run_share", "run_stage"]
 
 
 def main() -> None:
-    """``python -m tlbatch.task STAGE RUN``."""
+    """Run ``python -m tlbatch.task STAGE RUN``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.task", description=__doc__)
     parser.add_argument("stage", choices=get_args(StageName))
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")

@@ -1,4 +1,4 @@
-"""Train: the phases of the job over the training split; validation chooses the checkpoint."""
+"""Train the model of a run in the phases of its job, and select the checkpoint on validation."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:
-    """Train the run's model, unless that is done."""
+    """Train the run's model, unless it is done."""
     paths, world = RunPaths(run_dir), read_world(os.environ)
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)

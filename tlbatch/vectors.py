@@ -1,7 +1,7 @@
-"""Vectors: the cached activations of all images, as files for other programs.
+"""Write the cached activations of all images to files for other programs.
 
-images.npz holds X (n, d), y (n,), f (n,) and split (n,); with --text the same rows as images-X.txt (comma-separated,
-five decimals), images-y.txt (numbers of classes), images-f.txt (names) and images-s.txt (splits).
+images.npz has X (n, d), y (n,), f (n,) and split (n,). With --text the same rows go to images-X.txt (comma-separated,
+five decimals), images-y.txt (class numbers), images-f.txt (names) and images-s.txt (splits).
 """
 
 import argparse
@@ -26,19 +26,23 @@ Table = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str], list[st
 
 
 def read_vectors(paths: RunPaths, *, phase: int) -> Table:
-    """The untouched view of every image at the cut of a phase: vectors (n, d), classes, names and splits.
+    """Read the vector of the unchanged view of every image at the cut of a phase.
+
+    Returns
+    -------
+    Vectors (n, d), classes, names and splits.
 
     Raises
     ------
     UserError
-        When the phase has not been cached, or only in random crops.
+        If the phase has not been cached, or only in random crops.
     """
     record = paths.load()
     images = open_set(paths.set_paths(record.job), record.job.slurm)
     cached = require_finished("cache", paths, record)
     if record.job.train.crop_scale < 1:
         raise UserError(
-            "the training images are cached in random crops; set train.crop_scale=1 to export their vectors"
+            "the training images are cached as random crops; set train.crop_scale=1 to export their vectors"
         )
     index = images.index
     vectors: list[npt.NDArray[np.float32]] = []
@@ -60,7 +64,7 @@ def read_vectors(paths: RunPaths, *, phase: int) -> Table:
 
 
 def write_vectors(folder: Path, table: Table, *, text: bool) -> None:
-    """Write the files; those of text have one row an image."""
+    """Write the vectors to a file, or with ``text`` to text files with one row per image."""
     vectors, classes, names, splits = table
     if not text:
         with atomic_file(folder / "images.npz") as file:
@@ -79,14 +83,14 @@ def _lines(vectors: npt.NDArray[np.float32]) -> Iterator[bytes]:
 
 
 def main() -> None:
-    """``python -m tlbatch.vectors RUN``."""
+    """Run ``python -m tlbatch.vectors RUN``."""
     parser = argparse.ArgumentParser(
         prog="python -m tlbatch.vectors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder whose cache stage has finished")
-    parser.add_argument("--phase", type=int, default=0, metavar="N", help="at the cut of this phase (0)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (RUN/vectors)")
-    parser.add_argument("--text", action="store_true", help="text files in place of images.npz")
+    parser.add_argument("--phase", type=int, default=0, metavar="N", help="phase whose cut to export (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/vectors)")
+    parser.add_argument("--text", action="store_true", help="write text files instead of images.npz")
     options = parser.parse_args()
     folder = options.out or options.run / "vectors"
 

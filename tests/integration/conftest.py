@@ -1,4 +1,4 @@
-"""A session's SLURM."""
+"""The SLURM cluster of a test session."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from slurm_cluster import SlurmCluster, left_out, missing_programs, slurm_cluste
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
-    """A real two-node SLURM, or a skip that says what is missing."""
+    """Return a real two-node SLURM, or skip with the missing programs."""
     missing = missing_programs()
     why = f"not on PATH: {', '.join(missing)}" if missing else "not root" if os.geteuid() else ""
     if why:

@@ -1,9 +1,9 @@
-"""A campaign of faults on a real SLURM: chains that are interrupted in every way, and whether anything was lost.
+"""Fault campaign on a real SLURM: interrupt chains in every way, and check that nothing is lost.
 
     python tests/integration/faults.py [--number 36] [--seed 0] [--each 4]
 
 Starts a SLURM of two nodes on this machine (root; slurm-wlm and munge), lets one chain of two ranks on two nodes run
-undisturbed, then interrupts others at random moments of all their stages until so many faults have happened, and
+undisturbed, then interrupts others at random moments of all their stages until enough faults have happened, and
 compares weights, metrics, predictions and report with those of the first, bit for bit. Prints a table.
 """
 
@@ -35,12 +35,12 @@ OPTIONS = (
     "phase.1.optimizer.lr=1e-3", "head.dropout=0.2", "data.shard_images=5", "train.augment=rot4",
 )  # fmt: skip
 STAGES = ("shard", "cache", "train", "predict", "reduce")
-STILL = "a rank stands still"
+STILL = "a rank hangs"
 WEIGHTS = (1, 2, 6, 2, 1)
-"""How often each is aimed at."""
+"""Relative frequency of faults in each stage."""
 AGAIN_S = 150.0
 Injection = Callable[["Campaign", str], bool]
-"""Does something bad to a job; whether the chain goes on by itself afterwards."""
+"""Injects a fault into a job, and returns whether the chain resumes without help."""
 
 
 @dataclass
@@ -54,30 +54,30 @@ class Campaign:
     """By kind and stage."""
     wrong: list[str] = field(default_factory=list)
     released: set[tuple[str, str]] = field(default_factory=set)
-    """Jobs and restarts that wait no longer."""
+    """Jobs, with their restart counts, whose wait was cut short."""
     otherwise: tuple[str, ...] = ()
     """Overrides of the chains that are interrupted."""
 
     def submit(self, *arguments: str) -> dict[str, str]:
-        """Submit a chain, or what is left of one; the jobs by stage."""
+        """Submit a chain or the rest of one; return the jobs by stage."""
         done = self.slurm.run(sys.executable, "-m", "tlbatch.submit", *arguments, timeout_s=120)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
         return {stage: job for job, stage in re.findall(r"^job +(\d+)  (\w+)$", done.stdout, re.MULTILINE)}
 
     def new_run(self, name: str, *overrides: str) -> tuple[Path, dict[str, str]]:
-        """A run of the common job."""
+        """Submit a new run of the common job."""
         fixed = [str(TINY), f"data.images={self.folder / 'images'}", f"workspace={self.folder / name}", f"run={name}"]
         return self.folder / name / "runs" / name, self.submit(*fixed, *OPTIONS, *overrides)
 
     def active(self, jobs: dict[str, str]) -> tuple[str, str] | None:
-        """Stage and job that is running, if one is."""
+        """Return the running stage and its job, if there is one."""
         listed = self.slurm.run("squeue", "--noheader", f"--jobs={','.join(jobs.values())}", "--format=%i %T").stdout
         running = {job for job, state in (line.split() for line in listed.splitlines()) if state == "RUNNING"}
         return next(((stage, job) for stage, job in jobs.items() if job in running), None)
 
     def release(self, jobs: Sequence[str]) -> None:
-        """Take off the two minutes that SLURM lets a requeued job wait, and do what a lost node leaves to a person."""
+        """Cut short SLURM's two minutes of wait for requeued jobs, and resume drained nodes and held jobs."""
         nodes = self.slurm.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
         for node, state in (line.split() for line in nodes.splitlines()):
             if state.startswith("drain"):
@@ -85,13 +85,17 @@ class Campaign:
         for job in jobs:
             if "held" in (self.slurm.job_field(job, "Reason") or "").lower():
                 self.slurm.run("scontrol", "release", job)
-            life = job, self.slurm.job_field(job, "Restarts") or "0"
-            waits = life[1] != "0" and life not in self.released and self.slurm.job_field(job, "JobState") == "PENDING"
+            attempt = job, self.slurm.job_field(job, "Restarts") or "0"
+            waits = (
+                attempt[1] != "0"
+                and attempt not in self.released
+                and self.slurm.job_field(job, "JobState") == "PENDING"
+            )
             if waits and self.slurm.run("scontrol", "update", f"jobid={job}", "starttime=now+2").returncode == 0:
-                self.released.add(life)
+                self.released.add(attempt)
 
     def settle(self, job: str, *, ends: bool) -> None:
-        """Wait until a job has ended, or begun its next life."""
+        """Wait until a job has ended or starts its next attempt."""
         restarts, deadline = self.slurm.job_field(job, "Restarts"), time.monotonic() + AGAIN_S
         while time.monotonic() < deadline:
             state = self.slurm.job_field(job, "JobState")
@@ -104,7 +108,7 @@ class Campaign:
         raise TimeoutError(f"job {job} is {state} after {AGAIN_S} s")
 
     def ranks(self, job: str) -> list[int]:
-        """Process ids of the tasks of a job."""
+        """Return the process ids of the tasks of a job."""
         mark, found = f"SLURM_JOB_ID={job}".encode(), []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -116,14 +120,14 @@ class Campaign:
 
 
 def warned(campaign: Campaign, job: str) -> bool:
-    """SLURM's warning, as `scancel --signal` sends it."""
+    """Send SLURM's warning signal with `scancel --signal`."""
     campaign.slurm.run("scancel", "--signal=USR2", job)
     campaign.settle(job, ends=False)
     return True
 
 
 def out_of_time(campaign: Campaign, job: str) -> bool:
-    """A time limit that is near: SLURM warns by itself."""
+    """Shorten the time limit, so that SLURM sends its warning."""
     campaign.slurm.run("scontrol", "update", f"jobid={job}", "timelimit=2")
     campaign.settle(job, ends=False)
     campaign.slurm.run("scontrol", "update", f"jobid={job}", "timelimit=240")
@@ -131,14 +135,14 @@ def out_of_time(campaign: Campaign, job: str) -> bool:
 
 
 def requeued(campaign: Campaign, job: str) -> bool:
-    """An administrator's requeue."""
+    """Requeue the job as an administrator would."""
     campaign.slurm.run("scontrol", "requeue", job)
     campaign.settle(job, ends=False)
     return True
 
 
 def preempted(campaign: Campaign, job: str) -> bool:
-    """A job of a partition of higher priority that takes all nodes."""
+    """Preempt the job with one of higher priority that takes all nodes."""
     wanted = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     urgent = campaign.slurm.run("sbatch", "--parsable", *wanted).stdout.strip()
     campaign.settle(job, ends=False)
@@ -147,7 +151,7 @@ def preempted(campaign: Campaign, job: str) -> bool:
 
 
 def node_down(campaign: Campaign, job: str) -> bool:
-    """The loss of a node, as the controller sees it."""
+    """Set a node down, as the controller does when it loses one."""
     node = campaign.slurm.job_field(job, "BatchHost") or "n1"
     campaign.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
     campaign.settle(job, ends=False)
@@ -160,24 +164,24 @@ def node_down(campaign: Campaign, job: str) -> bool:
 
 
 def cancelled(campaign: Campaign, job: str) -> bool:
-    """scancel: saves, stays cancelled, and is submitted again by hand."""
+    """Cancel the job, which saves and stays cancelled; it is submitted again by hand."""
     campaign.slurm.run("scancel", job)
     campaign.settle(job, ends=True)
     return False
 
 
 def rank_killed(campaign: Campaign, job: str) -> bool:
-    """SIGKILL to one rank, as for want of memory."""
+    """Send SIGKILL to one rank, as the out-of-memory killer does."""
     return _killed(campaign, job, lambda ranks: [campaign.rng.choice(ranks)], signal.SIGKILL)
 
 
 def ranks_killed(campaign: Campaign, job: str) -> bool:
-    """SIGKILL to all ranks."""
+    """Send SIGKILL to all ranks."""
     return _killed(campaign, job, lambda ranks: ranks, signal.SIGKILL)
 
 
 def rank_stopped(campaign: Campaign, job: str) -> bool:
-    """A rank that stands still: SIGSTOP."""
+    """Freeze a rank with SIGSTOP."""
     return _killed(campaign, job, lambda ranks: [campaign.rng.choice(ranks)], signal.SIGSTOP)
 
 
@@ -200,7 +204,7 @@ KINDS: dict[str, Injection] = {
 
 
 def results(run: Path) -> dict[str, Any]:
-    """All that must be the same to the last bit."""
+    """Return all outputs that must be equal bit for bit."""
     timed = {"seconds", "val_seconds", "images_per_s"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     report = json.loads((run / "report" / "report.json").read_text("utf-8")) | {"run": "", "cost": {}}
@@ -215,7 +219,7 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def repeated_epochs(run: Path) -> int:
-    """Epochs that more than one life has done whole."""
+    """Count epochs that more than one attempt has completed."""
     done = Counter[str]()
     for log in (run / "logs").glob("train-*-rank0.log"):
         done.update(re.findall(r"train (phase \d+ epoch \d+): loss", log.read_text("utf-8")))
@@ -223,7 +227,7 @@ def repeated_epochs(run: Path) -> int:
 
 
 def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
-    """Run a chain and let the faults happen to it, one after another; its folder."""
+    """Run a chain, inject the faults one after another, and return the run folder."""
     run, jobs = campaign.new_run(name, *campaign.otherwise)
     wanted = sorted(campaign.rng.choices(STAGES, WEIGHTS, k=len(kinds)), key=STAGES.index)
     for kind, aim in zip(kinds, wanted, strict=True):
@@ -231,12 +235,12 @@ def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
         if found is None:
             break
         stage, job = found
-        if kind == STILL and stage in ("shard", "reduce"):  # alone: nobody is there to notice but the time limit
+        if kind == STILL and stage in ("shard", "reduce"):  # a single rank: only the time limit would notice
             kind = "kill -9 of a rank"  # noqa: PLW2901
-        goes_on = KINDS[kind](campaign, job)
+        resumes = KINDS[kind](campaign, job)
         campaign.happened[kind, stage] += 1
         print(f"{name}: {kind} in {stage}", flush=True)
-        if not goes_on and not (run / "markers" / "reduce.json").exists():
+        if not resumes and not (run / "markers" / "reduce.json").exists():
             campaign.slurm.run("scancel", *jobs.values())
             campaign.slurm.wait(list(jobs.values()), 60)
             jobs = campaign.submit(str(run)) or jobs
@@ -245,7 +249,7 @@ def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
 
 
 def await_stage(campaign: Campaign, run: Path, jobs: dict[str, str], aim: str) -> tuple[str, str] | None:
-    """Wait for a stage, or a later one, to be at work, and then for a random moment; what is at work then."""
+    """Wait until a stage or a later one runs, then for a random time; return the stage and job running then."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         campaign.release(list(jobs.values()))
@@ -258,7 +262,7 @@ def await_stage(campaign: Campaign, run: Path, jobs: dict[str, str], aim: str) -
                 return campaign.active(jobs)
         time.sleep(0.2)
     queue = campaign.slurm.run("squeue").stdout + campaign.slurm.run("sinfo", "--Node").stdout
-    raise TimeoutError(f"{run.name}: {aim} is not at work\n{queue}")
+    raise TimeoutError(f"{run.name}: {aim} is not running\n{queue}")
 
 
 def finish(campaign: Campaign, run: Path, jobs: dict[str, str]) -> None:
@@ -278,10 +282,10 @@ def finish(campaign: Campaign, run: Path, jobs: dict[str, str]) -> None:
 
 
 def hold(campaign: Campaign, *, kinds: Sequence[str], each: int) -> None:
-    """Let faults of these kinds happen, so many to a chain, and note what is not as it was undisturbed."""
-    whole, jobs = campaign.new_run("whole")
-    finish(campaign, whole, jobs)
-    wanted = results(whole)
+    """Inject faults of these kinds, ``each`` per chain, and note differences from the undisturbed run."""
+    undisturbed, jobs = campaign.new_run("undisturbed")
+    finish(campaign, undisturbed, jobs)
+    wanted = results(undisturbed)
     for number, start in enumerate(range(0, len(kinds), each)):
         run = interrupt(campaign, f"chain-{number}", kinds[start : start + each])
         found = results(run)
@@ -290,7 +294,7 @@ def hold(campaign: Campaign, *, kinds: Sequence[str], each: int) -> None:
 
 
 def table(campaign: Campaign) -> str:
-    """Kinds and where they hit."""
+    """Return a table of faults by kind and stage."""
     rows = ["| fault | " + " | ".join(STAGES) + " |", "|---|" + "---:|" * len(STAGES)]
     rows += [
         f"| {kind} | " + " | ".join(str(campaign.happened[kind, stage] or "") for stage in STAGES) + " |"
@@ -299,12 +303,13 @@ def table(campaign: Campaign) -> str:
     ]
     total = sum(count for (kind, _), count in campaign.happened.items() if kind in KINDS)
     twice = campaign.happened["(epochs done twice)", "train"]
-    ends = f"{total} faults; epochs done twice: {twice}; not as undisturbed: {', '.join(campaign.wrong) or 'nothing'}"
+    wrong = ", ".join(campaign.wrong) or "none"
+    ends = f"{total} faults; epochs done twice: {twice}; differences from the undisturbed run: {wrong}"
     return "\n".join([*rows, "", ends])
 
 
 def write_images(folder: Path) -> None:
-    """Small class folders of coloured noise."""
+    """Write small class folders of coloured noise."""
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import conftest\n"
         "conftest.write_folders.__wrapped__()(Path(sys.argv[1]))\n"

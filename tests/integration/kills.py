@@ -1,12 +1,12 @@
-"""Kill the stages of tiny runs at random moments, go on with them, and compare what they leave with undisturbed ones.
+"""Kill the stages of tiny runs at random moments, resume them, and compare their outputs with undisturbed runs.
 
     python tests/integration/kills.py [--number 100] [--seed 0] [--stages shard,cache,choose,train,...]
 
-Half of the kills come at a time, uniform over that of the undisturbed stage, half at a random step by which the stage
-changes the disk, before or after it. Each is a SIGKILL to the whole process group. Prints a table; the exit code is 1
-where a run did not end, or left anything else than the undisturbed one.
+Half of the kills come at a random time within the duration of the undisturbed stage, half before or after a random step
+by which the stage changes the disk. Each is a SIGKILL to the whole process group. Prints a table; the exit code is 1 if
+a run did not end or its outputs differ from those of the undisturbed run.
 """
-# ruff: noqa: E402 (the number of threads must be known before the imports: threads do not live through a fork)
+# ruff: noqa: E402 (the number of threads must be set before the imports: threads do not survive a fork)
 
 import argparse
 import os
@@ -24,19 +24,19 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_threads] = "1"
 
 import numpy as np
-from lives import Life, draw_death, live, prepare
+from lives import Attempt, prepare, random_kill, run_attempt
 from outputs import differences, is_unfinished, outputs
 from PIL import Image
 
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import STAGES, StageName, stages_of
+from tlbatch.runs.stages import STAGES, StageName, stages_of
 
 Way = Literal["time", "step"]
 WAYS: tuple[Way, ...] = ("time", "step")
 LAST: tuple[StageName, ...] = ("promote",)
-"""Comes after the stages of a run, in a night."""
+"""Runs after the stages of a run, in a night."""
 ALL = (*STAGES, *LAST)
 MOMENTS = ("before", "inside", "after")
 TINY = Path(__file__).parents[1] / "tiny.toml"
@@ -55,22 +55,22 @@ OFTEN = ["data.shard_images=4", "slurm.snapshot_interval_min=1e-9", "run=killed"
 _TWO_DAYS_S = 48 * 3600
 _MOST_WRONG = 10
 _AT_ONCE = 2
-"""Kills of a stage before it is let go on to its end."""
+"""Kills of a stage before it may run to its end."""
 
 
 @dataclass
 class Job:
-    """A job of its own workspace, and what it comes to undisturbed."""
+    """A job with its workspace, and its undisturbed outputs."""
 
     folder: Path
     overrides: list[str]
     images: Path
-    lives: dict[StageName, Life] = field(default_factory=dict)
-    whole: dict[str, Any] = field(default_factory=dict)
+    attempts: dict[StageName, Attempt] = field(default_factory=dict)
+    undisturbed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def space(self) -> Path:
-        """The workspace, the same for all runs: its path stands in some of what they write."""
+        """Workspace, the same for all runs because some outputs contain its path."""
         return self.folder / "space"
 
     @property
@@ -80,43 +80,43 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What all lives say."""
-        return self.folder / "lives.log"
+        """Output of all attempts."""
+        return self.folder / "attempts.log"
 
     def last_words(self) -> str:
         """The end of the log."""
         return "\n".join(self.log.read_text("utf-8").splitlines()[-20:])
 
     def begin(self) -> None:
-        """The workspace as it is when the run has been submitted."""
+        """Restore the workspace as it is after submission."""
         shutil.rmtree(self.space, ignore_errors=True)
         shutil.copytree(self.folder / "submitted", self.space)
 
     def run_undisturbed(self) -> None:
-        """Submit the run, run it to its end, and keep what it left."""
+        """Submit the run, run it to its end, and keep its outputs."""
         where = [f"data.images={self.images}", f"workspace={self.space}"]
         record = resolve(load_job([TINY], [*where, *OFTEN, *self.overrides]))
         make_run(record)
         shutil.copytree(self.space, self.folder / "submitted")
         for stage in (*stages_of(record.job), *LAST):
-            self.lives[stage] = live(stage, self.run.folder, self.log)
-            if self.lives[stage].code:
+            self.attempts[stage] = run_attempt(stage, self.run.folder, self.log)
+            if self.attempts[stage].code:
                 raise RuntimeError(f"{stage} failed undisturbed: {self.last_words()}")
-        self.whole = outputs(self.space)
+        self.undisturbed = outputs(self.space)
 
     def unfinished(self) -> set[Path]:
         """Temporary files and folders, which only a kill leaves."""
         return {path for path in self.space.rglob("*") if is_unfinished(path)}
 
     def age(self, left: set[Path]) -> None:
-        """Let what a kill has left be old: others may be at work on drafts, so some are removed by their age only."""
+        """Make drafts left by a kill look old: some are removed by age only, as other processes may be writing them."""
         for path in left:
             os.utime(path, times=(time.time() - _TWO_DAYS_S,) * 2)
 
 
 @dataclass
 class Tally:
-    """What came of the kills, by job and stage."""
+    """Outcomes of the kills by job and stage."""
 
     moments: Counter[tuple[str, StageName, str]] = field(default_factory=Counter)
     ways: Counter[tuple[str, StageName, Way]] = field(default_factory=Counter)
@@ -125,67 +125,69 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
     def num_kills(self, job: str, stage: StageName) -> int:
-        """Of a stage up to now."""
+        """Return the number of kills of a stage up to now."""
         return sum(self.ways[job, stage, way] for way in WAYS)
 
     def way_of(self, job: str, stage: StageName) -> Way:
-        """Of the next kill: both as often, in a stage and in all."""
+        """Return the way of the next kill, balanced within each stage and overall."""
         in_all = Counter(way for _, _, way in self.ways.elements())
         return min(WAYS, key=lambda way: (self.ways[job, stage, way], in_all[way]))
 
 
 def kill_chain(name: str, job: Job, todo: dict[tuple[str, StageName], int], tally: Tally, rng: random.Random) -> None:
-    """Run a job from its begin to its end, killing its stages on the way; note what came of it."""
+    """Run a job from start to end, killing its stages on the way, and note the outcome."""
     job.begin()
-    deaths: list[str] = []
-    for stage in job.lives:
+    kills: list[str] = []
+    for stage in job.attempts:
         for _ in range(min(_AT_ONCE, todo.get((name, stage), 0) - tally.num_kills(name, stage))):
             way = tally.way_of(name, stage)
-            death = draw_death(way, job.lives[stage], rng)
+            kill = random_kill(way, job.attempts[stage], rng)
             before = job.unfinished()
-            life = live(stage, job.run.folder, job.log, death)
-            if life.killed is None and life.code:
-                tally.wrong.append(f"{name}: {stage} failed after {deaths}: {job.last_words()}")
+            attempt = run_attempt(stage, job.run.folder, job.log, kill)
+            if attempt.killed is None and attempt.code:
+                tally.wrong.append(f"{name}: {stage} failed after {kills}: {job.last_words()}")
                 return
-            if life.killed is None:  # faster than last time
+            if attempt.killed is None:  # faster than last time
                 break
-            deaths.append(f"{stage} {life.killed} {death}")
+            kills.append(f"{stage} {attempt.killed} {kill}")
             tally.ways[name, stage, way] += 1
-            tally.moments[name, stage, life.killed] += 1
+            tally.moments[name, stage, attempt.killed] += 1
             left = job.unfinished() - before
             tally.num_torn[stage] += bool(left)
             job.age(left)
-            if life.killed == "after":
+            if attempt.killed == "after":
                 break
         if stage in LAST and job.run.marker(stage).exists():
             continue
         if stage not in (*LAST, *job.run.stages_left(job.run.load_submitted().job)):
-            continue  # as submit does where a run goes on
-        if live(stage, job.run.folder, job.log).code:
-            tally.wrong.append(f"{name}: {stage} failed after {deaths}: {job.last_words()}")
+            continue  # as submit does when it resumes a run
+        if run_attempt(stage, job.run.folder, job.log).code:
+            tally.wrong.append(f"{name}: {stage} failed after {kills}: {job.last_words()}")
             return
-    wrong = differences(job.whole, outputs(job.space))
+    wrong = differences(job.undisturbed, outputs(job.space))
     if wrong:
-        tally.wrong.append(f"{name}: {', '.join(wrong)} differ after {deaths}")
+        tally.wrong.append(f"{name}: {', '.join(wrong)} differ after {kills}")
 
 
 def shares(number: int, jobs: dict[str, Job], stages: list[StageName]) -> dict[tuple[str, StageName], int]:
-    """Kills of each stage of each job, as even as they can be."""
+    """Return the number of kills of each stage of each job, as even as possible."""
     slowest_last = sorted(stages, key=lambda stage: (stage == "choose", ALL.index(stage)))
-    cells = [(name, stage) for stage in slowest_last for name, job in jobs.items() if stage in job.lives]
+    cells = [(name, stage) for stage in slowest_last for name, job in jobs.items() if stage in job.attempts]
     return {cell: number // len(cells) + (at < number % len(cells)) for at, cell in enumerate(cells)}
 
 
 def run_kills(folder: Path, number: int, seed: int, stages: list[StageName]) -> Tally:
-    """Kill so often, with workspaces below a folder."""
+    """Kill stages ``number`` times, with workspaces below a folder."""
     prepare()
     _draw_images(folder / "images")
     jobs = {name: Job(folder / name, overrides, folder / "images") for name, overrides in JOBS.items()}
     for name, job in jobs.items():
         job.folder.mkdir()
         job.run_undisturbed()
-        told = ", ".join(f"{stage} {life.seconds:.2f} s and {life.steps} steps" for stage, life in job.lives.items())
-        print(f"{name}, undisturbed: {told}", flush=True)
+        line = ", ".join(
+            f"{stage} {attempt.seconds:.2f} s and {attempt.steps} steps" for stage, attempt in job.attempts.items()
+        )
+        print(f"{name}, undisturbed: {line}", flush=True)
     todo, tally, rng = shares(number, jobs, stages), Tally(), random.Random(seed)
     while len(tally.wrong) < _MOST_WRONG and any(tally.num_kills(*cell) < wanted for cell, wanted in todo.items()):
         for name, job in jobs.items():
@@ -195,7 +197,7 @@ def run_kills(folder: Path, number: int, seed: int, stages: list[StageName]) -> 
 
 
 def _draw_images(folder: Path) -> None:
-    """Small class folders of coloured noise."""
+    """Write small class folders of coloured noise."""
     generator = np.random.default_rng(0)
     for number, name in enumerate(("blue", "green", "red")):
         (folder / name).mkdir(parents=True)

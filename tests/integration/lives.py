@@ -1,4 +1,4 @@
-"""Lives of a stage: each a process of its own, forked from one that has imported everything, that may be killed."""
+"""Run attempts of a stage, each in a process forked from one that has imported everything, and kill them at will."""
 
 import importlib
 import mmap
@@ -17,34 +17,34 @@ from typing import Any, Literal
 
 from tlbatch.activations import store
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import STAGES, StageName
 from tlbatch.runs.stage import run_guarded
+from tlbatch.runs.stages import STAGES, StageName
 from tlbatch.training import search
 from tlbatch.training.loop import RankConsensus
 
 STEPS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir", "fdopen")
-"""Calls of ``os`` by which a stage changes the disk; what is written to an open file is seen by nobody before them."""
+"""Calls of ``os`` by which a stage changes the disk; data written to an open file become visible only by them."""
 Moment = Literal["before", "inside", "after"]
 _LONGEST_S = 300
 
 
 @dataclass(frozen=True)
-class Death:
-    """When a life ends: at a time, or at a step."""
+class Kill:
+    """When to kill an attempt: after a time, or at a step."""
 
     after_s: float | None = None
     step: int = 0
     """Counted from 1."""
     is_done: bool = False
-    """Whether the step is done first."""
+    """Whether the step is completed first."""
 
 
 @dataclass(frozen=True)
-class Life:
-    """How a life went."""
+class Attempt:
+    """Outcome of an attempt."""
 
     code: int
-    """Exit code, or the negative of the signal that ended it."""
+    """Exit code, or the negative number of the signal that ended it."""
     steps: int
     seconds: float
     killed: Moment | None
@@ -52,9 +52,9 @@ class Life:
 
 
 def prepare() -> None:
-    """Import all stages, and let those that are forked write often: many small blocks, a snapshot at every step.
+    """Import all stages, and make the forked ones write often: many small blocks, a snapshot at every step.
 
-    Trials are judged once, which writes as much in a third of the time.
+    Trials are scored once, which writes as much in a third of the time.
     """
     for stage in (*STAGES, "promote"):
         importlib.import_module(f"tlbatch.{stage}")
@@ -63,31 +63,31 @@ def prepare() -> None:
     sync = RankConsensus.sync
 
     @wraps(sync)
-    def look_at_once(self: RankConsensus, **_: bool) -> None:
+    def sync_at_once(self: RankConsensus, **_: bool) -> None:
         sync(self, at_once=True)
 
-    RankConsensus.sync = look_at_once  # type: ignore[method-assign]
+    RankConsensus.sync = sync_at_once  # type: ignore[method-assign]
 
 
-def draw_death(way: Literal["time", "step"], whole: Life, generator: random.Random) -> Death:
-    """A moment of a stage that took as long, or as many steps, as ``whole``."""
+def random_kill(way: Literal["time", "step"], undisturbed: Attempt, generator: random.Random) -> Kill:
+    """Choose a random moment within an undisturbed attempt of the stage."""
     if way == "time":
-        return Death(after_s=generator.uniform(0, whole.seconds))
-    return Death(step=generator.randint(1, whole.steps), is_done=generator.random() < 0.5)
+        return Kill(after_s=generator.uniform(0, undisturbed.seconds))
+    return Kill(step=generator.randint(1, undisturbed.steps), is_done=generator.random() < 0.5)
 
 
-def live(stage: StageName, folder: Path, log: Path, death: Death | None = None) -> Life:
-    """Run a stage until its end or its death, which comes to its whole process group."""
-    death = death or Death()
+def run_attempt(stage: StageName, folder: Path, log: Path, kill: Kill | None = None) -> Attempt:
+    """Run a stage to its end, or until its process group is killed."""
+    kill = kill or Kill()
     counter = mmap.mmap(-1, 8)
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        _run(stage, folder, log, death, counter)
-    with suppress(OSError):  # the child does the same; whoever comes first
+        _run(stage, folder, log, kill, counter)
+    with suppress(OSError):  # the child does the same; either may be first
         os.setpgid(child, child)
     descriptor = os.pidfd_open(child)
-    limit = _LONGEST_S if death.after_s is None else death.after_s
+    limit = _LONGEST_S if kill.after_s is None else kill.after_s
     ended, _, _ = select.select([descriptor], [], [], limit)
     os.close(descriptor)
     if not ended:
@@ -98,9 +98,9 @@ def live(stage: StageName, folder: Path, log: Path, death: Death | None = None) 
     code = os.waitstatus_to_exitcode(status)
     (steps,) = struct.unpack("q", counter[:])
     seconds = time.monotonic() - began
-    if not ended and death.after_s is None:
+    if not ended and kill.after_s is None:
         raise TimeoutError(f"{stage} did not end in {_LONGEST_S} s; see {log}")
-    return Life(code, steps, seconds, _moment(stage, folder, steps) if code == -signal.SIGKILL else None)
+    return Attempt(code, steps, seconds, _moment(stage, folder, steps) if code == -signal.SIGKILL else None)
 
 
 def _moment(stage: StageName, folder: Path, steps: int) -> Moment:
@@ -109,8 +109,8 @@ def _moment(stage: StageName, folder: Path, steps: int) -> Moment:
     return "inside" if steps else "before"
 
 
-def _run(stage: StageName, folder: Path, log: Path, death: Death, counter: mmap.mmap) -> None:
-    """The child: never returns."""
+def _run(stage: StageName, folder: Path, log: Path, kill: Kill, counter: mmap.mmap) -> None:
+    """Run the stage in the child process; never returns."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -118,23 +118,23 @@ def _run(stage: StageName, folder: Path, log: Path, death: Death, counter: mmap.
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         for name in STEPS:
-            setattr(os, name, _counted(getattr(os, name), death, counter))
+            setattr(os, name, _counted(getattr(os, name), kill, counter))
         code = run_guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, folder)
     finally:
         os._exit(code)
 
 
-def _counted(call: Callable[..., Any], death: Death, counter: mmap.mmap) -> Callable[..., Any]:
+def _counted(call: Callable[..., Any], kill: Kill, counter: mmap.mmap) -> Callable[..., Any]:
     @wraps(call)
     def counted(*args: Any, **kwargs: Any) -> Any:
         number = struct.unpack("q", counter[:])[0] + 1
         counter[:] = struct.pack("q", number)
-        if number == death.step and not death.is_done:
+        if number == kill.step and not kill.is_done:
             os.killpg(0, signal.SIGKILL)
         try:
             return call(*args, **kwargs)
         finally:
-            if number == death.step:
+            if number == kill.step:
                 os.killpg(0, signal.SIGKILL)
 
     return counted

@@ -1,10 +1,10 @@
-"""Ten simulated nights: a growing set of photographs, retrained by python -m tlbatch.nightly, with what goes wrong.
+"""Ten simulated nights: a growing set of photographs, retrained by python -m tlbatch.nightly, with faults.
 
     python tests/integration/nights.py IMAGES [FOLDER]
 
-IMAGES are class folders (such as the 17 category flower set), which are fed in parts as one folder and a CSV file of
-labels. Night 3 finds nothing new, in night 5 the labels of all new images are shuffled, in night 6 they are mended,
-night 7 is killed in the middle, in night 8 two are started at once. Prints a table, and the cost of what was new.
+IMAGES are class folders (such as the 17 category flower set), which are added in parts to one folder with a CSV file of
+labels. Night 3 finds nothing new, in night 5 the labels of all new images are shuffled, in night 6 they are corrected,
+night 7 is killed during training, in night 8 two are started at once. Prints a table, and the cost of new images.
 """
 
 import argparse
@@ -32,16 +32,16 @@ FIRST = 30
 """Images of each class in the first night."""
 PARTS = {2: 3, 4: 5, 5: 8, 6: 2, 7: 5, 8: 4, 9: 12, 10: 11}
 """New images of each class in a night."""
-POISONED, MENDED, KILLED, AT_ONCE = 5, 6, 7, 8
+POISONED, CORRECTED, KILLED, AT_ONCE = 5, 6, 7, 8
 
 
 @dataclass
-class Seen:
-    """What a night left."""
+class Outcome:
+    """Outcome of a night."""
 
     number: int
     line: dict[str, Any]
-    """Of the history."""
+    """Line of the history."""
     seconds: float
     num_images: int
     num_new: int
@@ -58,7 +58,7 @@ class Seen:
 
 @dataclass
 class Campaign:
-    """The set as it grows, and the nights."""
+    """The growing set and its nights."""
 
     images: Path
     """Class folders with everything."""
@@ -67,7 +67,7 @@ class Campaign:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     labels: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, list[Path]] = field(default_factory=dict)
-    nights: list[Seen] = field(default_factory=list)
+    nights: list[Outcome] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         (self.folder / "images").mkdir(parents=True)
@@ -78,11 +78,11 @@ class Campaign:
 
     @property
     def registry(self) -> Path:
-        """Of the task."""
+        """Registry of the task."""
         return self.folder / "space" / "registry" / "nightly"
 
-    def feed(self, each: int, *, shuffled: bool = False) -> list[str]:
-        """Add images of every class to the set; their names."""
+    def add_images(self, each: int, *, shuffled: bool = False) -> list[str]:
+        """Add images of every class to the set, and return their names."""
         new: list[tuple[str, str]] = []
         for name, files in self.waiting.items():
             for file in files[:each]:
@@ -97,12 +97,12 @@ class Campaign:
         return names
 
     def write_labels(self) -> None:
-        """As a user would keep them."""
+        """Write the labels as a user would keep them."""
         with (self.folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("image", "level"), *sorted(self.labels.items())])
 
     def start(self) -> subprocess.Popen[str]:
-        """Start a night, in a process group of its own."""
+        """Start a night in a new process group."""
         own = (f"data.images={self.folder / 'images'}", f"data.labels={self.folder / 'labels.csv'}")
         command = [sys.executable, "-m", "tlbatch.nightly", "jobs/nightly.toml", "--local", *own,
                    f"workspace={self.folder / 'space'}", *self.options]  # fmt: skip
@@ -110,13 +110,13 @@ class Campaign:
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
-    def hold(self, number: int) -> Seen:
-        """One night, in the way that its number asks for."""
+    def run_night(self, number: int) -> Outcome:
+        """Run one night with the fault of its number."""
         before, names = self.stored(), list(self.labels)
-        if number == MENDED:
+        if number == CORRECTED:
             self.labels |= {name: name.rpartition("-")[0] for name in names}
         if number == 1 or number in PARTS:
-            self.feed(FIRST if number == 1 else PARTS[number], shuffled=number == POISONED)
+            self.add_images(FIRST if number == 1 else PARTS[number], shuffled=number == POISONED)
         began, said = time.monotonic(), ""
         if number == KILLED:
             said = self.kill_in("train")
@@ -124,18 +124,18 @@ class Campaign:
             pair = [self.start(), self.start()]
             texts = [one.communicate()[0] for one in pair]
             assert [one.returncode for one in pair] == [0, 0], texts
-            assert sorted("it is left alone" in text for text in texts) == [False, True], texts
+            assert sorted("is already running" in text for text in texts) == [False, True], texts
             said = "\n".join(texts)
         else:
             night = self.start()
             said += night.communicate()[0]
             assert night.returncode == 0, said
-        found = self.seen(number, time.monotonic() - began, before, len(self.labels) - len(names), said)
+        found = self.outcome(number, time.monotonic() - began, before, len(self.labels) - len(names), said)
         self.nights.append(found)
         return found
 
     def kill_in(self, stage: str) -> str:
-        """Kill all processes of a night while a stage is at work."""
+        """Kill all processes of a night while a stage runs."""
         night = self.start()
         while not list((self.folder / "space" / "runs").glob(f"*/markers/{stage}.lock")) or not self.at_work(stage):
             assert night.poll() is None, night.communicate()[0]
@@ -145,12 +145,12 @@ class Campaign:
         return f"{night.communicate()[0]}(killed in {stage})\n"
 
     def at_work(self, stage: str) -> bool:
-        """Whether the newest run has begun a stage and not ended it."""
+        """Return whether the newest run has begun a stage and not ended it."""
         run = max((self.folder / "space" / "runs").glob("*/job.json"), key=lambda file: file.stat().st_mtime).parent
         return (run / "markers" / f"{stage}.lock").exists() and not (run / "markers" / f"{stage}.json").exists()
 
     def stored(self) -> tuple[int, int]:
-        """Images in all shards, and rows in all stores of activations."""
+        """Return the number of images in all shards, and of rows in all activation stores."""
         space, counts = self.folder / "space", []
         for pattern, column in (("shards/*/*.npz", "rows"), ("cache/*/*.npz", "keys")):
             number = 0
@@ -160,8 +160,8 @@ class Campaign:
             counts.append(number)
         return counts[0], counts[1]
 
-    def seen(self, number: int, seconds: float, before: tuple[int, int], num_new: int, said: str) -> Seen:
-        """What the night has left."""
+    def outcome(self, number: int, seconds: float, before: tuple[int, int], num_new: int, said: str) -> Outcome:
+        """Return the outcome of the night."""
         lines = (self.registry / "history.jsonl").read_text("utf-8").splitlines()
         line, after = json.loads(lines[-1]), self.stored()
         score, keys = None, {"train": frozenset[bytes](), "test": frozenset[bytes]()}
@@ -171,7 +171,7 @@ class Campaign:
             index = np.load(Path(line["index"]) / "index.npy")
             keys = {name: frozenset(index["key"][index["split"] == SPLITS.index(name)].tolist()) for name in keys}
         sharded, cached = (now - then for now, then in zip(after, before, strict=True))
-        return Seen(
+        return Outcome(
             number, line, seconds, len(self.labels), num_new, sharded, cached, score, keys["test"], keys["train"], said
         )
 
@@ -184,8 +184,8 @@ def _descendants(process: int) -> list[int]:
     return found
 
 
-def table(nights: Sequence[Seen]) -> str:
-    """One row a night."""
+def table(nights: Sequence[Outcome]) -> str:
+    """Return a table with one row per night."""
     rows = [
         (
             "| night | what | new images | of all | written to shards | views computed | shard and cache | all | "
@@ -193,7 +193,7 @@ def table(nights: Sequence[Seen]) -> str:
         ),
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---|---:|",
     ]
-    what = {1: "the first", 3: "nothing new", POISONED: "labels of the new shuffled", MENDED: "labels mended",
+    what = {1: "the first", 3: "nothing new", POISONED: "labels of new images shuffled", CORRECTED: "labels corrected",
             KILLED: "killed in training, started again", AT_ONCE: "two started at once"}  # fmt: skip
     for one in nights:
         took = one.line.get("seconds", {})
@@ -211,15 +211,15 @@ def table(nights: Sequence[Seen]) -> str:
 
 
 def hold_all(campaign: Campaign) -> None:
-    """All ten, telling of each."""
+    """Run all ten nights, printing each."""
     for number in range(1, 11):
-        one = campaign.hold(number)
+        one = campaign.run_night(number)
         why = "; ".join(one.line.get("reasons", ()))
         print(f"night {number}: {one.line['event']}, {one.seconds:.0f} s: {why}", flush=True)
 
 
 def main() -> None:
-    """Hold ten nights and print their table."""
+    """Run ten nights and print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("folder", type=Path, nargs="?")

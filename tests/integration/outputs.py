@@ -1,4 +1,4 @@
-"""All that a run leaves in its workspace, without its timings, so that two can be compared."""
+"""All outputs of a run in its workspace, without timings, so that two runs can be compared."""
 
 import csv
 import io
@@ -10,41 +10,41 @@ import numpy as np
 
 _TIMED = {"seconds", "val_seconds", "images_per_s", "gpu_hours", "cost", "time"}
 _CUT = {"predictions", "files"}
-"""Digests of files that may be cut otherwise, or hold timings; what stands in them is compared."""
+"""Digests of files that may be split differently or hold timings; the contents of these files are compared."""
 _PAGE = ".html"
-"""Shows timings; made of what is compared."""
+"""Shows timings, and is made from outputs that are compared."""
 _BLOCK = (".npy", ".npz")
-_OF_LIVES = {"ledger.jsonl", "progress.json"}
-"""What they tell of themselves."""
+_OF_ATTEMPTS = {"ledger.jsonl", "progress.json"}
+"""Files about the attempts of a run."""
 
 
 def outputs(space: Path) -> dict[str, Any]:
-    """By path: of cache and predictions the rows, of all other files the bytes, of those with timings what is left.
+    """Return by path the rows of cache and predictions, and the bytes of other files without timings.
 
-    Nothing else may lie there: a path that only one of two workspaces has is a difference.
+    A path that only one of two workspaces has is a difference.
     """
     found: dict[str, Any] = {}
     for path in sorted(space.rglob("*")):
         name = str(path.relative_to(space))
         if path.is_dir():
             found[f"{name}/"] = _rows(path) if _is_cut(path) else None
-        elif path.name not in _OF_LIVES and not (_is_cut(path.parent) and path.suffix in _BLOCK):
+        elif path.name not in _OF_ATTEMPTS and not (_is_cut(path.parent) and path.suffix in _BLOCK):
             found[name] = _content(path)
     return found
 
 
 def _is_cut(folder: Path) -> bool:
-    """Whether its rows may be cut into files otherwise."""
+    """Return whether the rows of a folder may be split into files differently."""
     return folder.parent.name == "cache" or folder.name == "predictions"
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether it is a draft of `tlbatch.core.files`, or one of a snapshot."""
+    """Return whether a path is a draft of `tlbatch.core.files` or of a snapshot."""
     return (path.name.startswith(".") and path.name.count(".") > 1) or path.suffix == ".tmp"
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of what is not the same."""
+    """Return the paths that differ."""
     return sorted(name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name])
 
 
@@ -69,7 +69,7 @@ def _untimed(value: Any) -> Any:
 
 
 def _rows(folder: Path) -> Any:
-    """Each row once, by its key."""
+    """Return each row once, by its key."""
     return _predicted(folder) if folder.name == "predictions" else _cached(folder)
 
 
@@ -77,15 +77,15 @@ def _predicted(folder: Path) -> dict[int, Any]:
     rows: dict[int, Any] = {}
     for file in folder.glob("part-*.npz"):
         part = np.load(file)
-        told = str(part["header"]), dict(zip(part["error_rows"].tolist(), part["errors"].tolist(), strict=True))
+        given = str(part["header"]), dict(zip(part["error_rows"].tolist(), part["errors"].tolist(), strict=True))
         for row, found, grade in zip(part["rows"].tolist(), part["probabilities"], part["grades"], strict=True):
             assert row not in rows, f"{folder}: row {row} is predicted twice"
-            rows[row] = found.tobytes(), grade.tobytes(), told[0], told[1].get(row)
+            rows[row] = found.tobytes(), grade.tobytes(), given[0], given[1].get(row)
     return rows
 
 
 def _cached(folder: Path) -> dict[bytes, bytes]:
-    """Each block must have its numbers."""
+    """Return the cached rows by key; each block must have its numbers."""
     numbers = {file.stem for file in folder.glob("*.npy")}
     rows: dict[bytes, bytes] = {}
     for block in sorted(folder.glob("*.npz")):

@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this host, in a folder of its own, without accounting."""
+"""A real SLURM of two nodes on this host, in its own folder, without accounting."""
 
 import ctypes
 import os
@@ -77,19 +77,19 @@ class SlurmCluster:
     def run(
         self, *command: str, cwd: Path | None = None, timeout_s: float = 60, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a client command; its output is text."""
+        """Run a client command and return its output as text."""
         return subprocess.run(
             command, cwd=cwd, env=self.env | (env or {}), capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
     def job_field(self, job_id: str, name: str) -> str | None:
-        """A field of ``scontrol show job``, or None when SLURM no longer knows the job."""
+        """Return a field of ``scontrol show job``, or None when SLURM no longer knows the job."""
         value = ".*" if name in WITH_SPACES else r"\S*"  # those with spaces end their line
         found = re.search(rf"(?:^|\s){name}=({value})", self.run("scontrol", "show", "job", job_id).stdout)
         return found[1] if found else None
 
     def wait(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, str]:
-        """Wait until all jobs have ended; their last states."""
+        """Wait until all jobs have ended, and return their final states."""
         deadline = time.monotonic() + timeout_s
         states: dict[str, str] = {}
         while time.monotonic() < deadline:
@@ -101,12 +101,12 @@ class SlurmCluster:
         raise TimeoutError(f"jobs still {states} after {timeout_s} s\n{self.logs()}")
 
     def logs(self) -> str:
-        """The ends of the daemons' logs."""
+        """Return the ends of the daemons' logs."""
         return "\n".join(f"== {log.name}\n" + _tail(log) for log in sorted(self.folder.glob("**/*.log")))
 
 
 def until(true: Callable[[], bool], timeout_s: float = 150, *, what: Callable[[], str] = str) -> None:
-    """Wait for something to become true; ``what`` tells of it where it does not."""
+    """Wait until a condition is true; ``what`` describes the state on a timeout."""
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, what()
@@ -114,19 +114,19 @@ def until(true: Callable[[], bool], timeout_s: float = 150, *, what: Callable[[]
 
 
 def left_out(what: str, why: str) -> NoReturn:
-    """Skip a test that cannot run here, or fail it where all must run."""
+    """Skip a test that cannot run here, or fail it if all must run."""
     if os.environ.get("TLBATCH_REQUIRE_SLURM") == "1":
         pytest.fail(f"{what}: {why}", pytrace=False)
     pytest.skip(f"{what}: {why}")
 
 
 def missing_programs() -> list[str]:
-    """Which of the needed programs are not on PATH."""
+    """Return the required programs that are not on PATH."""
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
 
 
 def cluster_processes(folder: Path) -> list[int]:
-    """The daemons, steps and clients of the cluster in a folder, by the SLURM_CONF that they all inherit."""
+    """Find the daemons, steps and clients of a cluster by the SLURM_CONF that they all inherit."""
     mark = f"SLURM_CONF={folder / 'slurm.conf'}".encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -180,7 +180,7 @@ def _configure(folder: Path) -> None:
 
 
 def _device(folder: Path, node: int, gpu: int) -> Path:
-    """A character device that stands for a GPU: without one SLURM does not set CUDA_VISIBLE_DEVICES."""
+    """Create a character device in place of a GPU: without one SLURM does not set CUDA_VISIBLE_DEVICES."""
     device = folder / "devices" / f"n{node + 1}-{gpu}"
     try:
         os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(240 + node, gpu))
@@ -190,7 +190,7 @@ def _device(folder: Path, node: int, gpu: int) -> Path:
 
 
 def _free_ports(number: int) -> list[int]:
-    """Free ports below those that the kernel gives to clients, so that none is taken before its daemon starts."""
+    """Find free ports below the kernel's range for clients, so that none is taken before its daemon starts."""
     ports: list[int] = []
     while len(ports) < number:
         port = random.randrange(10_000, 30_000)
@@ -230,7 +230,7 @@ def _start(daemons: list[subprocess.Popen[bytes]], output: Path, command: list[s
 
 
 def _die_with_parent() -> None:
-    """No daemon outlives a test run that is killed."""
+    """Make sure that no daemon outlives a killed test run."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
@@ -270,7 +270,7 @@ def _stop(daemons: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _kill_steps(folder: Path) -> None:
-    """Kill what outlives its slurmd, and wait until it is gone."""
+    """Kill processes that outlive their slurmd, and wait until they are gone."""
     deadline = time.monotonic() + 5
     while (left := cluster_processes(folder)) and time.monotonic() < deadline:
         for process in left:

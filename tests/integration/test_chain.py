@@ -1,4 +1,4 @@
-"""The whole path as a user takes it: on this machine, on SLURM by submit, and on SLURM by sbatch."""
+"""The complete chain as a user runs it: on this machine, on SLURM with submit, and on SLURM with sbatch."""
 
 import importlib
 import json
@@ -21,7 +21,9 @@ from tlbatch import reduce, shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import stages_of
+from tlbatch.runs.stages import stages_of
+
+pytestmark = pytest.mark.chain
 
 ROOT = Path(__file__).parents[2]
 UNRESOLVABLE = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host.invalid && exec "$0" "$@"']
@@ -33,7 +35,7 @@ Result = subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_job: Path, write_folders: Callable[..., Path]) -> Path:
-    """A folder with tiny.toml and images/<class>/, its name holding what shells stumble over."""
+    """A folder with tiny.toml and images/<class>/, with shell metacharacters in its name."""
     folder = tmp_path_factory.mktemp("a b$(c)'d")
     write_folders(folder / "images")
     shutil.copy(tiny_job, folder)
@@ -92,14 +94,14 @@ SECTIONS = {
     "choosing": ["strategy='auto'", "strategy_minutes=1e-9", "phase=[]"],
     "phrases": ["objective='tags'", "data.tag_separator='e'", "decoder={hidden=32, dropout=0}"],
 }
-"""What the ranks do together, and none of it alike."""
+"""Jobs that use several ranks in different ways."""
 RANKS_WORK = """
 import sys, time
 from pathlib import Path
 from typing import Any
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import stages_of
-from tlbatch.cluster.sbatch import RANKED_STAGES
+from tlbatch.runs.stages import stages_of
+from tlbatch.runs.stages import RANKED_STAGES
 from tlbatch.task import run_stage
 for paths in (RunPaths(Path(folder)) for folder in sys.argv[1:]):
     for stage in (stage for stage in stages_of(paths.load_submitted().job) if stage in RANKED_STAGES):
@@ -111,7 +113,7 @@ for paths in (RunPaths(Path(folder)) for folder in sys.argv[1:]):
         while not paths.marker(stage).exists():  # rank 0 writes it last
             time.sleep(0.05)
 """
-"""Runs the wide stages of several runs in one process: importing torch takes longer than they do."""
+"""Runs the multi-rank stages of several runs in one process, as importing torch takes longer than they do."""
 
 
 def prepared(tiny: Path, run: str, *sections: str) -> RunPaths:
@@ -123,7 +125,7 @@ def prepared(tiny: Path, run: str, *sections: str) -> RunPaths:
 
 @pytest.fixture(scope="module")
 def two_ranks(tiny: Path) -> dict[str, RunPaths]:
-    """The runs of all sections, done by two processes."""
+    """Return the runs of all jobs, run by two processes."""
     runs = {name: prepared(tiny, f"{name}-two", *sections) for name, sections in SECTIONS.items()}
     world = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": "1"}
     ranks = [
@@ -171,7 +173,9 @@ def test_recipes_and_sweeps_end_with_a_table_and_a_page_that_compares_them(tiny:
     assert board == f"leaderboard     {tiny}/space/runs/leaderboard.csv"
     assert comparison == f"comparison      {tiny}/space/runs/comparison.html"
     page = (tiny / "space" / "runs" / "comparison.html").read_text(encoding="utf-8")
-    assert all(run in page for run in ("Comparison of 2 runs", *(f"both-{name}" for name in names), "not different"))
+    assert all(
+        run in page for run in ("Comparison of 2 runs", *(f"both-{name}" for name in names), "no difference shown")
+    )
     again = submit(tiny, str(recipes), "run=both", "phase.1.epochs=1", "--local")
     assert again.stdout.splitlines()[-6:] == done.stdout.splitlines()[-6:]
     assert [line.endswith("  finished already") for line in again.stdout.splitlines()[:3]] == [True, True, False]
@@ -191,9 +195,9 @@ def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:
     [
         (["train.batchsize=1", "--local"], "train.batchsize: unknown key, did you mean train.batch_size?"),
         (["data.images=/nowhere", "--local"], "data.images: no such folder /nowhere; set data.images=PATH"),
-        (["model.weights=/no/file.pth", "--local"], "model.weights: no file /no/file.pth"),
+        (["model.weights=/no/file.pth", "--local"], "model.weights: no such file /no/file.pth"),
         (["model.weights=package:nothing_here/x.pth", "--local"], "package nothing_here is not installed"),
-        (["run=local", "--local"], "there is a run of this name; choose another with run=NAME"),
+        (["run=local", "--local"], "a run of this name exists already; choose another with run=NAME"),
         (["--in-allocation"], "--in-allocation: not in a SLURM allocation"),
     ],
 )
@@ -225,7 +229,7 @@ def test_a_full_disk_leaves_no_half_written_file(tiny: Path, tiny_disk: Path) ->
     assert left == []
 
 
-@pytest.mark.slurm
+@pytest.mark.cluster
 def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
     tiny: Path, slurm: SlurmCluster, two_local_ranks: Result
 ) -> None:
@@ -245,7 +249,7 @@ def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
     assert predictions(tiny, "chain").equals(predictions(tiny, "local"))
 
 
-@pytest.mark.slurm
+@pytest.mark.cluster
 def test_the_dry_run_shows_the_very_scripts_that_are_submitted(tiny: Path, slurm: SlurmCluster) -> None:
     options = ["run=shown", "slurm.nodes=2", "slurm.mem_gb=0.5", "slurm.setup=['export A=1']"]
     shown = submit(tiny, *options, "--dry-run", run=slurm.run).stdout
@@ -260,8 +264,8 @@ def test_the_dry_run_shows_the_very_scripts_that_are_submitted(tiny: Path, slurm
         assert "eval 'export A=1'" in script
 
 
-@pytest.mark.slurm
-def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
+@pytest.mark.cluster
+def test_test_only_asks_slurm(tiny: Path, slurm: SlurmCluster) -> None:
     good = submit(tiny, "run=checked", "--test-only", run=slurm.run)
     assert good.returncode == 0, good.stderr
     assert len(re.findall(r"^\w+: sbatch: Job \d+ to start", good.stdout, re.MULTILINE)) == 5
@@ -274,17 +278,17 @@ def test_check_asks_slurm_itself(tiny: Path, slurm: SlurmCluster) -> None:
     assert "error: shard: sbatch refused it" in refused.stderr
 
 
-@pytest.mark.slurm
+@pytest.mark.cluster
 def test_a_failed_stage_ends_the_chain_and_wait_names_the_cause(tiny: Path, slurm: SlurmCluster) -> None:
     done = submit(tiny, "run=fails", "slurm.nodes=2", "slurm.gpus_per_node=1", "--wait", run=slurm.run)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert re.search(r"error: cache: n[12]: 1 GPUs were asked for and torch sees none; check nvidia-smi", done.stderr)
+    assert re.search(r"error: cache: n[12]: 1 GPUs were requested, but torch sees none; check nvidia-smi", done.stderr)
     jobs = re.findall(r"^job +(\d+)", done.stdout, re.MULTILINE)
     states = slurm.wait(jobs, 60)
     assert list(states.values()) == ["COMPLETED", "FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
 
 
-@pytest.mark.slurm
+@pytest.mark.cluster
 def test_sbatch_runs_the_same_chain_in_one_allocation(tiny: Path, slurm: SlurmCluster, two_local_ranks: Result) -> None:
     assert two_local_ranks.returncode == 0
     log = tiny / "batch.log"
@@ -303,7 +307,7 @@ def test_sbatch_runs_the_same_chain_in_one_allocation(tiny: Path, slurm: SlurmCl
     assert both[0] == both[1]
 
 
-@pytest.mark.slurm
+@pytest.mark.cluster
 def test_sbatch_with_more_gpus_than_tasks_says_how_to_ask(tiny: Path, slurm: SlurmCluster) -> None:
     log = tiny / "gpus.log"
     done = slurm.run(
@@ -311,10 +315,10 @@ def test_sbatch_with_more_gpus_than_tasks_says_how_to_ask(tiny: Path, slurm: Slu
         cwd=ROOT, env={"TLBATCH_ENV": sys.prefix},
     )  # fmt: skip
     assert done.returncode == 2
-    assert "start one task a GPU: sbatch --ntasks-per-node=2 slurm/finetune.sh" in log.read_text("utf-8")
+    assert "start one task per GPU: sbatch --ntasks-per-node=2 slurm/finetune.sh" in log.read_text("utf-8")
 
 
-@pytest.mark.slurm
+@pytest.mark.cluster
 def test_a_cancelled_training_saves_on_all_ranks_at_a_step_and_ends_the_chain_with_the_cause(
     tiny: Path, slurm: SlurmCluster
 ) -> None:
@@ -330,6 +334,6 @@ def test_a_cancelled_training_saves_on_all_ranks_at_a_step_and_ends_the_chain_wi
     causes = [json.loads(paths.failure("train", rank).read_text("utf-8")) for rank in (0, 1)]
     assert [cause["kind"] for cause in causes] == ["stopped", "stopped"]
     assert len({re.sub(r"by .*? in", "", cause["message"]) for cause in causes}) == 1
-    place = re.search(r"stopped by .* in phase (\d) epoch (\d+) step (\d+); what was done", causes[0]["message"])
+    place = re.search(r"stopped by .* in phase (\d) epoch (\d+) step (\d+); progress was saved", causes[0]["message"])
     assert place is not None
     assert (paths.snapshots / f"step-{place[1]}.{place[2]}.{place[3]}").is_dir()

@@ -25,7 +25,7 @@ from tlbatch.config.slurm import Slurm
 from tlbatch.core.files import digest_file
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tlbatch" / "job" / "charliecloud.sh"
+SCRIPT = ROOT / "tlbatch" / "cluster" / "charliecloud.sh"
 BUILT = os.environ.get("TLBATCH_TEST_CONTAINER", "")
 IN_USR = sys.base_prefix.startswith("/usr/")
 PACKAGES = (
@@ -34,23 +34,23 @@ PACKAGES = (
     "libpcre2-8-0", "libpython3.11-minimal", "libpython3.11-stdlib", "libreadline8", "libselinux1", "libsqlite3-0",
     "libssl3", "libstdc++6", "libtinfo6", "libuuid1", "python3.11", "python3.11-minimal", "util-linux", "zlib1g",
 )  # fmt: skip
-"""Of Debian 12."""
+"""Version in Debian 12."""
 
 
 def missing() -> str:
-    """What the tests need and is not here."""
+    """Return what the tests need and is missing here."""
     programs = [name for name in ("ch-run", "mksquashfs", "unshare", "findmnt") if shutil.which(name) is None]
     if programs:
         return f"not on PATH: {', '.join(programs)}"
     return "" if Path("/dev/fuse").exists() else "no /dev/fuse"
 
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
-    """An image for Charliecloud."""
+    """Return an image for Charliecloud."""
     if why := missing():
         left_out("no container can be run", why)
     if BUILT:
@@ -85,7 +85,7 @@ def light_image(folder: Path) -> Path:
 
 
 def settings(image: Path) -> tuple[str, ...]:
-    """The overrides that put a job into the image."""
+    """Return the overrides that run a job in the image."""
     own = [] if BUILT else sorted({str(ROOT), sys.prefix, *([] if IN_USR else [sys.base_prefix])} - {"/usr"})
     return f"slurm.container=charliecloud:{image}", f"slurm.mounts={json.dumps(own)}"
 
@@ -101,7 +101,7 @@ def campaign(slurm: SlurmCluster, image: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.rmtree(folder)
 
 
-def test_two_nodes_in_containers_come_to_the_same_bytes_as_without_whatever_interrupts_them(
+def test_interrupted_runs_in_containers_give_the_same_bytes_as_without_containers(
     campaign: Campaign, image: Path
 ) -> None:
     kinds = ["pre-emption", "USR2", "scancel", "admin requeue"] if BUILT else ["pre-emption"]
@@ -132,7 +132,7 @@ def test_an_allocation_runs_its_steps_in_the_container(campaign: Campaign, image
 
 @pytest.fixture
 def space(tmp_path: Path) -> dict[str, Path]:
-    """Folders and a file to be mounted, in a place whose name is hard on shells."""
+    """Return folders and a file to mount, in a folder with shell metacharacters in its name."""
     places = {name: tmp_path / "a b$(c)'d,e" / name for name in ("images", "images/deep/work", "file", "tmp", "hidden")}
     for name, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -141,18 +141,18 @@ def space(tmp_path: Path) -> dict[str, Path]:
     return places
 
 
-def inside(image: Path, space: dict[str, Path], text: str, *before: str) -> subprocess.CompletedProcess[str]:
-    """Run a text of the shell in the image."""
+def inside(
+    image: Path, space: dict[str, Path], text: str, *before: str, script: Path = SCRIPT
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in the image."""
     mounts = [f"rw:{space['images/deep/work']}", f"ro:{space['images']}", f"ro:{space['file']}"]
-    command = [*before, "bash", str(SCRIPT), str(image), *mounts, "--", "--", "sh", "-c", text, "sh"]
+    command = [*before, "bash", str(script), str(image), *mounts, "--", "--", "sh", "-c", text, "sh"]
     places = [str(space[name]) for name in ("images", "images/deep/work", "file", "tmp", "hidden")]
     environment = {**os.environ, "TMPDIR": str(space["tmp"])}
     return subprocess.run([*command, *places], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_only_what_is_mounted_is_there_and_only_what_is_to_be_written_can_be(
-    image: Path, space: dict[str, Path]
-) -> None:
+def test_only_mounts_are_visible_and_only_writable_mounts_can_be_written(image: Path, space: dict[str, Path]) -> None:
     done = inside(image, space, 'cat "$1/one.jpg" "$3"; echo; echo out > "$2/new" && echo > "$4/new" && ls -d "$5"')
     assert done.stdout == "onehello\n"
     assert "No such file" in done.stderr
@@ -187,16 +187,16 @@ def test_a_link_that_leads_out_of_a_mount_is_followed_where_the_job_names_it(
 
 
 def test_the_exit_code_is_that_of_the_program(image: Path, space: dict[str, Path]) -> None:
-    """ch-run takes the end of any child for that of its program, so it must have no other."""
+    """ch-run treats the exit of any child as that of its program, so it must have no other child."""
     assert {inside(image, space, "exit 3").returncode for _ in range(20)} == {3}
 
 
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("rel/dir", "TMPDIR=rel/dir is no whole path; set TMPDIR to one"),
-        ("/no/where", "TMPDIR=/no/where is not there; set TMPDIR to a folder"),
-        ("/usr/lib", "TMPDIR=/usr/lib lies in a folder that the image has itself; set TMPDIR to another"),
+        ("rel/dir", "TMPDIR=rel/dir is not an absolute path; set TMPDIR to one"),
+        ("/no/where", "TMPDIR=/no/where does not exist; set TMPDIR to a folder"),
+        ("/usr/lib", "TMPDIR=/usr/lib lies in a folder that the image has itself; set TMPDIR to another folder"),
         ("", ""), ("/dev/shm", ""),
     ],
 )  # fmt: skip
@@ -223,10 +223,10 @@ def test_an_odd_folder_for_temporary_files_is_named_in_one_line(image: Path, fol
 def test_what_is_gone_is_named_in_one_line(image: Path) -> None:
     command = ["bash", str(SCRIPT), str(image), "ro:/no/where", "--", "--", "true"]
     (line,) = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
-    assert line.endswith("there is no /no/where, which the job names; mend it, or slurm.mounts")
+    assert line.endswith("there is no /no/where, which the job names; fix the path, or slurm.mounts")
     command[2] = "/no/image"
     (line,) = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
-    assert line.endswith("there is no image /no/image; name one that all nodes see")
+    assert line.endswith("there is no image /no/image; name one that all nodes can read")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -234,13 +234,15 @@ def test_any_user_can_run_it_and_stays_who_he_is(image: Path, space: dict[str, P
     for folder in space["tmp"].parents:
         if len(folder.parts) > 2:
             folder.chmod(0o755)
+    script = space["tmp"].parent / SCRIPT.name  # the checkout may lie where nobody else may look
+    shutil.copyfile(SCRIPT, script)
     for name in ("tmp", "images/deep/work"):
         os.chown(space[name], 12345, 12345)
     user = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "env", "--unset=USER", "HOME=/nowhere"]
     opened = Path("/dev/fuse").stat().st_mode
     Path("/dev/fuse").chmod(0o666)  # as udev has it
     try:
-        done = inside(image, space, 'id -u; echo x > "$2/new"; echo x > "$1/new"', *user)
+        done = inside(image, space, 'id -u; echo x > "$2/new"; echo x > "$1/new"', *user, script=script)
     finally:
         Path("/dev/fuse").chmod(opened)
     assert done.stdout == "12345\n", done.stderr
@@ -262,8 +264,8 @@ def test_a_program_does_not_outlive_the_process_that_serves_its_image(image: Pat
     until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text("utf-8"))
 
 
-def test_a_container_that_is_told_to_end_keeps_its_image_until_its_program_has(image: Path, tmp_path: Path) -> None:
-    """A runtime that serves the image from a process of its own must not take it away when SLURM warns all of them."""
+def test_terminated_container_keeps_its_image_until_its_program_ends(image: Path, tmp_path: Path) -> None:
+    """A runtime that serves the image from a separate process must keep it when SLURM signals all processes."""
     code = (
         "import signal, sys, time; [signal.signal(one, lambda *_: None) for one in (12, 15)];"
         "signal.pthread_sigmask(signal.SIG_UNBLOCK, {12, 15});"

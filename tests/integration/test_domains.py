@@ -1,4 +1,4 @@
-"""One command for recipes in two domains, and the one page that compares them."""
+"""One command for recipes in two domains, and one page that compares them."""
 
 import json
 import re
@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.chain
 
 DOMAINS = """
 name = "both"

@@ -1,4 +1,4 @@
-"""A part of the campaign of faults: those that hit a training."""
+"""Part of the fault campaign: faults during training."""
 
 import json
 import random
@@ -15,7 +15,7 @@ import pytest
 from faults import Campaign, hold, write_images
 from slurm_cluster import SlurmCluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.campaign
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def campaign(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         shutil.rmtree(folder)
 
 
-def test_trainings_that_are_interrupted_lose_nothing(campaign: Campaign) -> None:
-    hold(campaign, kinds=["USR2", "scancel", "pre-emption", "a rank stands still", "node down"], each=5)
+def test_interrupted_trainings_lose_nothing(campaign: Campaign) -> None:
+    hold(campaign, kinds=["USR2", "scancel", "pre-emption", "a rank hangs", "node down"], each=5)
     assert campaign.wrong == []
     assert sum(count for (kind, _), count in campaign.happened.items() if kind in faults.KINDS) == 5
     assert campaign.happened["USR2", "train"] == 1
 
 
-def test_one_allocation_whose_time_has_run_out_goes_on_with_its_own_run(campaign: Campaign) -> None:
+def test_allocation_out_of_time_resumes_its_own_run(campaign: Campaign) -> None:
     root, log = Path(__file__).parents[2], campaign.folder / "batch.log"
     given = [str(faults.TINY), f"data.images={campaign.folder / 'images'}", f"workspace={campaign.folder / 'batch'}"]
     done = campaign.slurm.run(
@@ -56,7 +56,7 @@ def test_one_allocation_whose_time_has_run_out_goes_on_with_its_own_run(campaign
     assert campaign.slurm.wait([job], 180) == {job: "COMPLETED"}, log.read_text("utf-8")
     (run,) = (campaign.folder / "batch" / "runs").glob("*/job.json")
     said = log.read_text("utf-8")
-    assert f"its time has run out: job {job} goes into the queue again" in said
-    assert re.search(r"train goes on in phase 1 epoch \d+ step \d+", said)
+    assert f"its time has run out: requeueing job {job}" in said
+    assert re.search(r"train resumes in phase 1 epoch \d+ step \d+", said)
     ends = [json.loads(line).get("outcome") for line in (run.parent / "ledger.jsonl").read_text("utf-8").splitlines()]
     assert [end for end in ends if end] == ["finished", "finished", "stopped", "finished", "finished", "finished"]

@@ -1,4 +1,4 @@
-"""Real photographs and real weights through both roads of a real SLURM."""
+"""Real photographs and weights on a real SLURM, with submit and with sbatch."""
 
 import json
 import re
@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 from slurm_cluster import SlurmCluster
 
+pytestmark = pytest.mark.campaign
+
 ROOT = Path(__file__).parents[2]
 PUBLISHED = 0.9559
 
 
-@pytest.mark.slurm
-@pytest.mark.slow
-def test_both_roads_agree_and_beat_the_published_result(slurm: SlurmCluster, test_data: Path, tmp_path: Path) -> None:
+def test_submit_and_sbatch_agree_and_beat_the_published_result(
+    slurm: SlurmCluster, test_data: Path, tmp_path: Path
+) -> None:
     images, space = test_data / "flowers17", tmp_path / "space"
     if not images.is_dir():
         pytest.skip(f"no {images}")

@@ -1,14 +1,18 @@
-"""Stages that are killed at random moments: a part of what `kills.py` does."""
+"""Stages killed at random moments: a small run of `kills.py`."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.campaign
+
 KILLS = Path(__file__).with_name("kills.py")
 
 
-def test_runs_whose_stages_are_killed_leave_what_undisturbed_ones_leave() -> None:
+def test_killed_stages_give_the_outputs_of_undisturbed_ones() -> None:
     done = subprocess.run(
         [sys.executable, KILLS, "--number", "16"], capture_output=True, text=True, timeout=600, check=False
     )

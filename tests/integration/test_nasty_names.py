@@ -1,4 +1,4 @@
-"""A chain on a real SLURM whose folders, variables and setup lines hold what shells and SLURM stumble over."""
+"""A chain on a real SLURM whose folders, variables and setup lines contain characters that break shell scripts."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tlbatch.config.load import load_job
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import RunRecord
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.cluster
 WORKSPACE = "a b'c\"d $(touch pwned) `touch pwned` #e;f&g|h*i?[j]{k}~!ü"
 IMAGES = f"{WORKSPACE} %j %% back\\slash\\ new\nline"
 VALUE = f"{IMAGES}\n#SBATCH --qos=high\n,x=y\t"
@@ -39,7 +39,7 @@ def options(images: Path, *more: str) -> list[str]:
 def prepare(
     images: Path, tiny_job: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Prepared]:
-    """Makes runs, and lets this process talk to the cluster."""
+    """Return a function that creates runs, with this process configured for the cluster."""
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
 
@@ -53,7 +53,7 @@ def prepare(
 
 
 def submit_work(prepared: Prepared, folder: Path) -> str:
-    """Submit what writes down the variable of each task, with the script of the stage train; the job's id."""
+    """Submit a job that records the variable in each task, with the script of the stage train; return its id."""
     record, paths = prepared
 
     def write(folder: str) -> None:  # pickled whole, since no task could import this file
@@ -71,7 +71,7 @@ def submit_work(prepared: Prepared, folder: Path) -> str:
     return job_id
 
 
-def test_a_chain_runs_between_folders_of_any_name_and_tells_no_secret(
+def test_chain_runs_with_any_folder_names_and_prints_no_secret(
     images: Path, tiny_job: Path, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     site = tmp_path / "a=b 'site.toml"
@@ -121,7 +121,7 @@ def test_a_failing_setup_line_stops_the_job_before_it_starts(
     assert slurm.job_field(job_id, "ExitCode") == "78:0"
     assert list((tmp_path / "seen").iterdir()) == []
     log = (prepared[1].logs / f"{job_id}_0_log.out").read_text("utf-8")
-    assert log.endswith("error: slurm.setup.1 failed; mend this line of the job, or let it fail with || true\n")
+    assert log.endswith("error: slurm.setup.1 failed; fix this line of the job, or ignore the failure with || true\n")
 
 
 def test_a_run_folder_that_was_opened_since_stops_the_job(
@@ -135,7 +135,7 @@ def test_a_run_folder_that_was_opened_since_stops_the_job(
     assert slurm.wait([jobs["shard"]], 60) == {jobs["shard"]: "FAILED"}
     assert slurm.job_field(jobs["shard"], "ExitCode") == "78:0"
     log = (paths.logs / f"{jobs['shard']}_0_log.out").read_text("utf-8")
-    assert log == f"error: the run folder is not yours alone to write: {paths.folder}; submit the job as a new run\n"
+    assert log == f"error: others can write to the run folder: {paths.folder}; submit the job as a new run\n"
 
 
 @pytest.mark.parametrize("key", ["account", "constraint"])

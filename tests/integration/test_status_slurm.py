@@ -18,7 +18,7 @@ from slurm_cluster import SlurmCluster
 from tlbatch.runs.attempts import read_attempts, read_jobs
 from tlbatch.runs.paths import RunPaths
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def wait_for(what: Callable[[], bool], timeout_s: float = 120) -> None:
         time.sleep(0.3)
 
 
-def test_a_chain_is_seen_queued_running_and_finished(slurm: SlurmCluster, tiny: Path) -> None:
+def test_chain_is_shown_queued_running_and_finished(slurm: SlurmCluster, tiny: Path) -> None:
     blocker = slurm.run("sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 600")
     jobs = submit(slurm, tiny, "one", "slurm.nodes=2")
     paths = RunPaths(tiny / "workspace" / "runs" / "one")
@@ -97,9 +97,9 @@ def test_a_killed_chain_is_dead_and_a_cancelled_one_stopped_or_dead_with_the_end
     followed = status(slurm, tiny, *folders, "--follow", "--every", "1")
     assert followed.returncode == 1, followed.stdout
     waits, cancelled, killed = followed.stdout.split("\n\n")[-3:]
-    assert re.match(r"waiting: shard dead: did not begin \(CANCELLED.*\); go on with", waits)
+    assert re.match(r"waiting: shard dead: did not start \(CANCELLED.*\); resume with", waits)
     assert cancelled.startswith("cancelled: train stopped: stopped by SIGTERM in phase 1 ")
-    assert re.match(r"killed: train dead: ended without a result \(FAILED, \w+, exit code \S+\); go on with", killed)
+    assert re.match(r"killed: train dead: ended without a result \(FAILED, \w+, exit code \S+\); resume with", killed)
     for run, end in (("cancelled", cancelled), ("killed", killed)):
         assert f"\n{runs[run].logs}/" in end
         assert len(end.splitlines()) == 12

@@ -1,4 +1,4 @@
-"""A sweep as job arrays on a real SLURM: what one run does leaves the others."""
+"""A sweep as job arrays on a real SLURM: its runs do not affect each other."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from slurm_cluster import SlurmCluster
 from tlbatch.runs.attempts import read_attempts, read_jobs
 from tlbatch.runs.paths import RunPaths
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def wait_for(what: Callable[[], bool], timeout_s: float = 120) -> None:
         time.sleep(0.3)
 
 
-def test_a_run_that_fails_leaves_the_others_and_only_it_is_run_again(slurm: SlurmCluster, tiny: Path) -> None:
+def test_failed_run_does_not_stop_the_others_and_is_rerun_alone(slurm: SlurmCluster, tiny: Path) -> None:
     sweep = ["run=s", "sweep.seed=[0, 1, 2]"]
     first = submit(slurm, tiny, *sweep)
     assert first.returncode == 0, first.stderr
@@ -73,14 +73,14 @@ def test_a_run_that_fails_leaves_the_others_and_only_it_is_run_again(slurm: Slur
     assert list(job_ids(again.stdout)) == ["train", "predict", "reduce"]
     assert again.stderr.startswith("s-seed1: failed\nerror: train: FileExistsError: ")
     assert again.stderr.endswith(
-        f"error: 1 of 3 runs failed; go on with python -m tlbatch.submit {quoted(runs[1].folder)}\n"
+        f"error: 1 of 3 runs failed; resume with python -m tlbatch.submit {quoted(runs[1].folder)}\n"
     )
     assert re.search(r"^tiny-seed0 .*\n?tiny-seed2 |^tiny-seed2 .*\n?tiny-seed0 ", again.stdout, re.MULTILINE)
 
     runs[1].checkpoints.unlink()
     before = [marker.stat().st_mtime_ns for run in runs[::2] for marker in sorted(run.folder.glob("markers/*.json"))]
-    mended = submit_runs(slurm, runs)
-    assert mended.returncode == 0, mended.stdout + mended.stderr
+    again = submit_runs(slurm, runs)
+    assert again.returncode == 0, again.stdout + again.stderr
     assert len(pd.read_csv(tiny / "space" / "runs" / "leaderboard.csv")) == 3
     assert [len(read_attempts(run)) for run in runs[::2]] == [5, 5]
     after = [marker.stat().st_mtime_ns for run in runs[::2] for marker in sorted(run.folder.glob("markers/*.json"))]
@@ -98,13 +98,13 @@ def submit_runs(slurm: SlurmCluster, runs: list[RunPaths]) -> subprocess.Complet
     return slurm.run(sys.executable, "-m", "tlbatch.submit", *folders, "--wait", timeout_s=300)
 
 
-def test_an_element_that_is_told_that_its_time_is_up_starts_again_alone(slurm: SlurmCluster, tiny: Path) -> None:
+def test_array_element_out_of_time_restarts_alone(slurm: SlurmCluster, tiny: Path) -> None:
     done = submit(slurm, tiny, "run=long", "sweep.seed=[0, 1]", "phase.1.epochs=100000")
     train = job_ids(done.stdout)["train"]
     runs = [RunPaths(tiny / "space" / "runs" / f"long-seed{seed}") for seed in range(2)]
     wait_for(lambda: all(run.metrics.exists() for run in runs))
     twice = submit(slurm, tiny, "run=long", "sweep.seed=[0, 1]", "phase.1.epochs=100000")
-    assert re.findall(r"at work, job (\S+)", twice.stdout) == [f"{train}_0", f"{train}_1"]
+    assert re.findall(r"active, job (\S+)", twice.stdout) == [f"{train}_0", f"{train}_1"]
     assert job_ids(twice.stdout) == {}
     slurm.run("scancel", "--signal=USR2", f"{train}_1")  # the last: its bare id is that of the array
     wait_for(lambda: slurm.job_field(f"{train}_1", "JobState") == "PENDING")

@@ -1,4 +1,4 @@
-"""Trainings that go on with another number of ranks than they began with."""
+"""Trainings resumed with a different number of ranks."""
 
 import os
 import signal
@@ -18,6 +18,8 @@ from tlbatch.config.load import load_job
 from tlbatch.core.cli import EXIT_AGAIN
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Failure, load_record
+
+pytestmark = pytest.mark.chain
 
 CLASSES = ["p_blue", "p_green", "p_red"]
 
@@ -40,7 +42,7 @@ def make(
 
 
 def start(paths: RunPaths, num_ranks: int) -> list[subprocess.Popen[str]]:
-    """So many processes that train together."""
+    """Start the processes of a training with several ranks."""
     world = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": str(num_ranks), "SUBMITIT_LOCAL_JOB_ID": "1"}
     return [
         subprocess.Popen(
@@ -55,7 +57,7 @@ def start(paths: RunPaths, num_ranks: int) -> list[subprocess.Popen[str]]:
 
 
 def stop_after(paths: RunPaths, ranks: list[subprocess.Popen[str]], num_epochs: int) -> None:
-    """Warn one of them, as SLURM warns all."""
+    """Send SLURM's warning signal to one of them."""
     deadline = time.monotonic() + 120
     while not paths.metrics.exists() or len(paths.metrics.read_text("utf-8").splitlines()) < num_epochs:
         assert time.monotonic() < deadline
@@ -73,23 +75,23 @@ def predictions(paths: RunPaths) -> pd.DataFrame:
     return pd.read_csv(paths.report / "predictions.csv")
 
 
-def test_a_training_of_two_ranks_goes_on_with_one_and_with_two_again(make: Callable[..., RunPaths]) -> None:
-    whole, changed = make("whole"), make("changed")
-    train.run(whole.folder)
+def test_training_of_two_ranks_resumes_with_one_and_with_two_again(make: Callable[..., RunPaths]) -> None:
+    constant, changed = make("constant"), make("changed")
+    train.run(constant.folder)
     stop_after(changed, start(changed, 2), 5)
     stop_after(changed, start(changed, 1), 12)
     ranks = start(changed, 2)
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert "saved by 1 ranks, gone on with by 2: every remaining sample of the epoch is seen once" in said[0]
+    assert "saved by 1 ranks and resumed by 2: every remaining sample of the epoch is used once" in said[0]
     assert not changed.snapshots.exists()
-    one, two = predictions(whole), predictions(changed)
+    one, two = predictions(constant), predictions(changed)
     assert one["key"].tolist() == two["key"].tolist()
     assert np.allclose(one[CLASSES], two[CLASSES], atol=1e-3)
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_rank_that_is_stopped_before_its_first_step_ends_the_others_within_the_limit(
+def test_rank_frozen_before_its_first_step_ends_the_others_within_the_limit(
     make: Callable[..., RunPaths], stopped: int
 ) -> None:
     paths = make(f"stopped-{stopped}", "slurm.watchdog_timeout_s=5", "phase.1.epochs=2000")
@@ -104,10 +106,10 @@ def test_a_rank_that_is_stopped_before_its_first_step_ends_the_others_within_the
         began = time.monotonic()
         said, _ = ranks[1 - stopped].communicate(timeout=60)
         assert ranks[1 - stopped].returncode == 1, said
-        assert time.monotonic() - began < 5 * 2 + 5, "the limit, a look and a slow machine"
+        assert time.monotonic() - began < 5 * 2 + 5, "the limit, one check and a slow machine"
         failure = load_record(Failure, paths.failure("train", 1 - stopped), missing="")
         assert failure.kind == "lost"
-        assert f"rank {stopped} gave no sign of life for" in failure.message
+        assert f"rank {stopped} sent no heartbeat for" in failure.message
     finally:
         for rank in ranks:
             rank.kill()

@@ -26,6 +26,8 @@ from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.runs.paths import RunPaths
 from tlbatch.training.step import RunningPhase
 
+pytestmark = pytest.mark.chain
+
 Make = Callable[..., RunPaths]
 
 
@@ -173,7 +175,7 @@ def test_a_damaged_block_is_computed_again_and_said(
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
     run(make("run=two"))
-    assert f"{victim}: its checksum is wrong; its activations are computed again" in caplog.text
+    assert f"{victim}: checksum mismatch; its activations will be computed again" in caplog.text
     assert {file.name: file.read_bytes() for file in blocks(tmp_path)} == whole
 
 
@@ -203,12 +205,12 @@ def test_activations_that_went_after_caching_are_named_by_train(make: Make, tmp_
 @pytest.mark.parametrize(
     ("overrides", "says", "num_cached"),
     [
-        (["cache.budget_gb=1e-6"], "more than cache.budget_gb = 1e-06: it runs without the cache", 0),
+        (["cache.budget_gb=1e-6"], "exceeds cache.budget_gb = 1e-06, so it runs without the cache", 0),
         (["cache.enabled=false"], "phase 0, cut pool: not cached (cache.enabled is false)", 0),
-        (["train.crop_scale=0.5"], "not cached (random crops are drawn anew in every epoch; train.random_views=8", 0),
+        (["train.crop_scale=0.5"], "not cached (random crops are drawn again in every epoch; train.random_views=8", 0),
         (["phase.0.mixup=0.2"], "phase 0, cut pool: not cached (mixup and cutmix need images)", 1),
         (["phase.1.cut=none"], "phase 1, cut none: not cached (nothing is frozen)", 1),
-        (["phase.0.cut=blocks.0"], "phase 1, cut blocks.1: not cached (an earlier phase trains what is frozen", 1),
+        (["phase.0.cut=blocks.0"], "phase 1, cut blocks.1: not cached (an earlier phase trains layers that", 1),
         (["phase.0.cut=blocks.1"], "", 2),
     ],
 )
@@ -228,11 +230,11 @@ def test_a_full_disk_runs_without_the_cache(
 ) -> None:
     monkeypatch.setattr("tlbatch.activations.fill.free_bytes", lambda _: 1000)
     paths = run(make("phase.0.epochs=1", "phase.1.epochs=1"), shard, cache, train)
-    assert "of the disk are free: it runs without the cache" in caplog.text
+    assert "of disk are free, so it runs without the cache" in caplog.text
     assert paths.best.exists()
 
 
-@pytest.mark.parametrize(("stored_as", "size", "tolerance"), [("fp32", 4, 0), ("fp16", 2, 1e-3), ("bf16", 2, 1e-2)])
+@pytest.mark.parametrize(("dtype", "size", "tolerance"), [("fp32", 4, 0), ("fp16", 2, 1e-3), ("bf16", 2, 1e-2)])
 def test_a_store_gives_back_what_it_was_given_in_any_order_and_type(
     tmp_path: Path, dtype: str, size: int, tolerance: float
 ) -> None:

@@ -24,6 +24,8 @@ from tlbatch.runs.strategy import Trial
 from tlbatch.training import candidates, search
 from tlbatch.training.search import Candidate, Study
 
+pytestmark = pytest.mark.chain
+
 AUTO = ["strategy=auto", "phase=[]", "data.audit=warn"]
 Make = Callable[..., RunPaths]
 
@@ -103,12 +105,12 @@ def test_there_is_nothing_to_choose_in_a_job_of_phases(make: Make) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["strategy=auto"], "strategy = auto decides on phase: leave it out of the job"),
-        (["strategy=auto", "phase=[]", "head.widths=[8]"], "strategy = auto decides on head"),
-        (["strategy=auto", "phase=[]", "cache.enabled=false"], "a cut or strategy that is auto needs the cache"),
+        (["strategy=auto"], "strategy = auto chooses phase: leave it out of the job"),
+        (["strategy=auto", "phase=[]", "head.widths=[8]"], "strategy = auto chooses head"),
+        (["strategy=auto", "phase=[]", "cache.enabled=false"], "cut = auto and strategy = auto need the cache"),
         (["strategy=auto", "phase=[]", "train.crop_scale=0.5"], "strategy = auto needs a finite number of views"),
         (["phase=[]"], "phase is required"),
-        (["phase.1.cut=auto", "head.after=blocks.1"], "a cut that is auto goes with a head on the top"),
+        (["phase.1.cut=auto", "head.after=blocks.1"], "cut = auto needs the head on top of the backbone"),
     ],
 )
 def test_what_auto_decides_is_left_out_of_the_job(make: Make, overrides: Sequence[str], says: str) -> None:
@@ -197,7 +199,7 @@ def test_the_cheapest_of_equals_wins_or_where_unlike_what_is_tuned_and_most_is_t
 def test_what_the_cache_may_not_hold_is_left_out_or_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = make(*AUTO, "cache.budget_gb=1e-9")
     shard.run(paths.folder)
-    with pytest.raises(UserError, match=r"choose measures on cached vectors; raise cache\.budget_gb"):
+    with pytest.raises(UserError, match=r"choose needs cached vectors, and they do not fit; raise cache\.budget_gb"):
         choose.run(paths.folder)
     paths = make(*AUTO, "train.augment=rot4", "run=views")
     shard.run(paths.folder)
@@ -215,7 +217,7 @@ def test_what_the_cache_may_not_hold_is_left_out_or_said(make: Make, monkeypatch
     assert found is not None
     assert len(found.left_out) == 3
     for line in found.left_out:
-        assert line.endswith("mean of views: its views are more than the cache may hold")
+        assert line.endswith("mean of views: its views do not fit in the cache")
 
 
 def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(

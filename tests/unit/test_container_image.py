@@ -10,6 +10,8 @@ import pytest
 from tlbatch.cluster.image import _unpack
 from tlbatch.container_image import main
 
+pytestmark = pytest.mark.chain
+
 FAKE = """#!/bin/bash
 printf '%s\\n' "$(basename "$0") $1 $(basename "$2")${3:+ $3}" >> "$LOG"
 case "$(basename "$0") $1" in
@@ -60,7 +62,7 @@ def test_an_image_has_its_digest_beside_it_and_what_runtimes_look_for_in_it(
     subprocess.run(["sha256sum", "--check", "--quiet", "out.sif.sha256"], cwd=tmp_path, check=True)
     assert capsys.readouterr().out.startswith(f"slurm.container=apptainer:{image}  ")
     assert make(archive, f"apptainer:{image}") == 2
-    assert capsys.readouterr().err == f"error: {image}: is there already; remove it, or name another\n"
+    assert capsys.readouterr().err == f"error: {image}: exists already; remove it, or choose another name\n"
     assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.sif", "out.sif.sha256"]
 
 
@@ -87,23 +89,25 @@ def test_what_is_no_image_is_refused_in_one_line(
 
     image = tmp_path / "out.sif"
     assert refused(archive, "docker:x").startswith("error: docker:x: must be none or RUNTIME:IMAGE")
-    assert refused(archive, "none").startswith("error: none: is no container; name a runtime")
+    assert refused(archive, "none").startswith("error: none: is not a container; name a runtime")
     assert "no such file; name the tar file" in refused(tmp_path / "no.tar", f"apptainer:{image}")
     (tmp_path / "no.tar").write_text("text", encoding="utf-8")
     assert refused(tmp_path / "no.tar", f"apptainer:{image}").startswith("error: tar: This does not look like")
     (tmp_path / "layers").mkdir()
     (tmp_path / "layers" / "manifest.json").touch()
     layers = packed(tmp_path / "layers", tmp_path / "layers.tar")
-    assert "holds layers, as of podman save; make it with podman export" in refused(layers, f"apptainer:{image}")
+    assert "holds layers, as podman save writes them; make it with podman export" in refused(
+        layers, f"apptainer:{image}"
+    )
     (tmp_path / "root" / "opt" / "tlbatch" / "bin" / "python").unlink()
     other = packed(tmp_path / "root", tmp_path / "other.tar")
     assert "has no /opt/tlbatch/bin/python; build it with" in refused(other, f"apptainer:{image}")
     (tmp_path / "root" / "etc").rmdir()
     (tmp_path / "root" / "opt" / "tlbatch" / "bin" / "python").symlink_to("python3")
     (tmp_path / "root" / "etc").symlink_to(tmp_path)
-    assert "its etc is no folder" in refused(packed(tmp_path / "root", tmp_path / "link.tar"), f"apptainer:{image}")
+    assert "its etc is not a folder" in refused(packed(tmp_path / "root", tmp_path / "link.tar"), f"apptainer:{image}")
     assert not (tmp_path / "environment").exists()
-    assert "no folder to write to" in refused(archive, f"apptainer:{tmp_path}/none/out.sif")
+    assert "not a writable folder" in refused(archive, f"apptainer:{tmp_path}/none/out.sif")
     monkeypatch.setenv("PATH", os.defpath)
     assert refused(archive, f"apptainer:{image}") == "error: apptainer: not on PATH; install or load it"
     assert not list(tmp_path.glob("*out*"))

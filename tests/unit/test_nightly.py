@@ -1,4 +1,4 @@
-"""Nights on tiny images, all stages in this process."""
+"""Nights on tiny images, with all stages in this process."""
 
 import csv
 import importlib
@@ -27,8 +27,11 @@ from tlbatch.promotion import registry as registries
 from tlbatch.promotion.registry import Champion, Decision, Registry, promotion_file
 from tlbatch.promotion.rescoring import rescoring_paths
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import SPLITS, RunRecord, StageName, stages_of
+from tlbatch.runs.records import SPLITS, RunRecord
 from tlbatch.runs.stage import run_guarded
+from tlbatch.runs.stages import StageName, stages_of
+
+pytestmark = pytest.mark.chain
 
 COLOURS = ("blue", "green", "red")
 
@@ -80,7 +83,7 @@ class Site:
         return RunPaths(self.space / "runs" / str(self.registry.history()[-1].run))
 
     def stored(self) -> tuple[list[Any], list[Any]]:
-        """Every row of the shards, and every row of the cache with its store."""
+        """Return every row of the shards, and every row of the cache with its store."""
         sharded = [
             row for file in self.space.glob("shards/*/*.npz") for row in np.load(file)["rows"]["content"].tolist()
         ]
@@ -111,7 +114,7 @@ def site(tmp_path: Path, tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     return made
 
 
-def test_the_first_night_makes_a_champion_and_without_anything_new_the_next_one_ends_at_once(
+def test_first_night_makes_a_champion_and_the_next_ends_without_changes(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert site.night() == 0
@@ -175,8 +178,8 @@ def test_images_that_the_champion_was_trained_on_are_not_compared(site: Site) ->
     assert decision.num_excluded == 2
 
 
-def test_what_a_forebear_was_trained_on_is_not_compared_either(site: Site) -> None:
-    """Two images come to test in the second night: the third begins with weights that come from the first."""
+def test_training_images_of_earlier_champions_are_not_compared(site: Site) -> None:
+    """Two images move to test in the second night; the third starts from weights that descend from the first."""
     lists = {name: site.folder / f"{name}.txt" for name in SPLITS}
     files = ", ".join(f"{name} = '{file}'" for name, file in lists.items())
     site.options += ["data.split.method=given", f"data.split.files={{{files}}}", "nightly.init_from=champion"]
@@ -199,7 +202,7 @@ def test_what_a_forebear_was_trained_on_is_not_compared_either(site: Site) -> No
     assert excluded == [0, 2, 2]
 
 
-def test_a_night_can_begin_with_the_champion(site: Site) -> None:
+def test_night_can_start_from_the_champion(site: Site) -> None:
     assert site.night("nightly.init_from=champion") == 0
     first = site.last_run()
     site.add(4)
@@ -211,11 +214,11 @@ def test_a_night_can_begin_with_the_champion(site: Site) -> None:
     assert len({store for store, _ in cached}) == 3  # all before blocks.1 is the same, and the top is another
 
 
-def test_no_night_begins_with_a_champion_of_another_split(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    """It may have been trained on what are test images now, which no later champion would know of."""
+def test_no_night_starts_from_a_champion_of_another_split(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may have been trained on current test images, which no later champion would record."""
     assert site.night("nightly.init_from=champion") == 0
     assert site.night("nightly.init_from=champion", "data.split.salt=another") == 0
-    assert "another split: this night begins with the pre-trained weights" in capsys.readouterr().out
+    assert "another split: this night starts from the pre-trained weights" in capsys.readouterr().out
     job = site.last_run().load().job
     assert (job.model.weights, job.head.weights) == (
         RunPaths(site.space / "runs" / "night-0").load().job.model.weights,
@@ -223,7 +226,7 @@ def test_no_night_begins_with_a_champion_of_another_split(site: Site, capsys: py
     )
 
 
-def test_nights_that_begin_with_the_champion_need_none_of_the_runs_before_it(site: Site) -> None:
+def test_nights_from_the_champion_need_no_earlier_runs(site: Site) -> None:
     site.options += ["nightly.init_from=champion", "nightly.keep_nights=1", "nightly.keep_champions=0"]
     site.options += ["nightly.margin=1", "nightly.more_data=0.01"]
     for number in range(3):
@@ -236,9 +239,7 @@ def test_nights_that_begin_with_the_champion_need_none_of_the_runs_before_it(sit
     assert "night-0" not in site.runs()
 
 
-def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_up(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_night_is_resumed_and_given_up_when_images_change(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlbatch import train
 
     work = train.run
@@ -265,13 +266,15 @@ def test_a_night_that_failed_goes_on_and_one_whose_images_have_changed_is_given_
     assert events[2][1] == "night-3"
 
 
-def test_two_nights_at_once_are_one(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_night_at_the_same_time_ends_at_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     from tlbatch.promotion.lease import hold_lease
 
     site.registry.folder.mkdir(parents=True)
     with hold_lease(site.registry.lock_file, {}, lambda _: None):
         assert site.night() == 0
-    assert re.search(r"a night of tiny is at work \(process \d+ on .*\); it is left alone", capsys.readouterr().out)
+    assert re.search(
+        r"a night of tiny is already running \(process \d+ on .*\); nothing to do", capsys.readouterr().out
+    )
     assert not site.runs()
 
 
@@ -281,9 +284,7 @@ KILLS: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
-def test_a_promotion_that_is_killed_is_the_old_or_the_new_champion_and_goes_on(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_promotion_leaves_a_valid_champion_and_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step that changes the registry is cut off before and after it, in the night that has a champion already."""
     assert site.night() == 0
     old = site.registry.champion()
@@ -336,13 +337,11 @@ def test_a_run_can_be_promoted_by_hand_against_the_rule(site: Site) -> None:
     assert champion is not None
     assert (champion.number, champion.run, champion.rule) == (2, last.folder.name, "by hand")
     assert site.registry.history()[-1].reasons == ("asked by the clinic",)
-    with pytest.raises(UserError, match="is the champion already"):
+    with pytest.raises(UserError, match="is already the champion"):
         promote.run(last.folder, "again")
 
 
-def test_a_run_that_another_champion_was_tested_for_is_compared_with_the_one_of_now(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_is_compared_with_the_current_champion(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.night() == 0
     site.add(4)
     assert site.night("nightly.min_samples=1000") == 0
@@ -358,7 +357,7 @@ def test_a_run_that_another_champion_was_tested_for_is_compared_with_the_one_of_
     assert rescoring_paths(third).load_submitted().checkpoint_of == str(second.folder)
 
 
-def test_what_was_overruled_stands_when_its_night_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_override_stays_when_its_night_is_resumed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.night() == 0
     site.add(4)
     with monkeypatch.context() as patch:
@@ -378,7 +377,7 @@ def _out_of_luck(*_: object) -> None:
 
 
 @pytest.mark.parametrize("lost", ["run", "weights", "model", "index"])
-def test_a_champion_that_is_not_whole_is_named_with_the_ways_out(
+def test_damaged_champion_is_reported_with_the_ways_out(
     site: Site, capsys: pytest.CaptureFixture[str], lost: str
 ) -> None:
     assert site.night() == 0
@@ -392,11 +391,11 @@ def test_a_champion_that_is_not_whole_is_named_with_the_ways_out(
         shutil.rmtree({"run": run.folder, "model": model, "index": site.registry.index_of(champion).index_folder}[lost])
     site.add(4)
     assert site.night() == 2
-    (*_, told) = capsys.readouterr().err.splitlines()
-    assert told.startswith("error: champion 1 is not whole: ")
-    assert told.endswith(f"; python -m tlbatch.promote {site.last_run().folder} --override REASON, and the night again")
+    (*_, line) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: champion 1 is damaged: ")
+    assert line.endswith(f"; python -m tlbatch.promote {site.last_run().folder} --override REASON, then run again")
     last = site.registry.history()[-1]
-    assert (last.event, f"error: {last.reasons[0]}") == ("failed", told)
+    assert (last.event, f"error: {last.reasons[0]}") == ("failed", line)
     promote.run(site.last_run().folder, "the champion is lost")
     assert site.night() == 0
     champion = site.registry.champion()
@@ -412,12 +411,12 @@ def test_a_registry_that_has_lost_its_champion_promotes_nothing(site: Site, caps
     site.add(4)
     file.unlink()
     assert site.night() == 2
-    assert f"not there, though the history names champion 1; copy that of the champion from {site_files} to it" in (
+    assert f"missing, but the history names champion 1; restore it from the champion's record in {site_files}" in (
         capsys.readouterr().err
     )
     file.write_bytes(whole[:50])
     assert site.night() == 2
-    assert f"copy that of the champion from {site_files} to it" in capsys.readouterr().err
+    assert f"restore it from the champion's record in {site_files}" in capsys.readouterr().err
     shutil.copy(site_files / "0001.json", file)
     site.registry.night_file.write_bytes(b"{")
     assert site.night() == 2
@@ -434,19 +433,17 @@ def test_a_champion_of_other_classes_is_not_compared(site: Site) -> None:
     site.write()
     assert site.night("data.classes=['blue', 'green', 'rose']") == 0
     (reason,) = site.registry.history()[-1].reasons
-    assert reason.startswith("the champion knows the classes blue, green, red, and this run blue, green, rose")
+    assert reason.startswith("the champion has the classes blue, green, red, this run blue, green, rose")
     assert site.registry.history()[-1].event == "kept"
 
 
-def test_a_night_whose_files_were_only_touched_ends_after_sharding(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_night_with_only_new_file_times_ends_after_sharding(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert site.night() == 0
     runs = site.runs()
     for file in (site.folder / "images").iterdir():
         os.utime(file, (1, 1))
     assert site.night() == 0
-    assert "nothing new: the files have been touched, the images are those of" in capsys.readouterr().out
+    assert "nothing new: only file times have changed, the images are those of" in capsys.readouterr().out
     assert [one.event for one in site.registry.history()] == ["promoted", "nothing new"]
     assert site.runs() == runs
     assert site.night() == 0
@@ -472,7 +469,7 @@ def test_shards_may_be_removed_between_two_nights(site: Site) -> None:
     assert decision.comparison.n == len(keys_tested(site.last_run())) - decision.num_excluded
 
 
-def test_a_night_that_compares_nothing_is_no_look(site: Site) -> None:
+def test_night_without_comparison_is_no_challenge(site: Site) -> None:
     assert site.night() == 0
     for key in [key for key, name in site.labels.items() if name == "red"]:
         site.labels[key] = "rose"
@@ -483,14 +480,14 @@ def test_a_night_that_compares_nothing_is_no_look(site: Site) -> None:
     assert site.registry.looks(champion, but="") == 0
 
 
-def test_a_night_has_no_name_of_its_own_and_no_recipes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_name_and_unknown_guards_are_refused(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert site.night("run=x") == 2
-    assert "run: every night has a run of its own" in capsys.readouterr().err
+    assert "run: every night makes a new run" in capsys.readouterr().err
     assert site.night("nightly.guards={'recall.pink' = 0.1}") == 2
-    assert "nightly.guards.recall.pink: no 'pink' there; it must be one of blue, green, red" in capsys.readouterr().err
+    assert "nightly.guards.recall.pink: unknown 'pink'; known: blue, green, red" in capsys.readouterr().err
 
 
-def test_the_run_that_is_decided_on_stays_even_where_no_night_is_kept(site: Site) -> None:
+def test_current_run_is_kept_with_keep_nights_zero(site: Site) -> None:
     assert site.night("nightly.keep_nights=0") == 0
     site.add(4)
     assert site.night("nightly.keep_nights=0", "nightly.min_samples=1000") == 0
@@ -502,7 +499,7 @@ def test_the_run_that_is_decided_on_stays_even_where_no_night_is_kept(site: Site
     ]  # fmt: skip
 
 
-def test_two_tasks_that_begin_in_the_same_second_have_runs_of_their_own(
+def test_two_tasks_started_in_the_same_second_have_different_runs(
     tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
@@ -519,7 +516,7 @@ def test_two_tasks_that_begin_in_the_same_second_have_runs_of_their_own(
     assert [run.split("-")[0] for run in runs] == ["left", "right"]
 
 
-def test_the_page_of_a_night_says_why_and_links_the_report(site: Site, write_page_text: Callable[[Path], str]) -> None:
+def test_night_page_gives_reasons_and_links_the_report(site: Site, write_page_text: Callable[[Path], str]) -> None:
     assert site.night() == 0
     site.add(4)
     site.labels |= dict.fromkeys(list(site.labels)[-12:], "red")
@@ -533,7 +530,7 @@ def test_the_page_of_a_night_says_why_and_links_the_report(site: Site, write_pag
     assert registries.drift_file(site.last_run()).exists()
 
 
-def test_images_whose_names_look_like_formulas_are_doubted_like_others(
+def test_images_with_names_like_formulas_are_reviewed_like_others(
     site: Site, write_page_text: Callable[[Path], str]
 ) -> None:
     assert site.night() == 0

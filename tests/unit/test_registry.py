@@ -27,7 +27,7 @@ Crown = Callable[..., Champion]
 
 @pytest.fixture
 def crown(registry: Registry) -> Crown:
-    """Makes a run with one file the champion, as a night would."""
+    """Return a function that makes a run with one file the champion, as a night does."""
 
     def make(number: int, *, previous: int | None = None) -> Champion:
         run = registry.folder.parents[1] / "runs" / f"night-{number}"
@@ -75,21 +75,21 @@ def test_list_and_show_name_champions_and_nights(
     assert "champion        1, since" in capsys.readouterr().out
 
 
-def test_verify_names_what_is_gone_or_changed(
+def test_verify_names_missing_and_changed_files(
     registry: Registry, crown: Crown, capsys: pytest.CaptureFixture[str]
 ) -> None:
     champion = crown(1)
     assert run(registry, "verify") == 0
-    assert "2 files are as they were" in capsys.readouterr().out
+    assert "2 files are unchanged" in capsys.readouterr().out
     weights = registry.run_of(champion).folder / "weights"
     weights.write_text("other", encoding="utf-8")
     assert run(registry, "verify") == 1
-    assert f"{weights}: is not what it was" in capsys.readouterr().err
+    assert f"{weights}: changed since its promotion" in capsys.readouterr().err
     weights.unlink()
-    assert wrong_files(registry, champion) == [f"{weights}: is gone"]
+    assert wrong_files(registry, champion) == [f"{weights}: missing"]
 
 
-def test_rollback_goes_to_the_one_before_and_says_so_in_the_history(
+def test_rollback_restores_the_previous_champion_and_notes_it_in_the_history(
     registry: Registry, crown: Crown, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crown(1)
@@ -103,23 +103,23 @@ def test_rollback_goes_to_the_one_before_and_says_so_in_the_history(
     assert run(registry, "show") == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("rolled back   two lines")
     assert run(registry, "rollback") == 2
-    assert "champion 1: is the first, there is none before it; promote another run" in capsys.readouterr().err
+    assert "champion 1: is the first, so there is no previous one; promote another run" in capsys.readouterr().err
     crown(4, previous=1)
     assert run(registry, "rollback") == 0
     assert registry.champion() == registry.recorded(1)
 
 
-def test_rollback_to_a_champion_that_is_not_whole_is_refused(
+def test_rollback_to_a_damaged_champion_is_refused(
     registry: Registry, crown: Crown, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (registry.run_of(crown(1)).folder / "weights").unlink()
     crown(2)
     assert run(registry, "rollback") == 2
-    assert "is gone; it cannot be gone back to, promote another run" in capsys.readouterr().err
+    assert "weights: missing; it cannot be reinstated, promote another run" in capsys.readouterr().err
     assert registry.champion() == registry.recorded(2)
 
 
-def test_a_line_that_a_kill_cut_off_is_passed_over_and_the_next_one_is_whole(
+def test_incomplete_line_is_skipped_and_the_next_one_is_complete(
     registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry.note(Night(time="1", event="kept", run="a"))
@@ -127,11 +127,11 @@ def test_a_line_that_a_kill_cut_off_is_passed_over_and_the_next_one_is_whole(
     registry.history_file.write_bytes(whole + whole[:20])
     registry.note(Night(time="2", event="kept", run="b"))
     assert [night.time for night in registry.history()] == ["1", "2"]
-    assert "line 2 is no whole line" in caplog.text
+    assert "line 2 is incomplete" in caplog.text
     assert json.loads(registry.history_file.read_bytes().splitlines()[-1]) == {"time": "2", "event": "kept", "run": "b"}
 
 
-def test_a_full_disk_is_named_and_the_next_line_is_whole(tiny_disk: Path) -> None:
+def test_full_disk_is_reported_and_the_next_line_is_complete(tiny_disk: Path) -> None:
     registry = Registry(tiny_disk / "space" / "registry" / "eyes")
     registry.folder.mkdir(parents=True)
     registry.note(Night(time="1", event="kept", run="a"))
@@ -145,7 +145,7 @@ def test_a_full_disk_is_named_and_the_next_line_is_whole(tiny_disk: Path) -> Non
     assert [night.time for night in registry.history()] == ["1", "3"]
 
 
-def test_looks_count_the_challenges_of_a_champion_apart_from_the_run_itself(registry: Registry, crown: Crown) -> None:
+def test_looks_count_challenges_by_other_runs(registry: Registry, crown: Crown) -> None:
     champion = crown(1)
     for name in ("a", "b"):
         registry.note(Night(time=name, event="kept", run=name, against=1))
@@ -155,7 +155,7 @@ def test_looks_count_the_challenges_of_a_champion_apart_from_the_run_itself(regi
     assert registry.looks(champion, but="b") == 1
 
 
-def test_what_is_old_and_no_champions_is_removed_and_nothing_else(registry: Registry, crown: Crown) -> None:
+def test_only_old_runs_without_a_kept_champion_are_removed(registry: Registry, crown: Crown) -> None:
     runs = registry.folder.parents[1] / "runs"
     for number in range(1, 5):
         crown(number)
@@ -173,9 +173,7 @@ def test_what_is_old_and_no_champions_is_removed_and_nothing_else(registry: Regi
 
 
 @pytest.mark.parametrize("num_nights", [1, 4, 6, 7, 9])
-def test_as_many_nights_are_kept_as_the_job_says_also_before_there_are_so_many(
-    registry: Registry, crown: Crown, num_nights: int
-) -> None:
+def test_keep_nights_recent_nights_are_kept(registry: Registry, crown: Crown, num_nights: int) -> None:
     crown(1)
     runs = registry.folder.parents[1] / "runs"
     nights = [f"kept-{number}" for number in range(num_nights)]
@@ -186,7 +184,7 @@ def test_as_many_nights_are_kept_as_the_job_says_also_before_there_are_so_many(
     assert sorted(one.name for one in runs.iterdir()) == [*nights[-7:], "night-1"]
 
 
-def test_a_registry_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_folder_that_is_no_registry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no registry; name a folder WORKSPACE/registry/TASK"):
         open_registry(tmp_path)
 
@@ -205,6 +203,7 @@ while True:
 """
 
 
+@pytest.mark.chain
 def test_killed_at_any_moment_the_champion_is_the_old_or_the_new_one(registry: Registry, crown: Crown) -> None:
     both = [crown(1), crown(2)]
     for kill in range(10):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.chain
+
 ROOT = Path(__file__).parents[2]
 FAKE = """#!/bin/bash
 [ "$1" = -c ] && exit

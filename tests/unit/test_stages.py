@@ -36,6 +36,8 @@ from tlbatch.runs.world import World
 from tlbatch.training import phases
 from tlbatch.training.train import _check_batches
 
+pytestmark = pytest.mark.chain
+
 
 @pytest.fixture
 def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> Callable[..., RunPaths]:
@@ -106,7 +108,7 @@ def test_a_finished_stage_does_nothing_and_another_job_in_its_folder_is_refused(
     assert {file: file.stat().st_mtime_ns for file in paths.folder.rglob("*") if file.is_file()} == before
     record = paths.load()
     record.model_copy(update={"job": record.job.model_copy(update={"seed": 5})}).save(paths.record)
-    with pytest.raises(UserError, match="train has finished here from another job"):
+    with pytest.raises(UserError, match="train finished here with another job"):
         train.run(paths.folder)
 
 
@@ -228,7 +230,7 @@ def test_what_was_changed_or_removed_after_a_stage_is_noticed(make: Callable[...
     record = paths.load_submitted()
     record.model_copy(update={"job": record.job.model_copy(update={"decision": "expected-grade"})}).save(paths.record)
     for stage, done in ((train, "train"), (predict, "train"), (reduce, "predict")):
-        with pytest.raises(UserError, match=f"{done} has finished here from another job"):
+        with pytest.raises(UserError, match=f"{done} finished here with another job"):
             stage.run(paths.folder)
     record.save(paths.record)
     index = paths.set_paths(record.job).index_file
@@ -250,7 +252,7 @@ def test_a_head_of_other_classes_is_refused(make: Callable[..., RunPaths]) -> No
 def test_a_stage_runs_once_at_a_time_in_a_folder(make: Callable[..., RunPaths]) -> None:
     paths = make()
     shard.run(paths.folder)
-    with FileLock(paths.marker("cache").with_suffix(".lock")), pytest.raises(UserError, match="cache is at work here"):
+    with FileLock(paths.marker("cache").with_suffix(".lock")), pytest.raises(UserError, match="is already running"):
         cache.run(paths.folder)
     cache.run(paths.folder)
 
@@ -290,10 +292,11 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
 
     expect("1 images not predicted, the first is", share(1))
     expect("15 images predicted twice", whole, share(0, 8), share(8))
-    expect("of another weights", whole, head=header | {"weights": "0"})
+    expect("made with weights ", whole, head=header | {"weights": "0"})
     expect(r"shape \(15, 2\), not \(15, 3\)", Part.of_classes(whole.rows, whole.probabilities[:, :2], whole.grades, {}))
     expect(
-        r"grades of shape \(14,\), not \(15,\)", Part.of_classes(whole.rows, whole.probabilities, whole.grades[1:], {})
+        r"grades have shape \(14,\), not \(15,\)",
+        Part.of_classes(whole.rows, whole.probabilities, whole.grades[1:], {}),
     )
     expect("no predictions; run predict first")
     assert not paths.report_json.exists()
@@ -302,7 +305,7 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         write_part(paths.predictions, one, header)
     reduce.run(paths.folder)
     write_part(paths.predictions, share(0, 0), header | {"more": "x"})
-    with pytest.raises(UserError, match="reduce has finished here from another predictions"):
+    with pytest.raises(UserError, match="reduce finished here with another predictions"):
         reduce.run(paths.folder)
     in_three = {file.name: file.read_bytes() for file in paths.report.glob("*.*")}
     assert set(in_three) == {"predictions.csv", "submission.csv", "report.json", "report.html"}
@@ -345,7 +348,7 @@ def test_images_with_several_tags_are_sharded_but_not_trained_on_as_classes(
     shard.run(paths.folder)
     with pytest.raises(
         UserError,
-        match=r"objective: the images have several tags, and cross-entropy is of one class; set objective=tags",
+        match=r"the images have several tags, but cross-entropy needs one class per image; set objective=tags",
     ):
         cache.run(paths.folder)
 
@@ -551,32 +554,32 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
     ("overrides", "says"),
     [
         (["phase.0.fit=logistic", "phase.0.cut=blocks.1"], "phase.0.fit fits a linear head on frozen features"),
-        (["phase.0.fit=neighbours"], "phase.0.fit = neighbours makes a head that later phases cannot train"),
-        (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm has the objective cross-entropy or tags (got corn)"),
-        (["phase.0.fit=ridge", "phase.0.mixup=0.2"], "fit is at once, so there is no mixup; leave it out"),
-        (["phase=[{cut='pool', fit='ridge'}]", "head.weights=x"], "phase.0.fit begins anew; leave one of them out"),
-        (["phase.0.cut=flatten", "head.pool=gem"], "phase.0.cut = flatten does not go with head.pool = gem"),
-        (["phase.0.lr_grid=[0.1, 0.1]"], "rates must differ; name each once"),
-        (["phase.0.optimizer={nesterov=true}"], "nesterov goes with sgd and a momentum; leave it out"),
+        (["phase.0.fit=neighbours"], "phase.0.fit = neighbours gives a head that later phases cannot train"),
+        (["phase.0.fit=svm", "objective=corn"], "phase.0.fit = svm needs objective cross-entropy or tags (got corn)"),
+        (["phase.0.fit=ridge", "phase.0.mixup=0.2"], "fit has no epochs, so mixup has no meaning; leave it out"),
+        (["phase=[{cut='pool', fit='ridge'}]", "head.weights=x"], "phase.0.fit starts over; leave one of them out"),
+        (["phase.0.cut=flatten", "head.pool=gem"], "phase.0.cut = flatten does not work with head.pool = gem"),
+        (["phase.0.lr_grid=[0.1, 0.1]"], "lr_grid must not repeat a rate; name each once"),
+        (["phase.0.optimizer={nesterov=true}"], "nesterov needs sgd with momentum; leave it out"),
         (["phase.0.optimizer.lr=1e38"], "phase.0.optimizer.lr: must be at most 1e+30"),
         (["model.mean=[123, 116, 103]"], "model.mean.0: must be at most 1"),
         (["model.std=[0, 1, 1]"], "model.std.0: must be greater than 0"),
-        (["data.split.fold=2"], "fold is one of folds, which are 0 (got fold 2)"),
-        (["data.source=synthetic"], "images are not read with source synthetic, which draws its own"),
+        (["data.split.fold=2"], "fold needs folds, which is 0 (got fold 2)"),
+        (["data.source=synthetic"], "images are not read with source synthetic, which generates its own"),
         (["data.labels=x.csv"], "labels are read with source csv or acs only; set data.source=csv"),
         (["model.weights="], "model.weights: must not be empty"),
         (["head.view_mean=true"], "head.view_mean needs the cache and cut = pool in all phases"),
-        (["phase.0.fit=ridge", "head.pool=gem"], "phase.0 needs fixed vectors: head.pool = gem learns with epochs"),
+        (["phase.0.fit=ridge", "head.pool=gem"], "phase.0 needs fixed vectors, and head.pool = gem is trained"),
         (
             ["phase=[{cut='pool', fit='ridge'}]", "head.group_mean=true", "train.tta=true"],
-            "head.group_mean does not go with train.tta",
+            "head.group_mean does not work with train.tta",
         ),
         (["head.group_mean=true"], "head.group_mean needs the cache and cut = pool in all phases"),
-        (["phase.1.lr_grid=[0.1]"], "rates are those of a head that trains alone: cut = pool, and no fit"),
-        (["phase.0.lr_grid=[0.1]", "phase.0.ema=0.9"], "rates cannot be tried with ema; leave it out"),
-        (["phase.0.lr_grid=[0.1]", "head.batch_norm=true"], "phase.0.lr_grid: not with head.batch_norm"),
+        (["phase.1.lr_grid=[0.1]"], "lr_grid needs a head that trains alone: set cut = pool, and no fit"),
+        (["phase.0.lr_grid=[0.1]", "phase.0.ema=0.9"], "lr_grid does not work with ema; leave it out"),
+        (["phase.0.lr_grid=[0.1]", "head.batch_norm=true"], "phase.0.lr_grid does not work with head.batch_norm"),
         (["phase.0.lr_grid=[0.1]", "train.crop_scale=0.5"], "phase.0.lr_grid needs a finite number of views"),
-        (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention stand on one module"),
+        (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention work on a single module"),
         (["train.tta=true", "train.augment=none"], "tta are the symmetries of augment, which is none"),
         (["train.random_views=4"], "random_views are random crops: set crop_scale below 1"),
         (["train.every_view=true", "train.crop_scale=0.5"], "every_view needs a finite number of views"),

@@ -24,7 +24,8 @@ from tlbatch.runs import attempts
 from tlbatch.runs.attempts import AttemptEnd, AttemptStart, Submitted
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress
-from tlbatch.runs.records import STAGES, Failure, FailureKind, Marker, RunRecord, StageName
+from tlbatch.runs.records import Failure, FailureKind, Marker, RunRecord
+from tlbatch.runs.stages import STAGES, StageName
 
 SQUEUE = """#!/bin/sh
 echo "$@" >> "$FAKE/calls"
@@ -321,8 +322,8 @@ def test_a_failed_run_shows_its_cause_and_the_last_ten_lines_of_the_newest_log(
     assert slurm.asked
     dead = submit(make("gone"), "shard", "3")
     out = text(dead.folder, capsys=capsys)[1]
-    why = "did not begin (killed, out of memory, or cancelled)"
-    assert f"gone: shard dead: {why}; go on with python -m tlbatch.submit {dead.folder}\n" in out
+    why = "did not start (killed, out of memory, or cancelled)"
+    assert f"gone: shard dead: {why}; resume with python -m tlbatch.submit {dead.folder}\n" in out
 
 
 def test_a_finished_run_shows_its_score_and_is_left_out_after_a_day(
@@ -357,7 +358,7 @@ def test_a_wrong_folder_is_a_user_error_and_a_damaged_run_among_others_is_said(
 ) -> None:
     code, _, err = text(tmp_path / "none", capsys=capsys)
     assert code == 2
-    assert err.startswith(f"error: {tmp_path / 'none' / 'job.json'}: not there; name a run folder")
+    assert err.startswith(f"error: {tmp_path / 'none' / 'job.json'}: does not exist; name a run folder")
     code, _, err = text("--workspace", tmp_path / "none", capsys=capsys)
     assert (code, err) == (
         2,
@@ -445,6 +446,7 @@ def on_a_terminal(code: str, *arguments: object) -> str:
     return shown.decode()
 
 
+@pytest.mark.chain
 def test_on_a_terminal_the_table_is_drawn_in_place(make: Callable[[str], RunPaths], slurm: Slurm) -> None:
     one = submit(make("one"), "shard", "1")
     slurm.queue(f"1|RUNNING|{starts(9)}|N/A|tiny-shard|None")
@@ -480,6 +482,7 @@ run_step(["sh", "-c", "echo from a step; printf 'no newline'"], paths, os.enviro
 """
 
 
+@pytest.mark.chain
 def test_logs_have_a_bar_below_them_on_a_terminal_and_none_elsewhere(make: Callable[[str], RunPaths]) -> None:
     paths = make("one")
     shown = on_a_terminal(BAR, paths.folder)
@@ -500,6 +503,7 @@ def test_what_an_earlier_run_told_makes_no_bar(
     assert bar._bar is None
 
 
+@pytest.mark.chain
 def test_help_is_light() -> None:
     heavy = {
         "torch",

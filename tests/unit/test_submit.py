@@ -6,9 +6,13 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 from tlbatch.cluster.create import resolve, run_paths
 from tlbatch.cluster.sbatch import HOST, one_run, render
 from tlbatch.config.load import load_job
+
+pytestmark = pytest.mark.chain
 
 GOLDEN = """\
 #!/bin/bash
@@ -32,13 +36,13 @@ GOLDEN = """\
 
 # setup
 foreign=$(find '{run}' '{logs}' -prune '(' -perm /022 -o '!' -user "$(id -u)" ')') && [ -z "$foreign" ] || {{ echo \
-"error: the run folder is not yours alone to write: $foreign; submit the job as a new run" >&2; exit 78; }}
+"error: others can write to the run folder: $foreign; submit the job as a new run" >&2; exit 78; }}
 {host}TLBATCH_NOTIFY=''
 tlbatch_begin 120 '{run}' train
 export SLURM_EXPORT_ENV=ALL
 export NCCL_DEBUG=WARN || exit 78
-trap '((${{#BASH_SOURCE[@]}} > 1)) || {{ echo "error: slurm.setup.$setup_line failed; mend this line of the job, or \
-let it fail with || true" >&2; exit 78; }}' ERR
+trap '((${{#BASH_SOURCE[@]}} > 1)) || {{ echo "error: slurm.setup.$setup_line failed; fix this line of the job, or \
+ignore the failure with || true" >&2; exit 78; }}' ERR
 setup_line=0; eval 'module load cuda'
 trap - ERR
 set +eu

@@ -1,1 +1,1 @@
-"""Activations of the frozen part of a network, computed once and cached."""
+"""Activations of the frozen part of the network, computed once and cached."""

@@ -1,4 +1,4 @@
-"""Where training and prediction read samples: images, or their activations in a store."""
+"""Batches for training and prediction: images, or cached activations."""
 
 from collections.abc import Iterable, Iterator
 
@@ -15,18 +15,18 @@ from tlbatch.data.views import Samples, Views
 
 
 class BatchSource:
-    """Where the samples of a split come from: its images, or their activations in a store.
+    """Source of the batches of a split: its images, or their cached activations.
 
     Parameters
     ----------
     head
-        Whether to give the mean of all views of an image, in place of the one that a sample names, and beside it the
-        mean over the other images of its group; needs a store.
+        With ``view_mean``, a sample is the mean over all views of its image, not the one view it names; with
+        ``group_mean``, the mean over the other images of its group is appended. Both need a store.
 
     Raises
     ------
     UserError
-        When an activation is not there.
+        When an activation is missing.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BatchSource:
         if store is None and strict and (head.view_mean or head.group_mean):
             raise UserError(
                 "head.view_mean and head.group_mean need cached vectors, and there are none (see the log of cache); "
-                "raise cache.budget_gb, or free some of the disk"
+                "raise cache.budget_gb, or free disk space"
             )
         if store is not None:
             in_index = images.index[rows]
@@ -57,7 +57,7 @@ class BatchSource:
             self._mates = _mates(in_index["group"]) if head.group_mean else []
 
     def batches(self, samples: Samples, batches: Iterable[Positions]) -> Iterator[SampleBatch]:
-        """The given batches of samples, in their order."""
+        """Yield the given batches of samples in order."""
         if self._store is None:
             dataset = SplitDataset(self._images, self._rows, samples, strict=self._strict)
             yield from load(dataset, batches, workers=self._workers)
@@ -88,7 +88,7 @@ class BatchSource:
 
 
 def _mates(groups: npt.NDArray[np.bytes_]) -> list[Positions]:
-    """The other images of the group of each image; itself where there are none."""
+    """Return the other images in the group of each image, or the image itself if it is alone."""
     _, of = np.unique(groups, return_inverse=True)
     order = np.argsort(of, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(of))[:-1])

@@ -1,4 +1,4 @@
-"""The frozen part of the network, run once: activations at several places in one pass."""
+"""Encoder: activations at several layers of the frozen part of the network, in one forward pass."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,31 +15,31 @@ from tlbatch.model.handcrafted.features import VERSION
 from tlbatch.runs.records import RunRecord
 
 _AT_ONCE = 8
-"""Images in one pass on a CPU, whose cache holds the activations of few."""
+"""Images per forward pass on a CPU: the activations of more do not fit its cache."""
 
 
 class Tap(NamedTuple):
-    """What is stored of an image: the activation at a place of the chain, or the vector that is pooled from it."""
+    """What is stored for an image: the activation at a place of the chain, or the vector pooled from it."""
 
     place: int
     pool: int = -1
-    """Number of the pooling; -1: none."""
+    """Index of the pooling layer; -1: no pooling."""
 
 
 def taps_of(model: Classifier, cut: int) -> tuple[Tap, ...]:
-    """What has to be stored for a phase that is cut at a place: where all is frozen, a vector an end of the head."""
+    """Return what to store for a phase with this cut: one pooled vector per head input if everything is frozen."""
     if cut == model.end and model.pool_is_fixed:
         return tuple(Tap(place, number) for number, place in enumerate(model.ends))
     return (Tap(cut),)
 
 
 def tap_shape(model: Classifier, tap: Tap) -> tuple[int, ...]:
-    """Shape of what is stored of one image."""
+    """Return the shape of what a tap stores per image."""
     return model.shape_at(tap.place) if tap.pool < 0 else (model.widths[tap.pool],)
 
 
 class Encoder:
-    """What some taps give, the deeper computed from the shallower."""
+    """Computes the activations of several taps, the deeper ones from the shallower ones."""
 
     def __init__(self, model: Classifier, taps: Sequence[Tap], accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -51,7 +51,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """One tensor a tap, on the CPU.
+        """Return one tensor per tap, on the CPU.
 
         Parameters
         ----------
@@ -67,7 +67,7 @@ class Encoder:
         found: dict[int, torch.Tensor] = {}
         activations = self._model.normalised(images)
         for place, stretch in zip(self._places, self._stretches, strict=True):
-            activations = stretch(activations.clone())  # what follows may work in place
+            activations = stretch(activations.clone())  # the next layers may work in place
             found[place] = activations
         return [self._given(tap, found[tap.place]).cpu() for tap in self._taps]
 
@@ -79,10 +79,10 @@ class Encoder:
 
 
 def cache_identity(record: RunRecord, model: Classifier, tap: Tap, dtype: StoredAs) -> dict[str, object]:
-    """All that what a tap gives depends on but the image and its view.
+    """Return everything that the output of a tap depends on, except the image and its view.
 
-    Of the weights only those before the tap count, by their values, so that a network shares what it has in common with
-    the one that it was fine-tuned from.
+    Only the values of the weights before the tap count, so a fine-tuned network shares cached activations of the layers
+    that it has in common with its pre-trained network.
     """
     job = record.job
     by_hand = job.model.backbone == HANDCRAFTED
@@ -104,7 +104,7 @@ def cache_identity(record: RunRecord, model: Classifier, tap: Tap, dtype: Stored
 
 
 def _digest_of_weights(model: Classifier, place: int) -> str:
-    """Of names and values before a place of the chain."""
+    """Hash the names and values of the parameters and buffers before a place of the chain."""
     found = xxhash.xxh3_128()
     for name, tensor in (model.chain.parameters(0, place) | model.chain.buffers(0, place)).items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Filling the cache: the activations at the cuts of a job's phases, once for every view of every image."""
+"""Fill the cache: the activations at the cuts of a job's phases, for every view of every image."""
 
 import logging
 import math
@@ -31,17 +31,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FillRequest:
-    """Images that are to be had in some views at some cuts."""
+    """Images to be cached, and in which views."""
 
     rows: Positions
-    """Numbers in the index."""
+    """Row numbers in the index."""
     views: Views
     strict: bool
-    """Whether an image that cannot be read stops the stage."""
+    """Whether an unreadable image stops the stage."""
 
 
 def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, ranks: RankContext) -> dict[str, str]:
-    """Compute what the phases of a job need and the cache lacks, each rank its share.
+    """Compute the activations that the phases of a job need and the cache lacks, split among the ranks.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, ranks: Ra
     _check(images, passes, stores, ranks.world)
     ranks.accelerator.wait_for_everyone()
     decided = [_within_budget(job, images, passes, model, of_cut, stores)]
-    (kept,) = broadcast_object_list(decided)  # the disk may look different from another node
+    (kept,) = broadcast_object_list(decided)  # another node may see a different amount of free disk space
     _fill(job, images, passes, model, {tap: stores[tap] for cut in kept for tap in of_cut[cut]}, ranks)
     ranks.accelerator.wait_for_everyone()
     return {
@@ -71,7 +71,7 @@ def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, ranks: Ra
 
 
 def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
-    """The place of the cut of every phase that can be cached, by the number of the phase; why others cannot is said."""
+    """Return the cuts that can be cached, by the number of the phase; log why the others cannot be."""
     found: dict[int, int] = {}
     trained_from = math.inf
     for number, phase in enumerate(job.phase):
@@ -81,11 +81,11 @@ def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
         elif cut == 0:
             why = "nothing is frozen"
         elif not training_views(job.train, model.spec.size).numbers:
-            why = "random crops are drawn anew in every epoch; train.random_views=8 would draw 8 once"
+            why = "random crops are drawn again in every epoch; train.random_views=8 draws 8 once"
         elif phase.mixup or phase.cutmix:
             why = "mixup and cutmix need images"
         elif cut > trained_from:
-            why = "an earlier phase trains what is frozen in it"
+            why = "an earlier phase trains layers that are frozen here"
         else:
             why = ""
             found[number] = cut
@@ -96,7 +96,7 @@ def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
 
 
 def _passes(record: RunRecord, images: ImageSet, size: int) -> dict[str, FillRequest]:
-    """What training sees, if the run trains, and what validation and test do."""
+    """Return the images and views of each split; no training split if the run does not train."""
     job = record.job
     views = training_views(job.train, size)
     judged = views if job.head.view_mean else Views(size)
@@ -108,7 +108,7 @@ def _passes(record: RunRecord, images: ImageSet, size: int) -> dict[str, FillReq
 
 
 def _stores(record: RunRecord, model: Classifier, tap: Tap) -> dict[str, ActivationStore]:
-    """Where what a tap gives lies: symmetries of the whole square together, random crops apart."""
+    """Return the store of each split for a tap; random crops have a store of their own."""
     job, kind = record.job, record.job.dtype
     identity = cache_identity(record, model, tap, kind)
     crops = {"crop_scale": job.train.crop_scale, "symmetries": job.train.augment} if job.train.crop_scale < 1 else {}
@@ -122,7 +122,7 @@ def _stores(record: RunRecord, model: Classifier, tap: Tap) -> dict[str, Activat
 def _check(
     images: ImageSet, passes: dict[str, FillRequest], stores: dict[Tap, dict[str, ActivationStore]], world: World
 ) -> None:
-    """Compare what is there with its checksums, each rank its share."""
+    """Verify the checksums of what is cached, split among the ranks."""
     for name, one in passes.items():
         for of_tap in stores.values():
             of_tap[name].check(_keys(images, one), part=world.rank, parts=world.world_size)
@@ -136,7 +136,7 @@ def _within_budget(
     of_cut: dict[int, tuple[Tap, ...]],
     stores: dict[Tap, dict[str, ActivationStore]],
 ) -> list[int]:
-    """The cuts whose activations fit the budget and the disk; what each needs is said."""
+    """Return the cuts whose activations fit the budget and the disk; log what each needs."""
     kept = []
     budget = job.cache.budget_gb * 1e9
     free = free_bytes(job.workspace)
@@ -153,9 +153,11 @@ def _within_budget(
             place, num_rows, "x".join(map(str, shape)), needed / 1e9, max(lacking.values()), missing / 1e9,
         )  # fmt: skip
         if needed > budget:
-            log.warning("cut %s: more than cache.budget_gb = %g: it runs without the cache", place, job.cache.budget_gb)
+            log.warning(
+                "cut %s: exceeds cache.budget_gb = %g, so it runs without the cache", place, job.cache.budget_gb
+            )
         elif missing > free:
-            log.warning("cut %s: only %.3g GB of the disk are free: it runs without the cache", place, free / 1e9)
+            log.warning("cut %s: only %.3g GB of disk are free, so it runs without the cache", place, free / 1e9)
         else:
             kept.append(cut)
             free -= missing
@@ -165,7 +167,7 @@ def _within_budget(
 def _wanted(
     images: ImageSet, passes: dict[str, FillRequest], stores: dict[str, ActivationStore]
 ) -> dict[ActivationStore, Keys]:
-    """What is wanted of each store, once: splits may share a store, and images their content."""
+    """Return the distinct keys needed in each store: splits may share a store, and images their content."""
     found: dict[ActivationStore, list[Keys]] = {}
     for name, one in passes.items():
         found.setdefault(stores[name], []).append(_keys(images, one))
@@ -184,7 +186,7 @@ def _fill(
     stores: dict[Tap, dict[str, ActivationStore]],
     ranks: RankContext,
 ) -> None:
-    """Compute what is missing, each rank its share."""
+    """Compute what is missing, split among the ranks."""
     world = ranks.world
     if not stores:
         return
@@ -201,7 +203,7 @@ def _fill(
         seconds = time.monotonic() - start
         ranks.end_if_stopped(f"after {done} activations", own_s=seconds)
         if done:
-            log.info("%s: %d views on rank 0, %.0f a second", name, done, done / seconds)
+            log.info("%s: %d views on rank 0, %.0f views/s", name, done, done / seconds)
 
 
 def _fill_share(
@@ -214,7 +216,7 @@ def _fill_share(
     *,
     where: str,
 ) -> int:
-    """Compute the views of some images, until asked to stop; how many."""
+    """Compute the views of some images until asked to stop; return how many were computed."""
     done, total = 0, len(part.rows) * len(part.views.numbers)
     fillers = [BlockWriter(store) for store in stores]
     ranks.reporter.update(0, total, unit="views", where=where)
@@ -234,7 +236,7 @@ def _fill_share(
 
 
 def _missing(images: ImageSet, one: FillRequest, stores: list[ActivationStore]) -> Positions:
-    """Which of the images lack a view at a cut."""
+    """Return the positions of the images with a missing view."""
     num_views = len(one.views.numbers)
     keys = _keys(images, one)
     lacking = [store.missing(keys).reshape(-1, num_views).any(axis=1) for store in stores]
@@ -244,7 +246,7 @@ def _missing(images: ImageSet, one: FillRequest, stores: list[ActivationStore]) 
 def _read(
     job: Job, images: ImageSet, part: FillRequest, world: World, accelerator: Accelerator
 ) -> Iterator[tuple[SampleBatch, Keys, torch.Tensor]]:
-    """Batches of images, keys of their views, and how to turn them; each image is decoded once for all turns."""
+    """Yield batches of images, keys and symmetries; an image is decoded once for all its symmetries."""
     views, size = part.views, job.train.batch_size
     crops = views.crop_scale < 1
     samples = Samples(len(part.rows), views if crops else Views(views.size), every_view=crops)

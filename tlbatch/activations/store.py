@@ -1,7 +1,7 @@
-"""The store of activations at a cut: one row a view of an image, found by the hash of the image's content.
+"""The store of activations at a cut: one row per view of an image, found by the hash of the image's content.
 
-A folder holds blocks that are written once: the numbers in ``<name>.npy``, mapped into memory, and after them
-``<name>.npz`` that says whose they are, with a checksum. Several runs may add blocks at once.
+A folder holds blocks, each written once: the values in ``<name>.npy``, which is memory-mapped, and then their keys and
+a checksum in ``<name>.npz``. Several runs may add blocks at the same time.
 """
 
 import logging
@@ -28,42 +28,42 @@ from tlbatch.runs.workspace import cache_folder
 log = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 26
 Keys = npt.NDArray[np.bytes_]
-"""What a row is of, (n,): hash of the image's content, then the number of the view."""
+"""Keys of rows, (n,): hash of the image's content, followed by the number of the view."""
 _TORCH: dict[StoredAs, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def view_keys(contents: npt.NDArray[np.bytes_], views: Sequence[int]) -> Keys:
-    """Name all views of some images, (images * views,), those of an image side by side."""
+    """Return the keys of all views of some images, (images * views,), grouped by image."""
     endings = np.array([f"{view:04x}".encode() for view in views])
     return np.char.add(contents[:, None], endings[None, :]).ravel()
 
 
 def bytes_each(shape: Sequence[int], dtype: StoredAs) -> int:
-    """Bytes of an activation."""
+    """Return the size of an activation in bytes."""
     return int(np.prod(shape)) * _TORCH[dtype].itemsize
 
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """One folder of activations of one shape."""
+    """A folder of activations of one shape."""
 
     folder: Path
     dtype: StoredAs
 
     def reopened(self) -> "ActivationStore":
-        """The same folder as it is now."""
+        """Return a new store that reads the current contents of the folder."""
         return ActivationStore(self.folder, self.dtype)
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Which of the rows are not there, (n,)."""
+        """Return a mask of the keys that are not stored, (n,)."""
         return self._places(keys) < 0
 
     def check(self, keys: Keys, *, part: int, parts: int) -> int:
-        """Compare every block that holds some of the rows with its checksum, or one part of them; remove the damaged.
+        """Verify the checksums of the blocks that hold any of the keys, in one part of them; remove damaged blocks.
 
         Returns
         -------
-        How many were removed.
+        Number of blocks removed.
         """
         removed = 0
         for block in sorted(self.folder.glob("*.npz")):
@@ -74,14 +74,14 @@ class ActivationStore:
                 continue
             numbers = block.with_suffix(".npy")
             if of is None or not numbers.exists() or checksum(numbers) != digest:
-                log.warning("%s: its checksum is wrong; its activations are computed again", numbers)
+                log.warning("%s: checksum mismatch; its activations will be computed again", numbers)
                 block.unlink(missing_ok=True)
                 numbers.unlink(missing_ok=True)
                 removed += 1
         return removed
 
     def remove_unfinished(self) -> None:
-        """Remove what kills have left, when it is so old that no run can be at work on it."""
+        """Remove leftovers of killed runs that are too old for any run to be still writing them."""
         remove_drafts(self.folder, older_s=DRAFT_LASTS_S)
         for numbers in self.folder.glob("*.npy"):
             if numbers.with_suffix(".npz").exists() or time.time() - numbers.stat().st_mtime < DRAFT_LASTS_S:
@@ -89,9 +89,9 @@ class ActivationStore:
             numbers.unlink(missing_ok=True)
 
     def add(self, keys: Keys, activations: torch.Tensor) -> None:
-        """Write a block: first the numbers, then what they are of.
+        """Write a block: first the values, then their keys.
 
-        Maps (n, c, h, w) are stored with their channels last, as the network wants them back.
+        Feature maps (n, c, h, w) are stored channels last, the layout in which the network reads them.
 
         Raises
         ------
@@ -107,12 +107,12 @@ class ActivationStore:
             np.savez(file, keys=keys, digest=np.array(checksum(path)))
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """Where some rows are, (n,).
+        """Return the location of each key, (n,).
 
         Raises
         ------
         UserError
-            When one is not there.
+            When one is missing.
         """
         places = self._places(keys)
         if (places < 0).any():
@@ -123,7 +123,7 @@ class ActivationStore:
         return places
 
     def _places(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """Block and row of each key, -1 where there is none."""
+        """Return the block and row of each key, -1 where it is missing."""
         known = self._contents.keys
         if len(known) == 0:
             return np.full(len(keys), -1, np.int64)
@@ -131,7 +131,7 @@ class ActivationStore:
         return np.where(known[at] == keys, self._contents.rows[at], -1)
 
     def read(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """The activations in some places, (n, ...), in their order."""
+        """Return the activations at some locations, (n, ...), in the same order."""
         blocks = self._contents.blocks
         numbers = rows >> 32
         found = np.empty((len(rows), *blocks[0].shape[1:]), blocks[0].dtype)
@@ -160,9 +160,9 @@ class ActivationStore:
 @dataclass(frozen=True)
 class _Contents:
     keys: Keys
-    """Sorted, each once."""
+    """Sorted and distinct."""
     rows: npt.NDArray[np.int64]
-    """Block in the upper, row in the lower 32 bits."""
+    """Block in the upper 32 bits, row in the lower 32."""
     blocks: tuple[npt.NDArray[np.generic], ...]
 
 
@@ -171,7 +171,7 @@ def _channels_last(activations: torch.Tensor) -> torch.Tensor:
 
 
 def _mapped(file: Path) -> npt.NDArray[np.generic] | None:
-    """The numbers of a block; nothing where they are missing or cut off."""
+    """Map the values of a block into memory; None if the file is missing or truncated."""
     try:
         found: npt.NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -197,7 +197,7 @@ class BlockWriter:
         self._bytes = 0
 
     def add_missing(self, keys: Keys, activations: torch.Tensor) -> None:
-        """Take those rows that are not there yet."""
+        """Collect the rows that the store does not have yet."""
         wanted = self._store.missing(keys)
         self._keys.append(keys[wanted])
         self._activations.append(activations[torch.from_numpy(wanted)])
@@ -206,7 +206,7 @@ class BlockWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is collected."""
+        """Write the collected rows as one block."""
         if sum(map(len, self._keys)):
             self._store.add(np.concatenate(self._keys), torch.cat(self._activations))
         self._keys, self._activations, self._bytes = [], [], 0
@@ -214,33 +214,33 @@ class BlockWriter:
 
 @dataclass(frozen=True)
 class StoreGroup:
-    """The activations at a cut: what one store has of an image, or the vectors of several side by side."""
+    """The activations at a cut: from one store, or the concatenated vectors of several."""
 
     stores: tuple[ActivationStore, ...]
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Which of the rows are not in all of them, (n,)."""
+        """Return a mask of the keys that any of the stores lacks, (n,)."""
         found: npt.NDArray[np.bool_] = np.any([store.missing(keys) for store in self.stores], axis=0)
         return found
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """Where some rows are, (n, stores).
+        """Return the location of each key in each store, (n, stores).
 
         Raises
         ------
         UserError
-            When one is not there.
+            When one is missing.
         """
         return np.stack([store.find(keys) for store in self.stores], axis=1)
 
     def read(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
-        """The activations in some places, (n, ...), in their order."""
+        """Return the activations at some locations, (n, ...), in the same order."""
         parts = [store.read(rows) for store, rows in zip(self.stores, places.T, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def open_stores(job: Job, names: Mapping[str, str], *, phase: int, split: SplitName) -> StoreGroup | None:
-    """What was stored for a phase and a split, by the names `tlbatch.activations.fill.fill_cache` gave, or nothing."""
+    """Open the stores of a phase and split, as `tlbatch.activations.fill.fill_cache` named them; None if not cached."""
     listed = names.get(f"phase.{phase}.{split}")
     if listed is None:
         return None
@@ -248,7 +248,7 @@ def open_stores(job: Job, names: Mapping[str, str], *, phase: int, split: SplitN
 
 
 def free_bytes(folder: Path) -> int:
-    """What is free where a folder lies or will lie."""
+    """Return the free bytes on the disk of a folder, which may not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""In a container: SLURM stays on the host, and the tasks of its steps run inside, with what their jobs need mounted."""
+"""Containers: SLURM stays on the host; the tasks of its steps run inside, with what their jobs need mounted."""
 
 import csv
 import functools
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import UserError
@@ -18,31 +19,31 @@ from tlbatch.core.files import digest_file
 from tlbatch.runs.records import RunRecord
 
 INSIDE = "TLBATCH_INSIDE"
-"""Variable that is set inside."""
+"""Environment variable that is set inside the container."""
 PYTHON = "/opt/tlbatch/bin/python"
-"""Where Containerfile puts it; no runtime need apply the image's variables."""
+"""Where Containerfile installs it. An absolute path, since not every runtime applies the image's variables."""
 _TMP = '"${TMPDIR:-/tmp}"'
 _STAGE = Path(__file__).with_name("charliecloud.sh")
 _WRITABLE = ":rw"
 _OF_IMAGE = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "opt", "proc", "sbin", "sys", "usr"}
-"""Folders of the image that nothing may be mounted over."""
+"""Top-level folders of the image that must not be mounted over."""
 _OUTSIDE = "env --chdir=/ --block-signal=USR2 --block-signal=TERM"
-"""Signals are for Python, which takes them when it is ready; a runtime that one ends would take the image away."""
+"""Signals are meant for Python, which handles them when it is ready; a runtime ended by one would unmount the image."""
 _DIES_WITH_IT = "setpriv --pdeathsig=KILL"
-"""ch-run serves the image from a process of its own; who kills that means the program too."""
+"""ch-run serves the image from a separate process; when that is killed, the program must die with it."""
 _NOT_INSIDE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_AUDIT", "TORCH_HOME", "HF_HOME")
 _PODMAN = (
     "--rm", "--pull=never", "--userns=keep-id", "--read-only", "--read-only-tmpfs=false", "--network=host",
     "--ipc=host", "--pid=host", "--env-host", "--entrypoint=", "--workdir=/",
 )  # fmt: skip
 _PLAIN = r"[A-Za-z0-9/._+@=-]+"
-_ODD = "other signs than letters, digits and . _ + @ = -"
-"""pyxis has no way to write them."""
+_ODD = "characters other than letters, digits and . _ + @ = -"
+"""pyxis cannot escape them."""
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A file or folder of the host that is seen inside under the same path."""
+    """A file or folder of the host that is mounted in the container under the same path."""
 
     path: Path
     writable: bool = False
@@ -50,23 +51,23 @@ class Mount:
 
 @dataclass(frozen=True)
 class Start:
-    """What starts Python for a task, as text of the shell."""
+    """The command that starts Python for a task, as shell text."""
 
     python: str
     srun: str = ""
-    """Options of srun that belong to it."""
+    """Options of srun that go with it."""
 
 
 def is_bare(slurm: Slurm) -> bool:
-    """Whether tasks run in the environment of this process: outside of a container, or in one that it is in already."""
+    """Return whether tasks run in this process's environment: without a container, or already inside one."""
     return slurm.runtime == "none" or INSIDE in os.environ
 
 
 def mounts_of(records: Iterable[RunRecord]) -> tuple[Mount, ...]:
-    """What the tasks of some runs read and write, a folder before what lies in it.
+    """Return the mounts for the tasks of some runs, parent folders before their contents.
 
-    The workspace holds run folders, shards, cache, leaderboard and registry, and is all that can be written beside
-    TMPDIR, `slurm.local_folder`, and what the job says.
+    The workspace holds run folders, shards, cache, leaderboard and registry. Beside it, only TMPDIR,
+    `slurm.local_folder` and the writable `slurm.mounts` can be written to.
     """
     found: dict[Path, bool] = {}
     for record in records:
@@ -89,7 +90,7 @@ def mounts_of(records: Iterable[RunRecord]) -> tuple[Mount, ...]:
 
 
 def _literal(text: str, signs: str) -> Path | None:
-    """The folder up to the first of the signs, where the text is an absolute path."""
+    """Return the folder before the first of the given characters; None if the text is no absolute path."""
     before = re.split(f"[{re.escape(signs)}]", text, maxsplit=1)[0]
     if not before.startswith("/"):
         return None
@@ -98,13 +99,13 @@ def _literal(text: str, signs: str) -> Path | None:
 
 
 def _above(folder: str) -> Path | None:
-    """The folder of a node in which one is to be made whose name may hold variables; $TMPDIR is mounted anyway."""
+    """Return the parent of a local folder whose name may hold variables; None for $TMPDIR, which is always mounted."""
     path = _literal(folder, "$")
     return path.parent if path is not None and "$" not in folder and len(path.parts) > 2 else path
 
 
 def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
-    """What starts Python for the tasks of a stage; outside of a container, or in one already, this Python."""
+    """Return the command that starts Python for the tasks of a stage; without a container, this Python."""
     if is_bare(slurm):
         return Start(f"env --block-signal=USR2 {shlex.quote(sys.executable)}")
     options, image, inside = slurm.container_options, shlex.quote(slurm.image), _inside(slurm.image)
@@ -125,14 +126,18 @@ def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
             own = ["--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", *options]
             where = f"--container-image={image} --container-mounts={shlex.quote(told)}{_TMP}:{_TMP}"
             return Start(inside, srun=f"{where} {shlex.join(own)}")
-        case _:  # podman-hpc
+        case "podman-hpc":
             words = shlex.join(["podman-hpc", "run", *_PODMAN, *(["--gpu"] if gpus else []), *options])
             told = shlex.join(f"--volume={one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
             return Start(f"{_OUTSIDE} {words} {told} --volume={_TMP}:{_TMP} {image} {inside}")
+        case "none":
+            raise AssertionError("is_bare has answered")
+        case _:
+            assert_never(slurm.runtime)
 
 
 def _inside(image: str) -> str:
-    """The command inside: what the host's modules and home hold stays outside, and caches go where can be written."""
+    """Return the command inside the container, which ignores the host's modules and home and caches below TMPDIR."""
     caches = f"{_TMP}/tlbatch-$UID"
     places = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
     fixed = {INSIDE: image, "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -145,7 +150,7 @@ def _inside(image: str) -> str:
 
 
 def _apptainer(mount: Mount) -> list[str]:
-    """The option, whose value is a line of CSV."""
+    """Return Apptainer's mount option, whose value is a line of CSV."""
     line = io.StringIO()
     fields = ["type=bind", f"src={mount.path}", f"dst={mount.path}", *([] if mount.writable else ["ro"])]
     csv.writer(line, lineterminator="").writerow(fields)
@@ -153,41 +158,41 @@ def _apptainer(mount: Mount) -> list[str]:
 
 
 def check_container(slurm: Slurm, mounts: Sequence[Mount]) -> None:
-    """Refuse what the runtime cannot mount.
+    """Refuse paths that the runtime cannot mount.
 
     Raises
     ------
     UserError
-        With the first path.
+        For the first such path.
     """
     if slurm.runtime == "none":
         return
     if slurm.local_folder.startswith("$") and not re.match(r"\$(TMPDIR\b|\{TMPDIR\})", slurm.local_folder):
         raise UserError(
-            f"slurm.local_folder: in a container it must begin with $TMPDIR or a folder (got {slurm.local_folder}); "
-            "name another"
+            f"slurm.local_folder: in a container it must begin with $TMPDIR or be an absolute path "
+            f"(got {slurm.local_folder}); choose another folder"
         )
     for path in (one.path for one in mounts):
         if wrong := _unmountable(slurm.runtime, path):
             raise UserError(f"slurm.container: {slurm.runtime} cannot mount {path}, {wrong}")
     if slurm.runtime == "pyxis" and not re.fullmatch(_PLAIN, slurm.image):
-        raise UserError(f"slurm.container: pyxis takes no image whose path has {_ODD}; move {slurm.image}")
+        raise UserError(f"slurm.container: pyxis accepts no image whose path has {_ODD}; move {slurm.image}")
 
 
 def _unmountable(runtime: str, path: Path) -> str:
     if runtime == "pyxis" and not re.fullmatch(_PLAIN, str(path)):
-        return f"whose name has {_ODD}; rename it, or name another"
+        return f"whose name has {_ODD}; rename it, or choose another path"
     if runtime == "podman-hpc" and ":" in str(path):
-        return "whose name has a colon; rename it, or name another"
+        return "whose name has a colon; rename it, or choose another path"
     if len(path.parts) < 2:
         return "the whole file system; name a folder in it"
     if runtime == "charliecloud" and path.parts[1] in _OF_IMAGE:
-        return f"since the image has its own /{path.parts[1]}; move it, or name another"
+        return f"since the image has its own /{path.parts[1]}; move it, or choose another path"
     return ""
 
 
 def command_of(slurm: Slurm, mounts: Sequence[Mount], arguments: Sequence[str], *, gpus: bool = False) -> list[str]:
-    """What runs this project's Python here, on the machine that this is called on, wherever tasks run."""
+    """Return a command that runs this project's Python on this machine, in the container if there is one."""
     if is_bare(slurm):
         return [sys.executable, *arguments]
     start = start_of(slurm, mounts, gpus=gpus)
@@ -195,26 +200,26 @@ def command_of(slurm: Slurm, mounts: Sequence[Mount], arguments: Sequence[str], 
 
 
 def in_shell(text: str, arguments: Sequence[str] = ()) -> list[str]:
-    """A command of the shell's own text, with arguments that it takes as they are."""
+    """Return a command that runs shell text with arguments that are passed unchanged."""
     return ["bash", "-c", f'exec {text} "$@"', "tlbatch", *arguments]
 
 
 def _srun_alone(slurm: Slurm) -> str:
-    """One task with pyxis, in the allocation around us or one of its own."""
+    """Return the srun command for a single task with pyxis, in the current allocation or a new one."""
     keys = ("partition", "account", "qos", "constraint")
     asked = {key: getattr(slurm, key) for key in keys} if "SLURM_JOB_ID" not in os.environ else {}
     return shlex.join(["srun", "--ntasks=1", "--nodes=1", *(f"--{key}={text}" for key, text in asked.items() if text)])
 
 
 def image_digest(slurm: Slurm) -> str | None:
-    """What tells one image from another: the SHA-256 of its file, or what podman-hpc calls its digest.
+    """Return the digest that identifies an image: the SHA-256 of its file, or podman-hpc's digest.
 
-    A file FILE.sha256 beside it that is not older is believed, as tlbatch.container_image writes it.
+    A file FILE.sha256 beside it, as tlbatch.container_image writes, is trusted if it is not older than the image.
 
     Raises
     ------
     UserError
-        When there is no such image.
+        If there is no such image.
     """
     if is_bare(slurm):
         return None
@@ -223,13 +228,13 @@ def image_digest(slurm: Slurm) -> str | None:
     image = Path(slurm.image)
     if not image.is_file():
         raise UserError(
-            f"slurm.container: no file {image}; make it with python -m tlbatch.container_image ARCHIVE "
+            f"slurm.container: no such file {image}; make it with python -m tlbatch.container_image ARCHIVE "
             f"{slurm.runtime}:{image}"
         )
     with image.open("rb") as file:
         if slurm.runtime in ("charliecloud", "pyxis") and file.read(4) != b"hsqs":
             raise UserError(
-                f"slurm.container: {image} is no SquashFS file; make it again with python -m tlbatch.container_image"
+                f"slurm.container: {image} is not a SquashFS file; make it again with python -m tlbatch.container_image"
             )
     status, told = image.stat(), Path(f"{image}.sha256")
     if told.is_file() and told.stat().st_mtime_ns >= status.st_ctime_ns:
@@ -241,7 +246,7 @@ def image_digest(slurm: Slurm) -> str | None:
 
 @functools.cache
 def _digest(image: Path, size: int, changed: int) -> str:  # noqa: ARG001
-    """That of a file, read once for all runs of a sweep."""
+    """Return the SHA-256 of an image file, which is read once for all runs of a sweep."""
     return digest_file(image)
 
 
@@ -250,10 +255,12 @@ def _podman_digest(name: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise UserError("slurm.container: podman-hpc is not on PATH; load it, or set another container") from None
+        raise UserError(
+            "slurm.container: podman-hpc is not on PATH; load it, or set another container runtime"
+        ) from None
     if done.returncode or not done.stdout.strip():
         raise UserError(
-            f"slurm.container: podman-hpc knows no image {name}; make it with python -m tlbatch.container_image "
+            f"slurm.container: podman-hpc has no image {name}; make it with python -m tlbatch.container_image "
             "ARCHIVE "
             f"podman-hpc:{name}"
         )

@@ -1,4 +1,4 @@
-"""From a validated job to a run folder: what can be checked before anything runs is checked here."""
+"""Turn a validated job into a run folder, checking everything that can be checked before anything runs."""
 
 import os
 import shlex
@@ -21,16 +21,16 @@ from tlbatch.runs.provenance import checkout_commit
 from tlbatch.runs.records import Best, RunRecord, load_record
 
 Run = tuple[RunRecord, RunPaths]
-"""A run, and where it lies."""
+"""The record of a run, and the paths of its folder."""
 
 
 def resolve(job: Job) -> RunRecord:
-    """Make all paths absolute, name the run, and find what the stages will need.
+    """Make all paths absolute, name the run, and find the files that its stages need.
 
     Raises
     ------
     UserError
-        When images, labels or weights are not there.
+        If images, labels or weights are missing.
     """
     data = _data(job.data)
     files = {key: absolute(file) for key, file in job.report.files.items()}
@@ -49,9 +49,7 @@ def resolve(job: Job) -> RunRecord:
     head = job.head
     if head.weights:
         other = absolute(Path(head.weights))
-        load_record(
-            Best, RunPaths(other).best, missing="head.weights must be the folder of a run that has been trained"
-        )
+        load_record(Best, RunPaths(other).best, missing="head.weights must be the folder of a trained run")
         head = head.model_copy(update={"weights": str(other)})
     now = datetime.now(UTC)
     run = job.run or f"{job.name}-{now:%Y%m%d-%H%M%S}"
@@ -70,7 +68,7 @@ def resolve(job: Job) -> RunRecord:
 
 
 def _data(data: Data) -> Data:
-    """The section with absolute paths, which must all be there."""
+    """Return the section data with absolute paths, all of which must exist."""
     data = data.model_copy(
         update={
             "images": absolute(data.images) if data.images else None,
@@ -91,36 +89,38 @@ def _data(data: Data) -> Data:
 
 
 def _slurm(slurm: Slurm) -> Slurm:
-    """The section with absolute paths: a program that may be executed, an image, mounts that are there."""
+    """Return the section slurm with absolute paths, after checking that the program and the mounts exist."""
     update: dict[str, object] = {}
     if slurm.notify is not None:
         notify = absolute(slurm.notify)
         if not (notify.is_file() and os.access(notify, os.X_OK)):
-            raise UserError(f"slurm.notify: {notify} is no program; chmod +x it, or set slurm.notify=PATH")
+            raise UserError(f"slurm.notify: {notify} is not executable; chmod +x it, or set slurm.notify=PATH")
         update["notify"] = notify
     if slurm.runtime not in ("none", "podman-hpc"):
         update["container"] = f"{slurm.runtime}:{absolute(Path(slurm.image))}"
     mounts = {text: absolute(Path(text.removesuffix(":rw"))) for text in slurm.mounts}
     for text, path in mounts.items():
         if not path.exists():
-            raise UserError(f"slurm.mounts: no file or folder {path}; mend or leave out {text!r}")
+            raise UserError(f"slurm.mounts: no such file or folder {path}; fix or remove {text!r}")
     update["mounts"] = tuple(f"{path}{':rw' if text.endswith(':rw') else ''}" for text, path in mounts.items())
     return slurm.model_copy(update=update)
 
 
 def _images(slurm: Slurm) -> tuple[str, ...]:
-    """What is kept of the container's image."""
+    """Return the digest of the container image, if there is one."""
     digest = image_digest(slurm)
     return (digest,) if digest else ()
 
 
 def _library_weights(backbone: str, folder: Path, slurm: Slurm) -> Path:
-    """The library's own weights of a backbone, fetched once, by a process of its own: this one stays without torch.
+    """Return the library's own weights of a backbone, downloaded once.
+
+    A subprocess downloads them, so that this process need not import torch.
 
     Raises
     ------
     UserError
-        When there are none, or they cannot be fetched here.
+        If there are none, or they cannot be downloaded here.
     """
     file = folder / f"{backbone.replace(':', '-')}.safetensors"
     if not file.exists():
@@ -135,19 +135,19 @@ def _library_weights(backbone: str, folder: Path, slurm: Slurm) -> Path:
 
 
 def run_paths(record: RunRecord) -> RunPaths:
-    """Where the run will lie.
+    """Return the paths of a new run.
 
     Raises
     ------
     UserError
-        When a run of that name is there already, or a name in the job cannot be kept or given to SLURM.
+        If a run of that name exists already, or a name in the job cannot be stored or passed to SLURM.
     """
     paths = RunPaths(record.job.workspace / "runs" / record.run)
     _check_names(record, paths)
     check_container(record.job.slurm, mounts_of([record]))
     if paths.folder.exists():
         raise UserError(
-            f"{paths.folder}: there is a run of this name; choose another with run=NAME, or go on with it: "
+            f"{paths.folder}: a run of this name exists already; choose another with run=NAME, or resume it: "
             f"python -m tlbatch.submit {shlex.quote(str(paths.folder))}"
         )
     return paths
@@ -156,23 +156,23 @@ def run_paths(record: RunRecord) -> RunPaths:
 def _check_names(record: RunRecord, paths: RunPaths) -> None:
     if set("%\\") & set(str(paths.folder)) or not str(paths.folder).isprintable():
         raise UserError(
-            f"workspace: {str(record.job.workspace)!r} holds %, a backslash or a control character, which SLURM reads "
-            "as signs of its own in the names of logs; name another with workspace=PATH"
+            f"workspace: {str(record.job.workspace)!r} contains %, a backslash or a control character, which SLURM "
+            "interprets in the names of logs; choose another with workspace=PATH"
         )
     try:
         to_json(record.model_dump(mode="json")).encode()
     except UnicodeEncodeError as error:
         line = error.object[: error.end].splitlines()[-1].strip()
-        raise UserError(f"{line!r} is no text in UTF-8, which job.json is; rename it, or name another") from None
+        raise UserError(f"{line!r} is not valid UTF-8, as job.json must be; rename it, or choose another") from None
 
 
 def open_run(folder: Path, overrides: Sequence[str]) -> Run:
-    """A run that is there, to go on with.
+    """Open an existing run to resume it.
 
     Raises
     ------
     UserError
-        When it is no run, or an override is not one of ``slurm``.
+        If the folder is no run, or an override is not in the section ``slurm``.
     """
     paths = RunPaths(absolute(folder))
     record = paths.load_submitted()
@@ -185,7 +185,7 @@ def open_run(folder: Path, overrides: Sequence[str]) -> Run:
 
 
 def taken_up(record: RunRecord, *, save: bool) -> Run | None:
-    """The run of this name that is there from the same job but for its slurm section, which the new one replaces."""
+    """Return the existing run of this name if its job is the same; the new slurm section replaces its own."""
     paths = RunPaths(record.job.workspace / "runs" / record.run)
     if not paths.record.exists():
         return None
@@ -200,7 +200,7 @@ def taken_up(record: RunRecord, *, save: bool) -> Run | None:
 
 
 def begun_in(allocation: str, record: RunRecord) -> Run | None:
-    """The run that an earlier life of the SLURM job has made for this job, if it came that far."""
+    """Return the run that an earlier attempt of the SLURM job created for this job, if any."""
     for file in sorted((record.job.workspace / "runs").glob("*/job.json"), reverse=True):
         try:
             found = load_record(RunRecord, file, missing="submit again")
@@ -212,7 +212,7 @@ def begun_in(allocation: str, record: RunRecord) -> Run | None:
 
 
 def make_run(record: RunRecord) -> RunPaths:
-    """Create the run folder with the resolved job in it."""
+    """Create the run folder and save the resolved job in it."""
     paths = run_paths(record)
     with atomic_folder(paths.folder, mode=folder_mode(private=record.job.private)) as draft:
         record.save(RunPaths(draft).record)

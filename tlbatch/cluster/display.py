@@ -1,4 +1,4 @@
-"""The table of runs, on a terminal, in a log file or as JSON."""
+"""Display the table of runs on a terminal, in a log file or as JSON."""
 
 import json
 import shutil
@@ -14,20 +14,20 @@ from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import rate, span
 
 _MOVED_S = 30.0
-"""In a log file: after so long a line for numbers that have moved."""
+"""Seconds after which a log file gets a line where only numbers have changed."""
 _DETAILED = 5
-"""Runs that are explained where many have failed."""
-NO_RUNS = "no run that is at work or has finished lately"
+"""Failed runs that are explained at most."""
+NO_RUNS = "no run is active or has finished recently"
 _HEADER = ("run", "stage", "state", "where", "done", "images/s", "left", "metric", "restarts", "GPU-hours")
 
 
 def survey(runs: Sequence[RunPaths], squeue: Squeue, now: float, *, named: bool) -> list[Status]:
-    """What is said of each run, with one question to SLURM for all.
+    """Return the status of each run, with a single query to SLURM for all of them.
 
     Raises
     ------
     UserError
-        When one that was named cannot be read; of others that is said.
+        If a run that was named cannot be read; other such runs are listed as unreadable.
     """
     files: list[RunFiles | Status] = []
     for paths in runs:
@@ -42,13 +42,13 @@ def survey(runs: Sequence[RunPaths], squeue: Squeue, now: float, *, named: bool)
 
 
 class Screen:
-    """The table in place of the one before."""
+    """A table that is redrawn in place."""
 
     def __init__(self) -> None:
         self._num_lines = 0
 
     def show(self, found: list[Status]) -> None:
-        """Draw it, no wider and no higher than the terminal."""
+        """Draw the table, cut to the width and height of the terminal."""
         size = shutil.get_terminal_size()
         lines = [line[: size.columns - 1] for line in table(found)]
         if len(lines) > size.lines - 1:
@@ -60,14 +60,14 @@ class Screen:
 
 
 class Lines:
-    """A line for a run when something has changed, and now and then for numbers that have moved."""
+    """A line for a run whenever its state changes, and now and then when only numbers have changed."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._shown: dict[str, tuple[object, float, str]] = {}
 
     def show(self, found: list[Status]) -> None:
-        """Print what is new."""
+        """Print a line for each run that has changed."""
         now = time.monotonic()
         for one in found:
             key = (one.stage, one.state, one.why.split(" ")[0], one.where, one.metric, one.restarts)
@@ -79,14 +79,14 @@ class Lines:
 
 
 def table(found: Sequence[Status]) -> list[str]:
-    """A header and an aligned line for each run."""
+    """Format a header and an aligned line for each run."""
     rows = [_HEADER, *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def line(one: Status) -> str:
-    """What a log file is told of a run."""
+    """Format the line of a run for a log file."""
     names = {"images/s": " images/s", "left": " left", "restarts": " restarts", "GPU-hours": " GPU-hours"}
     cells = dict(zip(_HEADER, _cells(one), strict=True))
     head = f"{time.strftime('%H:%M:%S')} {cells['run']}: {cells['stage']} {cells['state']}"
@@ -110,14 +110,14 @@ def _cells(one: Status) -> tuple[str, ...]:
 
 
 def explained(found: Sequence[Status]) -> list[str]:
-    """Why runs have failed, each with the end of its log; of many the newest."""
+    """Explain why runs have failed, each with the end of its log; if many have, the newest only."""
     failed = [one for one in found if one.has_failed]
     lines = []
     for one in failed[-_DETAILED:]:
         lines += ["", f"{one.run}: {one.stage or 'job'} {one.state}: {one.cause}"]
         lines += [one.log, *(f"  {text}" for text in one.tail)] if one.log else []
     others = len(failed) - _DETAILED
-    return [*lines, "", f"{others} more have failed: name their folders to see why"] if others > 0 else lines
+    return [*lines, "", f"{others} more have failed; name their folders to see why"] if others > 0 else lines
 
 
 def status_json(one: Status) -> str:

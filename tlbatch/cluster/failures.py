@@ -1,4 +1,4 @@
-"""Why a run failed: its records, and the last lines of its logs."""
+"""Why a run failed: its failure records, and the last lines of its logs."""
 
 import re
 import shlex
@@ -8,14 +8,15 @@ from typing import get_args
 
 from tlbatch.core.cli import EXIT_USER_ERROR
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Failure, FailureKind, StageName, load_record
+from tlbatch.runs.records import Failure, FailureKind, load_record
+from tlbatch.runs.stages import StageName
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 
 
 def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
-    """Say in one line why a stage ended without its marker; the exit code."""
+    """Print in one line why a stage ended without its marker, and return the exit code."""
     first, words = cause_of(stage, paths), _last_words(paths, job_id)
     if first is not None:
         beside = f" ({words})" if words and first.kind == "lost" else ""
@@ -28,7 +29,7 @@ def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
             "say why\n"
         )
     sys.stderr.write(
-        f"see the logs in {paths.logs}; then go on with python -m tlbatch.submit {shlex.quote(str(paths.folder))}\n"
+        f"see the logs in {paths.logs}; then resume with python -m tlbatch.submit {shlex.quote(str(paths.folder))}\n"
     )
     if first is None:
         sys.stderr.write(
@@ -38,7 +39,7 @@ def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
 
 
 def _last_words(paths: RunPaths, job_id: str) -> str:
-    """What srun said of tasks that ended badly, e.g. "n2: task 1: Killed"; empty where it said nothing."""
+    """Return what srun reported of failed tasks, e.g. "n2: task 1: Killed"; empty if nothing."""
     log = paths.logs / f"{job_id}_0_log.out"
     if not log.exists():
         return ""
@@ -47,27 +48,27 @@ def _last_words(paths: RunPaths, job_id: str) -> str:
 
 
 def newest_logs(paths: RunPaths) -> list[Path]:
-    """The logs that hold anything: those of ranks, the newest first, then those of batch scripts and local jobs."""
+    """Return the logs that are not empty: those of ranks, newest first, then those of batch scripts and local jobs."""
     logs = [log for log in paths.logs.glob("*") if log.name.endswith((".log", "_log.out")) and log.stat().st_size]
     return sorted(logs, key=lambda log: (log.suffix == ".log", log.stat().st_mtime_ns), reverse=True)
 
 
 def cause_of(stage: StageName, paths: RunPaths) -> Failure | None:
-    """What a stage left that has failed; of several ranks the one that most likely was the first.
+    """Return the failure record of a stage; of several ranks, that of the one that most likely failed first.
 
     Raises
     ------
     UserError
-        When it cannot be read.
+        If it cannot be read.
     """
     files = sorted(paths.marker(stage).parent.glob(f"{stage}.failed.*.json"))
     failures = [load_record(Failure, file, missing="run the stage again") for file in files]
-    kinds = get_args(FailureKind)  # ranks that were stopped seldom are the cause
+    kinds = get_args(FailureKind)  # ranks that were stopped are seldom the cause
     return min(failures, key=lambda failure: (kinds.index(failure.kind), failure.rank), default=None)
 
 
 def last_lines(log: Path, number: int) -> list[str]:
-    """The end of a log."""
+    """Return the last lines of a log."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         return file.read().decode(errors="replace").splitlines()[-number:]

@@ -1,4 +1,4 @@
-"""Follow a run: its logs as they grow, and its end."""
+"""Follow a run: show its logs as they grow, and wait for its end."""
 
 import os
 import select
@@ -12,7 +12,7 @@ from typing import Any
 from tlbatch.cluster.failures import report_failure
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import load_progress
-from tlbatch.runs.records import StageName
+from tlbatch.runs.stages import StageName
 
 _POLL_S = 2.0
 _SETTLE_S = 30.0
@@ -20,7 +20,7 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 class Bar:
-    """A line at the bottom of a terminal that says how far a run is; nothing where the output goes elsewhere."""
+    """A progress bar at the bottom of a terminal; nothing if the output goes elsewhere."""
 
     def __init__(self, paths: RunPaths) -> None:
         self._paths = paths
@@ -28,13 +28,13 @@ class Bar:
         self._bar: Any = None
 
     def print(self, line: str) -> None:
-        """Print a line above it."""
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.clear()
         print(line, flush=True)
 
     def draw(self) -> None:
-        """Show what the run told last, if it has told anything since this began."""
+        """Show the latest progress of the run, if there is any since this bar was created."""
         told = load_progress(self._paths) if sys.stdout.isatty() else None
         if told is None or told.time < self._began:
             return
@@ -48,21 +48,21 @@ class Bar:
         self._bar.refresh()
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 class Follower:
-    """Shows what has been added to a log since it was last asked, and how far the run is."""
+    """Shows what has been added to a log since the last call, and the progress of the run."""
 
     def __init__(self, paths: RunPaths, pattern: str) -> None:
-        """Begin to follow.
+        """Start to follow.
 
         Parameters
         ----------
         pattern
-            Of the names of the logs, one for each life; the newest is followed.
+            Pattern of the names of the logs, one for each attempt; the newest is followed.
         """
         self._paths, self._pattern = paths, pattern
         self._log: Path | None = None
@@ -70,7 +70,7 @@ class Follower:
         self._bar = Bar(paths)
 
     def show(self) -> None:
-        """Print the new whole lines, but not submitit's own, nor errors, which are reported at the end."""
+        """Print the new complete lines, except submitit's own and errors, which are reported at the end."""
         logs = sorted(self._paths.logs.glob(self._pattern), key=lambda log: log.stat().st_mtime_ns)
         if not logs:
             return
@@ -92,13 +92,13 @@ class Follower:
                 self._bar.print(line)
 
     def end(self) -> None:
-        """Show the rest."""
+        """Show the rest and close the bar."""
         self.show()
         self._bar.close()
 
 
 def run_step(command: Sequence[str], paths: RunPaths, environment: Mapping[str, str]) -> None:
-    """Run a command to its end; on a terminal its lines go above a bar that says how far the run is."""
+    """Run a command to its end; on a terminal its lines go above a progress bar."""
     if not sys.stdout.isatty():
         subprocess.run(command, env=environment, check=False)
         return
@@ -116,15 +116,15 @@ def run_step(command: Sequence[str], paths: RunPaths, environment: Mapping[str, 
 
 
 def _read_within(descriptor: int, seconds: float) -> bytes | None:
-    """What can be read, None where nothing came in time, and nothing at the end."""
+    """Read what arrives within some seconds; None if nothing did, empty at the end of the file."""
     ready, _, _ = select.select([descriptor], [], [], seconds)
     return os.read(descriptor, 65536) if ready else None
 
 
 def wait_for_chain(jobs: Mapping[StageName, str], paths: RunPaths) -> int:
-    """Wait for the stages of a SLURM chain, showing the log of rank 0 of each; the exit code.
+    """Wait for the stages of a SLURM chain, showing the log of rank 0 of each, and return the exit code.
 
-    Asks squeue only, so it works without accounting.
+    It queries squeue only, so it works without accounting.
     """
     for stage, job_id in jobs.items():
         follower = Follower(paths, f"{stage}-{job_id}.*-rank0.log")
@@ -139,7 +139,7 @@ def wait_for_chain(jobs: Mapping[StageName, str], paths: RunPaths) -> int:
 
 
 def _in_queue(job_id: str) -> bool:
-    """Whether SLURM still holds the job; a controller that does not answer says nothing about it."""
+    """Return whether SLURM still holds the job; without an answer from the controller, assume that it does."""
     done = subprocess.run(
         ["squeue", "--noheader", "--jobs", job_id, "--format=%T"], capture_output=True, text=True, check=False
     )
@@ -149,7 +149,7 @@ def _in_queue(job_id: str) -> bool:
 
 
 def _settle(marker: Path) -> None:
-    """A marker written on another node can appear a little later on a network file system."""
+    """Wait for a marker written on another node, which can appear late on a network file system."""
     deadline = time.monotonic() + _SETTLE_S
     failed = f"{marker.stem}.failed.*.json"
     while not marker.exists() and not list(marker.parent.glob(failed)) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Make what a site's container runtime takes from an exported container."""
+"""Build the image of a site's container runtime from an exported container."""
 
 import os
 import shutil
@@ -16,9 +16,9 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import absolute, digest_file, write_text
 
 _ENVIRONMENT = "NVIDIA_VISIBLE_DEVICES=all\nNVIDIA_DRIVER_CAPABILITIES=compute,utility\n"
-"""enroot mounts the GPUs' driver where an image asks for it."""
+"""enroot mounts the GPU driver if the image asks for it."""
 _SQUASH = ("-comp", "zstd", "-Xcompression-level", "3", "-b", "1M", "-no-xattrs", "-no-progress")
-"""Seven times faster than zstd's own level, and no larger."""
+"""Seven times faster than zstd's default level, and no larger."""
 _NOT_MOUNTED = {"lost+found", "boot"}
 
 
@@ -29,7 +29,7 @@ def make_image(archive: Path, container: str) -> int:
     except ValidationError as error:
         raise UserError(f"{container}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     if slurm.runtime == "none":
-        raise UserError("none: is no container; name a runtime and an image, e.g. apptainer:tlbatch.sif")
+        raise UserError("none: is not a container; name a runtime and an image, e.g. apptainer:tlbatch.sif")
     if not archive.is_file():
         raise UserError(f"{archive}: no such file; name the tar file of podman export or docker export")
     tool = {"apptainer": "apptainer", "podman-hpc": "podman-hpc"}.get(slurm.runtime, "mksquashfs")
@@ -40,9 +40,9 @@ def make_image(archive: Path, container: str) -> int:
             return _make_by_name(archive, slurm, Path(folder))
         image = absolute(Path(slurm.image))
         if image.exists():
-            raise UserError(f"{image}: is there already; remove it, or name another")
+            raise UserError(f"{image}: exists already; remove it, or choose another name")
         if not (image.parent.is_dir() and os.access(image.parent, os.W_OK)):
-            raise UserError(f"{image.parent}: no folder to write to; make it, or name another")
+            raise UserError(f"{image.parent}: not a writable folder; create it, or choose another")
         root = _unpack(archive, Path(folder) / "root")
         draft = image.with_name(f".{image.name}.draft")
         draft.unlink(missing_ok=True)
@@ -69,11 +69,11 @@ def _add_driver(root: Path) -> None:
     if shutil.which("nvidia-container-cli"):
         _run("ch-fromhost", "--nvidia", str(root))
     else:
-        print("no driver of a GPU is in it: run this where nvidia-container-cli is, if tasks are to use GPUs")
+        print("the image has no GPU driver: for tasks on GPUs, run this where nvidia-container-cli is installed")
 
 
 def _make_by_name(archive: Path, slurm: Slurm, folder: Path) -> int:
-    """An image in podman-hpc's own store."""
+    """Import an image into podman-hpc's own store."""
     root = _unpack(archive, folder / "root")
     _run("tar", "--create", "--file", str(folder / "root.tar"), "--directory", str(root), ".")
     _run("podman-hpc", "import", str(folder / "root.tar"), slurm.image)
@@ -83,7 +83,7 @@ def _make_by_name(archive: Path, slurm: Slurm, folder: Path) -> int:
 
 
 def _unpack(archive: Path, root: Path) -> Path:
-    """The file system as a folder of ours, with what runtimes look for in it."""
+    """Unpack the file system into a folder owned by this user, and add the files that runtimes look for."""
     root.mkdir()
     _run(
         "tar", "--extract", "--file", str(archive), "--directory", str(root), "--no-same-owner", "--anchored",
@@ -91,13 +91,13 @@ def _unpack(archive: Path, root: Path) -> Path:
     )  # fmt: skip
     if (root / "manifest.json").exists() and not (root / "etc").exists():
         raise UserError(
-            f"{archive}: holds layers, as of podman save; make it with podman export --output FILE "
+            f"{archive}: holds layers, as podman save writes them; make it with podman export --output FILE "
             "$(podman create IMAGE), or docker"
         )
     if not (root / PYTHON[1:]).is_symlink() and not (root / PYTHON[1:]).exists():
         raise UserError(f"{archive}: has no {PYTHON}; build it with tlbatch's Containerfile")
     if (root / "etc").is_symlink() or not (root / "etc").is_dir():
-        raise UserError(f"{archive}: its etc is no folder; build it with tlbatch's Containerfile")
+        raise UserError(f"{archive}: its etc is not a folder; build it with tlbatch's Containerfile")
     _run("chmod", "--recursive", "u+rwX,go+rX", str(root))
     for name, text in (("environment", _ENVIRONMENT), ("fstab", ""), ("resolv.conf", ""), ("hosts", "")):
         file = root / "etc" / name
@@ -124,7 +124,7 @@ def _run(*command: str) -> None:
     Raises
     ------
     UserError
-        When it is not there, or fails.
+        If the program is missing, or fails.
     """
     _require(command[0])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -132,4 +132,4 @@ def _run(*command: str) -> None:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         first = said[0].removeprefix(f"{command[0]}: ") if said else f"exit code {done.returncode}"
         free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
-        raise UserError(f"{command[0]}: {first}; mend it, or set TMPDIR, where {free:.1f} GB are free")
+        raise UserError(f"{command[0]}: {first}; fix it, or set TMPDIR (its folder has {free:.1f} GB free)")

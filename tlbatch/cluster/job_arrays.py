@@ -1,4 +1,4 @@
-"""Several runs on SLURM: a job array a stage, each run an element of it, so that one that fails leaves the others."""
+"""Several runs on SLURM: a job array per stage, each run an element, so that a failed run does not stop the others."""
 
 import os
 import sys
@@ -19,36 +19,34 @@ from tlbatch.core.errors import UserError
 from tlbatch.runs.attempts import note_job, read_jobs
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import OWN, claim_logs
-from tlbatch.runs.records import RunRecord, StageName
+from tlbatch.runs.records import RunRecord
+from tlbatch.runs.stages import SHARED_STAGES, TABLE, StageName
 from tlbatch.runs.task import run_each, run_stage
 from tlbatch.runs.workspace import set_folder
 
-SHARED: tuple[StageName, ...] = ("shard", "cache")
-"""Stages whose work the runs share, mostly: one job does them for all, one after another."""
-_COMMON: tuple[StageName, ...] = ("shard", "choose", "cache")
-"""Stages that all runs have behind them before the first goes on."""
+_COMMON = tuple(stage.name for stage in TABLE if stage.comes_before_all)
 How = Literal["afterany", "aftercorr", "afterok"]
 _POLL_S = 5.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """A job, or a job array, that does a stage of some runs."""
+    """A job, or a job array, for one stage of some runs."""
 
     stage: StageName
     runs: tuple[Run, ...]
     after: tuple[int, ...]
-    """Numbers of the steps that go before."""
+    """Numbers of the steps that it depends on."""
     how: How = "afterany"
-    """aftercorr: each run when its own element has ended well."""
+    """aftercorr: each run starts once its own element has succeeded."""
 
     @property
     def is_array(self) -> bool:
-        """Whether each run has an element of its own."""
-        return len(self.runs) > 1 and self.stage not in SHARED
+        """Whether each run has its own array element."""
+        return len(self.runs) > 1 and self.stage not in SHARED_STAGES
 
     def batch(self) -> SbatchScript:
-        """What its script is for."""
+        """Return the description of its batch script."""
         if len(self.runs) == 1:
             return one_run(*self.runs[0], self.stage)
         name = common_name([record.job.name for record, _ in self.runs])
@@ -56,16 +54,16 @@ class Step:
         return made(name, place_of(self.runs), self.runs, self.stage)
 
     def dependency(self, ids: Sequence[str]) -> str | None:
-        """What sbatch is told, from the ids of the steps before."""
+        """Return sbatch's --dependency, given the ids of the steps before."""
         return f"{self.how}:{':'.join(ids[number] for number in self.after)}" if self.after else None
 
 
 def plan(runs: Sequence[Run]) -> tuple[Step, ...]:
-    """What is left to do for several runs: what they share, then arrays of those that have the same left.
+    """Plan what is left to do for several runs: shared stages, then arrays of runs with the same stages left.
 
-    An element that waits for a shared job starts whatever came of it, since that may have failed for other runs only;
-    its stage looks for the marker of the one before. `aftercorr` needs arrays with the same elements: one without a
-    counterpart is cancelled when any of the others has failed.
+    An element that waits for a shared job starts even if that failed, since it may have failed for other runs only;
+    the script then checks the marker of the stage before. `aftercorr` needs arrays with the same elements: an element
+    without a counterpart is cancelled if any of the others fails.
     """
     steps: list[Step] = []
     left = [paths.stages_left(record.job) for record, paths in runs]
@@ -90,18 +88,18 @@ def _last(steps: Sequence[Step]) -> tuple[int, ...]:
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What names begin with, up to a dash."""
+    """Return the common prefix of some names, up to a dash."""
     alike = os.path.commonprefix([f"{name}-" for name in names])  # noqa: RUF071 (of letters is meant)
     return alike.rpartition("-")[0] or "tlbatch"
 
 
 def place_of(runs: Sequence[Run]) -> RunPaths:
-    """The folder of what belongs to no run alone: scripts, pickles and the logs of shared jobs."""
+    """Return the folder for what several runs share: scripts, pickles and the logs of shared jobs."""
     return RunPaths(runs[0][0].job.workspace / "sweeps" / common_name([record.run for record, _ in runs]))
 
 
 def scripts(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
-    """Title and script of every job, as they will be submitted and as they would be with nothing before."""
+    """Yield the title of every job, its script, and the script without its dependency."""
     check_alike(runs)
     for paths, record in _first_of_sets(runs):
         slurm = record.job.slurm
@@ -125,19 +123,19 @@ def _of(step: Step) -> str:
 
 
 def check_alike(runs: Sequence[Run]) -> None:
-    """Refuse runs that ask SLURM for different things.
+    """Refuse runs that differ in their section slurm.
 
     Raises
     ------
     UserError
-        When there are any.
+        If any do.
     """
     first = runs[0][0]
     for record, _ in runs:
         if record.job.slurm != first.job.slurm:
             raise UserError(
-                f"slurm: {record.run} and {first.run} differ in it, and the elements of a job array cannot; "
-                "submit them one at a time"
+                f"slurm: {record.run} and {first.run} differ in this section, which all elements of a job array share; "
+                "submit the runs one at a time"
             )
 
 
@@ -147,7 +145,7 @@ def submit_runs(runs: Sequence[Run]) -> None:
     Raises
     ------
     UserError
-        When sbatch refuses a step; those submitted before are cancelled.
+        If sbatch refuses a step; those submitted before are cancelled.
     """
     check_alike(runs)
     place = place_of(runs)
@@ -165,7 +163,7 @@ def submit_runs(runs: Sequence[Run]) -> None:
 
 
 def _first_of_sets(runs: Sequence[Run]) -> list[tuple[RunPaths, RunRecord]]:
-    """A run of every set of shards that an array is to write."""
+    """Return one run for each set of shards that a job array is to write."""
     lacking = [(record, paths) for record, paths in runs if not paths.marker("shard").exists()]
     first = {set_folder(record.job): (paths, record) for record, paths in reversed(lacking)}
     return [(paths, record) for paths, record in first.values() if record.job.slurm.shard_tasks > 1]
@@ -188,14 +186,14 @@ def _submit(step: Step, after: str | None) -> str:
 
 
 def at_work(runs: Sequence[Run]) -> dict[RunPaths, str]:
-    """The SLURM job that will do, or does, the next stage of a run, for those that have one."""
+    """Map runs to the SLURM job that is queued or running for their next stage, for those that have one."""
     files = [read_run_files(paths) for _, paths in runs]
     queue = Squeue().query(job for one in files for job in one.jobs) or {}
     return {one.paths: job for one in files if (job := job_at_work(one, queue))}
 
 
 def wait_for_runs(runs: Sequence[Run]) -> None:
-    """Show what becomes of the runs until all have ended, then why those that failed did."""
+    """Show the state of the runs until all have ended, then explain the failures."""
     squeue, lines, num_ended = Squeue(), Lines(as_json=False), 0
     folders = [paths for _, paths in runs]
     while num_ended < 2:  # a marker can appear a little later

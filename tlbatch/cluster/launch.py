@@ -1,4 +1,4 @@
-"""Three ways to start the stages of a run: a SLURM chain, this machine, or the allocation we are in."""
+"""Three ways to run the stages of a run: as a chain of SLURM jobs, on this machine, or in the current allocation."""
 
 import argparse
 import importlib.util
@@ -17,20 +17,21 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 from tlbatch.cluster.container import command_of, in_shell, is_bare, mounts_of, start_of
 from tlbatch.cluster.failures import report_failure
 from tlbatch.cluster.follow import Follower, run_step
-from tlbatch.cluster.sbatch import RANKED_STAGES, SbatchScript, one_run, one_share, python_command, slurm_parameters
+from tlbatch.cluster.sbatch import SbatchScript, one_run, one_share, python_command, slurm_parameters
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.cli import EXIT_AGAIN
 from tlbatch.core.errors import UserError
 from tlbatch.runs.attempts import note_job
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import claim_logs
-from tlbatch.runs.records import RunRecord, StageName, stages_of
+from tlbatch.runs.records import RunRecord
 from tlbatch.runs.stage import AGAIN
+from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 from tlbatch.runs.task import run_chain, run_share, run_stage
 
 _POLL_S = 0.5
 Target = Literal["local", "allocation", "chain"]
-"""This machine, the allocation around us, or jobs of their own."""
+"""This machine, the current allocation, or a chain of separate jobs."""
 
 
 def check_place(where: Target) -> None:
@@ -39,19 +40,19 @@ def check_place(where: Target) -> None:
     Raises
     ------
     UserError
-        When sbatch is not to be found.
+        If sbatch is not on PATH.
     """
     if where == "chain" and shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
 
 
 def check_start(where: Target, slurm: Slurm) -> None:
-    """Refuse what no task could start with.
+    """Refuse settings with which no task could start.
 
     Raises
     ------
     UserError
-        When this environment is for submitting alone and the job names no container, or one that cannot run here.
+        If this environment can only submit and the job names no container, or one that cannot run here.
     """
     if is_bare(slurm):
         if importlib.util.find_spec("torch") is None:
@@ -72,17 +73,17 @@ def check_start(where: Target, slurm: Slurm) -> None:
 
 
 def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
-    """Submit all stages that are left at once, each to begin when the one before has ended well; job ids by stage.
+    """Submit all remaining stages at once, each to start after the one before succeeds, and return job ids by stage.
 
     Parameters
     ----------
     stages
-        Those to submit in place of them.
+        Stages to submit instead of the remaining ones.
 
     Raises
     ------
     UserError
-        When sbatch refuses a stage; those submitted before are cancelled.
+        If sbatch refuses a stage; those submitted before are cancelled.
     """
     claim_logs(paths)
     forget_failures(paths)
@@ -97,7 +98,7 @@ def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName]
 
 
 def submit_stage(record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None) -> str:
-    """Submit a stage of a run; the job's id."""
+    """Submit a stage of a run and return the job id."""
     executor = executor_of(record.job.slurm, one_run(record, paths, stage), stage, after=after)
     job_id: str = executor.submit(run_stage, stage, str(paths.folder)).job_id
     note_job(paths, stage, job_id)
@@ -105,7 +106,7 @@ def submit_stage(record: RunRecord, paths: RunPaths, stage: StageName, *, after:
 
 
 def submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
-    """The job array that writes the shards of a large set side by side; its id, None where one task is enough."""
+    """Submit the job array that writes shards in parallel and return its id; None where one task is enough."""
     total = record.job.slurm.shard_tasks
     if total == 1 or paths.marker("shard").exists():
         return None
@@ -120,7 +121,7 @@ def submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
 
 
 def executor_of(slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None) -> submitit.SlurmExecutor:
-    """What submits a stage."""
+    """Return the submitit executor for a stage."""
     executor = submitit.SlurmExecutor(batch.logs, python=python_command(slurm, batch, stage))
     executor.update_parameters(**slurm_parameters(slurm, batch, stage, after=after))
     return executor
@@ -128,28 +129,27 @@ def executor_of(slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: s
 
 @contextmanager
 def refusal_named(stage: StageName, submitted: Sequence[str]) -> Iterator[None]:
-    """When sbatch refuses a stage: cancel the jobs before it, and say how to go on."""
+    """If sbatch refuses a stage, cancel the jobs before it and raise an error that says what to do."""
     try:
         yield
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         if submitted:
             subprocess.run(["scancel", *submitted], check=False)
         raise UserError(
-            f"{stage}: sbatch refused it ({_last_line(error)}); change the slurm section of the job, or look at it "
-            "with --test-only"
+            f"{stage}: sbatch refused it ({_last_line(error)}); change the slurm section of the job, or check it with "
+            "--test-only"
         ) from None
 
 
 def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> int:
-    """Run the stages, or some, one after another through submitit's local executor, showing rank 0's log;
-    the exit code.
+    """Run all or some stages in turn with submitit's local executor, showing rank 0's log, and return the exit code.
 
-    They share a process where there is one task: importing torch takes longer than many a stage.
+    With a single task they share a process, since importing torch takes longer than many a stage.
     """
     slurm, stages = record.job.slurm, stages or stages_of(record.job)
     forget_failures(paths)
     if slurm.nodes > 1:
-        print(f"slurm.nodes = {slurm.nodes}: this machine stands for all of them", flush=True)
+        print(f"slurm.nodes = {slurm.nodes}: ignored, all tasks run on this machine", flush=True)
     if slurm.num_cpus_per_task:
         os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.num_cpus_per_task)
     if slurm.num_tasks_per_node == 1:
@@ -173,7 +173,7 @@ def _run_locally(
     *arguments: object,
     uses_all_ranks: bool = True,
 ) -> str:
-    """Start processes for some stages and wait for their end; submitit's id of the job."""
+    """Start processes for some stages, wait for their end, and return submitit's job id."""
     slurm = record.job.slurm
     python = command_of(slurm, mounts_of([record]), [], gpus=uses_all_ranks and slurm.gpus_per_node > 0)
     executor = submitit.LocalExecutor(paths.logs, python=shlex.join(python))
@@ -200,12 +200,12 @@ def _run_locally(
 
 
 def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
-    """Run the stages, or some, one after another with srun in the allocation around us; the exit code.
+    """Run all or some stages one after another with srun in the current allocation, and return the exit code.
 
     Raises
     ------
     UserError
-        When we are in no allocation, or it has more GPUs than tasks on a node.
+        If this is no allocation, or one whose numbers of GPUs and tasks differ.
     """
     if "SLURM_JOB_ID" not in environment:
         raise UserError("--in-allocation: not in a SLURM allocation; use sbatch slurm/finetune.sh, or --local")
@@ -214,7 +214,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
     if gpus and gpus * nodes != tasks:
         raise UserError(
-            f"this allocation has {gpus} GPUs a node on {nodes} nodes, but {tasks} tasks; start one task a GPU: "
+            f"this allocation has {gpus} GPUs per node on {nodes} nodes, but {tasks} tasks; start one task per GPU: "
             f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
         )
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
@@ -243,7 +243,7 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
 
 
 def forget_failures(paths: RunPaths) -> None:
-    """What failed before is no cause of what happens from here on, even where a stage does not come to begin."""
+    """Remove old failure records, so that they are not reported as the cause if a stage does not even start."""
     for old in (paths.folder / "markers").glob("*.failed.*.json"):
         old.unlink(missing_ok=True)
 
@@ -254,5 +254,5 @@ def _last_line(error: Exception) -> str:
 
 
 def target_of(options: argparse.Namespace) -> Target:
-    """Where ``--local`` and ``--in-allocation`` say that a command is to run the stages."""
+    """Return where a command runs the stages, given ``--local`` and ``--in-allocation``."""
     return "local" if options.local else "allocation" if options.in_allocation else "chain"

@@ -1,4 +1,4 @@
-"""The end of several runs: folds put together, what each scored, and the page that compares them."""
+"""Results of finished runs: scores, folds combined into one report, and the page that compares them."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from tlbatch.runs.records import RunRecord
 from tlbatch.runs.workspace import leaderboard
 
 _MOST_COMPARED = 20
-"""Runs on the same images; more make too many pairs to read."""
+"""Runs on the same test images; with more, there are too many pairs to read."""
 SYNTHETIC = "synthetic images: the scores say that the software works, nothing about real ones"
 
 
 def show_end(runs: Sequence[Run]) -> None:
-    """Put the folds of a job together where all are there, print what is then to compare, and have it compared."""
+    """Combine complete sets of folds, print the scores of all runs, and write the comparison page."""
     whole: dict[RunPaths, RunPaths] = {}
     for folds in _whole_sets(runs):
         if made := _put_together(folds):
@@ -36,14 +36,14 @@ def show_end(runs: Sequence[Run]) -> None:
 
 
 def print_folds(runs: Sequence[Run]) -> None:
-    """Name the command that puts the folds of a job together, for every job of which all are there."""
+    """Print the command that combines the folds of a job, for every job with a complete set of them."""
     for folds in _whole_sets(runs):
         names = shlex.join(str(paths.folder) for _, paths in folds)
         print(f"folds together  python -m tlbatch.reduce {names} --ensemble")
 
 
 def _whole_sets(runs: Sequence[Run]) -> list[list[Run]]:
-    """The folds of each job of which all are there."""
+    """Return the folds of each job that has a complete set of them."""
     of_job: dict[str, list[Run]] = {}
     for record, paths in runs:
         if record.job.objective == "tags":  # phrases have no mean
@@ -55,7 +55,7 @@ def _whole_sets(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _put_together(folds: Sequence[Run]) -> RunPaths | None:
-    """One report of all folds under the run's name without that of the fold; None where reduce refuses, as it says."""
+    """Make one report of all folds, named as the run without its fold; None if reduce refuses, and print why."""
     record, paths = folds[0]
     name = re.sub(rf"-fold{record.job.data.split.fold}(?=-|$)", "", record.run, count=1)
     name = f"{name}-folds" if name == record.run else name
@@ -66,16 +66,16 @@ def _put_together(folds: Sequence[Run]) -> RunPaths | None:
 
 
 def _compare(runs: Sequence[Run], ended: Sequence[RunPaths], reports: Sequence[dict[str, Any]]) -> None:
-    """Have reduce write the page that compares what the runs came to, where any two are on the same images."""
+    """Have reduce write the comparison page if at least two runs have the same test images."""
     times = Counter(report["test_digest"] for report in reports)
     if 1 < max(times.values()) <= _MOST_COMPARED:
         print(f"comparison      {_reduce(runs, ended) or ended[0].folder.parent / 'comparison.html'}")
 
 
 def _reduce(runs: Sequence[Run], ended: Sequence[RunPaths], *options: str) -> str:
-    """Let reduce work on what several runs came to, where they run; it needs what a login command does not load.
+    """Run reduce on several runs, in their container if they have one, and return its error message; empty if none.
 
-    Why it has not, or nothing.
+    A separate process runs it, since it imports libraries that commands on login nodes do not load.
     """
     records = [record for record, _ in runs]
     arguments = ["-m", "tlbatch.reduce", *(str(paths.folder) for paths in ended), *options]
@@ -95,7 +95,7 @@ def _terms(report: dict[str, Any]) -> tuple[str, str]:
 
 
 def print_board(reports: Sequence[dict[str, Any]], board: Path) -> None:
-    """What each run scored, those on the same images together, the best first; and what auto has chosen."""
+    """Print the score of each run, grouped by test images, best first, and the choices of strategy auto."""
     by_terms: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for report in reports:
         by_terms.setdefault(_terms(report), []).append(report)
@@ -127,19 +127,19 @@ def _print_group(reports: Sequence[dict[str, Any]]) -> None:
 
 
 def shown(value: float | None) -> str:
-    """A score in four decimals."""
+    """Format a score with four decimals."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
 def estimated(estimate: Mapping[str, float | None]) -> str:
-    """A value and its interval."""
+    """Format a value with its interval."""
     if estimate["value"] is None or estimate["low"] is None or estimate["high"] is None:
         return shown(estimate["value"])
     return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
 
 
 def print_scores(record: RunRecord, paths: RunPaths) -> None:
-    """The end of a run: its scores, and where to read on."""
+    """Print the scores of a run, and where its report is."""
     report = json.loads(paths.report_json.read_text(encoding="utf-8"))
     ceilings = {ceiling["metric"]: ceiling for ceiling in report["ceilings"]}
     print()
@@ -162,6 +162,6 @@ def print_scores(record: RunRecord, paths: RunPaths) -> None:
         print(f"not predicted   {report['num_errors']} test images could not be read, see predictions.csv")
     for pair, num in report["audit"]["across"].items():
         if num:
-            print(f"leak            {num} images of {pair} too, or nearly: the scores are not to be trusted")
+            print(f"leak            {pair}: {num} images or their duplicates or groups; do not trust the scores")
     print(f"report          {paths.report_page}")
     print(f"leaderboard     {leaderboard(record.job)}")

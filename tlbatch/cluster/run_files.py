@@ -1,4 +1,4 @@
-"""What lies in a run folder, as somebody finds it who watches."""
+"""The contents of a run folder, as status reads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,23 +6,24 @@ from pathlib import Path
 from tlbatch.runs.attempts import Attempt, Submitted, read_attempts, read_jobs
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress, load_progress
-from tlbatch.runs.records import RunRecord, StageName, stages_of
+from tlbatch.runs.records import RunRecord
+from tlbatch.runs.stages import StageName, stages_of
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What lies in a run folder."""
+    """The contents of a run folder."""
 
     paths: RunPaths
     record: RunRecord
     stage: StageName | None
-    """The first without a marker."""
+    """The first stage without a marker."""
     attempts: tuple[Attempt, ...]
     submitted: tuple[Submitted, ...]
     """Jobs of the stage."""
     told: Progress | None
     failed: float | None
-    """When the stage left a cause of failure."""
+    """When the stage recorded a failure."""
     made: float
     """When the run was submitted."""
 
@@ -33,18 +34,18 @@ class RunFiles:
 
     @property
     def jobs(self) -> list[str]:
-        """Ids of what may be at work on the stage: its jobs, and the allocation that the run was last at work in."""
+        """Ids of the jobs that may be running the stage: its own, and the run's last allocation."""
         around = [one.begin.job for one in self.attempts[-1:] if one.begin.job]
         return [one.job for one in self.submitted] + around if self.stage else []
 
     @property
     def sign_of_life(self) -> float:
-        """When something was last seen of the run."""
+        """When the run last showed activity."""
         return max([self.made, *(one.seen for one in self.attempts), *(one.time for one in self.submitted)])
 
     @property
     def progress(self) -> Progress | None:
-        """What the last attempt of the stage told last, or one of the tasks that share it before it begins."""
+        """The latest progress of the stage's last attempt, or of the array tasks that precede it."""
         told, last = self.told, self.last
         if told is None or told.stage != self.stage:
             return None
@@ -54,12 +55,12 @@ class RunFiles:
 
 
 def read_run_files(paths: RunPaths) -> RunFiles:
-    """Read what lies in a run folder.
+    """Read the contents of a run folder.
 
     Raises
     ------
     UserError
-        When it is no run folder, or damaged.
+        If it is no run folder, or damaged.
     """
     record = paths.load_submitted()
     stage = next((one for one in stages_of(record.job) if not paths.marker(one).exists()), None)
@@ -77,7 +78,7 @@ def read_run_files(paths: RunPaths) -> RunFiles:
 
 
 def modified(file: Path) -> float:
-    """When a file was written last, in unix seconds; one that has just gone was never written."""
+    """Return when a file was last modified, in Unix seconds; 0 if it does not exist."""
     try:
         return file.stat().st_mtime
     except OSError:

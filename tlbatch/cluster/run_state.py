@@ -1,4 +1,4 @@
-"""What state a run is in: from its own files, and from what SLURM knows of its jobs."""
+"""The state of a run, inferred from its own files and from what SLURM knows of its jobs."""
 
 import json
 import shlex
@@ -12,31 +12,32 @@ from tlbatch.cluster.squeue import QueuedJob, Squeue
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress, span
-from tlbatch.runs.records import Failure, Record, StageName
+from tlbatch.runs.records import Failure, Record
+from tlbatch.runs.stages import StageName
 
 State = Literal[
     "finished", "running", "starting", "queued", "restarting", "stopped", "failed", "dead", "unknown", "unreadable",
 ]  # fmt: skip
 Queue = Mapping[str, tuple[QueuedJob, ...]]
 STALE_S = 120.0
-"""After which a silent run says so, and one that nobody has begun with is dead."""
+"""Seconds after which a run without progress is called silent, and one that has not started is dead."""
 _SETTLE_S = 15.0
-"""In which the marker of a job that has just ended may still be on its way over a network file system."""
+"""Seconds in which the marker of a job that has just ended may not be visible yet on a network file system."""
 _REMEMBERED_S = 3600.0
-"""After which SLURM surely has forgotten a job that has ended."""
+"""Seconds after which SLURM has certainly forgotten a job that ended."""
 _TAIL_LINES = 10
 
 
 class Status(Record):
-    """What is said of one run."""
+    """The status of one run."""
 
     run: str
     folder: str
     stage: StageName | None
-    """The first that has not finished; None: all have."""
+    """The first stage that has not finished; None: all have."""
     state: State
     why: str
-    """Of the state, e.g. what a queued job waits for; may be empty."""
+    """Reason of the state, e.g. what a queued job waits for; may be empty."""
     where: str
     done: int | None
     total: int | None
@@ -44,12 +45,12 @@ class Status(Record):
     images_per_s: float | None
     seconds_left: float | None
     metric: str
-    """The last that is known."""
+    """The latest value that is known."""
     restarts: int
     """Attempts beyond the first of each stage."""
     gpu_hours: float
     cause: str
-    """Why it has failed or is dead."""
+    """Why the run has failed or is dead."""
     log: str
     """The newest log of a run that has failed or is dead."""
     tail: tuple[str, ...]
@@ -57,17 +58,17 @@ class Status(Record):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether the run will make no more progress by itself."""
         return self.state == "finished" or self.has_failed
 
     @property
     def has_failed(self) -> bool:
-        """Whether somebody must do something."""
+        """Whether the run needs attention."""
         return self.state in ("stopped", "failed", "dead", "unreadable")
 
 
 def infer_state(files: RunFiles, queue: Queue | None, now: float) -> tuple[State, str]:
-    """The state of a run, and why; queue is None where SLURM gave no answer."""
+    """Return the state of a run and the reason; queue is None if SLURM did not answer."""
     if files.stage is None:
         return "finished", ""
     jobs = _own_jobs(files, queue or {})
@@ -89,16 +90,19 @@ def infer_state(files: RunFiles, queue: Queue | None, now: float) -> tuple[State
 
 
 def job_at_work(files: RunFiles, queue: Queue) -> str | None:
-    """The job that will do, or does, the next stage of a run; none where the stage has failed and only others go on."""
+    """Return the job that is queued or running for the next stage of a run; None if there is none.
+
+    A running job does not count if the stage has failed, since the job then continues for other runs only.
+    """
     waiting = [job.id for job in _own_jobs(files, queue) if job.is_waiting]
     running = [job.id for job in _own_jobs(files, queue) if job.is_running and files.failed is None]
     return next(iter(waiting + running), None)
 
 
 def _own_jobs(files: RunFiles, queue: Queue) -> list[QueuedJob]:
-    """Those that SLURM knows; a job of another name has only got the number of one of long ago.
+    """Return the run's jobs that SLURM knows, without jobs of another name, which merely reuse an old id.
 
-    A job of several runs has for its name what theirs begin with, if anything.
+    The name of a job for several runs is the common prefix of their names, if there is one.
     """
     found = [job for name in dict.fromkeys(files.jobs) for job in queue.get(name, ())]
     submitted = {one.job for one in files.submitted}
@@ -113,7 +117,7 @@ def _own_jobs(files: RunFiles, queue: Queue) -> list[QueuedJob]:
 
 
 def _running(files: RunFiles, now: float, *, since: float) -> tuple[State, str]:
-    """Of a run that a job is at work on since then, or that nothing is known against."""
+    """Return the state and reason of a run whose job has been running since a time."""
     if files.failed is not None and files.failed >= since:
         state = _failed(files)
         return (state, "") if state == "failed" else ("running", "stopping")
@@ -130,7 +134,7 @@ def _failed(files: RunFiles) -> State:
 
 
 def _cause_in(files: RunFiles) -> Failure | UserError | None:
-    """What the stage left that has failed, or why that cannot be read."""
+    """Return the failure record of the stage, or the error that kept it from being read."""
     assert files.stage is not None
     try:
         return cause_of(files.stage, files.paths)
@@ -139,11 +143,11 @@ def _cause_in(files: RunFiles) -> Failure | UserError | None:
 
 
 def _without_slurm(files: RunFiles, now: float, *, is_answered: bool) -> tuple[State, str]:
-    """Of a run that no job is at work on, or none that can be asked for."""
+    """Return the state and reason of a run without a known SLURM job."""
     last = files.attempts[-1] if files.attempts else None
     is_alive = last.is_alive() if last and last.begin.job is None else None
     if last and last.end is None and is_alive is not False:
-        silent = 0.0 if is_alive and not files.progress else now - last.seen  # not all stages tell anything
+        silent = 0.0 if is_alive and not files.progress else now - last.seen  # not all stages report progress
         return "running", _silence(silent)
     if files.jobs and not is_answered:
         return "unknown", "SLURM does not answer"
@@ -154,7 +158,7 @@ def _without_slurm(files: RunFiles, now: float, *, is_answered: bool) -> tuple[S
 
 
 def describe(files: RunFiles, queue: Queue | None, squeue: Squeue, now: float) -> Status:
-    """All that is said of a run."""
+    """Return the status of a run."""
     state, why = infer_state(files, queue, now)
     progress = files.progress
     is_open = state in ("running", "unknown")
@@ -185,7 +189,7 @@ def describe(files: RunFiles, queue: Queue | None, squeue: Squeue, now: float) -
 
 
 def unreadable(paths: RunPaths, error: UserError) -> Status:
-    """What is said of a run that cannot be read."""
+    """Return the status of a run that cannot be read."""
     return Status(
         run=paths.folder.name, folder=str(paths.folder), stage=None, state="unreadable", why="", where="", done=None,
         total=None, unit="", images_per_s=None, seconds_left=None, metric="", restarts=0, gpu_hours=0.0,
@@ -206,13 +210,13 @@ def _cause(files: RunFiles, state: State, squeue: Squeue, now: float) -> str:
     end = ""
     if files.jobs and now - files.sign_of_life < _REMEMBERED_S:
         end = squeue.final_state(files.jobs[-1] if not files.submitted else files.submitted[-1].job)
-    way_out = f"go on with python -m tlbatch.submit {shlex.quote(str(files.paths.folder))}"
-    begun = "ended without a result" if files.last else "did not begin"
+    way_out = f"resume with python -m tlbatch.submit {shlex.quote(str(files.paths.folder))}"
+    begun = "ended without a result" if files.last else "did not start"
     return f"{begun} ({end or 'killed, out of memory, or cancelled'}); {way_out}"
 
 
 def _metric(files: RunFiles) -> str:
-    """On test where there is a report; else what was told, or the last line of the run's metrics."""
+    """Return the test metric from the report; before there is one, the latest from progress or metrics.jsonl."""
     name = files.record.job.metric
     if files.stage is None:
         report = _json(files.paths.report_json)
@@ -239,7 +243,7 @@ def _parsed(text: str) -> dict[str, float | None]:
 
 
 def _end_of(file: Path, num_lines: int) -> Sequence[str]:
-    """The last lines, none of a file that is not there."""
+    """Return the last lines of a file; none if it does not exist."""
     try:
         return last_lines(file, num_lines)
     except OSError:

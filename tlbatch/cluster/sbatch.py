@@ -1,4 +1,4 @@
-"""The batch scripts: what sbatch is told of a stage, and what stands around its tasks."""
+"""The batch scripts: the options of sbatch for a stage, and the shell code around its tasks."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,45 +13,44 @@ from tlbatch.cluster.create import Run
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.shell import ownership_line, setup_lines
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import RunRecord, StageName, stages_of
+from tlbatch.runs.records import RunRecord
+from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 
-RANKED_STAGES: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
-"""Stages with one task a GPU; the others take one task and no GPU."""
 HOST = Path(__file__).with_name("host.sh").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class SbatchScript:
-    """What a batch script is for; the texts below `runs` are words of the shell."""
+    """The contents of a batch script; strings below `runs` are quoted for the shell."""
 
     name: str
-    """Of the SLURM job, without the stage."""
+    """Name of the SLURM job, without the stage."""
     logs: Path
-    """Where submitit writes."""
+    """Folder where submitit writes."""
     runs: tuple[Path, ...]
-    """Folders of several runs, of which each element of a job array takes its own; none for one run."""
+    """Folders of several runs, of which each element of a job array takes one; empty for a single run."""
     folder: str
-    """Below which the logs of the tasks lie, and the mark that the job is to start again."""
+    """Folder for the logs of the tasks, and for the file that requests a requeue."""
     owned: tuple[str, ...]
     """Folders that nobody else may write to."""
     mounts: tuple[Mount, ...]
-    """What is seen of the host, in a container."""
+    """Paths of the host that are mounted in a container."""
     done: str
-    """What is there when the work is done."""
+    """Files that exist once the work is done."""
     at_once: int = 1
-    """Elements of an array that are at work at the same time."""
+    """Elements of an array that run at the same time."""
     needed: str = ""
-    """What must be there before it begins, where the jobs before say nothing about it."""
+    """File that must exist at the start, where the jobs before cannot guarantee it."""
 
 
 def one_run(record: RunRecord, paths: RunPaths, stage: StageName) -> SbatchScript:
-    """A stage of one run."""
+    """Return the script for a stage of one run."""
     folder, logs, marker = map(_word, (paths.folder, paths.logs, paths.marker(stage)))
     return SbatchScript(record.job.name, paths.logs, (), folder, (folder, logs), mounts_of([record]), marker)
 
 
 def one_share(record: RunRecord, paths: RunPaths) -> SbatchScript:
-    """Shards that an array writes side by side."""
+    """Return the script for a job array that writes shards in parallel."""
     folder, logs = _word(paths.folder), _word(paths.logs)
     done = f"{_word(paths.share(0).with_suffix(''))}.$SLURM_ARRAY_TASK_ID"
     mounts = mounts_of([record])
@@ -61,7 +60,7 @@ def one_share(record: RunRecord, paths: RunPaths) -> SbatchScript:
 
 
 def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> SbatchScript:
-    """A stage of several runs, each in an element of an array; submitit writes into the place that they share."""
+    """Return the script for a stage of several runs, each an array element; submitit writes to the shared folder."""
     folder, job = '"$tlbatch_run"', runs[0][0].job
     owned = (_word(place.folder), _word(place.logs), folder, f"{folder}/logs")
     before = stages_of(job)[stages_of(job).index(stage) - 1]
@@ -79,7 +78,7 @@ def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) 
 
 
 def all_runs(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> SbatchScript:
-    """A stage of several runs, all in one job, whose logs lie in the place that they share."""
+    """Return the script for a stage of several runs in a single job, whose logs lie in the shared folder."""
     folder, runs_, logs = _word(place.folder), '"${tlbatch_runs[@]}"', '"${tlbatch_runs[@]/%//logs}"'
     done = f'"${{tlbatch_runs[@]/%//markers/{stage}.json}}"'
     owned, mounts = (folder, _word(place.logs), runs_, logs), mounts_of(record for record, _ in runs)
@@ -95,7 +94,7 @@ def _folders(runs: Sequence[Run]) -> tuple[Path, ...]:
 
 
 def slurm_parameters(slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None) -> dict[str, Any]:
-    """What submitit's SlurmExecutor is told for a stage, in sbatch's own names."""
+    """Return the parameters of submitit's SlurmExecutor for a stage, named as sbatch's options."""
     uses_all_ranks = stage in RANKED_STAGES
     cpus = slurm.num_cpus_per_task
     setup = [
@@ -106,7 +105,7 @@ def slurm_parameters(slurm: Slurm, batch: SbatchScript, stage: StageName, *, aft
         f"TLBATCH_NOTIFY={shlex.quote(str(slurm.notify or ''))}",
         f"tlbatch_begin {slurm.signal_delay_s} {batch.folder} {stage}",
         *setup_lines(slurm.setup, slurm.environment),
-        "set +eu",  # as a line may have set: the end must be reached
+        "set +eu",  # a setup line may have set these, and tlbatch_end must be reached
     ]
     if cpus:
         setup.append(f"export SRUN_CPUS_PER_TASK={cpus}")  # srun no longer inherits it since 22.05
@@ -150,9 +149,9 @@ def _runs_lines(batch: SbatchScript) -> list[str]:
 
 
 def python_command(slurm: Slurm, batch: SbatchScript, stage: StageName) -> str:
-    """What starts a task, in the shell: a log of its own for each life, and no signal lost while Python begins.
+    """Return the shell command that starts a task, with a log for each attempt and signals blocked until Python runs.
 
-    submitit puts it behind its own options of srun, of which the last one counts.
+    submitit puts it after its own options of srun; of repeated options the last one counts.
     """
     start = start_of(slurm, batch.mounts, gpus=stage in RANKED_STAGES and slurm.gpus_per_node > 0)
     return " ".join(filter(None, ['--output="$TLBATCH_LOG"', start.srun, start.python]))
@@ -161,12 +160,12 @@ def python_command(slurm: Slurm, batch: SbatchScript, stage: StageName) -> str:
 def render(
     slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None, elements: int | None = None
 ) -> str:
-    """The sbatch script of a stage as submitit will write it; needs no SLURM.
+    """Render the sbatch script of a stage as submitit will write it; this needs no SLURM.
 
     Parameters
     ----------
     elements
-        Of the job array; None for a plain job.
+        Number of elements of the job array; None for a plain job.
     """
     command = f"{python_command(slurm, batch, stage)} -u -m submitit.core._submit {_word(batch.logs)}"
     chosen = slurm_parameters(slurm, batch, stage, after=after)

@@ -1,4 +1,4 @@
-"""What SLURM's controller knows of jobs: one squeue for all of them, scontrol for one that has ended; no accounting."""
+"""What SLURM's controller knows of jobs: one squeue for all, scontrol for those that have ended; no accounting."""
 
 import os
 import re
@@ -22,41 +22,41 @@ class QueuedJob:
     """A line of squeue."""
 
     id: str
-    """One of an array as A_a."""
+    """Job id; an array element as A_a."""
     state: str
     reason: str
     name: str
     start: float | None
     """Unix seconds."""
     end: float | None
-    """When it ended; of one that has not, when it will at the latest."""
+    """When the job ended, or will end at the latest."""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is to start, for the first time or again."""
+        """Whether the job waits to start or restart."""
         return self.state in _WAITING
 
     @property
     def is_running(self) -> bool:
-        """Whether it holds nodes."""
+        """Whether the job holds nodes."""
         return not self.is_waiting and not self.has_ended
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is over; SLURM forgets it some minutes later."""
+        """Whether the job has ended; SLURM forgets it some minutes later."""
         return self.state in _ENDED
 
 
 class Squeue:
-    """Asks SLURM, as seldom as can be."""
+    """Queries SLURM as rarely as possible."""
 
     def __init__(self) -> None:
         self.complaint: str | None = None
-        """Why squeue gave no answer when it was asked last."""
+        """Why squeue did not answer the last query."""
         self._ends: dict[str, str] = {}
 
     def query(self, jobs: Iterable[str]) -> Mapping[str, tuple[QueuedJob, ...]] | None:
-        """Everything that squeue knows of some jobs, by the id that was asked for; None where it gives no answer."""
+        """Return all that squeue knows of some jobs, by the id that was asked for; None if it does not answer."""
         self.complaint, wanted = None, sorted(set(jobs))
         if not wanted:
             return {}
@@ -84,7 +84,7 @@ class Squeue:
         return {job: tuple(of_array.get(job, ())) for job in wanted}
 
     def final_state(self, job: str) -> str:
-        """How a job has ended, as far as SLURM remembers, e.g. "OUT_OF_MEMORY, exit code 0:125"; asked once a job."""
+        """Return how a job ended if SLURM remembers, e.g. "OUT_OF_MEMORY, exit code 0:125"; asked once per job."""
         if job not in self._ends:
             done = _answer(["scontrol", "--oneliner", "show", "job", job]) if shutil.which("scontrol") else None
             self._ends[job] = "" if done is None or done.returncode else _end_in(done.stdout)
@@ -115,7 +115,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _end_in(shown: str) -> str:
-    """The worst of the tasks of an array, or the end of a job."""
+    """Return how a job ended; for an array, an element that did not complete."""
     ends = []
     for line in shown.splitlines():
         fields = dict(re.findall(r"(?:^|\s)(JobState|Reason|ExitCode)=(\S*)", line))

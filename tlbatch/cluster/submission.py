@@ -1,4 +1,4 @@
-"""From the options of submit to runs, their scripts and their jobs."""
+"""Turn the options of submit into runs, their scripts and their jobs."""
 
 import argparse
 import os
@@ -15,7 +15,8 @@ from tlbatch.cluster.results import print_scores, show_end
 from tlbatch.config.load import load_jobs, split_arguments
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import RunRecord, StageName
+from tlbatch.runs.records import RunRecord
+from tlbatch.runs.stages import StageName
 
 
 def submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ def submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) 
 
     at_work = {} if options.local or options.in_allocation else job_arrays.at_work([(record, paths)])
     if paths in at_work:
-        raise UserError(f"{paths.folder}: job {at_work[paths]} is at work on it; wait for it, or scancel it first")
+        raise UserError(f"{paths.folder}: job {at_work[paths]} is working on it; wait for it, or scancel it first")
     print(f"run folder  {paths.folder}", flush=True)
     if options.local or options.in_allocation:
         code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
@@ -46,7 +47,7 @@ def print_jobs(jobs: Mapping[StageName, str]) -> None:
 
 
 def runs_left(runs: Sequence[Run]) -> list[Run]:
-    """The runs that have not finished; of the others that is said."""
+    """Return the runs that have not finished, and print those that have."""
     for record, paths in runs:
         if not paths.stages_left(record.job):
             print(f"run folder  {paths.folder}  finished already", flush=True)
@@ -54,7 +55,7 @@ def runs_left(runs: Sequence[Run]) -> list[Run]:
 
 
 def end_of_several(runs: Sequence[Run]) -> int:
-    """Say what the runs that ended well came to, and which failed; the exit code."""
+    """Print the scores of the runs that succeeded and the names of those that failed, and return the exit code."""
     failed = _unfinished(runs)
     ended = [run for run in runs if run not in failed]
     if ended:
@@ -62,7 +63,7 @@ def end_of_several(runs: Sequence[Run]) -> int:
     if failed:
         names = " ".join(shlex.quote(str(paths.folder)) for _, paths in failed)
         sys.stderr.write(
-            f"error: {len(failed)} of {len(runs)} runs failed; go on with python -m tlbatch.submit {names}\n"
+            f"error: {len(failed)} of {len(runs)} runs failed; resume with python -m tlbatch.submit {names}\n"
         )
     return int(bool(failed))
 
@@ -72,14 +73,14 @@ def _unfinished(runs: Sequence[Run]) -> list[Run]:
 
 
 def open_runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
-    """The runs that are meant: those whose folders are named, or those of the job, which may be there from before."""
+    """Return the runs whose folders are named, or those of the job, which may exist already."""
     from tlbatch.cluster import job_arrays  # noqa: PLC0415 (as above)
 
     files, overrides = split_arguments(options.job)
     folders = [file for file in files if (file / "job.json").is_file()]
     if folders and len(folders) < len(files):
         other = next(file for file in files if file not in folders)
-        raise UserError(f"{other}: a run goes on with its own job; name run folders, or job files")
+        raise UserError(f"{other}: a run resumes with its own job; name run folders, or job files")
     if folders:
         opened = [open_run(folder, overrides) for folder in dict.fromkeys(folders)]
         _check_starts(opened, options, make=make)
@@ -123,7 +124,7 @@ def show_scripts(runs: Sequence[Run], *, test_only: bool) -> None:
 
 
 def _scripts(record: RunRecord, paths: RunPaths) -> Iterator[tuple[str, str, str]]:
-    """Title and script of each job of a run, as it will be submitted and as it would be with nothing before."""
+    """Yield the title of each job of a run, its script, and the script without its dependency."""
     from tlbatch.cluster.sbatch import one_run, one_share, render  # noqa: PLC0415 (as above)
 
     slurm, stages = record.job.slurm, paths.stages_left(record.job)
@@ -137,7 +138,7 @@ def _scripts(record: RunRecord, paths: RunPaths) -> Iterator[tuple[str, str, str
 
 
 def _test_only(scripts: Sequence[tuple[str, str]]) -> None:
-    """Ask SLURM whether it would take each script."""
+    """Ask SLURM whether it would accept each script."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; --test-only needs SLURM, --dry-run does not")
     refused = []

@@ -1,4 +1,4 @@
-"""What every section of the job is made of."""
+"""Base class and common types of the sections of a job."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ SplitName = Literal["train", "val", "test"]
 
 
 class Section(BaseModel):
-    """A frozen part of the job that refuses unknown keys."""
+    """A frozen section of the job that refuses unknown keys."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -26,15 +26,15 @@ class Section(BaseModel):
     )
 
     def for_digest(self, **selected: set[str]) -> dict[str, Any]:
-        """Return the section as JSON values under the names that digests have always hashed.
+        """Return the section as JSON values under the key names that digests have always used.
 
-        A key that was renamed has its first name as its alias: old job files and records still open, and nothing that
-        is found by a digest (shards, groups, finished stages) is made again. A key that is new must be left out here
-        where it has its default.
+        A renamed key has its first name as alias: old job files and records still load, and nothing that is found by
+        a digest (shards, groups, finished stages) is computed again. A new key must be left out here while it has its
+        default.
 
         Parameters
         ----------
         **selected
-            ``include`` or ``exclude``: names of keys, as they are now.
+            ``include`` or ``exclude``: current names of keys.
         """
         return self.model_dump(mode="json", by_alias=True, **selected)  # type: ignore[arg-type]

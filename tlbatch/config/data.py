@@ -1,4 +1,4 @@
-"""The part of the job that says which images there are, how they are sharded and split."""
+"""The section data of a job: images and labels, shards and splits."""
 
 import re
 from collections.abc import Sequence
@@ -15,29 +15,31 @@ Recipe = Literal["retinopathy-lr", "retinopathy-dl", "flowers17", "dogs-vs-cats"
 
 
 class Split(Section):
-    """Which images train, validate and test."""
+    """How the images are split into train, val and test."""
 
     method: Literal["stratified", "hash", "given", "as-published"] = "stratified"
-    """stratified: exact shares of every class at first, later groups by their hash; hash: a group's split depends on
-    its name alone; given: as the source says; as-published: as a published system did, leaks included."""
+    """How images are assigned to splits. stratified: by exact shares of every class, and groups added later by their
+    hash; hash: by a hash of the group's name alone; given: as the source says; as-published: as in a published system,
+    leaks included."""
     val: Fraction = 0.1
-    """Share of the images for validation (choice of the checkpoint)."""
+    """Fraction of the images for validation, which selects the checkpoint."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Share of the images for the test, read once, by predict."""
+    """Fraction of the images for the test split, which is read only once, by predict."""
     salt: str = "tlbatch"
-    """Another salt gives another split."""
+    """Salt of the hashes; another one gives another split."""
     folds: Annotated[int, Field(ge=0)] = 0
-    """Number of folds that take turns as the test split, in place of test; 0: none."""
+    """Number of cross-validation folds, one of which is the test split in place of test; 0: no folds."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """Which fold tests, from 0."""
+    """Number of the fold that is the test split, from 0."""
     column: str = ""
     """Column of the labels file that names the split (given); empty: the first folder, or the part of an IDX file."""
     names: dict[str, SplitName] = {}
-    """What the source calls a split (given), e.g. { valid = "test" }, beside train, val, valid, validation and test."""
+    """Additional names of splits in the source (given), e.g. { valid = "test" }; train, val, valid, validation and test
+    are known."""
     files: dict[SplitName, Path] = {}
-    """Text files that list the images of a split (given), a name a line."""
+    """Text files that list the images of each split (given), one name per line."""
     recipe: Recipe | None = None
-    """The published system to follow (as-published)."""
+    """Published system whose split to reproduce (as-published)."""
 
     @model_validator(mode="after")
     def _check_fractions(self) -> Self:
@@ -51,85 +53,88 @@ class Split(Section):
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         if (self.recipe is None) == (self.method == "as-published"):
-            raise ValueError("recipe and method as-published belong together")
+            raise ValueError("recipe and method as-published need each other; set both, or neither")
         if self.method != "given" and (self.column or self.names or self.files):
-            raise ValueError("column, names and files are read with method given only")
+            raise ValueError("column, names and files are read with method given only; set method, or leave them out")
         if self.fold and not self.folds:
-            raise ValueError(f"fold is one of folds, which are 0 (got fold {self.fold})")
+            raise ValueError(f"fold needs folds, which is 0 (got fold {self.fold}); set folds, or leave fold out")
         if self.folds and self.method not in ("stratified", "hash"):
-            raise ValueError("folds are made with method stratified or hash only")
+            raise ValueError("folds need method stratified or hash; set method, or leave folds out")
         return self
 
 
 class Synthetic(Section):
-    """The synthetic images of ``data.source = "synthetic"``."""
+    """Synthetic images, drawn for ``data.source = "synthetic"``."""
 
     kind: Literal["fundus", "garments"] = "fundus"
-    """fundus: photographs of eyes, whose level is a grade; garments: clothes, with columns phrase, type, colour,
-    pattern, sleeve and length, of which data.label_column names one."""
+    """What to draw. fundus: photographs of the retina with a grade as level; garments: clothes with the columns phrase,
+    type, colour, pattern, sleeve and length, one of which data.label_column names."""
     images_per_grade: Annotated[int, Field(ge=2)] = 200
-    """Images of each of the five grades (fundus)."""
+    """Number of images of each of the five grades (fundus)."""
     num_images: Annotated[int, Field(ge=2)] = 2000
-    """Images in all (garments)."""
+    """Total number of images (garments)."""
     side: Annotated[int, Field(ge=64, le=4096)] = 384
-    """Height and width in pixels."""
+    """Height and width of the images in pixels."""
     grader_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Probability that the label is one grade off the drawn one (fundus)."""
+    """Probability that a label differs from the true grade by one (fundus)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Another seed draws other images."""
+    """Random seed of the images."""
 
 
 class Data(Section):
     """Where images and labels come from, and how they are sharded."""
 
     source: Literal["folders", "csv", "idx", "tars", "acs", "synthetic"] = "folders"
-    """folders: one folder a class; csv: a table of labels beside a folder of images; idx: IDX files as MNIST's; acs:
-    images/<class>/<name>.jpg with train.txt and test.txt, as Apparel Classification with Style has them;
-    tars: WebDataset tars, indexed where they lie; synthetic: drawn here, for trying."""
+    """Format of the images and labels. folders: one folder per class; csv: a table of labels and a folder of images;
+    idx: IDX files like MNIST's; acs: images/<class>/<name>.jpg with train.txt and test.txt, like Apparel Classification
+    with Style; tars: WebDataset tars, indexed in place; synthetic: generated, to try things out."""
     images: Path | None = None
     """Folder of the images, IDX files or tars."""
     urls: tuple[str, ...] = ()
-    """Addresses of tars (http, https, s3, pipe; {000..009} counts), staged once into the workspace; no secrets."""
+    """URLs of tars (http, https, s3, pipe; {000..009} expands to a range), downloaded once into the workspace; no
+    secrets."""
     labels: Path | None = None
-    """CSV file of the labels (source csv), or of the words that stand before the type (source acs)."""
+    """CSV file of the labels (source csv), or of the words that precede the type (source acs)."""
     key_column: str = "image"
-    """Column of the image name, with or without its ending."""
+    """Column of the image name, with or without its extension."""
     label_column: str = "level"
-    """Column of the label; in the json of tars: its field."""
+    """Column of the label; for tars the field in their json files."""
     group_column: str = ""
-    """Column, or json field, of what must not be split (a patient)."""
+    """Column, or json field, of the group, e.g. the patient; a group is never divided between splits."""
     tag_separator: str = ""
-    """What separates several tags in a label; empty: a label is one class."""
+    """Separator of several tags in a label; empty: a label is a single class."""
     attributes: dict[str, tuple[str, ...]] = {}
-    """Tags by what they say, e.g. { colour = ["red", "blue"], type = ["dress", "shirt"] }: an image has one of each, or
-    none; a tag that stands in none is there or not."""
+    """Tags by attribute, e.g. { colour = ["red", "blue"], type = ["dress", "shirt"] }. An image has at most one tag of
+    each attribute; every other tag is a yes-or-no attribute of its own."""
     classes: tuple[str, ...] = ()
-    """Class names in order; empty: those found, numbers in numeric order."""
+    """Class names in order; empty: those found in the labels, numbers in numeric order."""
     group_pattern: str = ""
-    """Regular expression on the image name whose first group is what must not be split (a patient); empty: each
-    image is its own group."""
+    """Regular expression on the image name whose first capture group is the group, e.g. the patient; empty: each image
+    is its own group."""
     per_class: Annotated[int, Field(ge=0)] = 0
-    """Images drawn of each class; 0: all."""
+    """Number of images to sample of each class; 0: all."""
     per_class_of: Literal["all", "train"] = "all"
-    """train: with given splits, so many of the training images, and all of the others."""
+    """Splits that per_class applies to. train: subsample only the training split; needs given splits."""
     per_class_seed: Annotated[int, Field(ge=0)] = 0
-    """Another seed draws others."""
+    """Random seed of per_class."""
     resize: Annotated[int, Field(ge=0, le=16384)] = 256
-    """Short side in the shards, in pixels; larger images are scaled down to it; 0 keeps the files untouched. Tars are
-    never touched."""
+    """Length of the short side in the shards in pixels, to which larger images are scaled down; 0: keep the files
+    unchanged. Tars are never changed."""
     preprocess: Annotated[tuple[StepName, ...], Field(alias="steps")] = ()
-    """Pre-processing, in order: fundus_crop (to the disc, a square), local_average (subtracted), clahe."""
+    """Pre-processing steps in order: fundus_crop (crop to a square around the retina), local_average (subtract the
+    local average colour), clahe (contrast-limited adaptive histogram equalisation)."""
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
-    """Pixels of an image above which it is refused unread; Pillow allows no more."""
+    """Largest number of pixels of an image; larger ones are rejected without decoding. Pillow allows no more than the
+    default."""
     shard_images: Annotated[int, Field(ge=1)] = 1000
-    """Images in a shard."""
+    """Number of images per shard."""
     max_rejected: Annotated[int, Field(ge=0)] = 0
-    """Unusable images that are listed in rejected.csv and left out before the job stops."""
+    """Largest number of unusable images, which are left out and listed in rejected.csv; with more the job stops."""
     audit: Literal["stop", "warn", "resolve"] = "stop"
-    """Equal or nearly equal images in two splits: stop; warn; or resolve: move them into one split, and drop those
-    whose labels contradict."""
+    """What to do about duplicates and near duplicates in different splits. stop: fail; warn: continue with a warning;
+    resolve: move them into one split, and drop those with contradicting labels."""
     phash_max_distance: Annotated[int, Field(ge=0, le=24, alias="near_bits")] = 16
-    """Bits of 256 of the perceptual hash in which nearly equal images may differ; 0: equal files only."""
+    """Largest Hamming distance of the 256-bit perceptual hashes of near duplicates; 0: find identical files only."""
     split: Split = Split()
     synthetic: Annotated[Synthetic, Field(alias="phantom")] = Synthetic()
 
@@ -143,7 +148,7 @@ class Data(Section):
         return "phantom" if source == "synthetic" and info.by_alias else source
 
     def attributes_in(self, tags: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The attributes with those of their tags that there are."""
+        """Return the attributes restricted to the given tags, without those that are left empty."""
         found = {name: tuple(tag for tag in own if tag in tags) for name, own in self.attributes.items()}
         return {name: own for name, own in found.items() if own}
 
@@ -155,7 +160,7 @@ class Data(Section):
         except re.error as error:
             raise ValueError(f"must be a regular expression ({error})") from None
         if value and groups < 1:
-            raise ValueError("must hold a group in parentheses, e.g. '^(.*)_(left|right)$'")
+            raise ValueError("must contain a group in parentheses, e.g. '^(.*)_(left|right)$'")
         return value
 
     @field_validator("urls")
@@ -164,11 +169,11 @@ class Data(Section):
         for number, url in enumerate(value):
             if holds_secret(url):
                 raise ValueError(
-                    f"number {number} holds what looks like a password or key, and the job is kept; put it into "
+                    f"number {number} contains what looks like a password or key, and the job is stored; put it into "
                     "~/.netrc, fsspec's own configuration, or a variable that a pipe reads"
                 )
             if "\0" in url:
-                raise ValueError(f"number {number} must not hold the character NUL; leave it out")
+                raise ValueError(f"number {number} must not contain the character NUL; leave it out")
         return value
 
     @field_validator("classes")
@@ -191,25 +196,29 @@ class Data(Section):
     @model_validator(mode="after")
     def _check_tags(self) -> Self:
         if self.tag_separator and self.per_class:
-            raise ValueError("per_class is of images with one class each, and data.tag_separator of tags; leave it out")
+            raise ValueError(
+                "per_class needs single-label classes, and data.tag_separator is set; leave one of them out"
+            )
         wrong = [tag for tags in self.attributes.values() for tag in tags if self.tag_separator in tag]
         if self.tag_separator and wrong:
-            raise ValueError(f"attributes: {wrong[0]!r} holds data.tag_separator, so it is no tag; name its parts")
+            raise ValueError(f"attributes: {wrong[0]!r} contains data.tag_separator, so it is no tag; name its parts")
         return self
 
     @model_validator(mode="after")
     def _check_attributes(self) -> Self:
         if self.attributes and not self.tag_separator:
-            raise ValueError("attributes are of labels with several tags: set data.tag_separator")
+            raise ValueError("attributes need labels with several tags; set data.tag_separator")
         return self
 
     @model_validator(mode="after")
     def _check_location(self) -> Self:
         if self.urls and (self.source != "tars" or self.images):
-            raise ValueError("urls are read with source tars, in place of images")
+            raise ValueError(
+                "urls are read with source tars only, instead of images; set data.source=tars, or leave one out"
+            )
         if self.source == "synthetic" and self.images:
             raise ValueError(
-                "images are not read with source synthetic, which draws its own; name another job, e.g. "
+                "images are not read with source synthetic, which generates its own; choose another job, e.g. "
                 "jobs/auto.toml, or set data.source=folders"
             )
         if self.source not in ("csv", "acs") and self.labels:
@@ -225,9 +234,9 @@ class Data(Section):
         if self.split.recipe and self.audit == "resolve":
             raise ValueError("audit: resolve would change the split of a published system; set it to warn")
         if self.source == "tars" and self.preprocess:
-            raise ValueError("preprocess: tars are indexed where they lie and never changed; leave it empty")
+            raise ValueError("preprocess: tars are indexed in place and never changed; leave it empty")
         if self.per_class_of == "train" and (self.split.method != "given" or not self.per_class):
-            raise ValueError("per_class_of = train goes with split.method = given and per_class; leave it out")
+            raise ValueError("per_class_of = train needs split.method = given and per_class; leave it out")
         if self.resize == 0 and self.preprocess:
-            raise ValueError("preprocess: resize = 0 keeps the files untouched; set resize, or leave preprocess empty")
+            raise ValueError("preprocess: resize = 0 keeps the files unchanged; set resize, or leave preprocess empty")
         return self

@@ -1,4 +1,4 @@
-"""The job: one frozen tree, filled from TOML files and ``key=value`` overrides, validated once."""
+"""The job: a frozen tree of settings, filled from TOML files and ``key=value`` overrides and validated once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,45 +17,47 @@ from tlbatch.core.errors import UserError
 
 
 class Job(Section):
-    """The whole job."""
+    """All settings of a job."""
 
     name: Annotated[str, Field(pattern=RUN_NAME)] = "job"
-    """Name, the first part of the run folder's."""
+    """Name of the job, with which the name of its run folder begins."""
     run: Annotated[str, Field(pattern=RUN_NAME)] | None = None
-    """Name of the run folder; empty: made from name and time."""
+    """Name of the run folder; empty: the job's name and the time."""
     workspace: Path = Path("workspace")
-    """Folder that holds shards/ and runs/; shared by all nodes."""
+    """Folder for shards, runs, cache and registries; all nodes must share it."""
     private: bool = True
-    """Keep the run folder to its owner (mode 0700); false: others may read it as far as the umask says."""
+    """Restrict the run folder to its owner (mode 0700); false: others may read it if the umask allows."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the head, the order and the augmentation."""
+    """Random seed of the head's weights, the order of images and the augmentation."""
     metric: Metric = "accuracy"
-    """Chooses the checkpoint on validation and ranks the leaderboard on test."""
+    """Metric that selects the checkpoint on validation and ranks the leaderboard on test."""
     data: Data
     model: Model = Model()
     head: Head = Head()
     objective: Objective = "cross-entropy"
-    """What is minimised; binary: one sigmoid unit, two classes; corn, cumulative and regression: ordered classes; tags:
-    a phrase of several tags, by an LSTM in epochs or a linear classifier an attribute in a fit."""
+    """Loss to minimise. binary: a single sigmoid unit for two classes; corn, cumulative and regression: for ordered
+    classes; tags: for phrases of several tags, with an LSTM, or with a linear classifier per attribute in a fit."""
     decoder: Decoder = Decoder()
     decision: Decision = "most-probable"
-    """Which class is chosen; expected-grade: for ordered classes, the mean of the grades under their probabilities, cut
-    at thresholds that are fitted as those of a regression."""
+    """Rule that turns probabilities into a class. expected-grade: for ordered classes, the expected grade, cut at
+    thresholds that are fitted like those of a regression."""
     recipes: Mapping[str, dict[str, Any]] = {}
-    """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }, each a run of its own; one that holds
-    recipes itself, say those of one set of images, lends them its keys."""
+    """Variants of the job by name, e.g. { mlp = { head.widths = [256] } }; each becomes a separate run. A recipe may
+    contain recipes, e.g. one for each data set, which inherit its keys."""
     sweep: Mapping[str, Any] = {}
-    """Lists of values for keys, e.g. { seed = [0, 1], phase.0.optimizer.lr = [1e-3, 1e-2] }: every combination is a run
-    of its own."""
+    """Lists of values for keys, e.g. { seed = [0, 1], phase.0.optimizer.lr = [1e-3, 1e-2] }; each combination becomes a
+    separate run."""
     strategy: Literal["phases", "auto"] = "phases"
-    """phases: those of the job; auto: probes and trainings on folds of the training images choose head and phases."""
+    """How head and phases are chosen. phases: as the job says; auto: by probes and trial trainings, cross-validated on
+    the training images."""
     strategy_minutes: Positive = 120.0
-    """For the trainings of strategy auto; a candidate that would take longer, by its first fold, is left out."""
+    """Minutes for all trial trainings of strategy auto; a candidate whose first fold shows that it would exceed what is
+    left of them is skipped."""
     phase: tuple[Phase, ...] = ()
     train: Train = Train()
     cache: Cache = Cache()
     figures: bool = True
-    """Draw learning curves, filters, activations, mistakes and a map of the features into the report folder."""
+    """Draw figures into the report folder: learning curves, filters, activations, errors and a map of the features."""
     report: Reporting = Reporting()
     nightly: Nightly = Nightly()
     slurm: Slurm = Slurm()
@@ -63,7 +65,7 @@ class Job(Section):
     @model_validator(mode="before")
     @classmethod
     def _check_handcrafted_cut(cls, tree: object) -> object:
-        """The cut handcrafted chooses the backbone too, where the job names none."""
+        """Set the backbone to handcrafted if a cut is, unless the job names one."""
         if not isinstance(tree, Mapping):
             return tree
         model, phases = tree.get("model", {}), tree.get("phase", ())
@@ -77,11 +79,13 @@ class Job(Section):
         if HANDCRAFTED not in (self.model.backbone, *(phase.cut for phase in self.phase)):
             return self
         if self.strategy == "auto":
-            raise ValueError("strategy = auto chooses among cuts of a network, and handcrafted is none; name phases")
+            raise ValueError(
+                "strategy = auto chooses among cuts of a network, not handcrafted; set the phases yourself"
+            )
         for number, phase in enumerate(self.phase):
             if phase.cut != HANDCRAFTED or not phase.fit:
                 raise ValueError(
-                    f"phase.{number} must have cut = handcrafted, as all phases of such a job, and a fit, e.g. svm"
+                    f"phase.{number} must have cut = handcrafted, like all phases of such a job, and a fit, e.g. svm"
                 )
         usual = Model(backbone=HANDCRAFTED)
         keys = ("backbone", "weights", "mean", "std")
@@ -89,7 +93,7 @@ class Job(Section):
         unread += ["head.after"] if self.head.after else []
         if unread:
             raise ValueError(
-                f"cut = handcrafted reads no network, so there is no {', '.join(unread)}; leave it out, or where "
+                f"cut = handcrafted uses no network, so {', '.join(unread)} has no meaning; leave it out, or if "
                 'recipes share it set model = { backbone = "handcrafted", weights = "none" }'
             )
         if self.cache.dtype not in ("auto", "fp32"):
@@ -99,20 +103,20 @@ class Job(Section):
     @model_validator(mode="after")
     def _check_strategy(self) -> Self:
         if self.strategy == "phases" and not self.phase:
-            raise ValueError("phase is required: what is trained, e.g. phase=[{ cut = 'pool' }], or set strategy=auto")
+            raise ValueError("phase is required: set it, e.g. phase=[{ cut = 'pool' }], or set strategy=auto")
         if self.strategy == "auto":
             keys = ("head", "objective", "decision", "phase")
             decides = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if decides:
-                raise ValueError(f"strategy = auto decides on {', '.join(decides)}: leave it out of the job")
+                raise ValueError(f"strategy = auto chooses {', '.join(decides)}: leave it out of the job")
         if self.strategy == "auto" and self.train.crop_scale < 1 and not self.train.random_views:
             raise ValueError(
                 "strategy = auto needs a finite number of views: set train.random_views, or crop_scale = 1"
             )
         if self.chooses and not self.cache.enabled:
-            raise ValueError("a cut or strategy that is auto needs the cache: leave cache.enabled as it is")
+            raise ValueError("cut = auto and strategy = auto need the cache: set cache.enabled=true")
         if any(phase.cut == "auto" for phase in self.phase) and self.head.after:
-            raise ValueError("a cut that is auto goes with a head on the top: leave head.after out")
+            raise ValueError("cut = auto needs the head on top of the backbone: leave head.after out")
         return self
 
     @model_validator(mode="after")
@@ -126,11 +130,11 @@ class Job(Section):
         for number, phase in enumerate(self.phase):
             if phase.fit and (phase.cut not in FROZEN or self.head.widths):
                 raise ValueError(
-                    f"phase.{number}.fit fits a linear head on frozen features: cut = pool, and no head.widths"
+                    f"phase.{number}.fit fits a linear head on frozen features: set cut = pool, and no head.widths"
                 )
             if phase.fit and phase.fit.startswith(("kernel", "neighbours")) and number + 1 < len(self.phase):
                 raise ValueError(
-                    f"phase.{number}.fit = {phase.fit} makes a head that later phases cannot train; put it last"
+                    f"phase.{number}.fit = {phase.fit} gives a head that later phases cannot train; put it last"
                 )
             known: tuple[Objective, ...] = ("cross-entropy",)
             if phase.fit in ("ridge", "kernel-ridge"):
@@ -139,20 +143,23 @@ class Job(Section):
                 known += ("tags",)
             if phase.fit and self.objective not in known:
                 names = " or ".join(known)
-                raise ValueError(f"phase.{number}.fit = {phase.fit} has the objective {names} (got {self.objective})")
+                raise ValueError(f"phase.{number}.fit = {phase.fit} needs objective {names} (got {self.objective})")
             if (phase.fit or phase.lr_grid) and self.train.crop_scale < 1 and not self.train.random_views:
                 key = "fit" if phase.fit else "lr_grid"
                 raise ValueError(f"phase.{number}.{key} needs a finite number of views: set train.random_views")
             if phase.lr_grid and self.head.batch_norm:
-                raise ValueError(f"phase.{number}.lr_grid: not with head.batch_norm")
+                raise ValueError(f"phase.{number}.lr_grid does not work with head.batch_norm; leave one of them out")
             if number == 0 and phase.fit and self.head.weights:
                 raise ValueError(
-                    "head.weights is where epochs begin, and phase.0.fit begins anew; leave one of them out"
+                    "head.weights initialises a head for epochs, and phase.0.fit starts over; leave one of them out"
                 )
             if phase.cut == "flatten" and self.head.pool in ("gem", "attention"):
-                raise ValueError(f"phase.{number}.cut = flatten does not go with head.pool = {self.head.pool}")
+                raise ValueError(f"phase.{number}.cut = flatten does not work with head.pool = {self.head.pool}")
             if (phase.fit or phase.lr_grid) and self.head.pool in ("gem", "attention"):
-                raise ValueError(f"phase.{number} needs fixed vectors: head.pool = {self.head.pool} learns with epochs")
+                raise ValueError(
+                    f"phase.{number} needs fixed vectors, and head.pool = {self.head.pool} is trained in epochs; "
+                    "set another pool"
+                )
         return self
 
     @model_validator(mode="after")
@@ -162,7 +169,7 @@ class Job(Section):
                 raise ValueError("decoder is read with objective tags only; leave it out, or set objective=tags")
             return self
         if not self.data.tag_separator:
-            raise ValueError("objective tags: set data.tag_separator to what stands between the tags of a label")
+            raise ValueError("objective tags: set data.tag_separator to what separates the tags of a label")
         _refuse_for_tags(self)
         return self
 
@@ -173,7 +180,7 @@ class Job(Section):
             if getattr(self.head, key) and not (self.cache.enabled and all_frozen):
                 raise ValueError(f"head.{key} needs the cache and cut = pool in all phases")
             if getattr(self.head, key) and self.train.tta:
-                raise ValueError(f"head.{key} does not go with train.tta: leave one of them out")
+                raise ValueError(f"head.{key} does not work with train.tta: leave one of them out")
             if getattr(self.head, key) and self.train.crop_scale < 1 and not self.train.random_views:
                 raise ValueError(
                     f"head.{key} needs a finite number of views: set train.random_views, or crop_scale = 1"
@@ -181,24 +188,24 @@ class Job(Section):
         return self
 
     def require_classes(self, what: str) -> None:
-        """Refuse a job that writes phrases.
+        """Refuse a job whose labels are phrases of tags.
 
         Raises
         ------
         UserError
-            Which says what cannot be done with it.
+            Which names what cannot be done with it.
         """
         if self.objective == "tags":
-            raise UserError(f"objective = tags: {what} is of runs that tell classes apart; name another job or run")
+            raise UserError(f"objective = tags: {what} needs single-label classes; name another job or run")
 
     @property
     def task(self) -> str:
-        """Name of the registry that the job's models stand in."""
+        """Name of the registry of the job's models."""
         return self.nightly.task or self.name
 
     @property
     def chooses(self) -> bool:
-        """Whether something is left to be measured before the job can run."""
+        """Whether the stage choose has to make a choice for the job."""
         return self.strategy == "auto" or any(phase.cut == "auto" for phase in self.phase)
 
     @property
@@ -211,15 +218,15 @@ class Job(Section):
 
 
 def _refuse_for_tags(job: Job) -> None:
-    """Refuse what has no meaning for phrases.
+    """Refuse settings that have no meaning for phrases.
 
     Raises
     ------
     ValueError
-        With the key to leave out.
+        With the keys to leave out.
     """
     of_classes = {
-        "metric = quadratic_kappa (accuracy is the share of phrases that are exactly right)": job.metric != "accuracy",
+        "metric = quadratic_kappa (accuracy is the exact match of phrases)": job.metric != "accuracy",
         "strategy = auto": job.chooses,
         "decision = expected-grade": job.decision != "most-probable",
         "head.widths, head.dropout or head.batch_norm": bool(
@@ -235,9 +242,9 @@ def _refuse_for_tags(job: Job) -> None:
             "lr_grid": phase.lr_grid,
             "mixup or cutmix": phase.mixup or phase.cutmix,
             "balance": phase.balance != "none",
-            "fit beside other phases": phase.fit and len(job.phase) > 1,
+            "fit with other phases": phase.fit and len(job.phase) > 1,
         }
         of_classes |= {f"phase.{number}.{key}": bool(used) for key, used in own.items()}
     used = [key for key, is_used in of_classes.items() if is_used]
     if used:
-        raise ValueError(f"objective tags does not go with {', '.join(used)}; leave it out")
+        raise ValueError(f"objective tags does not work with {', '.join(used)}; leave it out")

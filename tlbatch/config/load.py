@@ -1,4 +1,4 @@
-"""From TOML files and ``key=value`` overrides to one validated job."""
+"""Load TOML files and ``key=value`` overrides into validated jobs."""
 
 import copy
 import difflib
@@ -24,7 +24,10 @@ _UNTOLD = {
 
 
 def split_arguments(texts: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files, or folders of runs, and ``key=value`` overrides; a path with ``=`` in it begins with ``/`` or ``.``."""
+    """Separate files, or folders of runs, from ``key=value`` overrides.
+
+    A path that contains ``=`` must begin with ``/`` or ``.``.
+    """
     overrides = [text for text in texts if "=" in text and not text.startswith(("/", "."))]
     overrides = [text for text in overrides if not (Path(text) / "job.json").is_file()]
     return [Path(text) for text in texts if text not in overrides], overrides
@@ -36,26 +39,26 @@ def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
     Raises
     ------
     UserError
-        With one line for each wrong field; when the job has several runs.
+        With one line for each wrong key, or if the job has several runs.
     """
     jobs = load_jobs(files, overrides)
     if len(jobs) > 1:
         raise UserError(
-            f"recipes and sweep: the job makes {len(jobs)} runs, where one is meant; name a job without them"
+            f"recipes and sweep: the job has {len(jobs)} runs, but only one is possible here; name a job without them"
         )
     return jobs[0]
 
 
 def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
-    """The same for every recipe and every combination of what is swept, each named after the job and what it is.
+    """Load a job for each recipe and each combination of swept values, named after the job and the variant.
 
-    The recipe's keys go over those of what holds it, the files or another recipe, the overrides over both, and what
-    is swept over all.
+    Keys of a recipe take precedence over those around it, which are the files' or another recipe's; overrides take
+    precedence over both, and swept values over all.
 
     Raises
     ------
     UserError
-        With one line for each wrong field.
+        With one line for each wrong key.
     """
     tree: Tree = {}
     for file in files:
@@ -76,21 +79,21 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
         raise UserError("\n".join(wrong))
     names = [job.name for job in jobs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"recipes: two of them make a run {twice}; name them differently")
+        raise UserError(f"recipes: two of them have the run name {twice}; rename one")
     return jobs
 
 
 def with_slurm(job: Job, overrides: Sequence[str]) -> Job:
-    """A resolved job with other values in its section slurm, on which no result depends.
+    """Return a resolved job with overrides of its section slurm, on which no result depends.
 
     Raises
     ------
     UserError
-        When another key is named, or a value is wrong.
+        If another key is named, or a value is wrong.
     """
     other = [one for one in overrides if not one.startswith("slurm.")]
     if other:
-        raise UserError(f"{other[0]}: a run goes on with its own job, of which only slurm.* may change; leave it out")
+        raise UserError(f"{other[0]}: a run resumes with its own job, of which only slurm.* can change; leave it out")
     return _validated(job.model_dump(mode="json"), overrides) if overrides else job
 
 
@@ -102,7 +105,7 @@ def _validated(
     for override in overrides:
         key, value = _parsed(override)
         if taken := [one for one in swept if f"{key}.".startswith(f"{one}.")]:
-            raise UserError(f"{key}: is swept, by sweep.{taken[0]}; leave one of them out")
+            raise UserError(f"{key}: is swept by sweep.{taken[0]}; leave one of them out")
         _set(tree, key, value)
     for key, value in swept.items():
         try:
@@ -123,7 +126,7 @@ def _validated(
 
 
 def _of_sweep(line: str, swept: Tree) -> str | None:
-    """The error as one of what is swept, if it is."""
+    """Return the error with a swept key as its place; None if no swept key is the cause."""
     where, _, what = line.partition(": ")
     if any(f"{where}.".startswith(f"{key}.") for key in swept):
         return f"sweep.{line}"
@@ -133,7 +136,7 @@ def _of_sweep(line: str, swept: Tree) -> str | None:
 
 
 def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every key of the job with its default and its docstring, in the order of the file."""
+    """Yield every key of the job with its default and its docstring, in the order of the file."""
     for name, field in model.model_fields.items():
         inner = section_of(field.annotation)
         if inner is not None:
@@ -145,7 +148,7 @@ def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tupl
 
 
 def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every key that is not as it is by default, with its value; without shell lines, variables and addresses."""
+    """Yield every key that differs from its default, with its value; not shell lines, variables and addresses."""
     for name, field in type(section).model_fields.items():
         value, dotted = getattr(section, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):
@@ -167,18 +170,18 @@ def _read_toml(file: Path) -> Tree:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file}: no such job file; the ones shipped with tlbatch lie in jobs/") from None
+        raise UserError(f"{file}: no such job file; name another, e.g. one of those in jobs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); name a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{file}: not valid TOML: {error}; mend that line") from None
+        raise UserError(f"{file}: not valid TOML: {error}; fix that line") from None
 
 
 def _parsed(override: str) -> tuple[str, object]:
-    """Key and value of an override."""
+    """Split an override into key and value."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise UserError(f"{override}: an override reads key=value, e.g. phase.0.epochs=3")
+        raise UserError(f"{override}: an override must have the form key=value, e.g. phase.0.epochs=3")
     key = with_new_name(dotted)
     return key, value_with_new_names(key, _value(text))
 
@@ -206,18 +209,18 @@ def _child(node: object, part: str, *, where: str) -> object:
 
 def _position(node: list[Any], part: str, *, where: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
-        raise UserError(f"{where}: the job has entries 0 to {len(node) - 1} here (got {part})")
+        raise UserError(f"{where}: must be one of the job's entries 0 to {len(node) - 1} (got {part})")
     return int(part)
 
 
 def _value(text: str) -> object:
-    """Read a TOML value; what is not one is a plain string, so that paths need no quotes."""
+    """Read a TOML value; anything else is a plain string, so that paths need no quotes."""
     try:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     value = read.pop("value")
-    return text if read or isinstance(value, date | time) else value  # names with line ends, or that are dates
+    return text if read or isinstance(value, date | time) else value  # names with line breaks, or that look like dates
 
 
 def _line(detail: ErrorDetails) -> str:

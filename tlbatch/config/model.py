@@ -1,4 +1,4 @@
-"""The sections of the job that describe the network: backbone, head and phrase decoder."""
+"""The sections of a job that describe the network: backbone, head and phrase decoder."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,49 +10,49 @@ Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 HANDCRAFTED = "handcrafted"
-"""The cut, and the backbone, of features that no network computes."""
+"""Name of the cut, and of the backbone, for handcrafted features."""
 
 
 class Model(Section):
     """The pre-trained backbone."""
 
     backbone: str = "timm:tf_efficientnet_lite0"
-    """``timm:NAME`` or the name of a torchvision classifier; handcrafted where the cut is."""
+    """Backbone: ``timm:NAME``, or the name of a torchvision classifier; set to handcrafted if the cut is."""
     weights: Annotated[str, Field(min_length=1)] = "none"
-    """A file (.safetensors, .pth), ``package:MODULE/FILE`` inside an installed package, the folder of another run,
-    library (torchvision's or timm's own, fetched when the job is submitted), or none (random)."""
+    """Pre-trained weights: a file (.safetensors, .pth); ``package:MODULE/FILE`` inside an installed package; the folder
+    of another run; library (torchvision's or timm's own, downloaded when the job is submitted); or none (random)."""
     match: Literal["name", "order"] = "name"
-    """How the file's tensors find their places."""
+    """How tensors of the weights file are matched to the backbone's."""
     size: Annotated[int, Field(ge=16, le=4096)] | None = None
-    """Input height and width in pixels; empty: what came with the weights, or the backbone's own."""
+    """Input height and width in pixels; empty: those of the weights, or the backbone's default."""
     mean: tuple[Share, Share, Share] | None = None
-    """Normalisation of R, G, B in 0..1 that the weights were trained with; empty: as size."""
+    """Mean of R, G, B in 0..1 with which the weights were trained; empty: as for size."""
     std: tuple[Deviation, Deviation, Deviation] | None = None
-    """See mean."""
+    """Standard deviation of R, G, B, as mean."""
 
 
 class Head(Section):
-    """What stands on the backbone and is new."""
+    """The new classification head on top of the backbone."""
 
     after: tuple[str, ...] = ()
-    """Modules of the backbone whose pooled outputs the head sees side by side, e.g. blocks.4, or ["blocks.4", "pool"];
-    empty: what the backbone's own classifier sees, which is called pool here."""
+    """Modules of the backbone whose pooled outputs, concatenated, are the input of the head, e.g. blocks.4, or
+    ["blocks.4", "pool"]; empty: the input of the backbone's own classifier, which is called pool here."""
     pool: Pool = "auto"
-    """How a map becomes a vector; auto: as the backbone does it, the mean after an inner module, and flattened where
-    a phase has the cut flatten."""
+    """How a feature map becomes a vector; auto: as in the backbone, the mean after an inner module, and flattened if a
+    phase has the cut flatten."""
     widths: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Hidden layers, e.g. [256]; empty: a linear head."""
+    """Sizes of the hidden layers, e.g. [256]; empty: a linear head."""
     dropout: Fraction = 0.0
-    """Dropout before every linear layer but the first hidden one."""
+    """Dropout rate before every linear layer except the first hidden one."""
     batch_norm: bool = False
-    """BatchNorm after every hidden layer."""
+    """Use BatchNorm after every hidden layer."""
     view_mean: bool = False
-    """The vector of an image is the mean over all its views, in training and prediction; needs cached vectors."""
+    """Average the vectors of all views of an image, in training and prediction; needs cached vectors."""
     group_mean: bool = False
-    """The head sees the vector of an image and beside it the mean of those of the rest of its group (the other eye of a
-    patient; its own where it is alone); needs cached vectors."""
+    """Concatenate to the vector of an image the mean of the other images in its group, e.g. the patient's other eye, or
+    its own vector if there are none; needs cached vectors."""
     weights: str = ""
-    """Folder of another run whose head to begin with; empty: random."""
+    """Folder of another run whose head to initialise from; empty: random."""
 
     @field_validator("after", mode="before")
     @classmethod
@@ -62,22 +62,22 @@ class Head(Section):
     @model_validator(mode="after")
     def _check_pools(self) -> Self:
         if len(self.after) > 1 and self.pool in ("gem", "attention"):
-            raise ValueError("pool gem and attention stand on one module; name one in after")
+            raise ValueError("pool gem and attention work on a single module; name one in after")
         return self
 
 
 class Decoder(Section):
-    """The LSTM that writes the tags of an image, one after the other (objective tags)."""
+    """The LSTM that generates the tags of an image in sequence (objective tags)."""
 
     embedding: Annotated[int, Field(ge=1, le=4096)] = 256
-    """Numbers that stand for a tag, and for the image before the first one."""
+    """Size of the embedding of a tag, and of the image, which is the first input."""
     hidden: Annotated[int, Field(ge=1, le=4096)] = 256
-    """Units of the LSTM."""
+    """Number of units of the LSTM."""
     dropout: Fraction = 0.5
-    """Dropout before and after the LSTM."""
+    """Dropout rate before and after the LSTM."""
     max_tags: Annotated[int, Field(ge=1, le=64)] = 8
-    """Tags that are written at most; what a training image has beyond them is not learned."""
+    """Largest number of tags in a generated phrase; longer training phrases are truncated."""
     min_images: Annotated[int, Field(ge=1)] = 1
-    """Training images that a tag must have to be written; rarer ones are all learned as one unknown tag."""
+    """Smallest number of training images for a tag to be in the vocabulary; rarer tags become one unknown tag."""
     beam: Annotated[int, Field(ge=1, le=100)] = 3
-    """Phrases that are followed at once in search of the most probable one; 1: greedy."""
+    """Beam width of the search for the most probable phrase; 1: greedy."""

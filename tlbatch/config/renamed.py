@@ -1,4 +1,4 @@
-"""Keys of a job under the names they had in the version before, which are read with a warning."""
+"""Renamed keys of a job, whose old names still work for one version, with a warning."""
 
 import functools
 import logging
@@ -13,11 +13,11 @@ from tlbatch.core.errors import UserError
 
 log = logging.getLogger(__name__)
 _KEPT = {"data.phantom"}
-"""Read under both names without a warning."""
+"""Old names that work without a warning."""
 
 
 def section_of(annotation: object) -> type[BaseModel] | None:
-    """Return the section that a key holds, alone or in a tuple; None where it holds a plain value."""
+    """Return the section that a key holds, alone or in a tuple; None if it holds a plain value."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -26,7 +26,7 @@ def section_of(annotation: object) -> type[BaseModel] | None:
 
 @functools.cache
 def renamed_keys() -> dict[str, str]:
-    """Map each old key, such as ``phase.N.rates``, to the last part of its name now."""
+    """Map each old key, such as ``phase.N.rates``, to the last part of its current name."""
     return dict(_renamed(Job, ""))
 
 
@@ -40,12 +40,12 @@ def _renamed(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def with_new_names(tree: Tree) -> Tree:
-    """Return the tree of a job file with the names that keys have now, in recipes and sweeps too.
+    """Return the tree of a job file with the current names of keys, in recipes and sweeps too.
 
     Raises
     ------
     UserError
-        When a key stands there under both names.
+        If a key is set under both names.
     """
     found = _section_with_new_names({key: value for key, value in tree.items() if key not in ("recipes", "sweep")}, "")
     if isinstance(tree.get("sweep"), dict):
@@ -59,7 +59,7 @@ def with_new_names(tree: Tree) -> Tree:
 
 
 def with_new_name(dotted: str) -> str:
-    """Return a dotted key, such as one of an override, as it is called now."""
+    """Return a dotted key, such as one of an override, with its current name."""
     parts: list[str] = []
     for part in dotted.split("."):
         parts.append(_new_name(".".join(parts), part))
@@ -82,7 +82,7 @@ def _new_name(section: str, name: str) -> str:
 
 @functools.cache
 def _warn(old: str, new: str) -> None:
-    log.warning("%s is now called %s.%s; the old name is read for one version", old, old.rpartition(".")[0], new)
+    log.warning("%s is now called %s.%s; the old name works for one version", old, old.rpartition(".")[0], new)
 
 
 def _section_with_new_names(section: Tree, path: str) -> Tree:
@@ -97,7 +97,7 @@ def _section_with_new_names(section: Tree, path: str) -> Tree:
 
 
 def value_with_new_names(key: str, value: object) -> object:
-    """Return the value of a key with the names that keys have now, where it is a section or a list of sections."""
+    """Return the value of a key with the current names of keys if it is a section or a list of sections."""
     if isinstance(value, dict):
         return _section_with_new_names(value, f"{key}.")
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The part of the job that says what the report answers beside the scores."""
+"""The section report of a job: what the report contains in addition to the scores."""
 
 from collections.abc import Sequence
 from math import isclose
@@ -15,32 +15,32 @@ _Weight = Annotated[float, Field(ge=0)]
 
 
 class Reporting(Section):
-    """What the report answers; changes no prediction."""
+    """Contents of the report; no effect on predictions."""
 
     questions: dict[str, tuple[str, ...]] = {}
-    """Yes-or-no questions, each with the classes that mean yes, e.g. { referable = ["2", "3", "4"] }."""
+    """Yes-or-no questions, each with its positive classes, e.g. { referable = ["2", "3", "4"] }."""
     sensitivity: tuple[_Rate, ...] = ()
-    """Operating points of the questions: thresholds that reach these sensitivities on validation, or,
-    without any, on training images as heads saw them that were fitted on the other folds."""
+    """Target sensitivities of the questions; thresholds come from validation, or from out-of-fold predictions if there
+    is none."""
     specificity: tuple[_Rate, ...] = ()
-    """The same for specificities."""
+    """Target specificities, as sensitivity."""
     deploy_prior: dict[str, _Weight] = {}
-    """Share of each class where the model will be used, e.g. { "0" = 0.74, "1" = 0.26 }: scores for that mix too."""
+    """Prevalence of each class in deployment, e.g. { "0" = 0.74, "1" = 0.26 }, for which the report adds scores."""
     subgroups: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Columns of the labels file; the report has a table of scores for the values of each."""
+    """Columns of the labels file; the report adds a table of scores by the values of each."""
     public_leaderboard: Path | None = None
-    """CSV file of an external leaderboard, as Kaggle exports it."""
+    """CSV file of an external leaderboard, as exported by Kaggle."""
     private_leaderboard: Path | None = None
-    """The same for its private part."""
+    """CSV file of its private part."""
     solution: Path | None = None
-    """CSV file whose column Usage says which test images are Public and which Private; empty: all count for both."""
+    """CSV file whose column Usage marks test images as Public or Private; empty: all count for both leaderboards."""
     sample_submission: Path | None = None
-    """CSV file whose header and order submission.csv takes; empty: those of the labels file."""
+    """CSV file with the header and order for submission.csv; empty: those of the labels file."""
 
     @model_validator(mode="after")
     def _check_operating_points(self) -> "Reporting":
         if (self.sensitivity or self.specificity) and not self.questions:
-            raise ValueError("sensitivity and specificity are of questions: set report.questions")
+            raise ValueError("sensitivity and specificity need questions: set report.questions")
         return self
 
     @model_validator(mode="after")
@@ -52,41 +52,41 @@ class Reporting(Section):
         return self
 
     def check(self, classes: Sequence[str]) -> None:
-        """Refuse what does not fit the classes.
+        """Refuse settings that do not fit the classes.
 
         Raises
         ------
         UserError
-            When a question or the prior names no class of the set, a question means none or all, or shares do not add
-            up.
+            If a question or the prior names an unknown class, a question has none or all of the classes, or the prior
+            does not sum to 1.
         """
         named = {f"questions.{name}": tuple(positive) for name, positive in self.questions.items()}
         for key, own in (named | ({"deploy_prior": tuple(self.deploy_prior)} if self.deploy_prior else {})).items():
             unknown = [name for name in own if name not in classes]
             if unknown:
                 raise UserError(
-                    f"report.{key}: no class {', '.join(unknown)}; the classes are {', '.join(classes[:20])}"
+                    f"report.{key}: unknown class {', '.join(unknown)}; the classes are {', '.join(classes[:20])}"
                 )
         for key, positive in named.items():
             if not 0 < len(set(positive)) < len(classes):
                 raise UserError(f"report.{key}: must be some of the classes, not none or all; change the list")
         if self.deploy_prior and not isclose(sum(self.deploy_prior.values()), 1, abs_tol=1e-3):
             total = sum(self.deploy_prior.values())
-            raise UserError(f"report.deploy_prior: the shares add up to {total:g}, must be 1; change them")
+            raise UserError(f"report.deploy_prior: the values must sum to 1 (got {total:g}); change them")
 
     @property
     def files(self) -> dict[str, Path]:
-        """Files that are named, by key."""
+        """The files that are set, by key."""
         keys = ("public_leaderboard", "private_leaderboard", "solution", "sample_submission")
         return {key: file for key in keys if (file := getattr(self, key)) is not None}
 
     def check_files(self) -> None:
-        """Refuse a file that is not there.
+        """Check that all files exist.
 
         Raises
         ------
         UserError
-            When one is missing.
+            If one is missing.
         """
         for key, file in self.files.items():
             if not file.is_file():

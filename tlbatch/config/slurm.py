@@ -1,4 +1,4 @@
-"""The part of the job that says what is asked of SLURM."""
+"""The section slurm of a job: what to request from SLURM."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,70 +19,73 @@ Runtime = Literal["none", "apptainer", "charliecloud", "pyxis", "podman-hpc"]
 
 
 class Slurm(Section):
-    """What is asked of SLURM for every task of train and predict; shard and reduce take one task without GPU."""
+    """Requests to SLURM. choose, cache, train and predict use all tasks; other stages use one task without GPU."""
 
     partition: _SbatchText | None = None
-    """Partition."""
+    """Partition to submit to."""
     account: _SbatchText | None = None
-    """Account."""
+    """Account to charge."""
     qos: _SbatchText | None = None
     """Quality of service."""
     constraint: _SbatchText | None = None
-    """Node features."""
+    """Required node features."""
     nodes: Annotated[int, Field(ge=1)] = 1
-    """Nodes."""
+    """Number of nodes."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """GPUs a node, each with one task; 0: the CPU."""
+    """Number of GPUs per node, each driven by one task; 0: run on the CPU."""
     tasks_per_node: Annotated[int, Field(ge=1)] | None = None
-    """Tasks a node; empty: one a GPU, or one."""
+    """Number of tasks per node; empty: one per GPU, or a single one."""
     cpus_per_task: Annotated[int, Field(ge=1)] | None = None
-    """Cores a task; empty: cpus_per_node shared out, else SLURM's default, or on this machine all cores shared out."""
+    """Number of cores per task; empty: cpus_per_node divided among the tasks, or SLURM's default; without SLURM all
+    cores divided among the tasks."""
     cpus_per_node: Annotated[int, Field(ge=1)] | None = None
-    """Cores of a node for its tasks together, where cpus_per_task is empty."""
+    """Number of cores per node for all of its tasks, if cpus_per_task is empty."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory a node in GB."""
+    """Memory per node in GB."""
     timeout_min: Annotated[int, Field(ge=5)] = 240
-    """Time limit of a stage in minutes; one that needs more starts again and goes on."""
+    """Time limit of a stage in minutes; a stage that needs more is requeued and resumes."""
     signal_delay_s: Annotated[int, Field(ge=10)] = 120
-    """Seconds before the time limit at which SLURM warns the tasks, which then save and start again."""
+    """Seconds before the time limit at which SLURM warns the tasks, which then save and are requeued."""
     watchdog_timeout_s: Annotated[Positive, Field(alias="hang_s")] = 50.0
-    """End the job after this many seconds without progress, or ten times the slowest step so far if that is longer."""
+    """Watchdog timeout: end the job after this many seconds without progress, or ten times the slowest step so far if
+    that is longer."""
     snapshot_interval_min: Annotated[Positive, Field(alias="save_min")] = 10.0
-    """Minutes between snapshots; a killed training resumes from the last one. One that is asked to stop saves first."""
+    """Minutes between snapshots, from the last of which a killed training resumes. A training that is asked to stop
+    saves another one first."""
     max_restarts: Annotated[int, Field(ge=0)] = 100
-    """Times that a stage starts again after its time has run out."""
+    """Largest number of times that a stage is requeued after its time has run out."""
     mail_type: _SbatchText | None = None
-    """When SLURM writes a mail, as sbatch --mail-type says, e.g. END,FAIL,REQUEUE."""
+    """Events for which SLURM sends mail, as for sbatch --mail-type, e.g. END,FAIL,REQUEUE."""
     mail_user: _SbatchText | None = None
-    """Whom to; empty: the owner of the job."""
+    """Recipient of the mail; empty: the owner of the job."""
     notify: Path | None = None
-    """Program that is called on the host at the end of every life of a stage, with the stage, the run folder, and
-    finished, again or failed; whatever secrets it needs stay in it."""
+    """Program to call on the host at the end of every attempt of a stage, with the stage, the run folder, and finished,
+    again or failed as arguments. Keep any secrets in the program."""
     container: str = "none"
-    """What tasks run in: RUNTIME:IMAGE, with apptainer and a SIF file, charliecloud or pyxis and a SquashFS file, or
-    podman-hpc and a name; none: the environment that submits."""
+    """Container for the tasks: RUNTIME:IMAGE, where the image is a SIF file for apptainer, a SquashFS file for
+    charliecloud and pyxis, or a name for podman-hpc; none: the environment that submits."""
     container_options: tuple[str, ...] = ()
-    """Options of the runtime (pyxis: of srun), e.g. ["--rocm"]."""
+    """Additional options of the runtime (for pyxis: of srun), e.g. ["--rocm"]."""
     mounts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Files and folders of the host to be seen in the container, read-only, or with :rw behind it, beside what the job
-    names."""
+    """Additional files and folders of the host to mount in the container, read-only, or writable with the suffix :rw.
+    Those that the job names are always mounted."""
     array_parallelism: Annotated[int, Field(ge=1, alias="parallel")] = 16
-    """Runs of a sweep, or recipes, that are at the same stage at once."""
+    """Largest number of runs of a sweep, or of recipes, whose jobs for a stage run at the same time."""
     setup: tuple[str, ...] = ()
-    """Shell lines in the batch script of every stage, e.g. module load; a failing command in them stops the stage.
-    Neither with --local nor with --in-allocation."""
+    """Shell lines for the batch script of every stage, e.g. module load; a command that fails stops the stage. Not used
+    with --local and --in-allocation."""
     environment: Mapping[str, str] = {}
-    """Variables of every stage's tasks, e.g. { NCCL_DEBUG = "WARN" }; no secrets."""
+    """Environment variables for the tasks of every stage, e.g. { NCCL_DEBUG = "WARN" }; no secrets."""
     interface: Annotated[str, Field(pattern=RUN_NAME)] | None = None
     """Network interface between the nodes, e.g. ib0 (NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME); empty: the libraries
     choose."""
     shard_tasks: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Array tasks that write shards side by side, each on one task's cores; more for large sets."""
+    """Number of array tasks that write shards in parallel, each with the cores of one task; for large data sets."""
     local_folder: str = ""
-    """Folder on each node's own disk, variables expanded there (e.g. $TMPDIR), into which train and predict copy the
-    shards first; empty: read them where they lie."""
+    """Folder on the local disk of each node to which train and predict copy the shards first; variables are expanded
+    there, e.g. $TMPDIR; empty: read the shards in place."""
     rendezvous_s: Annotated[int, Field(ge=5)] = 300
-    """Seconds that the ranks wait for one another at the start."""
+    """Seconds that the ranks wait for each other at the start."""
 
     @field_validator("container")
     @classmethod
@@ -98,11 +101,13 @@ class Slurm(Section):
     def _check_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, word in enumerate(value):
             if "\0" in word:
-                raise ValueError(f"number {number} must not hold the character NUL; leave it out")
+                raise ValueError(f"number {number} must not contain the character NUL; leave it out")
             if not word.removesuffix(":rw"):
                 raise ValueError(f"number {number} is empty; leave it out")
             if gives_secret(word):
-                raise ValueError(f"number {number} holds what looks like a password or key, and the job is kept")
+                raise ValueError(
+                    f"number {number} contains what looks like a password or key, and the job is stored; leave it out"
+                )
         return value
 
     @field_validator("setup")
@@ -110,11 +115,11 @@ class Slurm(Section):
     def _check_setup(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, line in enumerate(value):
             if "\0" in line:
-                raise ValueError(f"number {number} must not hold the character NUL; leave it out")
+                raise ValueError(f"number {number} must not contain the character NUL; leave it out")
             if gives_secret(line):
                 raise ValueError(
-                    f"number {number} holds what looks like a password or key, and the job is kept; export it in the "
-                    "shell before you submit, or let the line read it, e.g. TOKEN=$(cat FILE)"
+                    f"number {number} contains what looks like a password or key, and the job is stored; export it in "
+                    "the shell before you submit, or let the line read it, e.g. TOKEN=$(cat FILE)"
                 )
         return value
 
@@ -125,10 +130,10 @@ class Slurm(Section):
             if not is_shell_name(name):
                 raise ValueError(f"{name!r} must be a variable's name: letters, digits and '_', no digit first")
             if "\0" in text:
-                raise ValueError(f"{name} must not hold the character NUL; leave it out")
+                raise ValueError(f"{name} must not contain the character NUL; leave it out")
             if is_secret_name(name) or holds_secret(text):
                 raise ValueError(
-                    f"{name} looks like a secret, and the job is kept; export it in the shell before you submit, "
+                    f"{name} looks like a secret, and the job is stored; export it in the shell before you submit, "
                     "SLURM passes it on"
                 )
         return value
@@ -146,7 +151,7 @@ class Slurm(Section):
             raise ValueError(
                 f"timeout_min = {self.timeout_min} gives {60 * self.timeout_min} s, but SLURM warns "
                 f"{self.signal_delay_s} s before the end and up to {_EARLY_S} s earlier, and a stage takes up to "
-                f"{_BEGIN_S} s to begin: set timeout_min to at least {-(-needed // 60)}, or signal_delay_s lower"
+                f"{_BEGIN_S} s to start: set timeout_min to at least {-(-needed // 60)}, or a lower signal_delay_s"
             )
         return self
 
@@ -154,26 +159,26 @@ class Slurm(Section):
     def _check_cores(self) -> Self:
         if self.cpus_per_node and self.cpus_per_node < self.num_tasks_per_node:
             raise ValueError(
-                f"cpus_per_node must be at least {self.num_tasks_per_node}, a core for each task of a node"
+                f"cpus_per_node must be at least {self.num_tasks_per_node}, one core for each task of a node"
             )
         return self
 
     @property
     def num_tasks_per_node(self) -> int:
-        """Tasks of train and predict on one node."""
+        """Number of tasks per node of the stages that use all ranks."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     @property
     def num_cpus_per_task(self) -> int | None:
-        """Cores of each task, where the job says it."""
+        """Number of cores per task, if the job sets it."""
         return self.cpus_per_task or (self.cpus_per_node and self.cpus_per_node // self.num_tasks_per_node)
 
     @property
     def runtime(self) -> Runtime:
-        """What runs the container."""
+        """The container runtime."""
         return cast("Runtime", self.container.partition(":")[0])
 
     @property
     def image(self) -> str:
-        """The file, or for podman-hpc the name, of the image; empty without a container."""
+        """The file of the image, or its name for podman-hpc; empty without a container."""
         return self.container.partition(":")[2]

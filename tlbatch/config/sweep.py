@@ -1,4 +1,4 @@
-"""What makes several runs of a job: its recipes, and lists of values for its keys."""
+"""Recipes and sweeps, which turn a job into several runs."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from tlbatch.core.errors import UserError
 
 MOST = 1000
-"""Runs of a sweep; SLURM's job arrays end there where a site has not changed it."""
+"""Largest number of runs of a sweep: SLURM's default limit of a job array."""
 _LONGEST = 100
 _LONGEST_VALUE = 24
 _NAMES = ("name", "run", "workspace", "recipes", "sweep")
@@ -19,12 +19,12 @@ Combination = tuple[str, Tree]
 
 
 def variants(tree: Tree, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tree]]:
-    """The names that lead to each recipe, and its keys over those of what holds it; a recipe may hold recipes itself.
+    """Yield the path of names of each recipe, and its keys merged over those around it; recipes may be nested.
 
     Raises
     ------
     UserError
-        When they are not sections by name.
+        If the recipes are not sections by name.
     """
     tree = dict(tree)
     recipes = tree.pop("recipes", {})
@@ -38,7 +38,7 @@ def variants(tree: Tree, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 
 def merged(left: Tree, right: Tree) -> Tree:
-    """The keys of both; where both have one that is no section, the right one's."""
+    """Merge two trees; where both have a key that is no section, the right one wins."""
     both = dict(left)
     for key, value in right.items():
         old = both.get(key)
@@ -47,17 +47,17 @@ def merged(left: Tree, right: Tree) -> Tree:
 
 
 def combinations(sweep: object) -> list[Combination]:
-    """A label for the run's name, and the value of every key, for each combination; one without any for no sweep.
+    """Return a label for the run's name and the value of every key for each combination; a single one for no sweep.
 
     Parameters
     ----------
     sweep
-        The section of the job: keys as TOML nests them, with a list each.
+        The section of the job: keys, nested as in TOML, each with a list of values.
 
     Raises
     ------
     UserError
-        When it holds anything but lists, keys that no sweep can have, or too many combinations.
+        If it contains anything but lists, keys that cannot be swept, or too many combinations.
     """
     if not isinstance(sweep, dict):
         raise UserError(f"sweep: must be a section of lists, e.g. [sweep] with seed = [0, 1] (got {sweep!r})")
@@ -69,7 +69,7 @@ def combinations(sweep: object) -> list[Combination]:
             raise UserError(f"sweep.{key}: must be a list of values, e.g. [0, 1] (got {values!r})")
     number = math.prod(map(len, lists.values()))
     if number > MOST:
-        raise UserError(f"sweep: makes {number} runs, where a job array holds {MOST}; leave some values out")
+        raise UserError(f"sweep: makes {number} runs, and a job array holds at most {MOST}; leave some values out")
     return [
         (label, dict(zip(lists, values, strict=True)))
         for label, values in zip(_labels(lists), product(*lists.values()), strict=True)
@@ -85,7 +85,7 @@ def _lists(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def _labels(lists: Mapping[str, Sequence[Any]]) -> list[str]:
-    """A label for each combination, e.g. -fold0-lr0.001; a number where that is too long, or tells them not apart."""
+    """Return a label for each combination, e.g. -fold0-lr0.001; numbers if those are too long or not unique."""
     last = Counter(key.rpartition(".")[2] for key in lists)
     names = {key: name if last[name := key.rpartition(".")[2]] == 1 else key for key in lists}
     parts = [[f"-{_part(names[key], text)}" for text in _texts(values)] for key, values in lists.items()]
@@ -101,7 +101,7 @@ def _part(name: str, text: str) -> str:
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
-    """Each value in letters that a name can have; its number where they tell too little."""
+    """Return each value with characters that are valid in a name; its number if that is empty, long or not unique."""
     texts = [_text(value) for value in values]
     times = Counter(texts)
     return [
@@ -115,5 +115,7 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, list):
         return "-".join(map(_text, value))
-    text = value.strip() if isinstance(value, str) else str(value).lower().replace("+", "")  # 1e+20 is no 1e-20
+    text = (
+        value.strip() if isinstance(value, str) else str(value).lower().replace("+", "")
+    )  # 1e+20 must differ from 1e-20
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)

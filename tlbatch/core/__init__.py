@@ -1,1 +1,1 @@
-"""Errors, files and shell quoting that everything else uses."""
+"""Errors, files and shell quoting, used by all other packages."""

@@ -1,4 +1,4 @@
-"""Files that are either whole under their final name or not there."""
+"""Atomic files, which are either complete under their final name or do not exist; digests, CSV and JSON."""
 
 import csv
 import errno
@@ -23,27 +23,27 @@ from tlbatch.core.errors import UserError
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
-"""What numpy says of a full disk, without an errno."""
+"""numpy's message for a full disk, which has no errno."""
 DRAFT_LASTS_S = 24 * 3600
-"""Seconds after which nobody can be writing a file any more."""
+"""Seconds after which a draft is certainly not being written any more."""
 _DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
-"""Names that tempfile makes of the prefixes below."""
+"""Names that tempfile makes with the prefixes below."""
 _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG}
 
 
 @contextmanager
 def atomic_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path``; when the block ends well it is synced and renamed to ``path``.
+    """Open a temporary file beside ``path``, and sync and rename it to ``path`` if the block succeeds.
 
     Parameters
     ----------
     lasting
-        Whether to wait until it would outlive a loss of power.
+        Whether to wait until the file would survive a power failure.
 
     Raises
     ------
     UserError
-        When the disk or the quota is full.
+        If the disk or the quota is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -64,21 +64,21 @@ def atomic_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
-    """Fill a temporary folder beside ``path``; when the block ends well it is renamed to ``path``.
+    """Create a temporary folder beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    The files in it are expected to come from `atomic_file`, so that they are synced already.
+    The files in it are expected to be written with `atomic_file`, so that they are synced already.
 
     Parameters
     ----------
     mode
-        Who may do what in it; None: as the umask says.
+        Permissions of the folder; None: as the umask says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         with space_named(path):
             yield draft
-            group_kept = draft.stat().st_mode & stat.S_ISGID  # inherited; quotas may go by it
+            group_kept = draft.stat().st_mode & stat.S_ISGID  # inherited; quotas may depend on it
             draft.chmod(group_kept | (0o777 & ~_umask() if mode is None else mode))
             sync_folder(draft)
         draft.rename(path)
@@ -89,17 +89,17 @@ def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
 
 
 def remove_drafts(folder: Path, *, older_s: float | None = None) -> None:
-    """Remove the temporary files and folders that kills have left in a folder.
+    """Remove the temporary files and folders that killed processes have left in a folder.
 
     Parameters
     ----------
     older_s
-        Only those that nobody has changed for so long: others may be at work there. None: nobody else can be.
+        Remove only those unchanged for so many seconds, since other processes may be writing there; None: all.
     """
     for path in folder.glob(".*.*"):
         try:
             age_s = time.time() - path.lstat().st_mtime
-        except FileNotFoundError:  # another has just removed it
+        except FileNotFoundError:  # another process has just removed it
             continue
         if not _DRAFT.fullmatch(path.name) or (older_s is not None and age_s < older_s):
             continue
@@ -111,7 +111,7 @@ def remove_drafts(folder: Path, *, older_s: float | None = None) -> None:
 
 @contextmanager
 def space_named(path: Path) -> Iterator[None]:
-    """Turn a full disk into an error that names the place."""
+    """Turn a full disk into an error that names the path."""
     try:
         yield
     except OSError as error:
@@ -124,13 +124,13 @@ def space_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def place_named() -> Iterator[None]:
-    """Turn a file that may not be written or read, or a full disk, into an error that names it."""
+    """Turn a file that cannot be written or read, or a full disk, into an error that names the file."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE | _NO_PLACE and error.filename:
             raise UserError(
-                f"{error.filename}: {error.strerror}; make room or give access, or name another place"
+                f"{error.filename}: {error.strerror}; free space or grant access, or choose another path"
             ) from None
         raise
 
@@ -142,13 +142,13 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
-    """Write a whole text file in UTF-8, atomically; a file name that is no text is written with backslashes."""
+    """Write a text file in UTF-8, atomically; file names that are not valid text are escaped with backslashes."""
     with atomic_file(path, lasting=lasting) as file:
         file.write(text.encode(errors="backslashreplace"))
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]], *, exact: bool = False) -> str:
-    """CSV with a header and plain newlines, in which no text begins a formula; exact: texts as they are."""
+    """Format rows as CSV with a header and plain newlines, escaping texts that look like formulas unless exact."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in (header, *rows):
@@ -157,42 +157,45 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]], *, exact: bo
 
 
 def plain_text(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula: one that could be has an apostrophe before it (OWASP).
+    """Escape a text that a spreadsheet would read as a formula with a leading apostrophe (OWASP).
 
-    So has one that could be after apostrophes of its own, so that no two texts become the same.
+    A text that would be a formula without its own leading apostrophes gets another one, so that the result is unique.
     """
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
 
 
 def exact_text(text: str) -> str:
-    """The text that `plain_text` made this one of."""
+    """Undo `plain_text`."""
     return text[1:] if text.startswith("'") and plain_text(text[1:]) == text else text
 
 
 def to_json(value: object) -> str:
-    """JSON with sorted keys and a final newline: the same value always gives the same bytes."""
+    """Format a value as JSON with sorted keys and a final newline: the same value always gives the same bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def digest_of(value: object) -> str:
-    """SHA-256 of a JSON value, as 64 hex digits."""
+    """Return the SHA-256 of a JSON value, as 64 hex digits."""
     return hashlib.sha256(to_json(value).encode()).hexdigest()
 
 
 def absolute(path: Path) -> Path:
-    """The absolute path, without the .. of a relative one: a container may lack the folder that it leads out of."""
+    """Return the absolute path without any .., since the folder that it leads out of may not exist in a container."""
     path = path.expanduser().absolute()
     return path.resolve() if ".." in path.parts else path
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(path: Path) -> str:
-    """XXH3 of a file's bytes, as 32 hex digits: tells damage, not malice, several times faster than a SHA-256."""
+    """Return the XXH3 of a file's bytes, as 32 hex digits, which detects damage but not tampering.
+
+    It is several times faster than SHA-256.
+    """
     found = xxhash.xxh3_128()
     with path.open("rb") as file:
         while data := file.read(1 << 20):
@@ -201,7 +204,7 @@ def checksum(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Let the names of the files in a folder reach the disk."""
+    """Sync the file names of a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

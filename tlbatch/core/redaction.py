@@ -1,4 +1,4 @@
-"""What looks like a secret: job.json is kept and its settings go into reports, so none may stand in a job."""
+"""Detect secrets, which a job must not contain: job.json is stored and its settings go into reports."""
 
 import re
 
@@ -18,22 +18,22 @@ _HIDDEN = "***"
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether an environment variable of this name will hold a secret, and not just the place of one."""
+    """Return whether an environment variable of this name likely holds a secret, not just the path of one."""
     return bool(_NAME.search(name)) and not _PLACE.search(name)
 
 
 def holds_secret(text: str) -> bool:
-    """Whether an address, or a command with one, holds a password, key or token; one in a $VARIABLE is none."""
+    """Return whether a URL, or a command with one, contains a password, key or token; a $VARIABLE is none."""
     return hidden(text) != text
 
 
 def gives_secret(line: str) -> bool:
-    """Whether a shell line holds a secret, or gives one to a variable in plain words."""
+    """Return whether a shell line contains a secret, or assigns one to a variable in plain text."""
     return holds_secret(line) or any(is_secret_name(found["name"]) for found in _GIVEN.finditer(line))
 
 
 def hidden(text: str) -> str:
-    """The text with stars for what looks like a password, key or token in an address."""
+    """Replace what looks like a password, key or token in a URL with asterisks."""
     text = _USER.sub(_HIDDEN, text)
     text = _PARAMETER.sub(lambda found: f"{found['name']}={_HIDDEN}", text)
     return _HEADER.sub(lambda found: f"{found['kind']} {_HIDDEN}", text)

@@ -1,36 +1,36 @@
-"""What tlbatch adds to the batch script of a stage, and the texts that may stand in one."""
+"""Shell code that tlbatch adds to the batch script of a stage, and checks of texts in it."""
 
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-_FAILED = "error: slurm.setup.$setup_line failed; mend this line of the job, or let it fail with || true"
-_FOREIGN = "error: the run folder is not yours alone to write: $foreign; submit the job as a new run"
+_FAILED = "error: slurm.setup.$setup_line failed; fix this line of the job, or ignore the failure with || true"
+_FOREIGN = "error: others can write to the run folder: $foreign; submit the job as a new run"
 _TRAP = f"""trap '((${{#BASH_SOURCE[@]}} > 1)) || {{ echo "{_FAILED}" >&2; exit 78; }}' ERR"""
-"""Stops at any command of the lines that fails, but not at those inside of a file that they source."""
+"""Stops at any command of the setup lines that fails, but not at those in a file that they source."""
 
 
 def is_shell_name(name: str) -> bool:
-    """Whether a variable can have this name in a shell."""
+    """Return whether a shell variable can have this name."""
     return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name))
 
 
 def plain(text: str) -> str:
-    """The text, as one that can stand in an #SBATCH line.
+    """Return the text after checking that it is valid in an #SBATCH line.
 
     Raises
     ------
     ValueError
-        When it holds what would end the line, or a backslash, which sbatch drops.
+        If it contains control characters, which could end the line, or a backslash, which sbatch drops.
     """
     if not text.isprintable() or "\\" in text:
-        raise ValueError(f"must not hold control characters or backslashes (got {text!r}); leave them out")
+        raise ValueError(f"must not contain control characters or backslashes (got {text!r}); leave them out")
     return text
 
 
 def setup_lines(lines: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
-    """Export the variables, then run the lines, each by itself, so that no line can swallow what comes after it."""
-    yield "export SLURM_EXPORT_ENV=ALL"  # the tasks see it all even where sbatch's --export says else
+    """Yield lines that export the variables and run each setup line separately, so that none can swallow the next."""
+    yield "export SLURM_EXPORT_ENV=ALL"  # the tasks get all variables whatever sbatch's --export says
     for name, value in environment.items():
         yield f"export {name}={shlex.quote(value)} || exit 78"
     if lines:
@@ -41,12 +41,12 @@ def setup_lines(lines: Sequence[str], environment: Mapping[str, str]) -> Iterato
 
 
 def ownership_line(folders: Sequence[str]) -> str:
-    """Stop the script where anybody else could have put code into the folders; submitit unpickles what lies there.
+    """Return a line that stops the script if others can write to the folders, whose pickles submitit loads.
 
     Parameters
     ----------
     folders
-        As words of the shell.
+        Folders, quoted for the shell.
     """
     find = f"find {' '.join(folders)} -prune '(' -perm /022 -o '!' -user"
     return f"""foreign=$({find} "$(id -u)" ')') && [ -z "$foreign" ] || {{ echo "{_FOREIGN}" >&2; exit 78; }}"""

@@ -1,1 +1,1 @@
-"""Images in: sources, splits, shards, order, loading."""
+"""Image data: sources, splits, shards, sampling, loading."""

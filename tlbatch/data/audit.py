@@ -1,4 +1,4 @@
-"""The audit: images that are equal, or nearly, within and across splits, and whether their labels agree."""
+"""The audit: exact and near duplicates within and across splits, and whether their labels agree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data
+from tlbatch.core.typing import Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.near_duplicates import near_clusters
 from tlbatch.data.sources.base import Labelled, coded
@@ -17,7 +18,7 @@ from tlbatch.runs.manifest import Audit
 from tlbatch.runs.records import SPLITS
 
 _STRICTEST = ("test", "val", "train")
-"""What has once tested never trains."""
+"""Order in which splits keep an image: a test image never moves to training."""
 _PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
     ("val", ("train",)),
     ("test", ("train",)),
@@ -25,13 +26,12 @@ _PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
     ("test", ("train", "val")),
 )
 HEADER = ("cluster", "key", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
-Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the audit found, and the rows that it leaves."""
+    """What the audit found, and the rows that it keeps."""
 
     record: Audit
     rows: IndexRows
@@ -41,50 +41,50 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Table:
-    """One entry a row of the set."""
+    """One entry per row of the set."""
 
     image: Ints
     split: Ints
     group: Ints
     label: Ints
     cluster: Ints
-    """Smallest number of an image that is equal or nearly equal."""
+    """Smallest image number in the cluster of exact and near duplicates."""
     bits: Ints
-    """Distance to the nearest other, -1 where there is none."""
+    """Hamming distance to the nearest duplicate, -1 where there is none."""
     exact: Flags
-    """Whether a row of equal content is there."""
+    """Whether another row has the same content."""
 
     @property
     def doubled(self) -> Flags:
-        """Rows whose cluster has another."""
+        """Rows that have a duplicate."""
         return np.bincount(self.cluster, minlength=1)[self.cluster] > 1
 
     @property
     def contradicting(self) -> Flags:
-        """Rows whose cluster has two labels."""
+        """Rows whose cluster has more than one label."""
         low, high = (np.full(int(self.cluster.max(initial=-1)) + 1, start) for start in (np.iinfo(np.int64).max, -1))
         np.minimum.at(low, self.cluster, self.label)
         np.maximum.at(high, self.cluster, self.label)
         return (low < high)[self.cluster]
 
     def also_in(self, split: int) -> Flags:
-        """Rows that have their like, or one of their group, in a split."""
+        """Return a mask of the rows with a duplicate, or an image of their group, in a split."""
         there = self.split == split
         found: Flags = np.isin(self.cluster, self.cluster[there]) | np.isin(self.group, self.group[there])
         return found
 
     def num_in(self, one: SplitName, others: tuple[SplitName, ...]) -> int:
-        """Rows of one split that have their like, or one of their group, in one of some others."""
+        """Count the rows of one split with a duplicate, or an image of their group, in any of the others."""
         there = np.logical_or.reduce([self.also_in(SPLITS.index(other)) for other in others])
         return int(((self.split == SPLITS.index(one)) & there).sum())
 
     def only(self, kept: Flags) -> "_Table":
-        """Some of the rows."""
+        """Return the selected rows."""
         return _Table(*(getattr(self, field.name)[kept] for field in fields(self)))
 
     @property
     def across(self) -> Flags:
-        """Rows that have their like, or one of their group, in another split."""
+        """Rows with a duplicate, or an image of their group, in another split."""
         others = [self.also_in(split) & (self.split != split) for split in range(len(SPLITS))]
         found: Flags = np.logical_or.reduce(others)
         return found
@@ -98,10 +98,10 @@ def audit_rows(
     content: npt.NDArray[np.bytes_],
     near: npt.NDArray[np.uint64],
 ) -> Findings:
-    """Look for images that are in the set twice, and with ``data.audit = "resolve"`` mend what crosses splits.
+    """Find exact and near duplicates, and with ``data.audit = "resolve"`` keep none of them in two splits.
 
-    To resolve, images whose like has another label are dropped, and groups that share an image, or one nearly equal,
-    are moved into one split: test before validation before training.
+    With ``resolve``, duplicates with different labels are dropped, and groups that share an exact or near duplicate are
+    moved into one split: test before validation before training.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def _tabled(
 
 
 def _clusters(same: Ints, near: npt.NDArray[np.uint64], phash_max_distance: int) -> tuple[Ints, Ints]:
-    """Cluster of each image and distance to its nearest like; with 0 bits by content alone."""
+    """Return the cluster of each image and the distance to its nearest duplicate; with 0, exact ones only."""
     if phash_max_distance:
         return near_clusters(near, phash_max_distance)
     _, first = np.unique(same, return_index=True)
@@ -165,7 +165,7 @@ def _clusters(same: Ints, near: npt.NDArray[np.uint64], phash_max_distance: int)
 
 
 def _one_split_each(table: _Table, kept: Flags) -> Ints:
-    """The split of every row once groups that share a cluster are together in the strictest split of any of them."""
+    """Return the split of every row after groups that share a cluster are moved to the strictest of their splits."""
     num_groups = int(table.group.max(initial=-1)) + 1
     nodes = num_groups + int(table.cluster.max(initial=-1)) + 1
     links = coo_array(

@@ -1,4 +1,4 @@
-"""The index of a set: sampled, split, audited, and tied to the shards that hold its images."""
+"""Build the index of a set: sample, split and audit its images, and locate them in the shards."""
 
 import csv
 import logging
@@ -51,19 +51,19 @@ class Built:
 def build_index(
     data: Data, source: Source, store: ShardStore, unusable: Sequence[Unusable], *, known: dict[str, float]
 ) -> Built:
-    """Sample, split and audit the images of a source, all of which the store holds or has found unusable.
+    """Sample, split and audit the images of a source, each of which is in the store or known to be unusable.
 
     Parameters
     ----------
     unusable
-        Images that could not be read just now.
+        Images that this run could not read.
     known
         See `places_of_groups`.
 
     Raises
     ------
     UserError
-        When too many images are unusable, the splits do not fit the source, or a class is in no training or test image.
+        When too many images are unusable, the splits do not fit the source, or a class has no training or test image.
     """
     sampled = draw_sample(source.images, data)
     place = store.find(sampled)
@@ -83,7 +83,7 @@ def build_index(
         index[column] = store.rows[column][place[numbers]]
     used, index["shard"] = np.unique(store.tar[place[numbers]], return_inverse=True)
     counts = {split: _counts(index[split_rows(index, split)], len(source.classes)) for split in SPLITS}
-    if data.tag_separator:  # a tag of test images alone is one that no phrase can be written with
+    if data.tag_separator:  # a tag may occur in test images only: no phrase will contain it
         _check_sizes(index)
     else:
         _check_counts(source.classes, counts)
@@ -93,7 +93,7 @@ def build_index(
 
 @contextmanager
 def places_of_groups(file: Path) -> Iterator[dict[str, float]]:
-    """The places that groups have in the order that splits cut, to be added to; they outlive every index.
+    """Yield the positions of groups in the order that splits cut; additions are saved, and shared by all indexes.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def _read_places(file: Path) -> dict[str, float]:
 
 
 def _indexed(images: Sequence[Labelled], source: Source, data: Data) -> Index:
-    """An index with keys, groups and labels."""
+    """Return an index with keys, groups and labels."""
     number = {name: place for place, name in enumerate(source.classes)}
     codes, labels = coded(image.label for image in images)
     tags = [[number[tag] for tag in tags_of(label, data)] for label in labels]
@@ -156,14 +156,14 @@ def _shard_file(store: ShardStore, number: int, *, stored: int) -> ShardFile:
 
 
 def refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
-    """Tars that are written here hold numbers of classes, so these must mean the same in all of them."""
+    """Raise if the classes differ from those of shards written earlier, which hold class numbers."""
     if data.tag_separator or data.source == "tars":
         return
     for file in folder.glob("*/manifest.json"):
         classes = load_record(Manifest, file, missing="submit again").classes
         if classes != source.classes:
             raise UserError(
-                f"{folder}: its shards are of the classes {', '.join(classes)}, and the source now has "
+                f"{folder}: its shards are of the classes {', '.join(classes)}, but the source now has "
                 f"{', '.join(source.classes)}; list them in data.classes, which makes another set"
             )
 
@@ -171,7 +171,7 @@ def refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
 def write_audited_index(
     job: Job, source: Source, target: SetPaths, unusable: Sequence[Unusable], paths: RunPaths
 ) -> None:
-    """Audit the set and write the index, with what the audit found and the manifest, which is complete or not there."""
+    """Audit the set and write the index, the audit and the manifest, in a folder that appears only when complete."""
     data = job.data
     with places_of_groups(groups_file(job)) as known:
         built = build_index(data, source, read_store(target.folder), unusable, known=known)
@@ -206,14 +206,14 @@ def write_audited_index(
 
 
 def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
-    """Log the audit, and stop where it found what the job does not allow."""
+    """Log the findings of the audit, and raise where the job does not allow them."""
     log.info(
-        "audit: %d images have an equal one, %d a nearly equal one, %d of them with another label",
+        "audit: %d images have an exact duplicate, %d a near duplicate; %d of these have a different label",
         found.num_exact, found.num_near, found.num_contradicting,
     )  # fmt: skip
     if found.num_moved or found.num_dropped:
         log.info(
-            "audit: %d images moved into one split with their like, %d dropped", found.num_moved, found.num_dropped
+            "audit: %d images moved to the split of their duplicates, %d dropped", found.num_moved, found.num_dropped
         )
     leaks = [f"{num} images of {pair} too" for pair, num in found.across.items() if num]
     if not leaks:
@@ -221,13 +221,13 @@ def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
     if data.audit == "stop":
         raise UserError(
             f"data: the same or nearly the same images are in two splits: {', '.join(leaks)} (see "
-            f"{paths.folder / 'audit.csv'}); data.audit=resolve mends it, data.audit=warn accepts it"
+            f"{paths.folder / 'audit.csv'}); set data.audit=resolve to fix it, or data.audit=warn to accept it"
         )
     log.warning("audit: the same or nearly the same images are in two splits: %s", ", ".join(leaks))
 
 
 def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
-    """What a perfect reader of synthetic fundus photographs for the test would score against the noisy labels."""
+    """Return the best possible scores on synthetic fundus photographs: the true grades against the noisy labels."""
     if job.data.source != "synthetic" or job.data.synthetic.kind != "fundus":
         return ()
     from tlbatch.metrics.scores import score  # noqa: PLC0415 (scikit-learn takes seconds to import)
@@ -244,5 +244,5 @@ def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
     return tuple(
         Ceiling(metric=metric, score=value, why=why)
         for metric in ("accuracy", "quadratic_kappa")
-        if (value := score(metric, labels, grades, num_classes=5)) is not None
+        if (value := score(metric, labels, grades)) is not None
     )

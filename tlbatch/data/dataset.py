@@ -1,4 +1,4 @@
-"""A map-style dataset over index and pread: any batch of any position, read at once."""
+"""A map-style dataset that reads whole batches at arbitrary positions of the index with pread."""
 
 import atexit
 import functools
@@ -33,7 +33,7 @@ from tlbatch.runs.workspace import SetPaths
 from tlbatch.runs.world import World
 
 _MOST_OPEN = 128
-"""Shards that a process holds open, well below the usual limit of 1,024 files."""
+"""Shards that a process keeps open, well below the usual limit of 1,024 files."""
 StartMethod = Literal["fork", "spawn"]
 
 
@@ -43,25 +43,25 @@ class SampleBatch(NamedTuple):
     inputs: torch.Tensor
     """Images, uint8 (n, size, size, 3); or their activations at a cut."""
     labels: torch.Tensor
-    """int64, (n,); with tags (n, tags), -1 where there are fewer."""
+    """int64, (n,); with tags (n, tags), padded with -1."""
     positions: torch.Tensor
     """int64, (n,): row of each image in its split."""
     symmetry: torch.Tensor
-    """uint8, (n,): the symmetry of the square that is still to be applied, see `tlbatch.model.symmetries.turned`."""
+    """uint8, (n,): the symmetry of the square still to be applied, see `tlbatch.model.symmetries`."""
     errors: dict[int, str]
     """Cause by place in the batch, for images that could not be read; their pixels are black."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A sharded set, opened."""
+    """A sharded set, opened for reading."""
 
     manifest: Manifest
     paths: SetPaths
     shards: tuple[Path, ...]
     """The tars in the order of the index's numbers."""
     chosen: Mapping[SplitName, Positions] | None = None
-    """Rows that stand for the splits in place of the index's own."""
+    """Rows of each split that replace those of the index."""
 
     @property
     def index(self) -> Index:
@@ -69,23 +69,23 @@ class ImageSet:
         return read_index(self.paths.index_file)
 
     def rows(self, split: SplitName) -> npt.NDArray[np.int64]:
-        """Numbers of the rows of one split in the order of the index."""
+        """Return the row numbers of one split, in the order of the index."""
         return split_rows(self.index, split) if self.chosen is None else self.chosen[split]
 
     def labels(self, split: SplitName) -> npt.NDArray[np.int64]:
-        """Numbers of the classes of a split, (n,)."""
+        """Return the class numbers of a split, (n,)."""
         return self.index["label"][self.rows(split)].astype(np.int64)
 
     def tags(self, split: SplitName) -> npt.NDArray[np.int64]:
-        """Numbers of the tags of a split, (n, tags), -1 where an image has fewer."""
+        """Return the tag numbers of a split, (n, tags), padded with -1."""
         return self.index["tags"][self.rows(split)].astype(np.int64)
 
     def counts(self, split: SplitName) -> npt.NDArray[np.int64]:
-        """Images of each class in a split, (num_classes,)."""
+        """Return the number of images of each class in a split, (num_classes,)."""
         return np.bincount(self.labels(split), minlength=len(self.manifest.classes))
 
     def only(self, train: Positions, val: Positions) -> "ImageSet":
-        """The same set with other rows to train and to validate on, and none to test."""
+        """Return the same set with other training and validation rows, and no test rows."""
         return replace(self, chosen={"train": train, "val": val, "test": np.empty(0, np.int64)})
 
 
@@ -133,7 +133,7 @@ class SplitDataset(Dataset[SampleBatch]):
         return len(self._samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A worker that is not forked maps the index and opens the shards for itself."""
+        """Drop the index and the open shards: a spawned worker opens its own."""
         return self.__dict__ | {"_index": None, "_open": {}}
 
     def __getitems__(self, samples: Sequence[int]) -> SampleBatch:
@@ -168,18 +168,18 @@ class SplitDataset(Dataset[SampleBatch]):
         )
 
     def will_need(self, samples: Sequence[int]) -> None:
-        """Let the kernel begin to read some images."""
+        """Ask the kernel to read ahead some images."""
         positions, _ = self._samples.look_up(np.asarray(samples, dtype=np.int64))
         for row in self._look_up(positions):
             os.posix_fadvise(self._descriptor(row), int(row["offset"]), int(row["size"]), os.POSIX_FADV_WILLNEED)
 
     def read(self, row: np.void) -> bytes:
-        """The bytes of an image file.
+        """Return the bytes of an image file.
 
         Raises
         ------
         UnreadableImageError
-            When the shard is shorter than it was, or the disk fails.
+            When the shard was truncated or changed, or the disk fails.
         """
         try:
             data = os.pread(self._descriptor(row), int(row["size"]), int(row["offset"]))
@@ -218,13 +218,13 @@ class SplitDataset(Dataset[SampleBatch]):
 
 
 def labels_of(rows: Index) -> torch.Tensor:
-    """int64, (n,); with tags (n, tags)."""
+    """Return the labels, int64, (n,); with tags (n, tags)."""
     labels = rows["tags"] if rows["tags"].shape[1] else rows["label"]
     return torch.from_numpy(labels.astype(np.int64))
 
 
 class _Batches:
-    """The given batches; while one is used, the kernel reads the next."""
+    """Iterates over the given batches; while one is loaded, the kernel reads ahead the next."""
 
     def __init__(self, dataset: SplitDataset, batches: Iterable[Positions]) -> None:
         self._dataset = dataset
@@ -243,7 +243,7 @@ class _Batches:
 
 
 def num_workers(train: Train, world: World, device: str) -> int:
-    """Loader processes of a rank: what the job says, else one less than its cores beside a GPU and none on a CPU."""
+    """Return the number of loader workers of a rank; by default one less than its cores with a GPU, else 0."""
     if train.workers is not None:
         return train.workers
     return max(1, world.num_threads - 1) if device == "cuda" else 0
@@ -252,24 +252,24 @@ def num_workers(train: Train, world: World, device: str) -> int:
 def load(
     dataset: SplitDataset, batches: Iterable[Positions], *, workers: int, start_method: StartMethod = "fork"
 ) -> Iterator[SampleBatch]:
-    """The given batches in the given order, for any number of workers."""
+    """Yield the given batches in the given order, for any number of workers."""
     if workers:
         _kill_workers_at_exit()
     loader: DataLoader[SampleBatch] = DataLoader(
         dataset,
         batch_sampler=_Batches(dataset, batches),
         num_workers=workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # __getitems__ has made the batch
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # __getitems__ already returns a batch
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_in_worker,
         multiprocessing_context=start_method if workers else None,
-        generator=torch.Generator(),  # it would else draw from the one that dropout draws from
+        generator=torch.Generator(),  # the default generator is the one that dropout uses
     )
     with signals_held():
         loaded = iter(loader)
     try:
         yield from loaded
-    except UserError as error:  # from a worker torch wraps it in a traceback; its own text is the last line
+    except UserError as error:  # torch wraps an error of a worker in a traceback, which ends in its message
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         ) from None
@@ -277,13 +277,13 @@ def load(
 
 @functools.cache
 def _kill_workers_at_exit() -> None:
-    """Make sure that no exit waits for a worker: multiprocessing ends those left by SIGTERM, which they ignore."""
+    """Kill workers at exit: multiprocessing would end them by SIGTERM, which they ignore, and wait."""
 
     def kill() -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
 
-    atexit.register(kill)  # runs before multiprocessing's own, which was registered earlier
+    atexit.register(kill)  # runs before the handler of multiprocessing, which was registered earlier
 
 
 def _as_it_is(batch: SampleBatch) -> SampleBatch:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to RGB, strictly: what is broken is an error, never a grey picture."""
+"""Decode image files to RGB, strictly: a damaged file is an error, never a partly grey image."""
 
 import io
 import struct
@@ -11,18 +11,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
-"""Pillow's own limit against decompression bombs, here for JPEG too."""
+"""Pillow's limit against decompression bombs, applied here to JPEG too."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
-"""Others that Pillow knows run programs or have no place in a data set."""
+"""Pillow's other formats run external programs or are not used for image data sets."""
 MAX_SIDE = 65_500
 
 
 class UnreadableImageError(Exception):
-    """The bytes are no whole image; the text says why."""
+    """The bytes are not a complete image; the message says why."""
 
 
 def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS) -> Rgb:
-    """Decode an image file; of an animation the first frame.
+    """Decode an image file; of an animation, its first frame.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS) ->
         A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its short side stays at least this many
         pixels; 0 keeps the full size.
     max_pixels
-        Width times height above which it is refused before anything is decoded.
+        Images with more pixels (width times height) are refused before decoding.
 
     Returns
     -------
@@ -41,18 +41,18 @@ def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS) ->
     Raises
     ------
     UnreadableImageError
-        When the data are truncated, corrupt, no image, or too large.
+        When the data are truncated, corrupt, not an image, or too large.
     """
     return open_image(data, short_side=short_side, max_pixels=max_pixels)[0]
 
 
 def plain_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a JPEG, from its header.
+    """Return the width and height of a JPEG, from its header.
 
     Raises
     ------
     UnreadableImageError
-        When it has none.
+        When the header is invalid.
     """
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
@@ -62,7 +62,7 @@ def plain_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_plain(data: bytes, size: tuple[int, int], *, factor: int = 1) -> Rgb:
-    """Decode an upright RGB or grey JPEG at 1, 1/2, 1/4 or 1/8 of its size (width, height), without looking further.
+    """Decode an upright RGB or grey JPEG at 1, 1/2, 1/4 or 1/8 of its size (width, height), without further checks.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def decode_plain(data: bytes, size: tuple[int, int], *, factor: int = 1) -> Rgb:
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether `decode_plain` can read an image, by its header."""
+    """Return whether `decode_plain` can read an image, by its header."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return image.format in {"JPEG", "MPO"} and _is_usual(image)
@@ -88,12 +88,12 @@ def is_plain(data: bytes) -> bool:
 
 
 def reduction(length: float, wanted: int) -> int:
-    """How far a JPEG may be reduced while a stretch of it keeps the pixels wanted: by 8, 4, 2 or 1."""
+    """Return the largest reduction of a JPEG (8, 4, 2 or 1) that leaves a length at least the wanted pixels."""
     return next((factor for factor in (8, 4, 2) if wanted and length // factor >= wanted), 1)
 
 
 def open_image(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, str, bool, int]:
-    """Pixels, format, whether it is upright in 8-bit RGB or grey, and the short side of the file."""
+    """Return the pixels, the format, whether it is upright in 8-bit RGB or grey, and the short side of the file."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_huge(image, max_pixels)
@@ -112,7 +112,7 @@ def open_image(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, s
 
 
 def _is_usual(image: Image.Image) -> bool:
-    """Whether it is upright in 8-bit RGB or grey."""
+    """Return whether an image is upright in 8-bit RGB or grey."""
     return image.mode in {"RGB", "L"} and bool(image.getexif().get(0x0112, 1) == 1)
 
 
@@ -126,7 +126,7 @@ _BROKEN = (
     MemoryError, RecursionError, NotImplementedError, AssertionError, Image.DecompressionBombError,
     struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow's readers raise on bytes that are not what their header says."""
+"""Raised by Pillow's decoders on damaged files."""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -139,7 +139,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(wide: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """16 bits divided by 257, so that white stays white; floats are taken as 0 to 1, or to 255 where one is above 1."""
+    """Convert 16 bits by dividing by 257, so white stays white; floats range to 1, or to 255 if any exceeds 1."""
     if wide.dtype.kind == "f":
         whole = np.nan_to_num(wide.astype(np.float64), posinf=0, neginf=0)
         return (whole * (1 if whole.max(initial=0) > 1 else 255)).clip(0, 255).astype(np.uint8)
@@ -147,7 +147,7 @@ def _to_8_bits(wide: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
 
 
 def shrink(rgb: Rgb, short_side: int) -> Rgb:
-    """Scale down so that the short side has so many pixels; smaller images are left alone."""
+    """Scale down to the given short side; smaller images are returned unchanged."""
     height, width = rgb.shape[:2]
     if min(height, width) <= short_side:
         return rgb
@@ -157,9 +157,9 @@ def shrink(rgb: Rgb, short_side: int) -> Rgb:
 
 def resized(rgb: Rgb, size: tuple[int, int]) -> Rgb:
     """Scale to (height, width), bilinear with antialiasing."""
-    import torch  # noqa: PLC0415 (a shard stage that only copies files does without it)
+    import torch  # noqa: PLC0415 (not needed by a shard stage that only copies files)
 
-    # In this order torch sees that the channels come last, and keeps them there.
+    # Permuted like this, torch recognises channels-last memory and keeps the layout.
     pixels = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy())[None].permute(0, 3, 1, 2)
     scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
     return scaled.permute(0, 2, 3, 1)[0].contiguous().numpy()

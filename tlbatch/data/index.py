@@ -1,4 +1,4 @@
-"""The index of a set: one row an image and split, mapped into memory."""
+"""The index of a set: one row per image and split, mapped into memory."""
 
 import hashlib
 import zipfile
@@ -16,12 +16,12 @@ from tlbatch.runs.records import SPLITS
 
 _CHUNK = 100_000
 Index = npt.NDArray[np.void]
-"""Structured array, one row an image: see `index_dtype`."""
+"""Structured array, one row per image: see `index_dtype`."""
 
 
 @dataclass(frozen=True)
 class IndexRows:
-    """Which images of a list are in which split: an image may be in several, or in none."""
+    """The images of each split, as numbers into a list: an image may be in several splits, or in none."""
 
     image: npt.NDArray[np.int64]
     """Number of the image, (rows,)."""
@@ -32,16 +32,16 @@ class IndexRows:
         return len(self.image)
 
     def chosen(self, some: npt.NDArray[np.bool_]) -> "IndexRows":
-        """Some of the rows."""
+        """Return the selected rows."""
         return IndexRows(self.image[some], self.split[some])
 
 
 def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int) -> np.dtype[np.void]:
-    """Columns of the index.
+    """Return the columns of the index.
 
-    Keys and groups are in UTF-8; offset and size are bytes of the image in its shard; a label is the number of a
-    class, or -1 with tags; tags are numbers of classes, -1 where there are fewer; content is the XXH3-128 of the
-    image's bytes; plain says that `tlbatch.data.decode.decode_plain` can read it.
+    Keys and groups are UTF-8; offset and size locate the image in its shard, in bytes; label is a class number, or -1
+    with tags; tags are class numbers, padded with -1; content is the XXH3-128 of the image's bytes; plain says whether
+    `tlbatch.data.decode.decode_plain` can read it.
     """
     return np.dtype(
         [
@@ -60,7 +60,7 @@ def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int) -> np.dtype[
 
 
 def new_index(keys: Sequence[str], groups: Sequence[str], *, num_tags: int) -> Index:
-    """An index with its keys and groups, the other columns to be filled."""
+    """Return an index with its keys and groups; the other columns are zero."""
     longest = [max((len(text.encode()) for text in column), default=1) for column in (keys, groups)]
     index = np.zeros(len(keys), index_dtype(key_bytes=longest[0], group_bytes=longest[1], num_tags=num_tags))
     for name, column in (("key", keys), ("group", groups)):
@@ -71,7 +71,7 @@ def new_index(keys: Sequence[str], groups: Sequence[str], *, num_tags: int) -> I
 
 
 def write_index(path: Path, index: Index) -> None:
-    """Write the index, sorted as it is."""
+    """Write the index in its present order."""
     with atomic_file(path) as file:
         np.save(file, index, allow_pickle=False)
 
@@ -97,12 +97,12 @@ def read_index(path: Path) -> Index:
 
 
 def split_rows(index: Index, split: SplitName) -> npt.NDArray[np.int64]:
-    """Numbers of the rows of one split, in order."""
+    """Return the row numbers of one split, in order."""
     return np.flatnonzero(index["split"] == SPLITS.index(split))
 
 
 def digest_split(index: Index, split: SplitName, classes: Sequence[str]) -> str:
-    """SHA-256 of keys, labels and contents of one split, in the order of the keys; of tags by their names."""
+    """Return the SHA-256 of keys, labels and contents of one split, in the order of the keys; tags by name."""
     sha = hashlib.sha256()
     for row in index[split_rows(index, split)]:
         labels = "\1".join(classes[tag] for tag in row["tags"] if tag >= 0) or row["label"]

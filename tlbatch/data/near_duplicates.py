@@ -1,4 +1,4 @@
-"""A perceptual hash of decoded pixels, and the images whose hashes are nearly equal."""
+"""Near duplicates: a perceptual hash of decoded pixels, and clusters of nearly equal hashes."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,6 +10,7 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from tlbatch.core.typing import Ints
 from tlbatch.data.decode import Rgb
 
 WORDS = 4
@@ -17,19 +18,18 @@ WORDS = 4
 _SIDE, _KEPT = 64, 16
 _BITS = 64 * WORDS
 _EDGES = 4_000_000
-"""Pairs kept before they are joined to clusters, which bounds the memory."""
+"""Pairs kept before they are merged into clusters, to bound memory."""
 _PAIRS = 2_000_000
 """Pairs compared at once."""
 Hashes = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
 
 
 def near_hash(rgb: Rgb) -> Hashes:
-    """The 256-bit pHash: which of the lowest 16 x 16 frequencies of a 64 x 64 grey copy are above their median.
+    """Return the 256-bit pHash: which of the lowest 16 x 16 frequencies of a 64 x 64 grey copy exceed their median.
 
-    Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), with 256 bits in place of 64:
-    different fundus photographs are as little as 2 of 64 bits apart, but at least 30 of 256, where copies that were
-    encoded again, scaled or brightened are 10 away in 98 of 100 cases and 18 at most.
+    Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), with 256 bits instead of 64:
+    different fundus photographs may differ in only 2 of 64 bits, but differ in at least 30 of 256, whereas copies that
+    were re-encoded, scaled or brightened differ in at most 10 bits in 98 of 100 cases, and in 18 at most.
 
     Parameters
     ----------
@@ -48,10 +48,10 @@ def near_hash(rgb: Rgb) -> Hashes:
 
 
 def near_clusters(hashes: Hashes, max_bits: int) -> tuple[Ints, Ints]:
-    """Join images whose hashes differ in at most so many bits, and those whom they are joined with.
+    """Cluster images whose hashes differ in at most ``max_bits`` bits (single linkage).
 
-    Two hashes that differ in ``max_bits`` agree in at least one of ``max_bits + 1`` stretches of bits, so only those
-    that agree in one are compared: no pair is missed.
+    Two hashes that differ in ``max_bits`` bits agree in at least one of ``max_bits + 1`` segments, so only hashes that
+    agree in a segment are compared, and no pair is missed.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def near_clusters(hashes: Hashes, max_bits: int) -> tuple[Ints, Ints]:
 
     Returns
     -------
-    Smallest row number of the cluster of each row, and the distance in bits to its nearest like, -1 where it is alone:
-    two int64 arrays of shape (n,).
+    Smallest row number in the cluster of each row, and the distance in bits to its nearest neighbour, -1 where it is
+    alone: two int64 arrays of shape (n,).
     """
     if not len(hashes):
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -98,7 +98,7 @@ def _joined(label: Ints, edges: list[tuple[Ints, Ints]]) -> Ints:
 
 
 def _candidates(hashes: Hashes, num_stretches: int) -> Iterator[tuple[Ints, Ints]]:
-    """Pairs that agree in a stretch of bits; a pair may come more than once."""
+    """Yield pairs that agree in a segment of bits; a pair may come more than once."""
     cuts = np.linspace(0, _BITS, num_stretches + 1).astype(int)
     for start, stop in pairwise(cuts.tolist()):
         value = _stretch(hashes, start, stop)
@@ -107,7 +107,7 @@ def _candidates(hashes: Hashes, num_stretches: int) -> Iterator[tuple[Ints, Ints
         last = np.searchsorted(value, value, side="right")
         at = np.flatnonzero(last - np.arange(len(value)) > 1)
         step = 1
-        while len(at):  # each with the one so many places after it, as long as that agrees
+        while len(at):  # pair each with the one ``step`` places after it, while they agree
             for some in np.array_split(at, -(-len(at) // _PAIRS)):
                 yield order[some], order[some + step]
             step += 1
@@ -115,7 +115,7 @@ def _candidates(hashes: Hashes, num_stretches: int) -> Iterator[tuple[Ints, Ints
 
 
 def _stretch(hashes: Hashes, start: int, stop: int) -> Hashes:
-    """Bits ``start`` to ``stop``, at most 64, as one number a hash."""
+    """Return bits ``start`` to ``stop``, at most 64, as one integer per hash."""
     word, shift = divmod(start, 64)
     value = hashes[:, word] >> np.uint64(shift)
     if shift + stop - start > 64:

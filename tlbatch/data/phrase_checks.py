@@ -1,4 +1,4 @@
-"""What is odd about the phrases of a set: counted, so that it can be stated."""
+"""Counts of unusual phrases in a set, for the report."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,18 +21,18 @@ def odd_phrases(
     attributes: Mapping[str, Sequence[str]],
     causes: Iterable[str],
 ) -> OddPhrases:
-    """Count what cannot be learned, or cannot be written, as it is.
+    """Count the phrases that cannot be learned or written as they are.
 
     Parameters
     ----------
     vocabulary
-        Tags that phrases are written with.
+        Tags that predicted phrases may contain.
     max_tags
-        Of them at most.
+        Largest number of tags in a predicted phrase.
     attributes
-        Tags of which an image should have one at most, by name.
+        Tags of each attribute, of which an image should have at most one.
     causes
-        Why images were left out of the set.
+        Why images were excluded from the set.
     """
     tags = index["tags"]
     known = np.isin(np.arange(len(manifest.classes)), [manifest.classes.index(tag) for tag in vocabulary])

@@ -1,4 +1,4 @@
-"""Named pre-processing of fundus photographs, as the systems for retinopathy do it before they train."""
+"""Pre-processing steps for fundus photographs, as published retinopathy systems use them before training."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -13,15 +13,15 @@ from tlbatch.config.data import StepName
 from tlbatch.data.decode import Rgb, UnreadableImageError, resized, shrink
 
 _SEARCH_SIDE: Final = 192
-"""The disc is looked for in a copy whose short side is reduced to this up to twice this."""
+"""The disc is located in a reduced copy, whose short side is between this and twice this."""
 _MIN_RISE: Final = 6
-"""Grey levels above the background that noise does not reach and a dim disc does."""
+"""Grey levels above the background: more than noise, less than a dim disc."""
 _MIN_DIAMETER: Final = 0.1
 _CLIP_LIMIT: Final = 2 / 256
 
 
 class _Disc(NamedTuple):
-    """A circle in pixels: pixel 0 reaches from 0 to 1."""
+    """A circle in pixels: pixel 0 spans 0 to 1."""
 
     row: float
     column: float
@@ -29,11 +29,11 @@ class _Disc(NamedTuple):
 
 
 def apply_steps(rgb: Rgb, steps: Sequence[StepName], *, size: int = 0) -> Rgb:
-    """Put an image through the steps, in their order, and scale it so that its short side has ``size`` pixels.
+    """Apply the steps in order, and scale the image so that its short side has ``size`` pixels.
 
-    `fundus_crop` is given the image as it is, and its square is scaled up or down, so that all discs have one radius.
-    The other steps are given what is scaled already: that is faster, and makes them independent of the camera's
-    resolution. With ``size = 0`` nothing is scaled.
+    `fundus_crop` works on the image at full size, and its square is scaled up or down, so all discs have one radius.
+    The other steps work on the scaled image, which is faster and independent of the camera's resolution. With
+    ``size = 0`` nothing is scaled.
     """
     for step in steps:
         is_crop = step == "fundus_crop"
@@ -44,12 +44,12 @@ def apply_steps(rgb: Rgb, steps: Sequence[StepName], *, size: int = 0) -> Rgb:
 
 
 def fundus_crop(rgb: Rgb) -> Rgb:
-    """Cut out the square around the disc of the retina, so that the disc has the same radius in all images of a size.
+    """Crop to the square around the retinal disc, so that the disc has the same radius in all images of a size.
 
-    A circle is fitted to the rim of what is brighter than a tenth of the disc's mean, the threshold of B. Graham,
-    "Kaggle Diabetic Retinopathy Detection competition report" (2015). Where the disc is cut by the frame, the square
-    is padded with black. A photograph without a dark margin, or whose bright part is not round, is taken as filled by
-    the disc: the result is the square in the middle, as wide as the short side.
+    A circle is fitted to the rim of the pixels brighter than a tenth of the disc's mean, the threshold of B. Graham,
+    "Kaggle Diabetic Retinopathy Detection competition report" (2015). Where the frame cuts off the disc, the square is
+    padded with black. If the photograph has no dark margin, or its bright part is not round, the disc is assumed to
+    fill the frame: the result is the centre square, as wide as the short side.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def fundus_crop(rgb: Rgb) -> Rgb:
     Raises
     ------
     UnreadableImageError
-        When nothing is brighter than the background, or only what is smaller than a tenth of the short side.
+        When no region brighter than the background is at least a tenth of the short side wide.
     """
     row, column, radius = _find_disc(rgb)
     side = round(2 * radius)
@@ -71,16 +71,16 @@ def fundus_crop(rgb: Rgb) -> Rgb:
 
 
 def local_average(rgb: Rgb) -> Rgb:
-    """Subtract the local average colour, which evens out exposure and pigment; shape and type stay.
+    """Subtract the local average colour, which evens out exposure and pigment; shape and dtype are kept.
 
-    It is 4 (image - blurred image) + 128 with a Gaussian of sigma = radius / 30, and 128 outside of 0.9 radius, where
-    the blur sees the margin: B. Graham (2015), as above. The radius is half the short side: crop to the disc first.
-    As with him, a straight cut through the disc leaves a bright and a dark band.
+    The result is 4 (image - blurred image) + 128 with a Gaussian of sigma = radius / 30, and 128 beyond 0.9 radius,
+    where the blur includes the margin: B. Graham (2015), as above. The radius is half the short side: crop to the disc
+    first. As in his method, a disc cut off by the frame gets a bright and a dark band along the cut.
     """
     height, width = rgb.shape[:2]
     radius = min(height, width) / 2
     image = rgb.astype(np.float32)
-    # Beyond 3 sigma lies 0.3 % of the weight and a quarter of the time.
+    # Beyond 3 sigma lie 0.3 % of the weight and a quarter of the computing time.
     blurred = ndimage.gaussian_filter(image, (radius / 30, radius / 30, 0), mode="nearest", truncate=3)
     even: Rgb = (4 * (image - blurred) + 128).round().clip(0, 255).astype(np.uint8)
     rows, columns = np.ogrid[:height, :width]
@@ -89,17 +89,17 @@ def local_average(rgb: Rgb) -> Rgb:
 
 
 def clahe(rgb: Rgb) -> Rgb:
-    """Equalise the histogram of the CIE lightness in 8 x 8 tiles, with limited contrast; shape, type and hue stay.
+    """Equalise the histogram of the CIE lightness in 8 x 8 tiles, with limited contrast; shape, dtype and hue are kept.
 
     K. Zuiderveld, "Contrast Limited Adaptive Histogram Equalization", Graphics Gems IV (1994). A bin is clipped at
-    twice its even share, which is OpenCV's ``clipLimit=2.0``, the usual choice for fundus photographs. The range of
-    lightness in the image is kept, so that a flat image stays flat.
+    twice its uniform share, as with OpenCV's ``clipLimit=2.0``, the usual choice for fundus photographs. The lightness
+    range of the image is kept, so a flat image stays flat.
     """
     lab = color.rgb2lab(rgb.astype(np.float32) / 255)
     low, high = lab[..., 0].min(), lab[..., 0].max()
-    # equalize_adapthist stretches what it is given from 0 to 1.
+    # equalize_adapthist stretches its input to the range 0 to 1.
     lab[..., 0] = low + (high - low) * exposure.equalize_adapthist(lab[..., 0] / 100, clip_limit=_CLIP_LIMIT)
-    # What was darkened keeps its colour up to where Z, which is (L + 16) / 116 - b / 200, would fall below 0.
+    # Darkened pixels keep their colour unless Z, which is (L + 16) / 116 - b / 200, would fall below 0.
     lab[..., 2] = np.minimum(lab[..., 2], 199 / 116 * (lab[..., 0] + 16))
     equal: Rgb = (255 * color.lab2rgb(lab)).round().astype(np.uint8)
     return equal
@@ -124,7 +124,7 @@ def _find_disc(rgb: Rgb) -> _Disc:
 
 
 def _bright_part(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Mask of the largest connected part that is brighter than the background."""
+    """Return a mask of the largest connected region that is brighter than the background."""
     background = np.median(grey[grey <= np.percentile(grey, 1) + _MIN_RISE])
     brighter = grey[grey > background + _MIN_RISE]
     if not brighter.size:
@@ -135,10 +135,10 @@ def _bright_part(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 
 def _fitted(mask: npt.NDArray[np.bool_]) -> _Disc | None:
-    """The circle through the mask's rim inside the frame, or None where that is no circle.
+    """Fit a circle to the part of the mask's rim inside the frame; None if it is not a circle.
 
-    Least squares after I. Kasa, "A circle fitting procedure and its error analysis" (1976), repeated without the
-    points that lie off, which are text, notches and shadows.
+    Least squares after I. Kasa, "A circle fitting procedure and its error analysis" (1976), repeated without
+    outliers, such as text, notches and shadows.
     """
     ys, xs = np.hstack([_ends(mask), _ends(mask.T)[::-1]])
     if ys.size < 0.1 * 2 * (np.count_nonzero(mask.any(0)) + np.count_nonzero(mask.any(1))):
@@ -156,7 +156,7 @@ def _fitted(mask: npt.NDArray[np.bool_]) -> _Disc | None:
 
 
 def _ends(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Where the mask's rows begin and end, as (row, column) x points, without those at the frame."""
+    """Return where the rows of the mask begin and end, as (row, column) x points, without those at the frame."""
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     points = np.stack([np.tile(rows + 0.5, 2), np.hstack([first, last])])

@@ -1,17 +1,17 @@
-"""The splits of four published systems, row for row, so that their numbers can be judged: leaks included.
+"""The splits of four published systems, reproduced row for row to check their results: leaks included.
 
-Each is a function of the images in the order of (class, key), as their authors' folders gave them.
+Each is a function of the images in the order of (class, key), as in their authors' folders.
 
 retinopathy-lr, retinopathy-dl
     The VGG-16 retinopathy project of 2016 on 1,000 images, 200 of each grade (scikit-learn 0.18,
     ``StratifiedShuffleSplit(test_size=0.3, random_state=42)``). Its logistic regression stratified on the grades. Its
-    networks stratified on one-hot rows, of which that version took every 0 and every 1 for a sample of its own
+    networks stratified on one-hot rows, of which that version treated every 0 and every 1 as a separate sample
     (scikit-learn issues 8670 and 9037): rows repeat, and 143 of its 300 test rows are in train.
 flowers17
     Two-phase fine-tuning of VGG-16 on the 17 category flower set, 2018: ``train_test_split(test_size=0.25,
     random_state=42)``, not stratified; the checkpoint was chosen on the test images.
 dogs-vs-cats
-    The tutorial on a frozen VGG-16 of 2017: folders train and valid, of which valid tests.
+    The tutorial on a frozen VGG-16 of 2017: folders train and valid; valid is the test set.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ _TEN = 10
 
 
 def published_rows(images: Sequence[Labelled], recipe: Recipe) -> IndexRows:
-    """The rows of a recipe, sorted; an image may have several.
+    """Return the rows of a recipe, sorted; an image may have several.
 
     Raises
     ------
     UserError
-        When the images are not as the recipe had them.
+        When the images do not fit the recipe.
     """
     if recipe == "dogs-vs-cats":
         return _sorted_rows([(number, _from_folder(image)) for number, image in enumerate(images)])
@@ -58,14 +58,14 @@ def _from_folder(image: Labelled) -> SplitName:
 
 
 def _flowers17(num_images: int) -> dict[SplitName, npt.NDArray[np.int64]]:
-    """scikit-learn's ShuffleSplit: the first of a permutation test, the rest train."""
+    """Split like scikit-learn's ShuffleSplit: the first part of a permutation is the test set."""
     permutation = np.random.RandomState(_SEED).permutation(num_images)
     test = permutation[: -(-num_images // 4)]
     return {"train": permutation[len(test) :], "val": test, "test": test}
 
 
 def _retinopathy(labels: npt.NDArray[np.str_], *, one_hot: bool) -> dict[SplitName, npt.NDArray[np.int64]]:
-    """StratifiedShuffleSplit of scikit-learn 0.18, which took a two-dimensional y for one long list of its values."""
+    """Split like StratifiedShuffleSplit of scikit-learn 0.18, which flattened a two-dimensional y."""
     classes, counts = np.unique(labels, return_counts=True)
     if len(set(counts.tolist())) != 1 or counts[0] % _TEN:
         raise UserError(
@@ -87,7 +87,7 @@ def _retinopathy(labels: npt.NDArray[np.str_], *, one_hot: bool) -> dict[SplitNa
         train.append(shuffled[:num_train])
         test.append(shuffled[num_train : num_train + num_test])
     all_train, all_test = (random.permutation(np.concatenate(rows)) for rows in (train, test))
-    if not one_hot:  # a logistic regression, which chose nothing on validation rows
+    if not one_hot:  # the logistic regression used no validation rows
         return {"train": all_train, "val": all_train[:0], "test": all_test}
     num_fit = len(all_train) * 9 // _TEN  # Keras took the last tenth for validation
     return {"train": all_train[:num_fit], "val": all_train[num_fit:], "test": all_test}

@@ -1,6 +1,6 @@
-"""The order of samples: a pure function of (seed, epoch), whatever the number of ranks and workers.
+"""The order of samples: a pure function of (seed, epoch), for any number of ranks and workers.
 
-The samples are cut into slabs of neighbours, the slabs are permuted, and the samples of a window of slabs are permuted
+Samples are grouped into slabs of neighbours, the slabs are permuted, and the samples in a window of slabs are permuted
 among themselves: reads stay local, and any position of any epoch is found in constant time and memory. Small sets are
 one window, so an epoch is a plain permutation.
 """
@@ -15,14 +15,14 @@ import numpy.typing as npt
 Positions = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 SLAB = 16
-"""Neighbours that stay in one window."""
+"""Neighbouring samples that are always in the same window."""
 WINDOW_SLABS = 2048
-"""Enough that the class mix of a batch of 512 from class-sorted shards varies little more than by chance."""
+"""Enough that the class mix of a batch of 512 from class-sorted shards varies little more than in random sampling."""
 _ROUNDS = 6
 
 
 class EpochOrder:
-    """A permutation of 0..num_samples-1 that is computed where it is asked for."""
+    """A permutation of 0..num_samples-1, computed lazily."""
 
     def __init__(self, num_samples: int, *, seed: int, epoch: int) -> None:
         self._num_samples = num_samples
@@ -38,7 +38,7 @@ class EpochOrder:
         return self._num_samples
 
     def __getitem__(self, where: slice) -> Positions:
-        """Samples at some places of the epoch.
+        """Return the samples at a range of positions of the epoch.
 
         Returns
         -------
@@ -75,7 +75,7 @@ class EpochOrder:
 
 
 class _Permutation:
-    """A keyed permutation of 0..size-1: a Feistel network over the next square number, walked until inside.
+    """A keyed permutation of 0..size-1: a Feistel network over the next square number, with cycle walking.
 
     Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002), their generalised Feistel construction; the round
     function is the mixer of splitmix64.
@@ -87,11 +87,11 @@ class _Permutation:
         self._rounds = np.random.Philox(key=key, counter=[0, 0, 0, 3]).random_raw(_ROUNDS).astype(np.uint64)
 
     def forward(self, values: _Words) -> _Words:
-        """Where some values go."""
+        """Return the images of some values."""
         return self._walk(values, self._encrypt)
 
     def inverse(self, values: _Words) -> _Words:
-        """Where they come from."""
+        """Return the preimages of some values."""
         return self._walk(values, self._decrypt)
 
     def _walk(self, values: _Words, step: Callable[[_Words], _Words]) -> _Words:
@@ -120,16 +120,16 @@ def _mixed(values: _Words) -> _Words:
 
 
 def random_words(samples: Positions, *, seed: int, epoch: int) -> _Words:
-    """A random 64-bit number for each sample of an epoch, (n,), the same wherever it is asked for."""
+    """Return a random 64-bit number for each sample of an epoch, (n,): a pure function of its arguments."""
     key = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64), counter=[0, 0, 0, 1]).random_raw(2)
     return _mixed(_mixed(samples.astype(np.uint64) + np.uint64(key[0])) ^ np.uint64(key[1]))
 
 
 def class_balanced(labels: Positions, *, strength: float, seed: int, epoch: int) -> Positions:
-    """As many positions as there are labels, rare classes more often: a pure function of all that is given.
+    """Return as many positions as labels, with rare classes oversampled: a pure function of its arguments.
 
-    With strength 1 every class comes equally often, with 0 as often as it is there; images of a class are taken in
-    turn, in an order that is drawn anew in every epoch.
+    With strength 1 all classes are equally frequent, with 0 they keep their frequencies; the images of a class are
+    cycled through, in an order that is redrawn in every epoch.
 
     Returns
     -------
@@ -147,22 +147,22 @@ def class_balanced(labels: Positions, *, strength: float, seed: int, epoch: int)
 
 @dataclass(frozen=True)
 class SamplerState:
-    """How far a training has come in its data; all that it needs to go on with the rest of an epoch."""
+    """Position of a training in its data: all that is needed to resume in the middle of an epoch."""
 
     seed: int
     epoch: int
     position: int
-    """Samples of the epoch that all ranks together have taken."""
+    """Samples of the epoch consumed by all ranks together."""
 
 
 def training_batches(
     state: SamplerState, num_samples: int, *, batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[int, Positions]]:
-    """What is left of the epoch: size of each global batch, and this rank's share of it.
+    """Yield the remaining batches of the epoch: the size of each global batch, and this rank's share of it.
 
-    The rest is cut into batches of at most ``batch_size`` whose sizes are equal to within one, so every sample comes
-    once, all ranks have equally many batches, and a rest is cut where the whole was. The shares of all ranks, joined,
-    are the batch, for any number of ranks.
+    The remaining samples are cut into batches of at most ``batch_size`` whose sizes differ by at most one, so every
+    sample comes once, all ranks have equally many batches, and a resumed epoch is cut at the same places. The shares
+    of all ranks together are the global batch, for any number of ranks.
     """
     order = EpochOrder(num_samples, seed=state.seed, epoch=state.epoch)
     rest = num_samples - state.position
@@ -174,20 +174,20 @@ def training_batches(
 
 
 def num_batches(num_samples: int, batch_size: int) -> int:
-    """Batches of a whole epoch."""
+    """Return the number of batches of a complete epoch."""
     return -(-num_samples // batch_size)
 
 
 def _cut(total: int, parts: int, number: int) -> int:
-    """Where part ``number`` begins when a total is cut into parts equal to within one, the larger first."""
+    """Return where part ``number`` begins if sizes of parts differ by at most one, the larger parts first."""
     size, larger = divmod(total, parts)
     return number * size + min(number, larger)
 
 
 def prediction_batches(num_samples: int, *, batch_size: int, rank: int, world_size: int) -> Iterator[Positions]:
-    """The batches of one rank in prediction: every sample once, no padding, possibly none for a rank.
+    """Yield the batches of one rank in prediction: every sample once, no padding, possibly none for a rank.
 
-    The batches are cut before they are dealt out, so an image meets the same neighbours for any number of ranks.
+    Batches are cut before they are distributed, so each has the same images for any number of ranks.
     """
     total = num_batches(num_samples, batch_size)
     first, last = (total * r // world_size for r in (rank, rank + 1))

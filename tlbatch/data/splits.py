@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests: by group, so that no group is on two sides."""
+"""Training, validation and test splits by group, so that no group is in two of them."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ from tlbatch.data.sources.base import Labelled, coded, key_of, tags_of
 from tlbatch.runs.records import SPLITS
 
 _SMALL = 20
-"""Groups below which strata of tags are one stratum together."""
+"""Strata of tags with fewer groups are merged into one."""
 GIVEN_NAMES: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -32,8 +32,9 @@ GIVEN_NAMES: dict[str, SplitName] = {
 
 
 def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
-    """``data.per_class`` images of each label, those whose keys hash lowest; all, where it is 0, and all that do not
-    train, where it is of training images alone.
+    """Subsample ``data.per_class`` images of each label, those whose keys hash lowest; all if it is 0.
+
+    With ``data.per_class_of = "train"``, all images of the other splits are kept.
 
     Raises
     ------
@@ -58,25 +59,25 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
 
 
 def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> IndexRows:
-    """The rows of a set: each image with its split, in the order of the images.
+    """Return the rows of a set: each image with its split, in the order of the images.
 
-    An image has one row, but may have several with method ``as-published``.
+    An image has one row, except with method ``as-published``, where it may have several.
 
-    A group has a place in [0, 1): what lies below the share of test tests, and so on (see `_by_place`). With method
-    ``hash`` its place is a hash of (salt, group). With ``stratified`` the groups of a stratum (see `_strata`) that are
-    there at first are spread over [0, 1) in the order of their hash, which gives each split its exact share; those
-    that come later have the place of their hash. So with neither do other images ever move a group, and all folds and
-    shares cut one and the same order.
+    Each group has a position in [0, 1): groups below the test fraction are test groups, and so on (see `_by_place`).
+    With method ``hash``, the position is a hash of (salt, group). With ``stratified``, the initial groups of a stratum
+    (see `_strata`) are spread evenly over [0, 1) in the order of their hash, which gives each split its exact fraction;
+    groups added later get the position of their hash. With both methods, new images never move a group to another
+    split, and all folds and fractions cut the same order.
 
     Parameters
     ----------
     known
-        Places that groups were given before; those that are given now are added.
+        Positions assigned to groups before; new ones are added.
 
     Raises
     ------
     UserError
-        When a given split is unknown, or a file of the splits names other images.
+        When a given split is unknown, or an image is in none of the split files.
     """
     split = data.split
     if split.recipe is not None:
@@ -89,7 +90,7 @@ def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]
 
 
 def _split(groups: "_Groups", split: Split, known: dict[str, float]) -> npt.NDArray[np.int64]:
-    """The split of every group."""
+    """Return the split of every group."""
     if split.method == "hash":
         return _numbers(_by_place(_hashed(name, split.salt), split) for name in groups.names)
     _spread(groups, split, known)
@@ -107,11 +108,11 @@ class _Groups:
 
     names: list[str]
     codes: npt.NDArray[np.int64]
-    """Number of the group of each image."""
+    """Group number of each image."""
     sizes: list[int]
     strata: list[list[int]]
-    """Numbers of the groups by their commonest label; where labels hold several tags, by the rarest of an image's, and
-    those of rare tags together.
+    """Numbers of the groups, by their most frequent label; with tags, by the rarest tag of an image, and with the
+    groups of rare tags in one stratum.
     """
 
     @staticmethod
@@ -123,20 +124,20 @@ class _Groups:
         order = np.lexsort((stratum, -counts, group))
         commonest = stratum[order][np.unique(group[order], return_index=True)[1]]
         members = [np.flatnonzero(commonest == number).tolist() for number in range(num_strata)]
-        if data.tag_separator:  # most tags are rare, and the share of a stratum of few groups is none
+        if data.tag_separator:  # most tags are rare, and a split of few groups would often be empty
             small = [group for some in members if len(some) < _SMALL for group in some]
             members = [some for some in members if len(some) >= _SMALL] + [sorted(small)]
         return _Groups(names, codes, np.bincount(codes).tolist(), members)
 
 
 def _hashed(group: str, salt: str) -> float:
-    """Where the group's hash falls in [0, 1)."""
+    """Return the hash of a group as a number in [0, 1)."""
     digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _by_place(place: float, split: Split) -> SplitName:
-    """The split at a place in [0, 1): test first, then validation; each fold begins where the one before ended."""
+    """Return the split at a position in [0, 1): test, validation, training; folds shift it by 1 / folds each."""
     test = split.test
     if split.folds:
         test = 1 / split.folds
@@ -147,7 +148,7 @@ def _by_place(place: float, split: Split) -> SplitName:
 
 
 def _spread(groups: _Groups, split: Split, known: dict[str, float]) -> None:
-    """Give every group a place: spread those of a stratum that is new, and take the hash of those that come later."""
+    """Give every group a position: spread those of a new stratum evenly, and hash those that come later."""
     for members in groups.strata:
         sizes = {groups.names[number]: groups.sizes[number] for number in members}
         hashes = {name: _hashed(name, split.salt) for name in sizes if name not in known}
@@ -161,7 +162,7 @@ def _spread(groups: _Groups, split: Split, known: dict[str, float]) -> None:
 
 
 def _strata(images: Sequence[Labelled], data: Data) -> tuple[npt.NDArray[np.int64], int]:
-    """Number of the label of each image, in their order; with several tags, of its rarest in the whole source."""
+    """Return the stratum of each image, and the number of strata: its label, or the rarest of its tags."""
     labels, distinct = coded(image.label for image in images)
     counts: Counter[str] = Counter()
     for label, count in zip(distinct, np.bincount(labels).tolist(), strict=True):
@@ -172,12 +173,12 @@ def _strata(images: Sequence[Labelled], data: Data) -> tuple[npt.NDArray[np.int6
 
 
 def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> npt.NDArray[np.int64]:
-    """What the source says; where it has no validation images, ``split.val`` of the training groups, stratified."""
+    """Return the splits of the source; if it has no validation images, draw ``split.val`` of the training groups."""
     split = data.split
     found = _numbers(_names_given(images, data))
     if not (found == SPLITS.index("test")).any():
         raise UserError(
-            "data.split: the source has no test images; say what it calls them, e.g. data.split.names={valid='test'}"
+            "data.split: the source has no test images; map its names to splits, e.g. data.split.names={valid='test'}"
         )
     if (found == SPLITS.index("val")).any() or not split.val:
         return found
@@ -189,7 +190,7 @@ def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> n
 
 
 def _names_given(images: Sequence[Labelled], data: Data) -> Sequence[SplitName]:
-    """What the source calls the split of each image; training, where no splits are given."""
+    """Return the split that the source gives each image; training if splits are not given."""
     split = data.split
     if split.method != "given":
         return ["train"] * len(images)
@@ -200,7 +201,7 @@ def _named(part: str, split: Split) -> SplitName:
     names = GIVEN_NAMES | split.names
     if part not in names:
         raise UserError(
-            f"data.split: the source calls a split {part!r}; say which it is, e.g. data.split.names={{{part}='train'}}"
+            f"data.split: the source calls a split {part!r}; map it to one, e.g. data.split.names={{{part}='train'}}"
         )
     return names[part]
 

@@ -1,4 +1,4 @@
-"""The views of an image: the squares that the backbone may see, each a pure function of the image and a number."""
+"""The views of an image: square inputs of the backbone, each a pure function of the image and a number."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ _TURNS: dict[Symmetries, tuple[int, ...]] = {"none": (0,), "flip": (0, 1), "rot4
 
 @dataclass(frozen=True)
 class Views:
-    """How an image becomes one of its squares, and how many there are.
+    """How the views of an image are made, and how many there are.
 
-    Without random crops a view's number is that of its symmetry of the square (see `turned`), so the same view has
-    the same number in all sets of them.
+    Without random crops, the number of a view is that of its symmetry (see `tlbatch.model.symmetries`), so it does not
+    depend on which other views there are.
     """
 
     size: int
@@ -28,11 +28,11 @@ class Views:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The views that there are; none where random crops are drawn anew in every epoch."""
+        """The numbers of all views; empty if random crops are drawn again in every epoch."""
         return tuple(range(self.random_views)) if self.crop_scale < 1 else _TURNS[self.symmetries]
 
     def read(self, data: bytes, view: int, *, content: bytes, plain: bool) -> tuple[Rgb, int]:
-        """Decode an image just large enough, crop and scale it, and say how it is to be turned.
+        """Decode an image at sufficient size, crop and scale it, and return the symmetry to be applied.
 
         Parameters
         ----------
@@ -43,17 +43,17 @@ class Views:
         content
             Hash of the data in hexadecimal; with the view it keys all randomness.
         plain
-            Whether it is an upright RGB or grey JPEG.
+            Whether the image is an upright RGB or grey JPEG.
 
         Returns
         -------
-        uint8 array of shape (size, size, 3), and the number of a symmetry of the square (see `turned`): turning is
-        left to the device.
+        uint8 array of shape (size, size, 3), and the number of a symmetry of the square (see
+        `tlbatch.model.symmetries`), which is applied later, on the device.
 
         Raises
         ------
         UnreadableImageError
-            When the data are not the image they were.
+            When the image cannot be decoded any more.
         """
         if self.crop_scale == 1:
             return self._square(data, None, plain=plain), view
@@ -86,29 +86,29 @@ class Views:
 
 
 def training_views(train: Train, size: int) -> Views:
-    """The views that the job trains on."""
+    """Return the views that a job trains on."""
     return Views(size, train.augment, train.crop_scale, train.random_views)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What an epoch, or a prediction, takes: each sample is an image of a split in one of its views."""
+    """The samples of an epoch or a prediction: each is an image of a split in one of its views."""
 
     num_images: int
     views: Views
     seed: int = 0
     epoch: int = 0
     every_view: bool = False
-    """Each image in all its views, in place of one that is drawn."""
+    """Take each image in all its views, not in one drawn at random."""
     picked: Positions | None = None
-    """Positions of images, (n,), some perhaps several times; empty: all images once."""
+    """Positions of images, (n,), possibly repeated; None: all images once."""
 
     def __len__(self) -> int:
         images = self.num_images if self.picked is None else len(self.picked)
         return images * len(self.views.numbers) if self.every_view else images
 
     def look_up(self, samples: Positions) -> tuple[Positions, Positions]:
-        """Position of the image in its split and number of the view, (n,) each: pure functions of all that is given."""
+        """Return the position of the image in its split and the number of the view, (n,) each, for some samples."""
         numbers = np.asarray(self.views.numbers, dtype=np.int64)
         if self.every_view:
             places, which = np.divmod(samples, len(numbers))
@@ -134,7 +134,7 @@ def _centre(width: int, height: int) -> Box:
 
 
 def _random_box(width: int, height: int, least: float, generator: np.random.Generator) -> Box:
-    """A crop of a random share of the area and an aspect between 3:4 and 4:3, as Inception drew them."""
+    """Draw a crop with a random fraction of the area and an aspect ratio of 3:4 to 4:3, as for Inception."""
     area = width * height * generator.uniform(least, 1)
     aspect = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
     w, h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))

@@ -1,1 +1,1 @@
-"""A trained model that leaves its run: export, verification, prediction."""
+"""Export of trained models, their verification, and prediction with them."""

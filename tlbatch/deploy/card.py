@@ -1,4 +1,4 @@
-"""The model card of an exported model, as the README.md of its folder: what its report says, in Markdown."""
+"""Model card of an exported model: the README.md of its folder, written from the run's report."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,29 +12,29 @@ from tlbatch.runs.report import Estimate, Report
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 _WHATS = {
     "safetensors": "all weights, for tlbatch",
-    "onnx": "the whole way from squares of pixels to probabilities, for ONNX Runtime and others",
+    "onnx": "the complete model from square images to probabilities, for ONNX Runtime and others",
     "pt2": "the same, for `torch.export.load`",
 }
 
 
 def write_card(record: Exported, report: Report) -> str:
-    """The text of the card."""
+    """Return the text of the card."""
     parts = [
         f"# {_plain(record.run)}",
         (
-            f"An image classifier, made by tlbatch {record.tlbatch} of the run `{record.run}` of {record.created}. "
-            f"It gives an image one of {len(record.classes)} classes: {_names(record.classes)}."
+            f"An image classifier, exported by tlbatch {record.tlbatch} from run `{record.run}` of {record.created}. "
+            f"It assigns each image to one of {len(record.classes)} classes: {_names(record.classes)}."
         ),
         *(f"**{_plain(title)}.** {_plain(text)}" for title, text in warnings_of(report)),
         "## How to use it",
         *_usage(record),
         "## Input and output",
         _list(_interface(record)),
-        "## How good it is",
+        "## Evaluation",
         *_scores(record, report),
         "## Data",
         _counts(report),
-        "## What is known of it",
+        "## What is known about it",
         _list(
             f"{_plain(item.topic)}: {_plain(item.found)}"
             for item in checklist(report, num_mistakes=0, rival=None)
@@ -42,7 +42,7 @@ def write_card(record: Exported, report: Report) -> str:
         ),
         "## Intended use and limits",
         _list(_plain(limit) for limit in limits(report)),
-        "What nobody has said, and who uses it must find out:",
+        "Not known; find out before use:",
         _list(_plain(unknown) for unknown in NOT_KNOWN),
     ]
     return visible("\n\n".join(parts)) + "\n"
@@ -51,7 +51,7 @@ def write_card(record: Exported, report: Report) -> str:
 def _usage(record: Exported) -> Iterable[str]:
     yield "With tlbatch, on files or folders of files, with or without a GPU:"
     yield "```bash\npython -m tlbatch.predict FOLDER IMAGES... --csv answers.csv\n```"
-    yield "where FOLDER is the folder of this file. It prepares the images as those of the training were."
+    yield "FOLDER is the folder that holds this file. Images are preprocessed as in training."
     rows = [
         [
             f"`{form.file}`",
@@ -60,10 +60,10 @@ def _usage(record: Exported) -> Iterable[str]:
         ]
         for name, form in record.forms.items()
     ]
-    yield _table(["file", "what it holds", f"largest difference on {record.num_checked} test images"], rows)
+    yield _table(["file", "contents", f"largest difference on {record.num_checked} test images"], rows)
     yield (
-        f"Only `{WEIGHTS}` is read without running code that lies in it. Open `model.pt2` only where you know who "
-        "wrote it; `model.json` has the SHA-256 of every file."
+        f"Only `{WEIGHTS}` can be loaded without running code from the file. Open `model.pt2` only if you trust its "
+        "source; `model.json` has the SHA-256 of every file."
     )
 
 
@@ -78,35 +78,35 @@ def _difference(value: float | None) -> str:
 def _interface(record: Exported) -> Iterable[str]:
     done, model = record.preprocessing, record.network
     if done.steps:
-        yield f"Steps before all else, by tlbatch alone: {', '.join(done.steps)}."
+        yield f"First steps, done only by tlbatch: {', '.join(done.steps)}."
     if done.resize:
-        yield f"Images whose short side is longer than {done.resize} pixels are scaled down to that, and kept as JPEG."
-    yield f"The square in the middle is scaled to {done.size} x {done.size} pixels, bilinear with antialiasing."
+        yield f"Images whose short side exceeds {done.resize} pixels are scaled down to it and stored as JPEG."
+    yield f"The central square is resized to {done.size} x {done.size} pixels, bilinear with antialiasing."
     graphs = [f"`{form.file}`" for form in record.forms.values() if form.file != WEIGHTS and not form.left_out]
     if graphs:
         yield (
             f"{' and '.join(graphs)}: the input `images`, uint8, (n, {done.size}, {done.size}, 3), RGB, are such "
-            f"squares, not yet normalised; the output is `probabilities`, float32, (n, {len(record.classes)})."
+            f"squares, not normalised; the output is `probabilities`, float32, (n, {len(record.classes)})."
         )
-    yield "The class with the highest probability is the decision."
+    yield "The class with the highest probability is predicted."
     if record.thresholds:
         cuts = ", ".join(f"{value:.4f}" for value in record.thresholds)
-        yield f"Classes are decided by a grade that is cut at {cuts}; the probabilities are made so that they agree."
+        yield f"Classes come from a grade with thresholds at {cuts}; the probabilities are made to agree with them."
     if record.temperature is not None:
-        yield f"The temperature {record.temperature:.4f} of the report is in the probabilities."
+        yield f"The probabilities include the report's temperature scaling ({record.temperature:.4f})."
     if done.view_mean:
-        yield "The head sees the mean of the vectors of several views of an image."
+        yield "The head takes the mean feature vector of several views of an image."
     elif done.views != "none":
-        yield f"They are means over views of an image, the symmetries {done.views} of the square."
+        yield f"The probabilities are averaged over views of an image: the symmetries {done.views} of the square."
     if model.head.group_mean:
         yield (
-            "The head was trained with the vectors of the rest of an image's group (the other eye of a patient) beside "
-            "its own. Here each image is taken to be alone in its group: the scores below are not those of such use."
+            "The head was trained on the vector of an image together with those of its group (such as the other eye of "
+            "a patient). Here each image is treated as alone in its group, so the scores below do not apply to it."
         )
 
 
 def _scores(record: Exported, report: Report) -> Iterable[str]:
-    yield f"On {report.n:,} test images of {report.num_groups:,} groups, with 95 % intervals over groups:"
+    yield f"On {report.n:,} test images of {report.num_groups:,} groups, with 95 % bootstrap intervals over groups:"
     yield _table(
         ["score", "value (interval)"],
         [[SCORE_NAMES[name], _plain(told(found))] for name, found in report.scores.items() if found.value is not None],
@@ -118,7 +118,7 @@ def _scores(record: Exported, report: Report) -> Iterable[str]:
     yield _table(["class", "test images", "precision", "recall", "F1"], rows)
     if record.from_predictions is not None:
         yield (
-            "Computed in 32 bits where it was exported, its probabilities differ by at most "
+            "Recomputed in 32 bits during export, its probabilities differ by at most "
             f"{record.from_predictions:.1e} from those that were scored."
         )
 
@@ -140,7 +140,7 @@ def _names(classes: Sequence[str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are Markdown."""
+    """Return a Markdown table; cells are Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -150,5 +150,5 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of which nothing is a mark of Markdown, on one line."""
+    """Return the text on one line, with all Markdown characters escaped."""
     return _MARKS.sub(r"\\\1", " ".join(text.splitlines()))

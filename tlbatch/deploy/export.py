@@ -13,31 +13,32 @@ from tlbatch import __version__
 from tlbatch.config.training import Network
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, atomic_folder, copy_file, digest_file, write_text
+from tlbatch.core.typing import Floats
 from tlbatch.deploy.card import write_card
 from tlbatch.deploy.graph import program_of, reason_of, run_onnx, run_pt2, to_onnx, to_pt2
 from tlbatch.deploy.model import ExportedModel
 from tlbatch.deploy.record import CARD, EXPORTED_VERSION, RECORD, WEIGHTS, Exported, Form, FormName, Preprocessing
-from tlbatch.deploy.verify import Floats, ParitySample, ReportedRun, load_reported, predict_sample
+from tlbatch.deploy.verify import ParitySample, ReportedRun, load_reported, predict_sample
 from tlbatch.report.checklist import main_score
 from tlbatch.runs.paths import RunPaths
 
 TOLERANCE = 1e-4
-"""Largest difference of a probability that is taken for rounding."""
+"""Largest difference of a probability that counts as rounding."""
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
 Make = Callable[[ExportedProgram], bytes]
 Run = Callable[[bytes, torch.Tensor], Floats]
 
 
 def export_run(paths: RunPaths, folder: Path) -> Exported:
-    """Write the model of a run into a new folder: model.json, README.md, and every form that can be made.
+    """Write the model of a run to a new folder: model.json, README.md and every format that can be exported.
 
     Raises
     ------
     UserError
-        When the folder is there, the run has not been reported, or its reloaded weights answer differently.
+        When the folder exists, the run has no report, or its reloaded weights give other probabilities.
     """
     if folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder}: is there already; name another folder, or remove it")
+        raise UserError(f"{folder}: already exists; name another folder, or remove it")
     run = load_reported(paths)
     reference = predict_sample(run)
     with atomic_folder(folder) as draft:
@@ -55,7 +56,7 @@ def export_run(paths: RunPaths, folder: Path) -> Exported:
 
 
 def _described(run: ReportedRun, reference: ParitySample) -> Exported:
-    """The record, before any form but the weights is there."""
+    """Return the record as it is before any format but the weights exists."""
     best, job, manifest, spec = run.best, run.record.job, run.images.manifest, reference.spec
     return Exported(
         version=EXPORTED_VERSION,
@@ -97,36 +98,36 @@ def _described(run: ReportedRun, reference: ParitySample) -> Exported:
 
 
 def _checked(model: ExportedModel, reference: ParitySample, checkpoint: Path) -> Form:
-    """The weights as they were read back.
+    """Return the entry of the weights, compared after they were read back.
 
     Raises
     ------
     UserError
-        When they answer differently.
+        When they give other probabilities than the run.
     """
     difference = _difference(model.predict(reference.files, in_shard=True).probabilities, reference)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{checkpoint}: read back, its probabilities differ by {difference:.1e} from the run's own; "
+            f"{checkpoint}: after reloading, its probabilities differ by {difference:.1e} from the run's own; "
             "export it with the version of tlbatch that trained it"
         )
     return Form(file=WEIGHTS, difference=difference)
 
 
 def _graphs(model: ExportedModel, reference: ParitySample, folder: Path) -> dict[FormName, Form]:
-    """Write the forms that hold the whole way from squares to probabilities."""
+    """Write the formats that hold the complete graph from square images to probabilities."""
     ways: dict[FormName, tuple[Make, Run]] = {"onnx": (to_onnx, run_onnx), "pt2": (to_pt2, run_pt2)}
     if model.draws_crops:
-        why = "head.view_mean is over crops that are drawn from the whole image, and the graph has a square of it"
+        why = "head.view_mean averages random crops of the full image, but a graph only gets its central square"
     elif model.answering.model.by_hand:
-        why = "hand-made features are no network; python -m tlbatch.predict FOLDER computes them"
+        why = "handcrafted features have no graph; use python -m tlbatch.predict FOLDER"
     else:
         why = ""
     if why:
         return {name: Form(file=f"model.{name}", difference=None, left_out=why) for name in ways}
     try:
         program = program_of(model.answering)
-    except Exception as error:  # noqa: BLE001 (torch.export raises what it likes)
+    except Exception as error:  # noqa: BLE001 (torch.export may raise anything)
         return {name: Form(file=f"model.{name}", difference=None, left_out=reason_of(error)) for name in ways}
     return {name: _graph(program, reference, folder, name, *ways[name]) for name in ways}
 
@@ -134,7 +135,7 @@ def _graphs(model: ExportedModel, reference: ParitySample, folder: Path) -> dict
 def _graph(
     program: ExportedProgram, reference: ParitySample, folder: Path, name: FormName, make: Make, run: Run
 ) -> Form:
-    """Make one form, and write it if it answers as the run does."""
+    """Export one format, and write it if its probabilities match the run's."""
     file = f"model.{name}"
     lacking = [package for package in _PACKAGES[name] if find_spec(package) is None]
     if lacking:
@@ -143,7 +144,7 @@ def _graph(
     try:
         data = make(program)
         difference = _difference(run(data, reference.squares), reference)
-    except Exception as error:  # noqa: BLE001 (exporters and run times raise what they like)
+    except Exception as error:  # noqa: BLE001 (exporters and runtimes may raise anything)
         return Form(file=file, difference=None, left_out=reason_of(error))
     if not difference <= TOLERANCE:
         why = f"its probabilities differ by {difference:.1e} from the run's own, more than {TOLERANCE:.0e}"
@@ -154,11 +155,11 @@ def _graph(
 
 
 def _difference(found: npt.NDArray[np.float32], reference: ParitySample) -> float:
-    """The largest of a probability; NaN where one is none."""
+    """Return the largest difference of a probability; NaN if any is NaN."""
     assert found.shape == reference.probabilities.shape
     return _short(float(np.abs(found - reference.probabilities).max()))
 
 
 def _short(value: float) -> float:
-    """Two digits: the others change with the machine."""
+    """Round to two digits: the others depend on the machine."""
     return float(f"{value:.1e}")

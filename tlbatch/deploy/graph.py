@@ -1,4 +1,4 @@
-"""The whole way from squares of pixels to probabilities as one module, and the forms in which it leaves tlbatch."""
+"""The complete model from square images to probabilities as one module, and its export to pt2 and ONNX."""
 
 import io
 import logging
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from tlbatch.core.typing import Floats
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.heads import Neighbours
 from tlbatch.model.symmetries import apply_symmetry
@@ -20,20 +20,19 @@ from tlbatch.model.symmetries import apply_symmetry
 _TINY = float(np.finfo(np.float64).eps)
 _AT_ONCE = 8
 _COLOURED = re.compile(r"\x1b\[[0-9;]*m")
-Floats = npt.NDArray[np.float32]
 
 
 class ExportModule(nn.Module):
-    """A classifier with what prediction and report do around it.
+    """A classifier with view averaging and temperature scaling.
 
     Parameters
     ----------
-    turns
-        Symmetries of the square (see `tlbatch.model.symmetries.turned`) in which it looks at an image.
+    symmetry
+        Symmetries of the square (see `tlbatch.model.symmetries.apply_symmetries`) that are averaged.
     of_vectors
-        Whether it averages the vectors that the head sees; otherwise the probabilities.
+        Whether to average the vectors that enter the head; otherwise the probabilities.
     temperature
-        By which logarithms of the probabilities are divided; None: they stay as they are.
+        Divisor of the log-probabilities; None: no scaling.
     """
 
     def __init__(
@@ -45,13 +44,13 @@ class ExportModule(nn.Module):
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Probabilities, float32 (n, num_classes), of images, uint8 (n, size, size, 3)."""
+        """Return probabilities, float32 (n, num_classes), of images, uint8 (n, size, size, 3)."""
         return self.of_views([apply_symmetry(images, turn) for turn in self._turns])
 
     def of_views(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Probabilities, float32 (n, num_classes), from the views of n images, uint8 (n, size, size, 3) each.
+        """Return probabilities, float32 (n, num_classes), from the views of n images, uint8 (n, size, size, 3) each.
 
-        All go through the network at once: a graph holds it once then.
+        All views go through the network in one batch, so that an exported graph holds the network only once.
         """
         model, squares, num_views = self.model, torch.cat(list(views)), len(views)
         if self._of_vectors:
@@ -62,12 +61,12 @@ class ExportModule(nn.Module):
 
 
 def _mean(of_views: torch.Tensor, num_views: int) -> torch.Tensor:
-    """From one view of all images after the other."""
+    """Average over views; the rows are ordered by view first."""
     return of_views.reshape(num_views, -1, *of_views.shape[1:]).mean(0)
 
 
 def _tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """As `tlbatch.evaluation.summary.temper`, which keeps a row whose decision rounding would change."""
+    """Scale as `tlbatch.evaluation.summary.temper`, which keeps rows whose predicted class rounding would change."""
     exact = probabilities / probabilities.sum(1, keepdim=True)
     found = (exact.clamp_min(_TINY).log() / temperature).softmax(1)
     same = found.argmax(1, keepdim=True) == exact.argmax(1, keepdim=True)
@@ -75,7 +74,7 @@ def _tempered(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def program_of(answering: ExportModule) -> ExportedProgram:
-    """The graph of a model on the CPU for any number of images, without the paths of the code that it came from."""
+    """Trace a model on the CPU for any batch size, and remove the source paths from the graph."""
     for module in answering.modules():
         if isinstance(module, Neighbours):
             module.pin()
@@ -91,7 +90,7 @@ def program_of(answering: ExportModule) -> ExportedProgram:
 
 
 def to_pt2(program: ExportedProgram) -> bytes:
-    """The bytes of a file that ``torch.export.load`` reads."""
+    """Return the bytes of a file for ``torch.export.load``."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -100,9 +99,9 @@ def to_pt2(program: ExportedProgram) -> bytes:
 
 
 def to_onnx(program: ExportedProgram) -> bytes:
-    """The bytes of an ONNX file with the input ``images`` and the output ``probabilities``."""
+    """Return the bytes of an ONNX file with the input ``images`` and the output ``probabilities``."""
     for library in ("onnxscript", "onnx_ir"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # they tell of every node
+        logging.getLogger(library).setLevel(logging.WARNING)  # they log every node
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
@@ -111,7 +110,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
     assert made is not None
     proto: Any = made.model_proto
     for node in proto.graph.node:
-        node.ClearField("metadata_props")  # paths and lines of the code
+        node.ClearField("metadata_props")  # source paths and line numbers
     own = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         value.ClearField("metadata_props")
@@ -123,14 +122,14 @@ def to_onnx(program: ExportedProgram) -> bytes:
 
 
 def run_pt2(data: bytes, images: torch.Tensor) -> Floats:
-    """Probabilities by a file that was written just now: what it holds of pickles is our own."""
+    """Return the probabilities of a pt2 file that this process has just written, so its pickles are trusted."""
     module = torch.export.load(io.BytesIO(data)).module()
     with torch.inference_mode():
         return np.concatenate([module(some).numpy() for some in torch.split(images, _AT_ONCE)])
 
 
 def run_onnx(data: bytes, images: torch.Tensor) -> Floats:
-    """Probabilities by ONNX Runtime on the CPU."""
+    """Return the probabilities from ONNX Runtime on the CPU."""
     import onnxruntime  # noqa: PLC0415 (of an extra)
 
     onnxruntime.disable_telemetry_events()
@@ -142,7 +141,7 @@ def run_onnx(data: bytes, images: torch.Tensor) -> Floats:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exporter says of a graph that it cannot write, in a line: the cause stands below all that it wraps."""
+    """Return why an exporter failed, in one line: the innermost cause of the exception."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in _COLOURED.sub("", str(error)).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""A model that left its run: a folder that `tlbatch.export` wrote, which needs neither the run nor a cluster."""
+"""A model folder written by `tlbatch.export`, which needs neither the run nor a cluster."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,23 +22,22 @@ from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.runs.records import load_record
 
 _SQUARES = 32
-"""That go through the network at once."""
+"""Images per batch."""
 
 
 class ImagePredictions(NamedTuple):
-    """What a model says of some images."""
+    """Predictions for a batch of images."""
 
     probabilities: npt.NDArray[np.float32]
     """(n, num_classes); NaN where an image could not be read."""
     errors: dict[int, str]
-    """Why, by place."""
+    """Reason by position of the image."""
 
 
 class ExportedModel:
-    """A classifier that takes image files.
+    """A classifier of image files.
 
-    Each image is taken to be alone in its group, and goes through what shard, loader and predict did to those of the
-    run.
+    Images get the preprocessing of the stages shard, train and predict. Each image is treated as alone in its group.
     """
 
     def __init__(self, record: Exported, answering: ExportModule, views: Views, device: torch.device) -> None:
@@ -47,25 +46,25 @@ class ExportedModel:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ExportedModel":
-        """Open a folder.
+        """Load a model from its folder.
 
         Raises
         ------
         UserError
-            When there is no such folder, or a file in it is not as it was written.
+            When the folder is missing or a file in it has changed.
         """
         again = "export the run again: python -m tlbatch.export RUN FOLDER"
         missing = "name a folder that python -m tlbatch.export wrote"
         record = load_record(Exported, folder / RECORD, missing=missing, damaged=again)
         file = folder / WEIGHTS
         if not file.is_file() or digest_file(file) != record.files.get(WEIGHTS):
-            raise UserError(f"{file}: missing or not as it was written; export the run again, or copy it again")
+            raise UserError(f"{file}: missing or changed since its export; export the run or copy the file again")
         network, best_views = record.network, record.preprocessing.views
         model = build_classifier(network, len(record.classes), described_by=file)
         try:
             load_trained(model, file)
         except RuntimeError:
-            raise UserError(f"{folder / RECORD}: describes another network than {WEIGHTS} holds; {again}") from None
+            raise UserError(f"{folder / RECORD}: describes another network than {WEIGHTS}; {again}") from None
         model.to(device)
         model.set_cut(network.phase[record.phase].cut, freeze_batch_norm=False)
         size, of_vectors = model.spec.size, network.head.view_mean
@@ -76,18 +75,18 @@ class ExportedModel:
 
     @property
     def draws_crops(self) -> bool:
-        """Whether the views are drawn from the whole image, so that a square of it is not enough."""
+        """Whether views are random crops of the full image, so that its central square is not enough."""
         return self._views.crop_scale < 1
 
     def predict(self, files: Iterable[bytes], *, in_shard: bool = False) -> ImagePredictions:
-        """Probabilities of image files.
+        """Return the probabilities of image files.
 
         Parameters
         ----------
         files
-            The bytes of each.
+            The bytes of each file.
         in_shard
-            Whether they are as they lie in the shards of the run, and not as their owner keeps them.
+            Whether they come from the shards of the run, already preprocessed, and not from the original files.
         """
         parts, num = [np.empty((0, len(self.record.classes)), np.float32)], 0
         errors: dict[int, str] = {}
@@ -98,7 +97,7 @@ class ExportedModel:
         return ImagePredictions(np.concatenate(parts), errors)
 
     def batches(self, files: Iterable[bytes], *, in_shard: bool = False) -> Iterator[ImagePredictions]:
-        """The same, some images at a time."""
+        """Predict as `predict` does, and yield the results batch by batch."""
         most = max(1, _SQUARES // len(self._views.numbers))
         waiting: list[bytes] = []
         for data in files:
@@ -111,7 +110,7 @@ class ExportedModel:
 
     @property
     def _drawn(self) -> tuple[int, ...]:
-        """Views that are read; symmetries of one square are made on the device."""
+        """Views to decode; the symmetries of a square are computed on the device."""
         return self._views.numbers if self.draws_crops else (0,)
 
     def _answer(self, files: list[bytes], *, in_shard: bool) -> ImagePredictions:

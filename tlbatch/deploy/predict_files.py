@@ -1,4 +1,4 @@
-"""Answers: what an exported model says of image files, as CSV, one row an image."""
+"""Predictions of an exported model for image files, as CSV with one row per image."""
 
 import csv
 import io
@@ -9,35 +9,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, plain_text
+from tlbatch.core.typing import Floats
 from tlbatch.data.sources.files import ENDINGS, walk
 from tlbatch.deploy.model import ExportedModel
 from tlbatch.distributed.process_group import keep_freed_memory
 from tlbatch.runs.manifest import Rejected
 
 _UNREAD = 1
-Floats = npt.NDArray[np.float32]
 
 
 def predict_files(folder: Path, images: Sequence[Path], table: Path | None) -> int:
-    """Score images with the model in a folder, and write a table of them; the exit code.
+    """Predict images with the model in a folder, write a CSV table and return the exit code.
 
     Parameters
     ----------
     images
         Files, or folders of files at any depth.
     table
-        File to write; None: standard output.
+        CSV file to write; None: standard output.
 
     Raises
     ------
     UserError
-        When there are no images, or the folder holds no whole model.
+        When there are no images, or the folder holds no complete model.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     files, lost = image_files(images)
@@ -47,17 +45,17 @@ def predict_files(folder: Path, images: Sequence[Path], table: Path | None) -> i
     with _opened(table) as file:
         num_unread = write_image_predictions(model, files, lost, file)
     if num_unread:
-        sys.stderr.write(f"{num_unread} of {len(files) + len(lost)} could not be read; the column error says why\n")
+        sys.stderr.write(f"{num_unread} of {len(files) + len(lost)} could not be read; see the column error\n")
     return _UNREAD if num_unread else 0
 
 
 def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
-    """The files that are named, and those below the folders that are, sorted; and folders that cannot be read.
+    """Return the given files and the sorted image files below the given folders; and the folders that cannot be read.
 
     Raises
     ------
     UserError
-        When there is none.
+        When there are no images.
     """
     files: list[Path] = []
     lost: list[Rejected] = []
@@ -67,15 +65,15 @@ def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
         else:
             files.append(path)
     if not lost and not any(path.exists() for path in files):
-        named = ", ".join(map(str, images[:3])) or "nothing was named"
-        raise UserError(f"no images found ({named}); name image files, or folders of them")
+        named = ", ".join(map(str, images[:3])) or "no paths given"
+        raise UserError(f"no images found ({named}); name image files or folders of images")
     return files, lost
 
 
 def write_image_predictions(
     model: ExportedModel, files: Sequence[Path], lost: Sequence[Rejected], table: BinaryIO
 ) -> int:
-    """Write a row for each image; how many could not be read."""
+    """Write a row for each image, and return how many could not be read."""
     classes = model.record.classes
     table.write(_line(["image", "predicted", *(f"p_{name}" for name in classes), "error"]))
     num_unread = len(lost)
@@ -87,7 +85,7 @@ def write_image_predictions(
 
 
 def _answered(model: ExportedModel, files: Sequence[Path]) -> Iterator[tuple[Path, Floats, str]]:
-    """Each file with its probabilities, or why there are none."""
+    """Yield each file with its probabilities or an error."""
     unread: dict[int, str] = {}
     left = iter(enumerate(files))
     for part in model.batches(_read(files, unread)):
@@ -97,7 +95,7 @@ def _answered(model: ExportedModel, files: Sequence[Path]) -> Iterator[tuple[Pat
 
 
 def _read(files: Sequence[Path], unread: dict[int, str]) -> Iterator[bytes]:
-    """The bytes of each; nothing of one that cannot be read, and why."""
+    """Yield the bytes of each file; if one cannot be read, yield empty bytes and note the error in ``unread``."""
     for place, file in enumerate(files):
         try:
             data = file.read_bytes()
@@ -115,7 +113,7 @@ def _failed(image: str, why: str, classes: Sequence[str]) -> list[str]:
 
 
 def _line(cells: Sequence[str]) -> bytes:
-    """A line of CSV in which no text begins a formula; whatever breaks lines within a cell is in quotes."""
+    """Return a line of CSV in which no text starts a formula and cells with line breaks are quoted."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(map(plain_text, cells))
     return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace") + b"\n"

@@ -1,4 +1,4 @@
-"""``model.json``: what a trained model is that left its run, and how an image becomes its answer."""
+"""``model.json``: the description of an exported model and of its preprocessing."""
 
 from typing import Literal
 
@@ -16,41 +16,41 @@ CARD = "README.md"
 
 
 class Preprocessing(Record):
-    """What happens to an image before the network, in this order."""
+    """Preprocessing of an image before the network, in this order."""
 
     max_pixels: int
-    """Width times height above which an image is refused."""
+    """Images with more pixels (width times height) are refused."""
     steps: tuple[StepName, ...]
     resize: int
-    """Short side to which larger images are scaled down, as a JPEG; 0: the file stays as it is."""
+    """Short side to which larger images are scaled down and re-encoded as JPEG; 0: files stay as they are."""
     size: int
-    """Height and width of the square in the middle, as the network takes it in."""
+    """Height and width of the central square that the network takes."""
     mean: Triple
-    """Of R, G, B in 0..1, which is subtracted."""
+    """Mean of R, G and B in 0..1, which is subtracted."""
     std: Triple
     views: Symmetries
-    """Whose probabilities are averaged."""
+    """Views whose probabilities are averaged."""
     view_mean: bool
-    """Whether the head sees the mean of the vectors of all views that ``network.train`` names."""
+    """Whether the head takes the mean feature vector of all views configured in ``network.train``."""
 
 
 class Form(Record):
-    """A file that holds the model."""
+    """The model in one file format."""
 
     file: str
     difference: float | None
-    """Largest of a probability from the run's own model, on images of its test split; none: it was not computed."""
+    """Largest difference of a probability from the run's own model, on test images; none: not computed."""
     left_out: str = ""
-    """Why the file is not there; empty: it is."""
+    """Why the file was not written; empty: it was."""
 
 
 class Exported(Record):
     """``model.json``."""
 
     version: Literal[1]
-    """Of this record."""
+    """Version of this record."""
     tlbatch: str
-    """Version that wrote it."""
+    """Version of tlbatch that wrote it."""
     run: str
     created: str
     """When the run was submitted."""
@@ -59,22 +59,22 @@ class Exported(Record):
     classes: tuple[str, ...]
     network: Network
     phase: int
-    """Of the checkpoint."""
+    """Training phase of the checkpoint."""
     preprocessing: Preprocessing
     thresholds: tuple[float, ...]
-    """Between grades, where they decide."""
+    """Thresholds between grades, if the decision uses them."""
     temperature: float | None
-    """By which logarithms of the probabilities are divided; none: they stay as they are."""
+    """Divisor of the log-probabilities; none: no scaling."""
     metric: Metric
     score: Estimate
-    """On the test split."""
+    """Score on the test split."""
     num_train: int
     """Training images."""
     num_checked: int
-    """Test images that the forms were compared on."""
+    """Test images on which the formats were compared."""
     from_predictions: float | None
-    """Largest difference of a probability of the model, computed here in 32 bits, from predictions.csv; none where that
-    takes other images into account."""
+    """Largest difference between a probability computed in 32 bits during export and predictions.csv; none if the
+    predictions there depend on other images of the group."""
     forms: dict[FormName, Form]
     files: dict[str, str]
     """SHA-256 of every other file in the folder."""

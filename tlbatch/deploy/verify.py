@@ -1,4 +1,4 @@
-"""What a finished run's own model says of some of its test images: what every exported form is compared with."""
+"""Predictions of a finished run's own model on some of its test images: the reference for every exported format."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Floats
 from tlbatch.data.dataset import ImageSet, SplitDataset, open_set
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
@@ -27,12 +28,11 @@ from tlbatch.runs.report import Report
 from tlbatch.runs.stage import require_finished
 
 _MOST = 32
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run that has been reported."""
+    """A run with a report."""
 
     record: RunRecord
     report: Report
@@ -40,36 +40,36 @@ class ReportedRun:
     checkpoint: Path
     images: ImageSet
     scored: Predictions
-    """Those of the test images in predictions.csv."""
+    """Predictions of the test images in predictions.csv."""
 
     @property
     def temperature(self) -> float | None:
-        """What the report kept."""
+        """Temperature kept by the report; None if it kept none."""
         found = self.report.calibration
         return found.temperature if found is not None and found.kept else None
 
 
 @dataclass(frozen=True)
 class ParitySample:
-    """Images of the test split, and what the run's own model says of them."""
+    """Some test images, and the predictions of the run's own model for them."""
 
     files: tuple[bytes, ...]
-    """As they lie in the shards."""
+    """Bytes as stored in the shards."""
     squares: torch.Tensor
-    """uint8, (n, size, size, 3): as the network takes them in."""
+    """Input of the network, uint8, (n, size, size, 3)."""
     probabilities: Floats
     from_predictions: float | None
-    """Largest difference from predictions.csv; None where groups have their say there."""
+    """Largest difference from predictions.csv; None if the predictions there depend on the group."""
     spec: Backbone
 
 
 def load_reported(paths: RunPaths) -> ReportedRun:
-    """Read what a run has left.
+    """Read the report, checkpoint and predictions of a run.
 
     Raises
     ------
     UserError
-        When it has not been reported, is an ensemble, or something of it is missing or was changed.
+        When it has no report, is an ensemble, or one of its files is missing or was changed.
     """
     missing = "run reduce first: python -m tlbatch.reduce RUN"
     if paths.report_json.exists():
@@ -82,13 +82,13 @@ def load_reported(paths: RunPaths) -> ReportedRun:
     report = load_record(Report, paths.report_json, missing=missing)
     best, checkpoint = load_best(paths)
     if report.checkpoint is None or report.checkpoint.digest != best.digest:
-        raise UserError(f"{paths.report_json}: of another checkpoint than {checkpoint.name}; submit the job again")
+        raise UserError(f"{paths.report_json}: not from checkpoint {checkpoint.name}; submit the job again")
     scored = read_predictions(paths.report / "predictions.csv", best.classes)
     return ReportedRun(record, report, best, checkpoint, open_set(paths.set_paths(record.job)), scored.of("test"))
 
 
 def predict_sample(run: ReportedRun) -> ParitySample:
-    """Predict test images, spread over the split, as predict and reduce do: on the CPU, in 32 bits.
+    """Predict test images spread over the split as predict and reduce do, on the CPU in 32 bits.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def predict_sample(run: ReportedRun) -> ParitySample:
 
 
 def _readable(images: ImageSet, size: int) -> tuple[Positions, torch.Tensor]:
-    """Rows of at most 32 test images at equal distances that can be read, and their squares."""
+    """Return the rows of at most 32 readable test images at equal distances, and their squares."""
     rows = images.rows("test")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, _MOST).round().astype(np.int64))]
     batch = SplitDataset(images, rows, Samples(len(rows), Views(size), every_view=True), strict=False).__getitems__(
@@ -129,7 +129,7 @@ def _readable(images: ImageSet, size: int) -> tuple[Positions, torch.Tensor]:
     kept = [place for place in range(len(rows)) if place not in batch.errors]
     if not kept:
         folder = images.paths.folder
-        raise UserError(f"{folder}: no test image can be read any more; remove the folder {folder} and submit again")
+        raise UserError(f"{folder}: no sampled test image can be read; remove the folder {folder} and submit again")
     return rows[kept], batch.inputs[kept]
 
 
@@ -138,13 +138,13 @@ def _alone() -> Iterator[Accelerator]:
     try:
         yield Accelerator(cpu=True, mixed_precision="no")
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (a stage after it may differ)
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (a later stage may use other settings)
 
 
 def _of_image(
     model: Classifier, dataset: SplitDataset, samples: range, accelerator: Accelerator, *, of_vectors: bool
 ) -> Floats:
-    """Probabilities of one image from all its views, (num_classes,)."""
+    """Return the probabilities of one image from all its views, (num_classes,)."""
     batch = dataset.__getitems__(samples)
     inputs, symmetry = batch.inputs, batch.symmetry
     if of_vectors:
@@ -155,7 +155,7 @@ def _of_image(
 
 
 def _at_temperature(run: ReportedRun, keys: npt.NDArray[np.bytes_], raw: Floats) -> tuple[Floats, Floats]:
-    """Probabilities at the temperature that was kept, and those of the same images in predictions.csv."""
+    """Return probabilities at the kept temperature, and those of the same images in predictions.csv."""
     places = {key: place for place, key in enumerate(run.scored.keys.tolist())}
     scored = run.scored.where(np.array([places[key] for key in keys.tolist()], np.int64))
     own = temper(replace(scored, probabilities=raw), (run.temperature, run.temperature is not None, ""))

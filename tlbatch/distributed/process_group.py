@@ -1,4 +1,4 @@
-"""The process group of a stage, and the checks that it is the one SLURM started."""
+"""The process group of a stage, with checks that its ranks and GPUs are those that SLURM started."""
 
 import ctypes
 import logging
@@ -21,9 +21,9 @@ from tlbatch.distributed.rendezvous import join_ranks
 from tlbatch.distributed.watchdog import Heartbeat, Stall, Watchdog
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import ProgressReporter
-from tlbatch.runs.records import StageName
 from tlbatch.runs.signals import StopFlag
 from tlbatch.runs.stage import record_failure
+from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 
 @dataclass(frozen=True)
 class RankContext:
-    """The ranks of a stage that work together, as one of them sees them."""
+    """The process group of a stage from the view of one rank."""
 
     accelerator: Accelerator
     world: World
@@ -42,7 +42,7 @@ class RankContext:
 
     @staticmethod
     def single_process(stage: StageName, paths: RunPaths) -> "RankContext":
-        """A single rank on the CPU that nobody watches or stops."""
+        """Return a single rank on the CPU without watchdog and signal handling."""
         world = World()
         watchdog = Watchdog(math.inf, lambda *_: None, heartbeat=None)
         return RankContext(
@@ -51,18 +51,18 @@ class RankContext:
 
     @property
     def device(self) -> torch.device:
-        """What this rank computes on."""
+        """The device of this rank."""
         device: torch.device = self.accelerator.device
         return device
 
     @contextmanager
     def shares_of_others(self, own_s: float) -> Iterator[None]:
-        """Wait in the block for the other ranks, which have about as much to do as this one had in so many seconds."""
+        """Wait in the block for the other ranks, whose shares take about as many seconds as this rank's own."""
         with self.watchdog.expected("the shares of the other ranks", grace_s=own_s), self.watchdog.waiting():
             yield
 
     def end_if_stopped(self, what: str, *, own_s: float) -> None:
-        """Wait for the other ranks, and end here, all together, where one was asked to.
+        """Wait for the other ranks, and stop all of them together if one received a signal.
 
         Raises
         ------
@@ -78,12 +78,12 @@ class RankContext:
 
 @contextmanager
 def join_process_group(stage: StageName, paths: RunPaths, world: World, job: Job) -> Iterator[RankContext]:
-    """Join the ranks of a stage, which remember from here on that they were asked to end, and watch that they get on.
+    """Join the ranks of a stage into a process group, with signals caught and a watchdog running.
 
     Raises
     ------
     UserError
-        When the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
+        If the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
     """
     stop = StopFlag()
     stop.install()
@@ -98,7 +98,7 @@ def join_process_group(stage: StageName, paths: RunPaths, world: World, job: Job
         join_ranks(world, job.slurm, paths.rendezvous / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
 
     def tell(kind: Stall, what: str) -> None:
-        message = f"{world.node} rank {world.rank}: {what}; its log has the stack"
+        message = f"{world.node} rank {world.rank}: {what}; see the stack in its log"
         record_failure(stage, world, paths.folder, message, kind)
 
     try:
@@ -115,19 +115,19 @@ def join_process_group(stage: StageName, paths: RunPaths, world: World, job: Job
 
 
 def _wants_gpu(world: World, slurm: Slurm) -> bool:
-    """In SLURM the allocation decides, elsewhere the job; what was given must be visible."""
+    """Return whether to use GPUs: SLURM's allocation decides, or without one the job; the GPUs must be visible."""
     given = slurm.gpus_per_node if world.num_gpus is None else world.num_gpus
     if given == 0:
         return False
     visible = torch.cuda.device_count()
     if visible == 0:
         raise UserError(
-            f"{world.node}: {given} GPUs were asked for and torch sees none; check nvidia-smi there, the driver, and "
+            f"{world.node}: {given} GPUs were requested, but torch sees none; check nvidia-smi there, the driver, and "
             "that a container is started with GPU support, or set slurm.gpus_per_node=0"
         )
     if given != world.local_world_size and visible != 1:
         raise UserError(
-            f"{world.node}: {given} GPUs for {world.local_world_size} tasks; start one task a GPU "
+            f"{world.node}: {given} GPUs for {world.local_world_size} tasks; start one task per GPU "
             "(--ntasks-per-node equal to --gpus-per-node)"
         )
     if visible == 1:  # SLURM's mask leaves one device to each task
@@ -136,9 +136,9 @@ def _wants_gpu(world: World, slurm: Slurm) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what torch frees: on the CPU each step's activations would else be mapped and zeroed anew.
+    """Let glibc keep the memory that torch frees, which would otherwise be mapped and zeroed again in each step.
 
-    Doubles the images a second of a convolutional network (tests/bench/bench_memory.py).
+    On the CPU this doubles the images per second of a convolutional network (tests/bench/bench_memory.py).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""How the ranks of a stage find each other."""
+"""Rendezvous: how the ranks of a stage find each other."""
 
 import json
 import os
@@ -27,12 +27,12 @@ _TRY_S = 2.0
 
 
 def join_ranks(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
-    """Rank 0 opens a port of its choice and publishes it in the run folder; the others read it there.
+    """Initialise the process group: rank 0 opens a free port and publishes it in the run folder; the others read it.
 
-    Addresses are numeric, so an unresolvable host name cannot hang anybody; the store must answer with the
-    published token, so a stale file or a foreign server is not mistaken for it.
+    Addresses are numeric, so that a host name that cannot be resolved does not hang a rank; the store must answer with
+    the published token, so that a stale file or another server is not mistaken for it.
     """
-    if on_gpu:  # before the first collective, which would else run on device 0 for every rank
+    if on_gpu:  # before the first collective, which would otherwise run on device 0 for every rank
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     limit = timedelta(seconds=slurm.rendezvous_s)
     store, address = _host_store(world, file, limit) if world.is_main else _find_store(world, file, limit)
@@ -49,12 +49,12 @@ def join_ranks(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
             timeout=limit,
         )
         dist.barrier()
-        _set_timeout(timedelta(minutes=slurm.timeout_min))  # others may wait for one rank as long as a stage may last
+        _set_timeout(timedelta(minutes=slurm.timeout_min))  # ranks may wait for another one as long as a stage may last
     except (dist.DistError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(
             f"{world.node} rank {world.rank}: the {world.world_size} ranks did not all join within "
-            f"{slurm.rendezvous_s} s ({first}); look at the other ranks' logs, or raise slurm.rendezvous_s"
+            f"{slurm.rendezvous_s} s ({first}); see the other ranks' logs, or raise slurm.rendezvous_s"
         ) from None
     if world.is_main:
         file.unlink(missing_ok=True)
@@ -95,11 +95,10 @@ def _find_store(world: World, file: Path, limit: timedelta) -> tuple[TCPStore, s
             if store is not None:
                 return store, address
         time.sleep(0.2)
-    cause = f"could not reach {' or '.join(tried)}" if tried else f"saw no {file}"
+    cause = f"could not reach {' or '.join(tried)}" if tried else f"found no {file}"
     way = "open the ports between the nodes" if tried else "check that the workspace is shared by all nodes"
     raise UserError(
-        f"{world.node} rank {world.rank}: {cause} within {limit.total_seconds():.0f} s; "
-        f"look at the log of rank 0, {way}"
+        f"{world.node} rank {world.rank}: {cause} within {limit.total_seconds():.0f} s; see the log of rank 0, {way}"
     )
 
 
@@ -117,7 +116,7 @@ def _try_store(address: str, port: int, token: str, limit: timedelta) -> TCPStor
 
 
 def _own_addresses(world: World) -> list[str]:
-    """Numeric addresses under which the other ranks may reach this one, the likeliest first."""
+    """Return numeric addresses at which other ranks may reach this one, the most likely first."""
     if not world.spans_nodes:
         return ["127.0.0.1"]
     own = [
@@ -132,7 +131,7 @@ def _own_addresses(world: World) -> list[str]:
 
 
 def _interface(address: str) -> str:
-    """The network interface over which the address is reached, for gloo, which would resolve the host name."""
+    """Return the network interface that leads to the address, for gloo, which would otherwise resolve the host name."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))
         own = probe.getsockname()[0]

@@ -1,4 +1,4 @@
-"""A rank that stands still, or whose process is stopped, ends the job, and it is said which and where it stood."""
+"""Watchdog and heartbeats: a rank without progress, or whose process is frozen, ends the job and is named."""
 
 import faulthandler
 import logging
@@ -18,9 +18,9 @@ from tlbatch.core.errors import StoppedError
 
 log = logging.getLogger(__name__)
 Stall = Literal["hung", "lost"]
-"""By itself, or in waiting for another rank."""
+"""Whether a rank hangs by itself, or waits for a rank that is lost."""
 _FIRST = 10
-"""Times the limit that the first step may take, which starts workers and compiles, and times the longest step later."""
+"""Limits that the first step, which starts workers and compiles, may take; later, multiples of the longest step."""
 _WAITS = ("torch/distributed/", "torch/autograd/")
 _SIGN = """
 trap "" HUP INT TERM USR1 USR2
@@ -29,29 +29,28 @@ while while read -r key state _; do [ "$key" = State: ] && break; done < "/proc/
     sleep "$3"
 done 2> /dev/null
 """
-"""A shell that touches a file while a process is not stopped, and ends with it."""
+"""A shell script that touches a file while a process is not frozen, and ends with the process."""
 _SIGNS = 5
-"""Signs of life in the limit."""
+"""Heartbeats per limit."""
 
 
 class Heartbeat:
-    """Signs of life that the ranks of a stage give each other: a file a rank, touched again and again.
+    """Heartbeats of the ranks of a stage: a file per rank that is touched regularly.
 
-    A process that was stopped (SIGSTOP, a debugger, a machine that is gone) gives none, whatever it was at; one that is
-    busy does, even where it holds Python's lock, since a shell beside it gives them. What is looked at is whether a
-    file changes, by the clock of the one who looks; a file that has not been there yet, or is gone since its rank has
-    ended, says nothing.
+    A frozen process (SIGSTOP, a debugger, a lost machine) sends none, whatever it was doing. A busy one does, even
+    while it holds the GIL, since a shell process beside it sends them. The reader checks whether the file changes, by
+    its own clock; a file that does not exist, because its rank has not started or has ended, means nothing.
 
     Parameters
     ----------
     folder
-        That all see.
+        Folder that all ranks share.
     prefix
-        Names this start of the stage.
+        Name of this attempt of the stage.
     rank
-        Of this process; it looks at the next one, as in a ring, so that the work does not grow with their number.
+        Rank of this process, which checks the next one, as in a ring, so that the work does not grow with their number.
     world_size
-        Their number.
+        Number of ranks.
     """
 
     def __init__(self, folder: Path, prefix: str, *, rank: int, world_size: int) -> None:
@@ -61,7 +60,7 @@ class Heartbeat:
         self._shell: subprocess.Popen[bytes] | None = None
 
     def begin(self, *, every_s: float) -> None:
-        """Give them from here on."""
+        """Start to send heartbeats."""
         self._file.parent.mkdir(exist_ok=True)
         command = ["sh", "-c", _SIGN, "sign", str(os.getpid()), str(self._file), f"{every_s:.2f}"]
         self._shell = subprocess.Popen(
@@ -70,7 +69,7 @@ class Heartbeat:
         )  # fmt: skip
 
     def end(self, *, well: bool) -> None:
-        """Give no more; where all went well, the others need not wonder."""
+        """Stop sending heartbeats; after a success, also remove the file, so that no rank misses them."""
         if self._shell is not None:
             os.killpg(self._shell.pid, signal.SIGKILL)
             self._shell.wait()
@@ -78,11 +77,11 @@ class Heartbeat:
             self._file.unlink(missing_ok=True)
 
     def reset(self) -> None:
-        """Begin to count anew, where this process, or the file system, stood still itself."""
+        """Restart the silence timer, e.g. after this process itself was suspended."""
         self._seen = None
 
     def silence_s(self) -> float:
-        """Seconds since the last sign of the next rank."""
+        """Return the seconds since the last heartbeat of the next rank."""
         now = time.monotonic()
         try:
             with self._other.open("rb") as opened:  # on NFS only opening it asks the server
@@ -96,19 +95,19 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Watches from a thread whether the main one still gets on with a loop that beats.
+    """Watches from a thread whether the main thread makes progress in a loop of steps.
 
-    Between two beats may pass the limit, or ten times what the longest step took. Time in which the whole process was
-    suspended does not count.
+    The time between two steps is limited to the given limit, or ten times the longest step if that is longer. Time in
+    which the entire process was suspended does not count.
 
     Parameters
     ----------
     limit_s
-        Seconds.
+        Limit in seconds.
     tell
-        Is given what is wrong when the time is over, just before the process ends.
-    signs
-        Of life, of this rank and the others; None where there is no other rank to wait for.
+        Called with the problem when time is up, just before the process ends.
+    heartbeat
+        Heartbeats of this rank and the next; None if there is no other rank.
     """
 
     def __init__(self, limit_s: float, tell: Callable[[Stall, str], None], *, heartbeat: Heartbeat | None) -> None:
@@ -137,7 +136,7 @@ class Watchdog:
             self._heartbeat.end(well=error is None or isinstance(error, StoppedError))
 
     def step_done(self) -> None:
-        """Say that a step is done."""
+        """Report that a step is done."""
         now = time.monotonic()
         took = now - self._last
         self._longest = max(self._longest, took) if self._beats else took / _FIRST
@@ -146,13 +145,13 @@ class Watchdog:
 
     @contextmanager
     def expected(self, what: str, *, grace_s: float | None = None) -> Iterator[None]:
-        """Expect beats within the block.
+        """Expect steps within the block.
 
         Parameters
         ----------
         grace_s
-            Seconds beside the limit that a block without beats may take, such as one that waits for ranks with as much
-            to do as this one had.
+            Seconds that a block may take before its first step, in addition to the limit, e.g. to wait for ranks with
+            as much work as this one.
         """
         before = self._what, self._last, self._longest, self._grace, self._beats
         self._last, self._longest, self._beats = time.monotonic(), 0.0, 0
@@ -166,7 +165,7 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Say that what is done in the block is to wait for the other ranks."""
+        """Mark the block as waiting for other ranks."""
         self._waits = True
         try:
             yield
@@ -198,22 +197,22 @@ class Watchdog:
                 self._end_still(what, still)
 
     def _look(self, heartbeat: Heartbeat) -> None:
-        """Whether the next rank lives."""
+        """End the process if the next rank sends no heartbeats."""
         try:
             silent = heartbeat.silence_s()
         except OSError as error:
-            log.warning("signs of life could not be read: %s", error)
+            log.warning("heartbeats could not be read: %s", error)
             heartbeat.reset()
             return
         if silent > self._limit_s:
             what = f" in {self._what}" if self._what else ""
-            self._end("lost", f"rank {heartbeat.next_rank} gave no sign of life for {silent:.0f} s{what}")
+            self._end("lost", f"rank {heartbeat.next_rank} sent no heartbeat for {silent:.0f} s{what}")
 
     def _end_still(self, what: str, still: float) -> None:
         frame = sys._current_frames().get(self._main or 0)  # noqa: SLF001 (the documented way to another thread's frame)
         waits = self._heartbeat is not None and (self._waits or _is_collective(frame))
         where = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "nowhere"
-        doing = "has waited for another rank" if waits else "has stood still"
+        doing = "has waited for another rank" if waits else "has made no progress"
         self._end("lost" if waits else "hung", f"{doing} for {still:.0f} s in {what} ({where})")
 
     def _end(self, kind: Stall, what: str) -> None:
@@ -225,5 +224,5 @@ class Watchdog:
 
 
 def _is_collective(frame: FrameType | None) -> bool:
-    """Whether the thread stands in a collective, or in a backward pass, which ends in one."""
+    """Return whether the thread is in a collective, or in a backward pass, which ends in one."""
     return frame is not None and any(part in frame.f_code.co_filename for part in _WAITS)

@@ -1,1 +1,1 @@
-"""Predictions of a run, and how good they are."""
+"""Inference, predictions and their evaluation."""

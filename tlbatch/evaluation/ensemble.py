@@ -1,27 +1,25 @@
-"""Predictions of several runs, folds or views put together."""
+"""Ensembling: combine the predictions of several runs or folds."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import softmax
 from scipy.stats import rankdata
 
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Floats
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.runs.report import Ensemble
 
 _TINY = 1e-7
-Floats = npt.NDArray[np.float64]
 
 
 def together(members: Sequence[Predictions], names: Sequence[str], how: Ensemble) -> Predictions:
-    """One prediction an image: the mean over all runs that predict it, which are folds where these differ.
+    """Average the predictions of each image over all runs that predict it; folds predict different images.
 
-    mean: of the probabilities; log-mean: of their logarithms (the geometric mean); rank: of the ranks of the images for
-    each class within their run and split, and the image of the k-th mean rank gets the probability at that place among
-    all that the runs gave. Validation images count where all runs have the same. An image that one of its runs could
-    not read has no prediction.
+    mean: arithmetic mean of the probabilities; log-mean: geometric mean; rank: mean rank of the image for each class
+    within its run and split, mapped to the probability at the same quantile of the pooled predictions. Validation
+    images are included if all runs have the same ones. An image that any of its runs could not read has no prediction.
 
     Raises
     ------
@@ -56,14 +54,14 @@ def _mean(members: Sequence[Predictions], how: Ensemble, names: Sequence[str]) -
         other = np.flatnonzero(column != column[first][place])
         if len(other):
             raise UserError(
-                f"{keys[place[other[0]]].decode()}: has another {what} in one of {', '.join(names)}; name runs on the "
+                f"{keys[place[other[0]]].decode()}: has different {what}s in {', '.join(names)}; name runs on the "
                 "same labels"
             )
     given = [member.probabilities.astype(np.float64) for member in members]
     values = np.concatenate([_comparable(one, how) for one in given])
     sums = np.zeros((len(keys), values.shape[1]))
     np.add.at(sums, place, values)
-    mean = sums / times[:, None]
+    mean: Floats = sums / times[:, None]
     if how == "rank":
         mean = _at_ranks(mean, np.concatenate(given))
     mean = softmax(mean, axis=1) if how == "log-mean" else mean / mean.sum(axis=1, keepdims=True)
@@ -84,7 +82,7 @@ def _comparable(probabilities: Floats, how: Ensemble) -> Floats:
 
 
 def _ranks(values: Floats) -> Floats:
-    """Of each column, from 0 to 1 (Hazen 1914); NaN where a row is."""
+    """Rank each column, scaled to 0 to 1 (Hazen 1914); rows with NaN stay NaN."""
     read = ~np.isnan(values).any(axis=1)
     ranks = np.full_like(values, np.nan)
     ranks[read] = (rankdata(values[read], axis=0) - 0.5) / max(1, int(read.sum()))
@@ -92,7 +90,7 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _at_ranks(mean: Floats, pooled: Floats) -> Floats:
-    """What each column of ``pooled`` holds at the ranks of the mean ranks; classes stay as rare as they were."""
+    """Map mean ranks to the quantiles of each column of ``pooled``, which preserves the class frequencies."""
     found, pooled = _ranks(mean), pooled[~np.isnan(pooled).any(axis=1)]
     read = ~np.isnan(found).any(axis=1)
     for number in range(mean.shape[1] if read.any() else 0):

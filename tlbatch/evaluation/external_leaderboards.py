@@ -1,4 +1,4 @@
-"""Other people's leaderboards and the files they take."""
+"""External (Kaggle) leaderboards and submission files."""
 
 import csv
 import logging
@@ -27,7 +27,7 @@ Table = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Named:
-    """Decisions on test images with the images' names."""
+    """True and predicted classes of test images, with image names."""
 
     names: Sequence[str]
     decided: Classified
@@ -35,12 +35,12 @@ class Named:
 
 
 def read_table(file: Path) -> tuple[list[str], Table]:
-    """Header and rows of a CSV file.
+    """Read header and rows of a CSV file.
 
     Raises
     ------
     UserError
-        When it is none.
+        When it is not a CSV file.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
@@ -52,34 +52,36 @@ def read_table(file: Path) -> tuple[list[str], Table]:
 
 
 def read_board(file: Path) -> list[float]:
-    """Scores of a leaderboard as Kaggle exports it (a column Score), rounded to five decimals as there, the best first.
+    """Read the scores of a Kaggle leaderboard export (column Score), rounded to its five decimals, best first.
 
     Raises
     ------
     UserError
-        When it has no such column, or something in it is no number.
+        When the column is missing or contains a value that is not a finite number.
     """
     header, rows = read_table(file)
     if "Score" not in header or not rows:
-        raise UserError(f"{file}: no column Score (it has {', '.join(header)}); export it as Kaggle does")
+        raise UserError(
+            f"{file}: no column Score (it has {', '.join(header)}); use the leaderboard as exported by Kaggle"
+        )
     try:
         scores = [round(float(row["Score"]), _DECIMALS) for row in rows]
     except ValueError as error:
-        raise UserError(f"{file}: column Score: {error}; mend that line") from None
+        raise UserError(f"{file}: column Score: {error}; correct that line") from None
     if not np.isfinite(scores).all():
-        raise UserError(f"{file}: column Score: holds what is no finite number; mend that line")
+        raise UserError(f"{file}: column Score: contains a non-finite number; correct that line")
     return sorted(scores, reverse=True)
 
 
 def place(score: float, board: Sequence[float]) -> str:
-    """Between which ranks a score falls; ``board`` has the best first, and higher is better."""
+    """Describe the rank of a score on ``board``, which is sorted best first; higher is better."""
     score = round(score, _DECIMALS)
     rising = sorted(board)
     above, level = len(board) - bisect_right(rising, score), bisect_right(rising, score) - bisect_left(rising, score)
     total = f"of {len(board)}"
     if level:
         ranks = f"rank {above + 1}" if level == 1 else f"ranks {above + 1} to {above + level}"
-        return f"level with {ranks} {total}"
+        return f"tied with {ranks} {total}"
     if above == 0:
         return f"above rank 1 {total}"
     if above == len(board):
@@ -88,7 +90,7 @@ def place(score: float, board: Sequence[float]) -> str:
 
 
 def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed, ...]:
-    """Where the score would stand on each external leaderboard, and why it might not.
+    """Place the score on each external leaderboard, with warnings where it is not comparable.
 
     Raises
     ------
@@ -101,12 +103,12 @@ def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed,
         if file is None:
             continue
         some = np.ones(len(tested.names), np.bool_)
-        warnings = [f"scored on {len(some)} test images of its own, and not on the leaderboard's: no rank was earned"]
+        warnings = [f"scored on this run's {len(some)} test images, not on the leaderboard's: the rank is hypothetical"]
         if reporting.solution is not None:
             some, warnings = _part(tested, reporting.solution, name)
         decided = tested.decided.where(some)
         score = point_scores(decided)[metric] if len(decided.y_true) else np.nan
-        text = "undefined here" if np.isnan(score) else f"{score:.5f}: {place(score, read_board(file))}"
+        text = "undefined on these images" if np.isnan(score) else f"{score:.5f}: {place(score, read_board(file))}"
         found.append(
             Placed(
                 board=name,
@@ -120,7 +122,7 @@ def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed,
 
 
 def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool_], list[str]]:
-    """Which test images a part of the solution holds, and how they differ from it."""
+    """Select the test images in a part of the solution, with warnings about differences from it."""
     header, rows = read_table(solution)
     if header.count("Usage") != 1 or len(set(header)) != 3:
         raise UserError(
@@ -133,51 +135,53 @@ def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool
     mine = np.array([one in theirs for one in tested.names], np.bool_)
     warnings = []
     if not theirs:
-        warnings.append(f"no line of the solution has the Usage {name.capitalize()}")
+        warnings.append(f"no row of the solution has Usage {name.capitalize()}")
     if int(mine.sum()) < len(theirs):
-        warnings.append(f"scored on {int(mine.sum())} of its {len(theirs)} images: no rank was earned")
+        warnings.append(f"scored on {int(mine.sum())} of its {len(theirs)} images: the rank is hypothetical")
     unknown = sorted({one for one in theirs.values() if one not in tested.classes})
     if unknown:
-        warnings.append(f"labels of the solution that are no class: {', '.join(unknown[:5])}")
+        warnings.append(f"labels of the solution that are not classes of this run: {', '.join(unknown[:5])}")
     own = [tested.classes[number] for number in tested.decided.y_true[mine]]
     there = [theirs[one] for one, ok in zip(tested.names, mine, strict=True) if ok]
     others = sum(one != other for one, other in zip(own, there, strict=True))
     if others:
-        warnings.append(f"{others} images have another label there: the score is by the labels here")
+        warnings.append(f"{others} images have a different label in the solution: scored with the labels of this run")
     counts = np.array([
         [int((tested.decided.y_true[mine] == number).sum()), list(theirs.values()).count(one)]
         for number, one in enumerate(tested.classes)
     ])  # fmt: skip
     counts = counts[counts.sum(axis=1) > 0]
     if len(counts) > 1 and (counts.sum(axis=0) > 0).all() and chi2_contingency(counts).pvalue < _UNLIKE:
-        warnings.append("the classes occur in other shares than there: the scores are of different populations")
+        warnings.append(
+            "the class distribution differs from that of the solution: the scores refer to different populations"
+        )
     return mine, warnings
 
 
 def found_names(asked: Sequence[str], known: Iterable[str]) -> list[str | None]:
-    """The names of images that others write perhaps with an ending such as .jpeg; None for unknown ones."""
+    """Match image names, with or without a suffix such as .jpeg, to known names; None for unknown ones."""
     names = set(known)
-    stems = ((one, splitext(one)[0]) for one in asked)  # noqa: PTH122 (a name may hold slashes)
+    stems = ((one, splitext(one)[0]) for one in asked)  # noqa: PTH122 (a name may contain slashes)
     return [one if one in names else stem if stem in names else None for one, stem in stems]
 
 
 def submission(
     answers: Mapping[str, str], sample: Path | None, columns: tuple[str, str], *, filling: str
 ) -> tuple[str, int]:
-    """The text of submission.csv, and for how many images ``filling`` had to stand in.
+    """Return the text of submission.csv, and the number of images for which ``filling`` was used.
 
     Parameters
     ----------
     answers
-        Predicted class by the name of the image; empty where it could not be read.
+        Predicted class by image name; empty where the image could not be read.
     sample
-        The competition's sample submission, whose header and order are taken; without it ``columns`` is the header,
-        images that could not be read stay empty, and no text begins a formula; with it texts are exact.
+        The competition's sample submission, which sets header and order, with text written verbatim. Without it,
+        ``columns`` is the header, unreadable images stay empty, and text cells are safe from formula injection.
 
     Raises
     ------
     UserError
-        When the sample asks for images that were not predicted, or is none.
+        When the sample lists images that were not predicted, or is not a sample submission.
     """
     if sample is None:
         return to_csv(columns, list(answers.items())), 0
@@ -189,15 +193,17 @@ def submission(
     missing = [name for name, own in zip(names, found, strict=True) if own is None]
     if missing:
         raise UserError(
-            f"{sample}: {len(missing)} of its {len(names)} images are no test images, the first is {missing[0]}; "
+            f"{sample}: {len(missing)} of its {len(names)} images are not test images, the first is {missing[0]}; "
             "name another report.sample_submission"
         )
     if not names or len(set(names)) < len(names):
-        raise UserError(f"{sample}: names no image, or one twice; name another report.sample_submission")
+        raise UserError(f"{sample}: lists no image, or one twice; name another report.sample_submission")
     if len(names) < len(answers):
-        log.warning("submission.csv: %s asks for %d of %d test images", sample, len(names), len(answers))
+        log.warning("submission.csv: %s lists only %d of %d test images", sample, len(names), len(answers))
     own = [answers[name] for name in found if name is not None]
     filled = [(name, answer or filling) for name, answer in zip(names, own, strict=True)]
     if any(plain_text(cell) != cell for row in (header, *filled) for cell in row):
-        log.warning("submission.csv: has cells that a spreadsheet would take for formulas, as the competition asks")
+        log.warning(
+            "submission.csv: some cells look like spreadsheet formulas; they are written verbatim for the competition"
+        )
     return to_csv(header, filled, exact=True), sum(not answer for answer in own)

@@ -35,7 +35,7 @@ PREDICTED: tuple[SplitName, ...] = ("val", "test")
 
 @dataclass(frozen=True)
 class InferenceContext:
-    """What the prediction of all splits shares."""
+    """Everything shared by the prediction of all splits."""
 
     record: RunRecord
     images: ImageSet
@@ -44,13 +44,13 @@ class InferenceContext:
     model: Classifier
     ranks: RankContext
     known: Positions
-    """Rows that an earlier life of the stage has predicted."""
+    """Rows already predicted by an earlier attempt of the stage."""
 
 
 def join_and_predict(
     record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
 ) -> None:
-    """Join the ranks and write this rank's prediction parts."""
+    """Join the process group and write this rank's prediction parts."""
     cached = require_finished("cache", paths, record)
     model = trained_classifier(record, len(best.classes), weights)
     header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
@@ -59,7 +59,7 @@ def join_and_predict(
         (known,) = broadcast_object_list(found)
         assert known is not None
         if len(known):
-            log.info("%d images are predicted already", len(known))
+            log.info("%d images were already predicted by an earlier attempt", len(known))
         model.to(ranks.device)
         model.set_cut(record.job.phase[best.phase].cut, freeze_batch_norm=False)
         context = InferenceContext(record, images, best, cached, model, ranks, known)
@@ -70,7 +70,7 @@ def join_and_predict(
 
 
 def _write_parts(context: InferenceContext, folder: Path, header: Mapping[str, str]) -> int:
-    """Predict the share of this rank and write it now and then, until asked to stop; how many images."""
+    """Predict the images of this rank, writing parts periodically, until asked to stop; return how many."""
     ranks, every_s = context.ranks, 60 * context.record.job.slurm.snapshot_interval_min
     nothing = Width.of(context.best).no_images()
     parts, num, written = [nothing], 0, time.monotonic()
@@ -101,7 +101,7 @@ def _write(context: InferenceContext, folder: Path, part: Part, header: Mapping[
 
 
 def _sources(context: InferenceContext, split: SplitName) -> list[tuple[Positions, StoreGroup | None]]:
-    """Rows whose activations are cached at the cut that the checkpoint was trained with, and rows that are images."""
+    """Split the rows into those with activations cached at the checkpoint's cut and those to read as images."""
     rows = context.images.rows(split)
     stored = open_stores(context.record.job, context.cached.outputs, phase=context.best.phase, split=split)
     if stored is None or context.best.views != "none":
@@ -113,7 +113,7 @@ def _sources(context: InferenceContext, split: SplitName) -> list[tuple[Position
 
 
 def _views(context: InferenceContext) -> Views:
-    """Those of an image whose vectors, or whose probabilities, are averaged."""
+    """Return the views of an image over which features or probabilities are averaged."""
     job, size = context.record.job, context.model.spec.size
     return training_views(job.train, size) if job.head.view_mean else Views(size, context.best.views)
 
@@ -124,7 +124,9 @@ def _predict_rows(
     job, model, ranks, world = context.record.job, context.model, context.ranks, context.ranks.world
     cut = prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
     is_new = ~np.isin(rows, context.known)
-    batches = [batch[is_new[batch]] for batch in cut]  # cut before, so that an image meets the same neighbours
+    batches = [
+        batch[is_new[batch]] for batch in cut
+    ]  # split before filtering, so that batches keep the same composition
     done, total = 0, sum(map(len, batches))
     if not total:
         return
@@ -147,7 +149,7 @@ def _predict_rows(
 def part_from_outputs(
     model: Classifier, outputs: torch.Tensor, rows: Positions, errors: Mapping[int, str], *, each: int
 ) -> Part:
-    """What the outputs of the head say of some images, each of which stands in ``each`` rows of them.
+    """Convert outputs of the head to a part; each image has ``each`` consecutive rows of outputs.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The leaderboard: one row a run, made anew from the reports each time."""
+"""The leaderboard: one row per run, rebuilt from the reports each time."""
 
 import logging
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A report and where it lies."""
+    """A report and its folder."""
 
     folder: Path
     """The report folder."""
@@ -38,17 +38,17 @@ class Entry:
 
     @property
     def terms(self) -> tuple[str, str]:
-        """What two reports must share to be ranked."""
+        """Metric and test set: reports are ranked only if they share both."""
         return self.report.metric, self.report.test_digest
 
     @property
     def order(self) -> tuple[str, str, float, str]:
-        """The best first among those that can be ranked; equal scores by name."""
+        """Sort key: best first among reports that can be ranked; ties by name."""
         score = self.report.score
         return *self.terms, np.inf if score is None else -score, self.report.run
 
     def tested(self) -> Predictions | Phrases:
-        """Its readable test images, by key."""
+        """Load the predictions of the readable test images, sorted by key."""
         file = self.folder / "predictions.csv"
         found = (read_phrases(file) if self.report.tags else read_predictions(file, self.report_classes)).of("test")
         found = found.where(found.is_read)
@@ -56,14 +56,14 @@ class Entry:
 
     @property
     def report_classes(self) -> tuple[str, ...]:
-        """Names of the classes in their order."""
+        """Names of the classes in order."""
         return tuple(one.name for one in self.report.classes)
 
 
 def load_entries(runs: Path) -> list[Entry]:
-    """All reports of the runs in a folder, in the order of the leaderboard.
+    """Load all reports of the runs in a folder, in leaderboard order.
 
-    Those of other versions, and copies of a run under another name, are left out.
+    Damaged reports, those of other versions, and copies of a run under another name are skipped.
     """
     found, left_out = [], []
     for file in sorted(runs.glob("*/report/report.json")):
@@ -78,16 +78,16 @@ def load_entries(runs: Path) -> list[Entry]:
             left_out.append(file.parent.parent.name)
     if left_out:
         log.warning(
-            "the leaderboard leaves out %d runs whose report is damaged, of another version or a copy, e.g. %s",
+            "leaderboard: skipped %d runs whose report is damaged, a copy or from another version, e.g. %s",
             len(left_out), left_out[0],
         )  # fmt: skip
     return sorted(found, key=lambda entry: entry.order)
 
 
 def compare_entries(first: Entry, other: Entry, *, seed: int = 0) -> Comparison | None:
-    """Two runs on the images that both could read, paired, in the metric of the first.
+    """Compare two runs, paired on the images that both could read, in the metric of the first.
 
-    None where these are less than half, or their classes or labels differ.
+    None if they share less than half of their images, or if classes or labels differ.
     """
     if first.report_classes != other.report_classes:
         return None
@@ -102,31 +102,31 @@ def compare_entries(first: Entry, other: Entry, *, seed: int = 0) -> Comparison 
 
 
 def rival_of(run: str, entries: Sequence[Entry]) -> Comparison | None:
-    """The run against the best other one on the same test images, if there is one."""
+    """Compare the run with the best other run on the same test images, if there is one."""
     (mine,) = [entry for entry in entries if entry.report.run == run]
     others = [entry for entry in entries if entry.terms == mine.terms and entry is not mine]
     return _compared(mine, others[0]) if others else None
 
 
 def _compared(first: Entry, other: Entry) -> Comparison | None:
-    """Two runs, or None where the predictions of one are gone: that is no reason to report nothing of the others."""
+    """Compare two runs; None with a warning if predictions are missing, so that other runs are still reported."""
     try:
         return compare_entries(first, other)
     except UserError as error:
-        log.warning("%s and %s are not compared: %s", first.report.run, other.report.run, error)
+        log.warning("%s and %s cannot be compared: %s", first.report.run, other.report.run, error)
         return None
 
 
 def rebuild_leaderboard(file: Path) -> pd.DataFrame:
-    """Rank all reports in the runs beside ``file``, and write them there, and beside it as a page of Markdown.
+    """Rank the reports of all runs beside ``file``, and write the table there and as Markdown beside it.
 
-    Runs are ranked among those with the same metric on the same test images; equal scores share a rank and stand
-    in the order of their names. The same reports always give the same bytes.
+    Runs are ranked among those with the same metric and test images; equal scores share a rank and are sorted by
+    name. The same reports always give the same bytes.
 
     Returns
     -------
-    The table; ``behind`` is the score of the leader less the own, with its paired interval, and ``tied_with`` names
-    the leader where this holds zero, and for the leader all such runs.
+    The table; ``behind`` is the leader's score minus the run's, with its paired interval, and ``tied_with`` names
+    the leader where this interval includes zero, and for the leader all such runs.
     """
     with FileLock(file.with_suffix(".lock")):
         remove_drafts(file.parent, older_s=DRAFT_LASTS_S)
@@ -177,13 +177,13 @@ def _markdown(groups: Sequence[Sequence[Entry]], tables: Sequence[pd.DataFrame])
         lines += [
             f"## {metric} on {first.n} test images (`{first.test_digest[:12]}`)",
             "",
-            *(["Synthetic images: the scores say nothing about real ones.", ""] if first.synthetic else []),
+            *(["Synthetic images: the scores say nothing about real images.", ""] if first.synthetic else []),
             f"| rank | run | {metric} | 95 % interval | behind the leader | 95 % interval, paired |",
             "|---:|---|---:|---|---:|---|",
         ]
         for row in table.to_dict("records"):
             tied = row["rank"] != 1 and row["tied_with"]
-            behind = "" if row["rank"] == 1 else f"{_number(row['behind'])}{' (not different)' if tied else ''}"
+            behind = "" if row["rank"] == 1 else f"{_number(row['behind'])}{' (no difference shown)' if tied else ''}"
             paired = "" if row["rank"] == 1 else _range(row["behind_low"], row["behind_high"])
             rank = "" if pd.isna(row["rank"]) else row["rank"]
             lines.append(

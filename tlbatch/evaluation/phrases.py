@@ -1,4 +1,4 @@
-"""Predicted phrases of a run: every validation and test image with its truth, as arrays and as predictions.csv."""
+"""Predicted phrases of a run for all validation and test images, as arrays and as predictions.csv."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ _COLUMNS = {
     "key": pl.String, "group": pl.String, "split": pl.String, "label": pl.String, "prediction": pl.String,
     "log_probability": pl.Float32, "error": pl.String,
 }  # fmt: skip
-_NO_CLASSES = Estimate(value=None, undefined="phrases are no classes")
+_NO_CLASSES = Estimate(value=None, undefined="not defined for phrases")
 
 
 @dataclass(frozen=True)
 class Phrases(PredictionTable):
-    """Images with their true phrase and the one that was written, each as one text."""
+    """Images with their true and predicted phrases, each as one text."""
 
     keys: npt.NDArray[np.bytes_]
     """(n,), sorted within a split."""
@@ -42,11 +42,11 @@ class Phrases(PredictionTable):
     splits: npt.NDArray[np.int64]
     labels: npt.NDArray[np.object_]
     written: npt.NDArray[np.object_]
-    """Empty where an image could not be read."""
+    """Predicted phrase; empty where an image could not be read."""
     log_probabilities: npt.NDArray[np.float32]
-    """Of what was written, (n,); NaN where an image could not be read."""
+    """Log probability of the predicted phrase, (n,); NaN where an image could not be read."""
     errors: npt.NDArray[np.object_]
-    """Why, (n,); empty where it could be."""
+    """Reason why the image could not be read, (n,); else empty."""
 
     @property
     def is_read(self) -> npt.NDArray[np.bool_]:
@@ -55,18 +55,18 @@ class Phrases(PredictionTable):
 
     @property
     def is_right(self) -> npt.NDArray[np.bool_]:
-        """Whether each phrase is exactly the true one, (n,)."""
+        """Whether each phrase matches the true one exactly, (n,)."""
         return np.asarray(self.labels == self.written, np.bool_)
 
     @property
     def decided(self) -> Classified:
-        """Right or not, as if that were the class: so exact match is an accuracy, and is compared as one."""
+        """Correct or not as a binary class, so that exact match is an accuracy and is compared as one."""
         right = self.is_right.astype(np.int64)
         return Classified(np.ones_like(right), right, numbered(self.groups), 2)
 
 
 def write_phrases(path: Path, found: Phrases) -> None:
-    """Write predictions.csv: no cell of text can begin a formula."""
+    """Write predictions.csv; text cells are safe from formula injection."""
     columns = {
         "key": texts(found.keys),
         "group": texts(found.groups),
@@ -81,7 +81,7 @@ def write_phrases(path: Path, found: Phrases) -> None:
 
 
 def read_phrases(path: Path) -> Phrases:
-    """Read predictions.csv back; phrases as they are written there.
+    """Read predictions.csv back, with phrases as written there.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def read_phrases(path: Path) -> Phrases:
 
 
 class Tagged(NamedTuple):
-    """Phrases, and the tags that they are of: a text does not always tell them."""
+    """Phrases with their tags, which cannot always be recovered from the text."""
 
     found: Phrases
     truth: Sequence[tuple[str, ...]]
@@ -114,7 +114,7 @@ class Tagged(NamedTuple):
 def summarise_phrases(
     tagged: Tagged, vocabulary: Vocabulary, columns: Mapping[str, Sequence[str]], *, seed: int
 ) -> Scored:
-    """Scores of the test images that could be read; the accuracy is the share of phrases that are exactly right.
+    """Score the readable test images; accuracy is the fraction of phrases that match exactly.
 
     Parameters
     ----------
@@ -169,17 +169,17 @@ def _subgroups(
 def write_scored_phrases(
     scoring: Scoring, images: ImageSet, merged: Part, best: Best, causes: Sequence[str]
 ) -> tuple[Phrases, Scored]:
-    """Write predictions.csv and submission.csv; the phrases, and their scores.
+    """Write predictions.csv and submission.csv, and return the phrases with their scores.
 
     Parameters
     ----------
     causes
-        Why images were left out of the set.
+        Reasons why images were excluded from the set.
 
     Raises
     ------
     UserError
-        When a column does not fit.
+        When a column does not match the run.
     """
     job, manifest = scoring.record.job, scoring.manifest
     index, separator = images.index, job.data.tag_separator
@@ -208,7 +208,7 @@ def write_scored_phrases(
 
 
 def _tags(phrases: npt.NDArray[np.integer], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The tags of each phrase."""
+    """Return the tags of each phrase."""
     different, of = np.unique(phrases, axis=0, return_inverse=True)
     named = [tuple(names[tag] for tag in row if tag >= 0) for row in different.tolist()]
     return [named[number] for number in of.ravel().tolist()]

@@ -1,4 +1,4 @@
-"""Parts of predictions: each of some images, written by one rank, and merged by reduce, every image exactly once."""
+"""Prediction parts: written by each rank for its images, and merged by reduce, every image exactly once."""
 
 import json
 import logging
@@ -30,11 +30,11 @@ class Part:
     probabilities: npt.NDArray[np.float32]
     """(n, num_classes); NaN where an image could not be read."""
     grades: npt.NDArray[np.float32]
-    """What thresholds cut, (n,), or the log probability of a phrase; NaN where there is neither."""
+    """Regression output to be thresholded, or the log probability of a phrase, (n,); NaN where there is neither."""
     errors: Mapping[int, str]
-    """Why an image could not be read, by its row."""
+    """Reason why an image could not be read, by its row."""
     phrases: npt.NDArray[np.int32]
-    """Numbers of the tags that were written, (n, max_tags), -1 where there are fewer; (n, 0) for classes."""
+    """Indices of the predicted tags, (n, max_tags), padded with -1; (n, 0) for classes."""
 
     @staticmethod
     def of_classes(
@@ -43,12 +43,12 @@ class Part:
         grades: npt.NDArray[np.float32],
         errors: Mapping[int, str],
     ) -> "Part":
-        """A part without phrases."""
+        """Create a part without phrases."""
         return Part(rows, probabilities, grades, errors, np.empty((len(rows), 0), np.int32))
 
     @staticmethod
     def joined(parts: Sequence["Part"]) -> "Part":
-        """All of them, one after the other."""
+        """Concatenate parts."""
         return Part(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.probabilities for part in parts]),
@@ -59,25 +59,25 @@ class Part:
 
 
 class Width(NamedTuple):
-    """How many numbers are predicted for an image: probabilities of classes, or tags of a phrase."""
+    """Number of values predicted for an image: class probabilities, or tags of a phrase."""
 
     num_classes: int
     max_tags: int = 0
 
     @staticmethod
     def of(best: Best) -> "Width":
-        """What a checkpoint predicts."""
+        """Return the width of a checkpoint's predictions."""
         return Width(0, best.max_tags) if best.max_tags else Width(len(best.classes))
 
     def no_images(self) -> Part:
-        """The part of a rank that had none."""
+        """Return an empty part, for a rank without images."""
         nothing = np.empty(0, np.float32)
         probabilities, phrases = np.empty((0, self.num_classes), np.float32), np.empty((0, self.max_tags), np.int32)
         return Part(np.empty(0, np.int64), probabilities, nothing, {}, phrases)
 
 
 def write_part(folder: Path, part: Part, header: Mapping[str, str]) -> None:
-    """Write a part under a name made from its rows; the header says which run, weights and index it belongs to."""
+    """Write a part, named after a hash of its rows; the header identifies its run, weights and index."""
     with atomic_file(folder / f"part-{xxhash.xxh3_64_hexdigest(part.rows.tobytes())}.npz") as file:
         np.savez(
             file,
@@ -92,13 +92,13 @@ def write_part(folder: Path, part: Part, header: Mapping[str, str]) -> None:
 
 
 def read_rows(folder: Path, header: Mapping[str, str], width: Width) -> npt.NDArray[np.int64]:
-    """The rows that earlier lives of the stage have predicted; parts that are of no use are removed."""
+    """Return the rows predicted by earlier attempts of the stage; invalid parts are removed."""
     rows = [np.empty(0, np.int64)]
     for file in sorted(folder.glob("part-*.npz")):
         try:
             rows.append(_read_part(file, header, width).rows)
         except UserError as error:
-            log.warning("predicted again: %s", str(error).partition(";")[0])
+            log.warning("predicting again: %s", str(error).partition(";")[0])
             file.unlink()
     return np.concatenate(rows)
 
@@ -113,21 +113,21 @@ def merge_parts(
 ) -> Part:
     """Merge the parts of all ranks into the order of the index.
 
-    In memory is the result and one part at a time: each is put to its places in the sorted rows.
+    Only the result and one part at a time are held in memory.
 
     Parameters
     ----------
     header
-        What every part must say of itself.
+        Header that every part must have.
     expected
-        Rows that must be there once each, sorted, (n,).
+        Rows that must be present exactly once, sorted, (n,).
     keys
-        Key of every row of the index, to name images by.
+        Key of every row of the index, for error messages.
 
     Raises
     ------
     UserError
-        When a part is missing, damaged or of another run, or a row is missing, doubled or unexpected.
+        When a part is missing, damaged or from another run, or a row is missing, duplicated or unexpected.
     """
     files = sorted(folder.glob("part-*.npz"))
     if not files:
@@ -142,7 +142,7 @@ def merge_parts(
         places = np.searchsorted(expected, part.rows)
         known = places < len(expected)
         known[known] = expected[places[known]] == part.rows[known]
-        _refuse("predicted but not asked for", part.rows[~known], folder, keys)
+        _refuse("predicted unexpectedly", part.rows[~known], folder, keys)
         probabilities[places], grades[places], phrases[places] = part.probabilities, part.grades, part.phrases
         np.add.at(seen, places, 1)
         errors |= part.errors
@@ -168,7 +168,7 @@ def _read_part(file: Path, header: Mapping[str, str], width: Width) -> Part:
         raise UserError(f"{file}: damaged ({error}); {_AGAIN}") from None
     for key, value in header.items():
         if found.get(key) != value:
-            raise UserError(f"{file}: of another {key} ({found.get(key)}, not {value}); {_AGAIN}")
+            raise UserError(f"{file}: made with {key} {found.get(key)}, not {value}; {_AGAIN}")
     _check_values(file, part, width)
     return part
 
@@ -181,7 +181,7 @@ def _check_values(file: Path, part: Part, width: Width) -> None:
     }
     for name, (values, shape) in shapes.items():
         if values.shape != shape:
-            raise UserError(f"{file}: {name} of shape {values.shape}, not {shape}; {_AGAIN}")
+            raise UserError(f"{file}: {name} have shape {values.shape}, not {shape}; {_AGAIN}")
     if not width.num_classes:
         return
     unread = np.isin(part.rows, list(part.errors))
@@ -189,6 +189,6 @@ def _check_values(file: Path, part: Part, width: Width) -> None:
     wrong = np.flatnonzero(~unread & ~(np.abs(sums - 1) < _OFF))
     if len(wrong):
         raise UserError(
-            f"{file}: the probabilities of {len(wrong)} images do not add up to 1, the first is row "
+            f"{file}: the probabilities of {len(wrong)} images do not sum to 1, the first is row "
             f"{part.rows[wrong[0]]} of the index; {_AGAIN}"
         )

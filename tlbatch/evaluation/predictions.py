@@ -1,4 +1,4 @@
-"""Predictions of a run: every validation and test image with its truth, as arrays and as predictions.csv."""
+"""Predictions of a run for all validation and test images with their labels, as arrays and as predictions.csv."""
 
 import csv
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ _FIXED = ("key", "group", "split", "label", "prediction")
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """What has arrays with a row an image, of which ``splits`` has numbers of `SPLITS`."""
+    """Arrays with one row per image, of which ``splits`` holds indices into `SPLITS`."""
 
     def where(self, some: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Self:
-        """Some of the images."""
+        """Select some of the images."""
         columns = {one.name: getattr(self, one.name) for one in fields(self)}
         return replace(self, **{name: own[some] for name, own in columns.items() if isinstance(own, np.ndarray)})
 
     def of(self, split: SplitName) -> Self:
-        """The images of a split."""
+        """Select the images of a split."""
         splits: npt.NDArray[np.int64] = vars(self)["splits"]
         return self.where(splits == SPLITS.index(split))
 
 
 @dataclass(frozen=True)
 class Predictions(PredictionTable):
-    """Images with their truth and what was predicted."""
+    """Images with their true class and predicted probabilities."""
 
     classes: tuple[str, ...]
     keys: npt.NDArray[np.bytes_]
@@ -49,7 +49,7 @@ class Predictions(PredictionTable):
     probabilities: npt.NDArray[np.float32]
     """(n, num_classes); NaN where an image could not be read."""
     errors: npt.NDArray[np.object_]
-    """Why, (n,); empty where it could be."""
+    """Reason why the image could not be read, (n,); else empty."""
 
     @property
     def is_read(self) -> npt.NDArray[np.bool_]:
@@ -58,13 +58,13 @@ class Predictions(PredictionTable):
 
     @property
     def decided(self) -> Classified:
-        """The most probable class of each image; they must all be read."""
+        """True and most probable class of each image; all images must be readable."""
         chosen = self.probabilities.argmax(axis=1).astype(np.int64)
         return Classified(self.labels, chosen, numbered(self.groups), len(self.classes))
 
 
 def write_predictions(path: Path, found: Predictions) -> None:
-    """Write predictions.csv: no cell of text can begin a formula, and floats are written so that they come back."""
+    """Write predictions.csv; text cells are safe from formula injection, and floats round-trip exactly."""
     classes = np.array([plain_text(name) for name in found.classes])
     with atomic_file(path) as file:
         for start in range(0, max(1, len(found.keys)), _ROWS):
@@ -88,7 +88,7 @@ def write_predictions(path: Path, found: Predictions) -> None:
 
 
 def texts(column: npt.NDArray[np.bytes_]) -> pl.Series:
-    """Keys or groups as text that begins no formula."""
+    """Convert keys or groups to text that a spreadsheet does not read as a formula."""
     return pl.Series([plain_text(text.decode()) for text in column.tolist()], dtype=pl.String)
 
 
@@ -98,7 +98,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
     Raises
     ------
     UserError
-        When it is missing, damaged, or of other classes.
+        When it is missing, damaged, or has other classes.
     """
     probabilities = [f"p_{name}" for name in classes]
     kinds = dict.fromkeys(_FIXED, pl.String) | dict.fromkeys(probabilities, pl.Float32) | {"error": pl.String}
@@ -120,7 +120,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
         labels = np.array([known[name] for name in columns["label"]], np.int64)
         splits = np.array([SPLITS.index(name) for name in columns["split"]], np.int64)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: holds {error}, which the report does not know; run reduce again") from None
+        raise UserError(f"{path}: contains {error}, which is not in the report; run reduce again") from None
     return Predictions(
         tuple(classes), exact_bytes(columns["key"]), exact_bytes(columns["group"]), splits, labels, values,
         np.array(columns["error"], np.object_),
@@ -128,5 +128,5 @@ def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
 
 
 def exact_bytes(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """Keys or groups as they were before `texts`."""
+    """Invert `texts`."""
     return np.array([exact_text(text).encode() for text in texts], np.bytes_)

@@ -1,4 +1,4 @@
-"""From a run's merged predictions to its report, its predictions.csv and its submission."""
+"""Scoring: from the merged predictions of a run to its report, predictions.csv and submission.csv."""
 
 import logging
 import platform
@@ -23,12 +23,13 @@ from tlbatch.evaluation.prediction_parts import Part
 from tlbatch.evaluation.predictions import Predictions, write_predictions
 from tlbatch.evaluation.summary import Asked, evaluate_thresholds, fit_temperature_on, summarise, temper
 from tlbatch.metrics.thresholds import rounding
-from tlbatch.runs.attempts import ON_GPUS, read_attempts
+from tlbatch.runs.attempts import read_attempts
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.provenance import image_commit
-from tlbatch.runs.records import SPLITS, Best, Marker, RunRecord, StageName, job_digest, load_record, stages_of
+from tlbatch.runs.records import SPLITS, Best, Marker, RunRecord, job_digest, load_record
 from tlbatch.runs.report import REPORT_VERSION, Cost, Report, Scored, Thresholds
+from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
@@ -37,7 +38,7 @@ _OF_GRADES = ("corn", "cumulative", "regression")
 
 @dataclass(frozen=True)
 class Scoring:
-    """What the scores of a run, or of several put together, are made from."""
+    """Everything needed to score a run or an ensemble."""
 
     record: RunRecord
     manifest: Manifest
@@ -47,17 +48,17 @@ class Scoring:
     def write(
         self, raw: Predictions, held_out: Predictions, thresholds: Thresholds | None
     ) -> tuple[Predictions, Scored]:
-        """Write predictions.csv and submission.csv; the predictions at the temperature that is kept, and their scores.
+        """Write predictions.csv and submission.csv, and return the predictions as temperature-scaled with their scores.
 
         Parameters
         ----------
-        tuning
-            Predictions of images that the model was not trained on, and that are no test images.
+        held_out
+            Validation or out-of-fold predictions, never of test images.
 
         Raises
         ------
         UserError
-            When a column, a leaderboard or a sample submission does not fit.
+            When a column, a leaderboard or a sample submission does not match the run.
         """
         fitted = fit_temperature_on(held_out)
         found, held_out = temper(raw, fitted), temper(held_out, fitted)
@@ -73,7 +74,7 @@ class Scoring:
         return found, summarise(found, raw, held_out, fitted, asked, names=names, thresholds=thresholds)
 
     def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:
-        """Values of the columns of the labels file that sub-groups are made by, for some images."""
+        """Read the subgroup columns of the labels file for the given images."""
         job = self.record.job
         if not job.report.subgroups or job.data.labels is None:
             return {}
@@ -88,25 +89,25 @@ class Scoring:
         Parameters
         ----------
         answers
-            By name of the image; empty where it could not be read.
+            Predicted label by image name; empty where the image could not be read.
         commonest
-            The answer in that case.
+            Label to submit for unreadable images.
         """
         sample = self.record.job.report.sample_submission
         text, num_filled = submission(answers, sample, self.manifest.columns, filling=commonest)
         if num_filled:
-            log.warning("submission.csv: %d images could not be read and are answered with %s", num_filled, commonest)
+            log.warning("submission.csv: %d unreadable images are submitted as %s", num_filled, commonest)
         write_text(self.folder / "submission.csv", text)
 
 
 def _ordered(job: Job, classes: Sequence[str]) -> bool:
-    """Whether the job takes its classes for grades, or they are numbers."""
+    """Return whether the job treats its classes as grades, or all class names are numbers."""
     grades = job.metric == "quadratic_kappa" or job.decision == "expected-grade"
     return grades or job.objective in _OF_GRADES or all(name.isdecimal() for name in classes)
 
 
 def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Predictions:
-    """The merged predictions with what the index knows of their images."""
+    """Combine the merged predictions with keys, groups, splits and labels from the index."""
     rows = index[merged.rows]
     return Predictions(
         classes=classes,
@@ -121,27 +122,27 @@ def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Pred
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run predicted for images that it was not trained on and that are no test images."""
+    """Validation or out-of-fold predictions of a run."""
 
     images: Predictions
     grades: npt.NDArray[np.float32]
-    """What thresholds cut, (n,)."""
+    """Regression output to be thresholded, (n,)."""
 
 
 def held_out_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> HeldOut:
-    """The validation images; without any, training images as heads saw them that were fitted on the other folds.
+    """Return the predictions of the validation images or, without any, out-of-fold predictions of training images.
 
     Raises
     ------
     UserError
-        When their file is not as train wrote it.
+        When the file of out-of-fold predictions is missing or modified.
     """
     val = found.splits == SPLITS.index("val")
     if val.any() or best.unseen is None:
         return HeldOut(found.where(val), merged.grades[val])
     file = paths.unseen(best)
     if not file.exists() or digest_file(file) != best.unseen:
-        raise UserError(f"{file}: missing or not as train wrote it; submit the job again")
+        raise UserError(f"{file}: missing or modified since training; submit the job again")
     with np.load(file, allow_pickle=False) as data:
         labels, groups = data["labels"], data["groups"]
         none = np.full(len(labels), "", np.object_)
@@ -153,7 +154,7 @@ def held_out_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -
 def thresholds_of(
     record: RunRecord, best: Best, found: Predictions, merged: Part, held_out: HeldOut
 ) -> Thresholds | None:
-    """The metric with rounding and with the fitted cuts; None where none are cut, or in each of several views."""
+    """Score rounding and fitted thresholds; None without thresholds, or if each of several views is thresholded."""
     if not best.thresholds or best.views != "none":
         return None
     cuts = rounding(len(found.classes)), np.array(best.thresholds)
@@ -165,7 +166,7 @@ def thresholds_of(
 
 
 def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, num_predicted: int) -> Report:
-    """All that the report of one run says."""
+    """Assemble the report of one run."""
     record, manifest = scoring.record, scoring.manifest
     job = record.job
     return Report(
@@ -219,9 +220,11 @@ def _cost(record: RunRecord, paths: RunPaths, num_predicted: int) -> Cost:
 
 
 def _gpu_hours(record: RunRecord, paths: RunPaths, done: Mapping[StageName, Marker]) -> float:
-    """Of all lives of the stages before this one; of one that is not in the ledger, of the life that ended it."""
+    """Sum GPU hours over all attempts of the earlier stages; for a stage without recorded attempts, of its last run."""
     attempts = [one for one in read_attempts(paths) if one.stage != "reduce"]
     booked = {one.stage for one in attempts}
-    asked = [stage for stage in done if stage in ON_GPUS and stage not in booked and record.job.slurm.gpus_per_node]
+    asked = [
+        stage for stage in done if stage in RANKED_STAGES and stage not in booked and record.job.slurm.gpus_per_node
+    ]
     others = sum(done[stage].seconds * done[stage].world_size / 3600 for stage in asked)
     return others + sum(one.gpu_hours for one in attempts)

@@ -1,4 +1,4 @@
-"""All that is said of predictions: scores, classes, questions, calibration, sub-groups, other class mixes."""
+"""Evaluation of predictions: scores, classes, binary questions, calibration, subgroups, deployment prevalence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from tlbatch.config.base import Metric, SplitName
 from tlbatch.config.report import Reporting
+from tlbatch.core.typing import Floats
 from tlbatch.evaluation.external_leaderboards import Named, placed
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.metrics.bootstrap import numbered
@@ -35,15 +36,15 @@ from tlbatch.runs.report import (
 
 _MOST_VALUES, _MOST_CURVES = 30, 20
 Fitted = tuple[float | None, bool, str]
-"""A temperature, whether it is kept, and why."""
+"""A temperature, whether it is applied, and why."""
 _OF_GRADES: tuple[ScoreName, ...] = ("quadratic_kappa", "linear_kappa", "grade_error")
-_NO_ORDER = Estimate(value=None, undefined="the classes have no order")
+_NO_ORDER = Estimate(value=None, undefined="the classes are not ordered")
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a report is asked beside the scores."""
+    """Settings of a report."""
 
     metric: Metric
     reporting: Reporting
@@ -51,18 +52,18 @@ class Asked:
     columns: Mapping[str, Sequence[str]]
     """Values of columns of the labels file for each test image, readable or not."""
     ordered: bool
-    """Whether the classes are grades: without an order, distances between them mean nothing."""
+    """Whether the classes are grades: distances between unordered classes are meaningless."""
 
     def meant(self, scores: Mapping[ScoreName, Estimate]) -> dict[ScoreName, Estimate]:
-        """The scores without those that the classes cannot have."""
+        """Return the scores, with those of ordered classes undefined where the classes have no order."""
         return (
             dict(scores) if self.ordered else {**scores, **{name: _NO_ORDER for name in _OF_GRADES if name in scores}}
         )
 
 
 def fit_temperature_on(tuning: Predictions) -> Fitted:
-    """The temperature that images ask for which are no test images, and what is said of it."""
-    images = "validation images" if _is_val(tuning) else "views of training images out of fold"
+    """Fit a temperature on validation or out-of-fold predictions, and decide whether to apply it."""
+    images = "validation images" if _is_val(tuning) else "out-of-fold predictions"
     tuning = tuning.where(tuning.is_read)
     return evaluate_temperature(tuning.probabilities, tuning.labels, numbered(tuning.groups), images=images)
 
@@ -72,14 +73,14 @@ def _is_val(tuning: Predictions) -> bool:
 
 
 def temper(found: Predictions, fitted: Fitted) -> Predictions:
-    """Predictions at the temperature that was fitted, if it is kept."""
+    """Apply the fitted temperature to predictions, if it is kept."""
     temperature, kept, _ = fitted
     if temperature is None or not kept:
         return found
     probabilities = found.probabilities.copy()
     read = found.is_read
     probabilities[read] = tempered(probabilities[read], temperature)
-    same = probabilities.argmax(axis=1) == found.probabilities.argmax(axis=1)  # but for what float32 cannot tell apart
+    same = probabilities.argmax(axis=1) == found.probabilities.argmax(axis=1)  # except for ties at float32 precision
     probabilities[read & ~same] = found.probabilities[read & ~same]
     return replace(found, probabilities=probabilities)
 
@@ -94,20 +95,20 @@ def summarise(
     names: Sequence[str],
     thresholds: Thresholds | None,
 ) -> Scored:
-    """Scores of the test images that could be read.
+    """Score the readable test images.
 
     Parameters
     ----------
     found
-        Predictions at the temperature that is kept.
+        Predictions at the temperature that is applied.
     raw
-        The same as they were predicted.
+        The same predictions without temperature scaling.
     tuning
-        Images that are no test images, at the same temperature: thresholds of questions are theirs.
+        Validation or out-of-fold predictions at the same temperature, on which thresholds of questions are chosen.
     fitted
-        What `fit_temperature_on` said.
+        The result of `fit_temperature_on`.
     names
-        Of the test images, readable or not.
+        Names of the test images, readable or not.
     """
     every = found.of("test")
     read = every.is_read
@@ -162,23 +163,25 @@ def _deployed(decided: Classified, classes: Sequence[str], asked: Asked) -> Depl
 
 
 def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Predictions, asked: Asked) -> Question:
-    """Of the test images; thresholds are those of the others."""
+    """Answer a question on the test images, with thresholds chosen on ``tuning``."""
     yes = np.isin(np.arange(len(found.classes)), [found.classes.index(one) for one in positive])
     images, tuning = (some.where(some.is_read) for some in (found, tuning))
     (truth, scores), others = (
         (yes[some.labels], some.probabilities[:, yes].astype(np.float64).sum(axis=1)) for some in (images, tuning)
     )
-    where = "validation" if _is_val(tuning) else "training images out of fold"
+    where = "validation" if _is_val(tuning) else "out-of-fold predictions"
     groups = numbered(images.groups)
     decided = yes[images.decided.y_pred]
-    points = [at_threshold(truth, decided, groups, aim="as the classes were decided", threshold=None, seed=asked.seed)]
+    points = [
+        at_threshold(truth, decided, groups, aim="predicted class, no threshold", threshold=None, seed=asked.seed)
+    ]
     aims = [(f"sensitivity {value:g}", value, 0.0) for value in asked.reporting.sensitivity]
     aims += [(f"specificity {value:g}", 0.0, value) for value in asked.reporting.specificity]
     for wanted, sensitivity, specificity in aims:
         threshold = threshold_for(*others, sensitivity=sensitivity, specificity=specificity)
         aim = f"{wanted} on {where}"
         if threshold is None:
-            points.append(_not_found(f"{aim}: no images of both answers"))
+            points.append(_not_found(f"{aim}: positive and negative images required"))
         else:
             points.append(
                 at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed)
@@ -208,31 +211,31 @@ def _subgroups(decided: Classified, columns: Mapping[str, npt.NDArray[np.object_
 
 
 def values_of(values: npt.NDArray[np.object_]) -> Iterator[tuple[str, Bools]]:
-    """The largest 30 values of a column (n,) in their order, and the others together; which images have each, (n,)."""
+    """Yield the 30 most frequent values of a column (n,) in order, then the rest together, each with its mask (n,)."""
     names, counts = np.unique(values.astype(str), return_counts=True)
     largest = sorted(names[np.argsort(-counts, kind="stable")[:_MOST_VALUES]].tolist())
     for value in largest:
         yield value, np.asarray(values == value, np.bool_)
     if len(names) > len(largest):
-        yield f"({len(names) - len(largest)} smaller values)", ~np.isin(values.astype(str), largest)
+        yield f"({len(names) - len(largest)} less frequent values)", ~np.isin(values.astype(str), largest)
 
 
 def evaluate_thresholds(
     metric: Metric,
-    cuts: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    cuts: tuple[Floats, Floats],
     grades: Mapping[SplitName, npt.NDArray[np.float32]],
     images: Mapping[SplitName, Predictions],
     *,
     seed: int,
 ) -> Thresholds:
-    """The metric with plain rounding and with the cuts that decide, on the images of each split.
+    """Score each split with plain rounding and with the fitted thresholds.
 
     Parameters
     ----------
     cuts
-        Those of plain rounding and those that were fitted, (num_classes - 1,) each.
+        Thresholds of plain rounding and fitted thresholds, (num_classes - 1,) each.
     grades
-        What is cut, NaN where an image could not be read.
+        Regression output to be thresholded, NaN where an image could not be read.
     """
     judged: list[dict[SplitName, Estimate]] = []
     for cut in cuts:

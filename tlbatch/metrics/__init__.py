@@ -1,1 +1,1 @@
-"""Scores and their intervals, from arrays alone."""
+"""Scores and their confidence intervals, computed from arrays."""

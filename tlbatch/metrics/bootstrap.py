@@ -1,72 +1,70 @@
-"""The bootstrap over groups: sums over groups that are drawn again, and what their spread says of a score."""
+"""Bootstrap over groups: sums over resampled groups, and the confidence intervals of scores computed from them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.runs.report import Estimate
 
 REPLICATES = 10_000
 _MOST_KINDS = 2_000
 _BLOCK = 4_000_000
 _BINOMIAL = 13
-"""How many integers are drawn in the time of one binomial number."""
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.floating[Any]]
+"""Cost of one binomial random number, in uniform integers."""
 
 
 @dataclass(frozen=True)
 class GroupSums:
-    """Groups, those with equal sums put together."""
+    """Groups of images; groups with equal sums are merged into one kind."""
 
     sums: csr_array
-    """What a group of each kind adds, (kinds, columns)."""
+    """Contribution of one group of each kind, (kinds, columns)."""
     counts: Ints
-    """Groups of each kind, (kinds,)."""
+    """Number of groups of each kind, (kinds,)."""
 
     @property
     def num_groups(self) -> int:
-        """Of all kinds."""
+        """Number of groups of all kinds."""
         return int(self.counts.sum())
 
     def having(self, column: int) -> int:
-        """Groups that add to a column."""
+        """Count the groups that contribute to a column."""
         return int(self.counts[self.sums[:, [column]].toarray()[:, 0] != 0].sum())
 
     def times(self, effects: csr_array) -> "GroupSums":
-        """The same groups with other sums: of ``effects``, (columns, new columns)."""
+        """Return the same groups with their sums multiplied by ``effects``, (columns, new columns)."""
         return GroupSums(csr_array(self.sums @ effects), self.counts)
 
 
 def numbered(groups: npt.NDArray[np.generic]) -> Ints:
-    """Groups by number from 0, (n,)."""
+    """Return the groups as integers from 0, (n,)."""
     _, of = np.unique(groups, return_inverse=True)
     return np.asarray(of, np.int64)
 
 
 def group_sums_of_cells(cells: Ints, groups: Ints) -> tuple[GroupSums, Ints]:
-    """How often each cell occurs in each kind of group, where groups with the same cells are one kind.
+    """Count how often each cell occurs in each kind of group; groups with the same cells are one kind.
 
     Parameters
     ----------
     cells
-        Of each image, any numbers, (n,).
+        Cell of each image, any integers, (n,).
     groups
-        Of each image, from 0, (n,).
+        Group of each image, numbered from 0, (n,).
 
     Returns
     -------
-    The kinds, with a column for each cell that occurs, and these cells, increasing.
+    The kinds, with a column for each cell that occurs, and these cells in increasing order.
     """
     used, of = np.unique(cells, return_inverse=True)
     marks = np.random.default_rng(0).integers(0, 2**64, size=len(used), dtype=np.uint64)
     num_groups = int(groups.max()) + 1 if len(groups) else 0
-    sums = np.zeros(num_groups, np.uint64)  # equal for equal multisets of cells, wrapping around
+    sums = np.zeros(num_groups, np.uint64)  # a hash, equal for equal multisets of cells; overflow wraps around
     np.add.at(sums, groups, marks[of])
     _, first, counts = np.unique(sums, return_index=True, return_counts=True)
     table = csr_array((np.ones(len(cells)), (groups, of)), shape=(num_groups, len(used)))
@@ -74,21 +72,21 @@ def group_sums_of_cells(cells: Ints, groups: Ints) -> tuple[GroupSums, Ints]:
 
 
 def group_sums_of_values(values: Floats | csr_array, groups: Ints) -> GroupSums:
-    """Each group for itself, with the sums of values (n, columns) over its images."""
+    """Sum values (n, columns) over the images of each group; every group is a kind of its own."""
     num_groups = int(groups.max()) + 1 if len(groups) else 0
     of = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape=(num_groups, len(groups)))
     return GroupSums(csr_array(of @ values), np.ones(num_groups, np.int64))
 
 
 def resample(kinds: GroupSums, *, seed: int) -> Iterator[npt.NDArray[np.float64]]:
-    """Sums over as many groups as there are, drawn with replacement (Efron 1979), 10,000 times.
+    """Resample the groups with replacement (Efron 1979), 10,000 replicates, and yield the sums of each replicate.
 
-    A draw is a multinomial number of groups of each kind. More than 2,000 kinds are put together at random into 2,000
-    blocks of groups, which are drawn in their place: the variance of a sum stays what it is in expectation.
+    A replicate draws a multinomial number of groups of each kind. More than 2,000 kinds are combined at random into
+    2,000 blocks of groups, which are resampled instead: the variance of a sum is unchanged in expectation.
 
     Returns
     -------
-    Blocks of (some, columns), 10,000 rows in all.
+    Blocks of (some, columns), 10,000 rows in total.
     """
     rng = np.random.default_rng(seed)
     kinds = _blocks(kinds, rng) if len(kinds.counts) > _MOST_KINDS else kinds
@@ -114,22 +112,23 @@ def _blocks(kinds: GroupSums, rng: np.random.Generator) -> GroupSums:
 
 
 def estimate(value: float | None, replicates: Floats, *, undefined: str = "") -> Estimate:
-    """A value with the 2.5th and 97.5th percentile of its draws; NaN stands for a draw in which it is undefined."""
+    """Return a value with the 2.5th and 97.5th percentiles of its replicates; NaN marks an undefined replicate."""
     if value is None or np.isnan(value):
         return Estimate(value=None, undefined=undefined or "undefined")
     defined = replicates[~np.isnan(replicates)]
     if len(defined) < 0.95 * len(replicates):
-        return Estimate(value=value, undefined="no interval: undefined in more than one draw of twenty")
+        return Estimate(value=value, undefined="no interval: undefined in more than 5 % of the replicates")
     low, high = np.quantile(defined, (0.025, 0.975))
     if np.isclose(low, high, rtol=1e-9, atol=1e-12):
-        return Estimate(value=value, undefined="no interval: the same in all draws")
+        return Estimate(value=value, undefined="no interval: identical in all replicates")
     return Estimate(value=value, low=float(low), high=float(high))
 
 
 def proportion(successes: float, total: float, replicates: Floats, *, num_groups: int, undefined: str) -> Estimate:
-    """A share with the interval of its draws; where these have none, with Wilson's of as many trials as groups.
+    """Return a proportion with its bootstrap interval, or else with Wilson's, with as many trials as groups.
 
-    They have none where all or none succeed, which no draw can change, and where many a draw holds no trial.
+    There is no bootstrap interval for a proportion of 0 or 1, which is the same in every replicate, or where too many
+    replicates contain no trial.
     """
     if total == 0:
         return Estimate(value=None, undefined=undefined)
@@ -140,7 +139,7 @@ def proportion(successes: float, total: float, replicates: Floats, *, num_groups
 
 
 def wilson(successes: int, total: int) -> Estimate:
-    """A share of independent trials with Wilson's interval (1927)."""
+    """Return a proportion of independent trials with Wilson's interval (1927)."""
     if total == 0:
         return Estimate(value=None, undefined="no images")
     found = binomtest(successes, total).proportion_ci(method="wilson")

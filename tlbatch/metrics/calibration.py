@@ -1,6 +1,4 @@
-"""Whether probabilities mean what they say, and one temperature that makes them."""
-
-from typing import Any
+"""Calibration of predicted probabilities, and temperature scaling."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +8,7 @@ from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.model_selection import GroupKFold
 
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.metrics.bootstrap import estimate, group_sums_of_values, resample, wilson
 from tlbatch.runs.report import Bin, Calibration, Reliability
 
@@ -18,15 +17,13 @@ _FOLDS = 5
 _LEAST_GROUPS = 50
 _WIDEST = 3.0
 _TINY = float(np.finfo(np.float64).eps)
-Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
 
 
 def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) -> Reliability:
-    """Log loss, Brier score and expected calibration error, with intervals over groups.
+    """Compute log loss, Brier score and expected calibration error, with bootstrap intervals over groups.
 
-    The Brier score (1950) is the mean squared distance from the true class, from 0 to 2; the expected calibration error
-    (Guo et al. 2017) has 15 bins of equal width of the highest probability.
+    The Brier score (1950) is the mean squared distance from the one-hot true class, from 0 to 2; the expected
+    calibration error (Guo et al. 2017) uses 15 bins of equal width over the highest probability.
 
     Parameters
     ----------
@@ -35,7 +32,7 @@ def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) 
     truth
         (n,).
     groups
-        From 0, (n,).
+        Numbered from 0, (n,).
     """
     exact = _normalised(probabilities)
     highest = exact.max(axis=1)
@@ -52,7 +49,7 @@ def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) 
     total, every = sums[:, 0], np.arange(exact.shape[1])
     error = float(np.abs(np.bincount(at, highest - right)).sum() / len(truth))
     errors = np.abs(sums[:, 3:]).sum(axis=1) / total
-    errors = np.maximum(0, errors - errors.mean() + error)  # a draw adds noise to every bin, which adds up
+    errors = np.maximum(0, errors - errors.mean() + error)  # resampling noise biases the ECE upwards
     bins = []
     for number in range(_BINS):
         inside = at == number
@@ -70,13 +67,13 @@ def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) 
 
 
 def tempered(probabilities: Floats, temperature: float) -> Floats:
-    """Probabilities at another temperature: the softmax of their logarithms divided by it; ranks stay as they are."""
+    """Scale probabilities: the softmax of their logarithms divided by the temperature; their order is unchanged."""
     logs = np.log(_normalised(probabilities).clip(_TINY, 1))
     return np.asarray(softmax(logs / temperature, axis=1))
 
 
 def fit_temperature(probabilities: Floats, truth: Ints) -> float:
-    """The temperature with the least log loss (Guo et al. 2017)."""
+    """Find the temperature with the lowest log loss (Guo et al. 2017)."""
     logs = np.log(_normalised(probabilities).clip(_TINY, 1))
 
     def loss(log_temperature: float) -> float:
@@ -89,18 +86,22 @@ def fit_temperature(probabilities: Floats, truth: Ints) -> float:
 def evaluate_temperature(
     probabilities: Floats, truth: Ints, groups: Ints, *, images: str
 ) -> tuple[float | None, bool, str]:
-    """A temperature, whether it gains on images it was not fitted on, and why so.
+    """Fit a temperature, and decide by cross-validation whether it improves the log loss.
 
     Parameters
     ----------
     probabilities, truth, groups
-        Of images that the model was not trained on, and that are no test images.
+        Of held-out or out-of-fold images, never of test images.
     images
-        What these are called.
+        Name of these images in the returned explanation.
+
+    Returns
+    -------
+    The temperature, None for too few groups; whether it improves the log loss; and the explanation.
     """
     num_groups = len(np.unique(groups))
     if num_groups < _LEAST_GROUPS:
-        return None, False, f"{num_groups} groups of {images}, fewer than the {_LEAST_GROUPS} that it takes"
+        return None, False, f"{num_groups} groups of {images}, fewer than the {_LEAST_GROUPS} required"
     plain = fitted = 0.0
     every = np.arange(probabilities.shape[1])
     for fit, judged in GroupKFold(_FOLDS).split(probabilities, truth, groups):
@@ -110,8 +111,8 @@ def evaluate_temperature(
         fitted += float(log_loss(truth[judged], other, labels=every, normalize=False))
     number, kept = len(truth), fitted < plain
     why = (
-        f"on {number} {images}, each judged by a fit to the other folds, the log loss "
-        f"{'falls' if kept else 'does not fall'}: {plain / number:.4f} without, {fitted / number:.4f} with"
+        f"cross-validated log loss on {number} {images} "
+        f"{'decreases' if kept else 'does not decrease'} ({plain / number:.4f} without, {fitted / number:.4f} with it)"
     )
     return fit_temperature(probabilities, truth), kept, why
 
@@ -119,7 +120,7 @@ def evaluate_temperature(
 def calibrate(
     probabilities: Floats, truth: Ints, groups: Ints, fitted: tuple[float | None, bool, str], *, seed: int
 ) -> Calibration | None:
-    """The test images before and after the temperature that `evaluate_temperature` found; None without test images."""
+    """Assess the test images before and after the temperature of `evaluate_temperature`; None without test images."""
     if not len(truth):
         return None
     temperature, kept, why = fitted
@@ -132,4 +133,4 @@ def calibrate(
 
 def _normalised(probabilities: Floats) -> npt.NDArray[np.float64]:
     exact = np.asarray(probabilities, np.float64)
-    return np.asarray(exact / exact.sum(axis=1, keepdims=True))  # rows of float32 are off by 1e-7
+    return np.asarray(exact / exact.sum(axis=1, keepdims=True))  # float32 rows sum to 1 only within 1e-7

@@ -1,4 +1,4 @@
-"""Scores of decided classes, all from the table of true and predicted classes, with intervals over groups."""
+"""Scores of predicted classes, all computed from the confusion matrix, with bootstrap intervals over groups."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,22 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
-from sklearn.metrics import (
-    accuracy_score,
-    balanced_accuracy_score,
-    cohen_kappa_score,
-    confusion_matrix,
-    f1_score,
-    matthews_corrcoef,
-    mean_absolute_error,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.metrics.bootstrap import GroupSums, estimate, group_sums_of_cells, numbered, proportion, resample
 from tlbatch.runs.report import SCORES, ClassScores, Estimate, Ranked, ScoreName
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 _TRUE, _CHOSEN, _RIGHT, _APART, _GRADES, _SQUARES = range(6)
 _COLUMNS = 6
 _SHARES: tuple[ScoreName, ...] = ("accuracy",)
@@ -31,31 +21,32 @@ _SHARES: tuple[ScoreName, ...] = ("accuracy",)
 
 @dataclass(frozen=True)
 class Classified:
-    """Decisions on images that are read and labelled."""
+    """True and predicted classes of readable, labelled images."""
 
     y_true: Ints
     """0 to num_classes - 1, (n,)."""
     y_pred: Ints
     """The same, (n,)."""
     groups: Ints
-    """From 0, (n,)."""
+    """Numbered from 0, (n,)."""
     num_classes: int
 
     def __post_init__(self) -> None:
         for codes in (self.y_true, self.y_pred):
             if codes.dtype.kind != "i" or (len(codes) and not 0 <= codes.min() <= codes.max() < self.num_classes):
-                raise ValueError(f"classes must be whole numbers from 0 to {self.num_classes - 1}")
+                raise ValueError(f"classes must be integers from 0 to {self.num_classes - 1}")
 
     def where(self, some: npt.NDArray[np.bool_]) -> "Classified":
-        """Some of the images."""
+        """Select some of the images."""
         return Classified(self.y_true[some], self.y_pred[some], numbered(self.groups[some]), self.num_classes)
 
 
 def effects(y_true: Ints, y_pred: Ints, num_classes: int) -> csr_array:
-    """What an image of each cell adds to the sums of `table_scores`, (cells, 6 x num_classes).
+    """Return the contribution of an image in each cell to the sums of `table_scores`, (cells, 6 x num_classes).
 
-    Every score depends on these sums by true class alone: images; images predicted as the class; those that are right;
-    distance, predicted grade and its square. So no draw needs the whole table, which has num_classes^2 cells.
+    Every score depends only on these sums per class: images of the class; images predicted as the class; correct
+    predictions; distance, predicted grade and its square, by true class. A replicate therefore never needs the full
+    matrix of num_classes^2 cells.
     """
     rows = np.arange(len(y_true))
     columns = (
@@ -72,7 +63,7 @@ def effects(y_true: Ints, y_pred: Ints, num_classes: int) -> csr_array:
 
 
 def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
-    """All scores of many tables at once.
+    """Compute all scores of many confusion matrices at once.
 
     Cohen's kappa (1960), weighted (1968) by the distance of classes or its square; Matthews' coefficient in the form of
     Gorodkin (2004).
@@ -80,11 +71,11 @@ def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
     Parameters
     ----------
     sums
-        (draws, 6 x num_classes), see `effects`.
+        (replicates, 6 x num_classes), see `effects`.
 
     Returns
     -------
-    Each (draws,), NaN where undefined.
+    Each (replicates,), NaN where undefined.
     """
     parts = sums.reshape(len(sums), _COLUMNS, -1).transpose(1, 0, 2)
     true, y_pred, right, apart, grades, squares = parts
@@ -94,10 +85,10 @@ def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
         recall = right / true
         total = true.sum(1)
         agreed = right.sum(1) / total
-        observed = (true @ numbers**2 - 2 * grades @ numbers + squares.sum(1)) / total
-        by_chance = (true @ numbers**2 + squares.sum(1) - 2 * (true @ numbers) * grades.sum(1) / total) / total
         found: dict[ScoreName, Floats] = {
-            "quadratic_kappa": _kappa(observed, by_chance),
+            "quadratic_kappa": quadratic_kappa(
+                total, true @ numbers, grades.sum(1), true @ numbers**2, squares.sum(1), grades @ numbers
+            ),
             "accuracy": agreed,
             "balanced_accuracy": np.nanmean(recall, axis=1),
             "grade_error": apart.sum(1) / total,
@@ -116,33 +107,59 @@ def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
         }
 
 
+def quadratic_kappa(n: Floats, x: Floats, y: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
+    """Compute quadratic kappa from sums over samples with codes x and y, elementwise.
+
+    Cohen's kappa with weights (x - y)^2 (Cohen 1968): one minus the mean squared difference over the one that
+    independent x and y with the same distributions would have.
+
+    Parameters
+    ----------
+    n, x, y, xx, yy, xy
+        The number of samples, and the sums of x, y, their squares and their product, each of the same shape.
+
+    Returns
+    -------
+    Of that shape; NaN where it is undefined, since all codes are equal.
+    """
+    return _kappa((xx - 2 * xy + yy) / n, (xx + yy - 2 * x * y / n) / n)
+
+
+def kappa_of_codes(y_true: Ints, y_pred: Ints) -> float:
+    """Compute quadratic kappa of true and predicted codes, (n,); NaN where it is undefined."""
+    n, x, y = len(y_true), y_true.astype(np.float64), y_pred.astype(np.float64)
+    sums = (np.array([float(one)]) for one in (n, x.sum(), y.sum(), x @ x, y @ y, x @ y))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(quadratic_kappa(*sums)[0])
+
+
 def _kappa(observed: Floats, by_chance: Floats) -> Floats:
     return 1 - observed / np.where(by_chance > 1e-12, by_chance, np.nan)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Redrawn tables of some decisions."""
+    """Bootstrap replicates of a confusion matrix."""
 
     kinds: GroupSums
     sums: Floats
-    """(draws, 6 x num_classes)."""
+    """(replicates, 6 x num_classes)."""
     num_classes: int
 
     def of_class(self, part: int, number: int) -> Floats:
-        """One sum of one class in all draws."""
+        """Return one sum of one class in all replicates."""
         return self.sums[:, part * self.num_classes + number]
 
 
 def bootstrap_tables(decided: Classified, *, seed: int) -> Tables:
-    """Draw the groups again, 10,000 times."""
+    """Resample the groups, 10,000 replicates."""
     cells, used = group_sums_of_cells(decided.y_true * decided.num_classes + decided.y_pred, decided.groups)
     kinds = cells.times(effects(used // decided.num_classes, used % decided.num_classes, decided.num_classes))
     return Tables(kinds, np.concatenate(list(resample(kinds, seed=seed))), decided.num_classes)
 
 
 def score_with_intervals(decided: Classified, *, seed: int) -> dict[ScoreName, Estimate]:
-    """All scores with their intervals; undefined ones say why."""
+    """Compute all scores with their intervals; undefined ones state the reason."""
     if not len(decided.y_true):
         return {name: Estimate(value=None, undefined="no images") for name in SCORES}
     return _scored(decided, bootstrap_tables(decided, seed=seed))
@@ -161,7 +178,7 @@ def _scored(decided: Classified, tables: Tables) -> dict[ScoreName, Estimate]:
 def score_all_with_intervals(
     decided: Classified, classes: Sequence[str], ranked: Sequence[Ranked], *, seed: int
 ) -> tuple[dict[ScoreName, Estimate], tuple[ClassScores, ...]]:
-    """All scores, and those of each class, from the same draws."""
+    """Compute all scores, overall and by class, from the same replicates."""
     if not len(decided.y_true):
         none = Estimate(value=None, undefined="no images")
         empty = [
@@ -176,18 +193,19 @@ def score_all_with_intervals(
 def score_deployed(
     decided: Classified, prior: Floats, classes: Sequence[str], *, seed: int
 ) -> dict[ScoreName, Estimate]:
-    """All scores for classes in other shares than those of the test images.
+    """Compute all scores for a class prevalence other than that of the test images.
 
-    The images of each true class are weighed so that the classes have these shares (importance weights), in every draw.
+    The images of each true class are weighted so that the classes have this prevalence (importance weights), in every
+    replicate.
 
     Parameters
     ----------
     prior
-        Share of each class, (num_classes,).
+        Prevalence of each class, (num_classes,).
     """
     absent = [name for number, name in enumerate(classes) if prior[number] and not (decided.y_true == number).any()]
     if absent:
-        return {name: Estimate(value=None, undefined=f"no test image of class {absent[0]}") for name in SCORES}
+        return {name: Estimate(value=None, undefined=f"no test images of class {absent[0]}") for name in SCORES}
     decided = decided.where(prior[decided.y_true] > 0)
     points = point_scores(
         decided, (prior / np.maximum(1, np.bincount(decided.y_true, minlength=len(prior))))[decided.y_true]
@@ -205,50 +223,28 @@ def score_deployed(
 
 
 def point_scores(decided: Classified, weights: npt.NDArray[np.floating[Any]] | None = None) -> dict[ScoreName, float]:
-    """All scores by scikit-learn over the full list of classes; NaN where one is undefined.
+    """Compute all scores of the images as they are; NaN where undefined.
 
     Parameters
     ----------
     weights
-        Of the images, (n,); without them all weigh the same.
+        Of the images, (n,); None: equal weights.
     """
     codes, cell = np.unique(decided.y_true * decided.num_classes + decided.y_pred, return_inverse=True)
-    true, y_pred = codes // decided.num_classes, codes % decided.num_classes
     each = np.bincount(cell, weights, minlength=len(codes)).astype(np.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is undefined becomes NaN here
-        every = range(decided.num_classes)
-        constant = len(set(true) | set(y_pred)) == 1
-        one_sided = len(set(true)) == 1 or len(set(y_pred)) == 1
-        kappas = [
-            np.nan if constant else cohen_kappa_score(true, y_pred, labels=every, weights=way, sample_weight=each)
-            for way in ("quadratic", "linear", None)
-        ]
-        f1 = [
-            f1_score(true, y_pred, labels=every, average=way, sample_weight=each, zero_division=np.nan)
-            for way in ("macro", "weighted")
-        ]
-        return {
-            "quadratic_kappa": float(kappas[0]),
-            "linear_kappa": float(kappas[1]),
-            "kappa": float(kappas[2]),
-            "accuracy": float(accuracy_score(true, y_pred, sample_weight=each)),
-            "balanced_accuracy": float(balanced_accuracy_score(true, y_pred, sample_weight=each)),
-            "macro_f1": float(f1[0]),
-            "weighted_f1": float(f1[1]),
-            "mcc": np.nan if one_sided else float(matthews_corrcoef(true, y_pred, sample_weight=each)),
-            "grade_error": float(mean_absolute_error(true, y_pred, sample_weight=each)),
-        }
+    of_cells = effects(codes // decided.num_classes, codes % decided.num_classes, decided.num_classes)
+    scores = table_scores(np.asarray(each @ of_cells)[None])
+    return {name: float(values[0]) for name, values in scores.items()}
 
 
 def _why(decided: Classified) -> str:
     if len(np.unique(decided.y_true)) == 1:
-        return "all images are of one class"
-    return "all images were given one class"
+        return "all images belong to one class"
+    return "all images are predicted as one class"
 
 
 def confusion(decided: Classified) -> tuple[tuple[int, ...], ...]:
-    """Counts, a row for each true class and a column for each predicted one."""
+    """Count the images: rows are true classes, columns predicted classes."""
     if not len(decided.y_true):
         return ((0,) * decided.num_classes,) * decided.num_classes
     matrix = confusion_matrix(decided.y_true, decided.y_pred, labels=range(decided.num_classes))
@@ -285,9 +281,9 @@ def _by_class(
                     hits, total, replicates[0], num_groups=having[_CHOSEN], undefined="never predicted"
                 ),
                 recall=proportion(
-                    hits, support, replicates[1], num_groups=having[_TRUE], undefined="no image of the class"
+                    hits, support, replicates[1], num_groups=having[_TRUE], undefined="no images of this class"
                 ),
-                f1=estimate(found[2][number], replicates[2], undefined="neither there nor predicted"),
+                f1=estimate(found[2][number], replicates[2], undefined="neither present nor predicted"),
             )
         )
     return tuple(rows)

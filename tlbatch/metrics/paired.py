@@ -1,4 +1,4 @@
-"""Two sets of decisions on the same images, paired."""
+"""Paired comparison of two classifiers on the same images."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,26 +6,27 @@ from scipy.sparse import csr_array, hstack
 from scipy.stats import binomtest, norm
 
 from tlbatch.config.base import Metric
+from tlbatch.core.typing import Ints
 from tlbatch.metrics.bootstrap import estimate, group_sums_of_cells, resample
 from tlbatch.metrics.confusion import Classified, effects, point_scores, table_scores
 from tlbatch.runs.report import Comparison, Estimate, Verdict
 
 _LEVEL = 0.05
 _FEW = 20
-Ints = npt.NDArray[np.int64]
 
 
 def compare(metric: Metric, first: Classified, other: Classified, *, name: str, seed: int) -> Comparison:
-    """The difference of a score with its paired interval over groups, and McNemar's exact test (1947).
+    """Estimate the difference of a score with its paired bootstrap interval, and run McNemar's exact test (1947).
 
-    A draw of groups is the same for both, so what makes an image hard for both cancels out: the draw is over cells of
-    truth, first and other decision. The difference counts when its interval does not hold zero. Where all draws agree
-    on one that is not zero, it counts when the sign test over groups says so, and is undecided otherwise.
+    Both are scored on the same resampled groups, so variation in image difficulty that they share cancels out:
+    resampled are the cells of true class, first and other prediction. The difference is significant when its interval
+    excludes zero. Where all replicates equal the same non-zero difference, the sign test over groups decides, and the
+    verdict is undecided if it is not significant.
 
     Parameters
     ----------
     other
-        On the same images in the same order.
+        Of the same images in the same order.
     """
     assert np.array_equal(first.y_true, other.y_true)
     right, also = first.y_pred == first.y_true, other.y_pred == other.y_true
@@ -46,7 +47,7 @@ def compare(metric: Metric, first: Classified, other: Classified, *, name: str, 
 
 
 def _verdict(found: Estimate, groups: Ints, gains: npt.NDArray[np.float64]) -> Verdict:
-    """What a difference says, with what the first gains on each image."""
+    """Return the verdict on a difference; ``gains`` is what the first run gains on each image, (n,)."""
     if found.value is None:
         return "undecided"
     if found.low is not None and found.high is not None:
@@ -67,7 +68,7 @@ def _verdict(found: Estimate, groups: Ints, gains: npt.NDArray[np.float64]) -> V
 def difference(
     metric: Metric, first: Classified, other: Classified, *, seed: int
 ) -> tuple[float | None, npt.NDArray[np.float64]]:
-    """The score of the first less that of the other, and what the same draws of groups make of it, (draws,)."""
+    """Return the score of the first minus that of the other, and its bootstrap replicates, (replicates,)."""
     if not len(first.y_true):
         return None, np.empty(0)
     num = first.num_classes
@@ -81,10 +82,11 @@ def difference(
 
 
 def lower_bound(value: float | None, replicates: npt.NDArray[np.float64], level: float) -> float | None:
-    """Below which a difference lies with a probability of ``level``, one-sided.
+    """Return the one-sided lower confidence bound of a difference at ``level``.
 
-    The percentile of its draws; where fewer than twenty of them lie below it, the lower of that and the normal bound
-    ``value - z(level) * sd``. None where the draws say nothing: most are undefined, or all are the same.
+    This is the percentile of its replicates; where fewer than twenty of them lie below it, the lower of the percentile
+    and the normal bound ``value + z(level) * sd``, z being the normal quantile. None where too
+    many replicates are undefined, or all are identical.
     """
     found = estimate(value, replicates)
     if found.value is None or found.low is None:

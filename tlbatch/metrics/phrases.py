@@ -1,8 +1,8 @@
-"""Scores of images with several tags, a short ordered phrase each, with intervals over groups."""
+"""Scores of predicted phrases, short ordered lists of tags, with bootstrap intervals over groups."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +10,22 @@ from nltk.metrics.distance import edit_distance
 from nltk.translate.bleu_score import modified_precision
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from tlbatch.core.typing import Floats
 from tlbatch.metrics.bootstrap import estimate, group_sums_of_values, proportion, resample
 from tlbatch.runs.report import Estimate, OddPhrases, TagScores
 
 _ORDERS = 4
 _NO_IMAGES = "no images"
 Phrase = Sequence[str]
-Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All tags that there are, and what they say."""
+    """All tags, and the attributes that they describe."""
 
     tags: Sequence[str]
     attributes: Mapping[str, Sequence[str]]
-    """Tags of which an image has one or none, by name."""
+    """Mutually exclusive tags by attribute: an image has one of them or none."""
     odd: OddPhrases
     num_writable: int
 
@@ -38,30 +38,30 @@ def score_tags(
     *,
     seed: int,
 ) -> TagScores:
-    """Exact match, edit distance, BLEU, F1 of every tag, and accuracy of every attribute.
+    """Compute exact match, edit distance, BLEU, F1 of every tag, and accuracy of every attribute.
 
-    An exact match has the same tags in the same order. The edit distance (Levenshtein 1966) counts tags to insert,
-    delete or replace, a mean over images. BLEU (Papineni et al. 2002) is that of all images together, of sequences of
-    one up to four tags, or as many as the longest true phrase has. F1 and the accuracy of an attribute, which is right
-    where all its tags are and no other one of it, do not look at the order; their means are over the tags and
-    attributes that a true phrase has, so that they are of the same ones for all runs.
+    An exact match has the same tags in the same order. The edit distance (Levenshtein 1966) counts insertions,
+    deletions and substitutions of tags, averaged over images. BLEU (Papineni et al. 2002) is computed over the corpus,
+    with n-grams of up to four tags, or up to the length of the longest true phrase. F1 and attribute accuracy ignore
+    the order; an attribute is correct where exactly its true tags are predicted. Their means are taken over the tags
+    and attributes that occur in true phrases, so that they cover the same ones for all runs.
 
     Parameters
     ----------
     truth, predicted
-        Tags of each image in their order, n each.
+        Tags of each image in order, n each.
     groups
-        From 0, (n,).
+        Numbered from 0, (n,).
 
     Raises
     ------
     ValueError
-        When a phrase holds something else.
+        When a phrase contains an unknown tag.
     """
     tags = vocabulary.tags
     unknown = {tag for phrase in (*truth, *predicted) for tag in phrase} - set(tags)
     if unknown:
-        raise ValueError(f"not among the tags: {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown tags: {', '.join(sorted(unknown))}")
     if not truth:
         return _undefined(vocabulary)
     sums, num_groups = _drawn_sums(truth, predicted, groups, vocabulary, seed=seed)
@@ -102,18 +102,18 @@ def _attributes(
     truth: Sequence[Phrase], attributes: Mapping[str, Sequence[str]], sums: Mapping[str, Floats], num_groups: int
 ) -> dict[str, object]:
     num_with = {name: sum(bool(set(own) & set(phrase)) for phrase in truth) for name, own in attributes.items()}
-    absent = Estimate(value=None, undefined="no image has one")
+    absent = Estimate(value=None, undefined="no image has this attribute")
     shares = zip(num_with.items(), _shares(sums, "attributes", num_groups), strict=True)
     there = np.array([bool(number) for number in num_with.values()], np.bool_)
     return {
         "attributes": {name: share if number else absent for (name, number), share in shares},
         "num_with": num_with,
-        "mean_attribute": _mean(sums["attributes"][:, there] / sums["one"], "none is named, or none is there"),
+        "mean_attribute": _mean(sums["attributes"][:, there] / sums["one"], "no attributes defined, or none present"),
     }
 
 
 def _shares(sums: Mapping[str, Floats], name: str, num_groups: int) -> list[Estimate]:
-    """Shares of the images, one a column."""
+    """Estimate one proportion of the images per column."""
     (total,), each = sums["one"][-1], sums[name] / sums["one"]
     return [
         proportion(int(number), int(total), drawn[:-1], num_groups=num_groups, undefined=_NO_IMAGES)
@@ -129,8 +129,9 @@ def _drawn_sums(
     *,
     seed: int,
 ) -> tuple[dict[str, Floats], int]:
-    """Sums over the groups of each draw, (draws + 1, columns), of which the last row is of all groups once; and how
-    many groups there are.
+    """Return sums over the groups of each replicate, (replicates + 1, columns), and the number of groups.
+
+    The last row is the original sample: every group once.
     """
     coder = MultiLabelBinarizer(classes=list(vocabulary.tags))
     yes, answered = coder.fit_transform(truth), coder.transform(predicted)
@@ -150,18 +151,18 @@ def _drawn_sums(
 
 
 class _ScoredPhrases(NamedTuple):
-    """What is added up of an image."""
+    """Sums of one image."""
 
     exact: list[float]
     edits: list[float]
     sequences: list[float]
-    """What BLEU adds up: sequences of each length that are found, predicted and true; the first of these are tags."""
+    """For BLEU, by length: matched, predicted and true n-grams; the first of each are single tags."""
     attributes: list[float]
-    """Whether each is right."""
+    """1 where the attribute is correct, else 0."""
 
 
 class _PhraseScorer:
-    """Judges a phrase against the true one, and remembers the pair: there are far fewer pairs than images."""
+    """Scores a phrase against the true one; results are cached, as there are far fewer distinct pairs than images."""
 
     def __init__(self, truth: Sequence[Phrase], attributes: Mapping[str, Sequence[str]]) -> None:
         self._orders = _num_orders(truth)
@@ -174,7 +175,7 @@ class _PhraseScorer:
             orders = range(1, self._orders + 1)
             found = [
                 modified_precision([truth], predicted, order).numerator for order in orders
-            ]  # which is not reduced
+            ]  # a fraction that is not reduced
             self._known[pair] = _ScoredPhrases(
                 [float(truth == predicted)],
                 [float(edit_distance(list(truth), list(predicted)))],
@@ -189,7 +190,7 @@ def _num_orders(truth: Sequence[Phrase]) -> int:
 
 
 def _bleu(sums: Floats) -> Estimate:
-    """BLEU of draws and of all groups once, which stand last; sequences as long as no true phrase do not count."""
+    """Compute BLEU of the replicates and, in the last row, of the sample; longer n-grams than true ones are skipped."""
     found, predicted, true = np.split(sums, 3, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(predicted > 0, found / predicted, 0.0)
@@ -203,15 +204,15 @@ def _f1(tags: Sequence[str], present: Container[str], sums: Mapping[str, Floats]
     with np.errstate(divide="ignore", invalid="ignore"):
         each = 2 * sums["hits"] / sums["sizes"]
     of_tags = {
-        tag: estimate(float(each[-1, at]), each[:-1, at], undefined="neither there nor predicted")
+        tag: estimate(float(each[-1, at]), each[:-1, at], undefined="neither present nor predicted")
         for at, tag in enumerate(tags)
     }
     there = np.array([tag in present for tag in tags], np.bool_)
-    return {"f1": of_tags, "macro_f1": _mean(each[:, there], "no tag is there")}
+    return {"f1": of_tags, "macro_f1": _mean(each[:, there], "no tags present")}
 
 
 def _mean(each: Floats, undefined: str) -> Estimate:
-    """The mean over columns that are defined, of draws and of all groups once, which stand last."""
+    """Average the defined columns of the replicates and, in the last row, of the sample."""
     counts = (~np.isnan(each)).sum(axis=1)
     with np.errstate(invalid="ignore"):
         means = np.nansum(each, axis=1) / np.where(counts, counts, np.nan)

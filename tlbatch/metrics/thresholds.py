@@ -1,18 +1,19 @@
-"""Thresholds between the grades of a regression, fitted for quadratic kappa on validation."""
+"""Thresholds that turn a regression output into grades, fitted to maximise quadratic kappa."""
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
-from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import GroupKFold
+
+from tlbatch.core.typing import Floats
+from tlbatch.metrics.confusion import kappa_of_codes
 
 _FOLDS = 5
 _LEAST = 20
-Floats = npt.NDArray[np.float64]
 
 
 def rounding(num_classes: int) -> Floats:
-    """Thresholds that give the nearest grade, (num_classes - 1,)."""
+    """Return the thresholds that round to the nearest grade, (num_classes - 1,)."""
     return np.arange(num_classes - 1, dtype=np.float64) + 0.5
 
 
@@ -24,9 +25,10 @@ def fit_thresholds(
     num_classes: int,
     search: bool = True,
 ) -> Floats:
-    """Thresholds for quadratic kappa: rounding, unless others gain on groups they were not fitted on.
+    """Fit thresholds for quadratic kappa: plain rounding, unless others score higher in cross-validation over groups.
 
-    The others are rounding after the values were given the mean and deviation of the grades, and free thresholds.
+    The alternatives are rounding after matching the mean and standard deviation of the values to those of the grades,
+    and freely optimised thresholds.
 
     Parameters
     ----------
@@ -35,13 +37,13 @@ def fit_thresholds(
     grades
         0 to num_classes - 1, (n,).
     groups
-        What belongs together, (n,): the views of an image, the eyes of a patient.
+        Group of each value, (n,): views of one image, eyes of one patient.
     search
-        Try free thresholds too, which takes a second.
+        Also try freely optimised thresholds, which takes about a second.
 
     Returns
     -------
-    (num_classes - 1,), increasing.
+    (num_classes - 1,), in increasing order.
     """
     plain = rounding(num_classes)
     if len(np.unique(groups)) < _LEAST:
@@ -52,8 +54,8 @@ def fit_thresholds(
         apart = np.empty(len(values), np.int64)
         for fitted, judged in folds:
             apart[judged] = np.digitize(values[judged], fit(values[fitted], grades[fitted], plain))
-        gained[fit] = _kappa(grades, apart, num_classes)
-    best = max(gained, key=lambda fit: gained[fit])  # the first, and simplest, of equals
+        gained[fit] = _kappa(grades, apart)
+    best = max(gained, key=lambda fit: gained[fit])  # on ties the first, which is the simplest
     return best(values, grades, plain)
 
 
@@ -62,7 +64,7 @@ def _rounded(_values: Floats, _grades: npt.NDArray[np.int64], plain: Floats) -> 
 
 
 def _matched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
-    """Where values fall on rounding once they have the mean and deviation of the grades."""
+    """Return the thresholds equal to rounding values matched to the mean and standard deviation of the grades."""
     stretch = float(grades.std() / max(float(values.std()), 1e-6))
     if stretch == 0:
         return plain
@@ -71,12 +73,12 @@ def _matched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Fl
 
 
 def _searched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
-    """The best found from two starts: rounding, and as many of each grade as there are."""
+    """Optimise the thresholds from two starts, rounding and the quantiles of the grades, and return the better."""
     num_classes = len(plain) + 1
     shares = np.bincount(grades, minlength=num_classes).cumsum()[:-1] / len(grades)
     found = [
         minimize(
-            lambda thresholds: -_kappa(grades, np.digitize(values, np.sort(thresholds)), num_classes),
+            lambda thresholds: -_kappa(grades, np.digitize(values, np.sort(thresholds))),
             begin,
             method="Nelder-Mead",
             options={"initial_simplex": np.vstack([begin, begin + 0.25 * np.eye(len(begin))])},
@@ -87,5 +89,5 @@ def _searched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> F
     return fitted
 
 
-def _kappa(grades: npt.NDArray[np.int64], y_pred: npt.NDArray[np.int64], num_classes: int) -> float:
-    return float(np.nan_to_num(cohen_kappa_score(grades, y_pred, labels=range(num_classes), weights="quadratic")))
+def _kappa(grades: npt.NDArray[np.int64], y_pred: npt.NDArray[np.int64]) -> float:
+    return float(np.nan_to_num(kappa_of_codes(grades, y_pred)))

@@ -1,1 +1,1 @@
-"""Backbones, cuts, heads and their training state."""
+"""Backbones, cut points, heads, objectives and checkpoints."""

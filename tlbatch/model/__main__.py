@@ -1,4 +1,4 @@
-"""List the places at which a backbone can be cut, or fetch its library's own weights."""
+"""List the points at which a backbone can be cut, or download its library's own weights."""
 
 import argparse
 import sys
@@ -16,13 +16,13 @@ from tlbatch.model.cut_points import Chain, last_of_layers
 
 
 def main() -> None:
-    """``python -m tlbatch.model BACKBONE``."""
+    """Run ``python -m tlbatch.model BACKBONE``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.model", description=__doc__)
     parser.add_argument("backbone", help="timm:NAME, the name of a torchvision classifier, or handcrafted")
     parser.add_argument("--size", type=int, help="input height and width in pixels")
-    parser.add_argument("--all", action="store_true", help="every place, in place of the last of each layer")
+    parser.add_argument("--all", action="store_true", help="list every cut point, not only the last of each layer")
     parser.add_argument(
-        "--fetch", type=Path, metavar="FILE", help="write the library's weights to FILE, with their input"
+        "--fetch", type=Path, metavar="FILE", help="download the library's weights to FILE, with input size"
     )
     options = parser.parse_args()
     try:
@@ -36,9 +36,9 @@ def main() -> None:
 
 
 def listing(name: str, size: int | None, *, every: bool) -> list[str]:
-    """A line a cut: layer, name, shape of an image's activation, parameters before and after, bytes cached in fp32.
+    """Return a line per cut: layer, name, shape of an image's activation, parameters before and after, fp32 cache size.
 
-    Nothing is computed: the network has shapes only.
+    Nothing is computed: the network is built on the meta device.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def listing(name: str, size: int | None, *, every: bool) -> list[str]:
     shown = set(range(len(places))) if every else {places.index(place) for place in last_of_layers(places)}
     total = sum(parameter.numel() for parameter in spec.net.parameters())
     lines = [f"{name}: input {spec.size} x {spec.size}, mean {spec.mean}, std {spec.std}, {total:,} parameters"]
-    lines.append(f"{'layer':>5}  {'cut':<36}{'activation':>16}{'frozen':>14}{'trained':>14}{'kB an image':>13}")
+    lines.append(f"{'layer':>5}  {'cut':<36}{'activation':>16}{'frozen':>14}{'trained':>14}{'kB per image':>13}")
     for at in sorted(shown):
         place, shape = places[at], shapes[at]
         frozen = sum(parameter.numel() for parameter in chain.parameters(0, at).values())
@@ -67,12 +67,12 @@ def listing(name: str, size: int | None, *, every: bool) -> list[str]:
 
 
 def fetch(name: str, file: Path) -> None:
-    """Write the library's own weights, with their size and normalisation, as safetensors.
+    """Download the library's own weights and write them as safetensors, with their size and normalisation.
 
     Raises
     ------
     UserError
-        When there are none, or they cannot be fetched.
+        When there are none, or they cannot be downloaded.
     """
     build_backbone(Model(backbone=name))
     family, _, short = name.rpartition(":")
@@ -81,8 +81,8 @@ def fetch(name: str, file: Path) -> None:
     except Exception as error:  # noqa: BLE001 (two libraries and their hubs raise what they like)
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"model.weights: the library's weights of {name} cannot be fetched ({first}); submit where there is "
-            "internet, or set model.weights=FILE"
+            f"model.weights: the library's weights for {name} cannot be downloaded ({first}); submit on a machine with "
+            "internet access, or set model.weights=FILE"
         ) from None
     write_weights(file, tensors, stated)
 
@@ -96,7 +96,7 @@ def _of_timm(name: str) -> tuple[dict[str, torch.Tensor], Input]:
 def _of_torchvision(name: str) -> tuple[dict[str, torch.Tensor], Input]:
     weights = torchvision.models.get_model_weights(name).DEFAULT
     seen = weights.transforms()
-    own = build_backbone(Model(backbone=name))  # of networks that transform their input, the values before it
+    own = build_backbone(Model(backbone=name))  # of networks that transform their own input, the values before that
     stated = Input(size=seen.crop_size[0], mean=tuple(seen.mean), std=tuple(seen.std))
     if (own.mean, own.std) == ((0.5,) * 3, (0.5,) * 3):
         stated = Input(size=stated.size, mean=own.mean, std=own.std)

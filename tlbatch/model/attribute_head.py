@@ -1,4 +1,4 @@
-"""The plain rival of the LSTM: a linear classifier for each attribute, and the order of its words from training."""
+"""The simpler alternative to the LSTM: a linear classifier per attribute, with the word order of the training set."""
 
 import math
 from collections import Counter
@@ -7,31 +7,30 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tlbatch.config.data import Data
 from tlbatch.config.training import Fit
+from tlbatch.core.typing import Ints
 from tlbatch.model.heads import head_like
 from tlbatch.model.phrase_decoder import NONE, PhraseHead
 from tlbatch.model.sklearn_heads import Vectors, fit_head
 
-Ints = npt.NDArray[np.int64]
 _LEAST = math.log(1e-6)
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """Tags of which an image has one or none."""
+    """Tags of which an image has at most one."""
 
     name: str
     tags: tuple[int, ...]
     """Numbers in the vocabulary."""
 
     def values(self, phrases: Ints) -> Ints:
-        """Of each phrase (n, tags): 0 for none, else 1 + the place of its first tag of the attribute, (n,)."""
+        """Return the value of each phrase (n, tags): 0 for none, else 1 + the place of its first tag here, (n,)."""
         place = np.zeros(max(phrases.max(initial=0), *self.tags) + 3, np.int64)  # the last two are for none and unknown
         place[list(self.tags)] = np.arange(len(self.tags)) + 1
         found = place[phrases]
@@ -45,11 +44,11 @@ class AttributeHead(PhraseHead):
     Attributes
     ----------
     tags
-        (num_outputs,): the tag that each output means, or none; an attribute begins at each none.
+        (num_outputs,): the tag that each output stands for, or none; each none starts an attribute.
     orders
-        (m, max_tags): the commonest order of each set of tags in training.
+        (m, max_tags): the most common order of each set of tags in the training split.
     places
-        (num_tags,): mean place of a tag in its phrase, 0 to 1, for sets that training does not have.
+        (num_tags,): mean position of a tag in its phrase, 0 to 1, for sets that the training split does not have.
     """
 
     tags: torch.Tensor
@@ -70,22 +69,22 @@ class AttributeHead(PhraseHead):
         return [slice(start, stop) for start, stop in pairwise(starts)]
 
     def _log_probabilities(self, features: torch.Tensor) -> list[torch.Tensor]:
-        """Of the values of each attribute."""
+        """Return the log probabilities of each attribute's values."""
         outputs = self.linear(features)
         return [outputs[:, stretch].log_softmax(1) for stretch in self._stretches]
 
     def losses(self, features: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
-        """Negative log likelihood of the values of all attributes, (n,); the order of the tags has none."""
+        """Return the negative log likelihood of all attributes' values, (n,); the order of tags does not count."""
         total = features.new_zeros(len(features))
         rows = phrases.cpu().numpy()
         for stretch, said in zip(self._stretches, self._log_probabilities(features), strict=True):
             attribute = Attribute("", tuple(self.tags[stretch][1:].tolist()))
             values = torch.from_numpy(attribute.values(rows)).to(said.device)
-            total -= said.gather(1, values[:, None])[:, 0].clamp_min(_LEAST)  # training may not have had the value
+            total -= said.gather(1, values[:, None])[:, 0].clamp_min(_LEAST)  # the value may not occur in training
         return total
 
     def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most probable value of each attribute, as a phrase, which has one tag at least."""
+        """Return the most probable value of each attribute, as a phrase of at least one tag."""
         values, every = self._values(features)
         chosen = [self.tags[stretch][own] for stretch, own in zip(self._stretches, values, strict=True)]
         orders = {frozenset(order): order for order in _rows(self.orders)}
@@ -100,9 +99,9 @@ class AttributeHead(PhraseHead):
         return padded.to(features.device), every
 
     def _values(self, features: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The value of each attribute, (n,) each, and the log probability of all together, (n,).
+        """Return the value of each attribute, (n,) each, and the log probability of all together, (n,).
 
-        Where none is the most probable of all, the tag that costs least is there in its place.
+        Where every attribute's most probable value is none, the tag that lowers the probability least is used instead.
         """
         said = self._log_probabilities(features)
         found = [one.max(1) for one in said]
@@ -117,7 +116,7 @@ class AttributeHead(PhraseHead):
 
 
 def restored_head(tensors: Mapping[str, torch.Tensor], head: nn.Module) -> nn.Module:
-    """The head that some tensors of a checkpoint belong to: the one given, unless it was fitted on training vectors."""
+    """Return the head for the tensors of a checkpoint: the given one, unless it was fitted on training vectors."""
     if "head.orders" in tensors:
         tags, orders, places = (tensors[f"head.{name}"] for name in ("tags", "orders", "places"))
         restored = AttributeHead(tensors["head.linear.weight"].shape[1], tags, orders, places)
@@ -131,7 +130,7 @@ def _rows(phrases: torch.Tensor) -> list[tuple[int, ...]]:
 
 
 def attributes_in(vocabulary: Sequence[str], data: Data) -> list[Attribute]:
-    """The attributes that a job names, of tags that there are, and each tag that none of them has as one of its own."""
+    """Return the job's attributes, restricted to known tags, and an own attribute for each tag that is in none."""
     named = data.attributes_in(vocabulary)
     number = {name: place for place, name in enumerate(vocabulary)}
     taken = {tag for tags in named.values() for tag in tags}
@@ -142,18 +141,18 @@ def attributes_in(vocabulary: Sequence[str], data: Data) -> list[Attribute]:
 def fit_attributes(
     kind: Fit, vectors: Vectors, phrases: Ints, attributes: Sequence[Attribute], *, num_tags: int, seed: int
 ) -> tuple[AttributeHead, dict[str, float]]:
-    """A linear classifier for each attribute, its penalty chosen by cross-validation over groups.
+    """Fit a linear classifier for each attribute, its penalty chosen by cross-validation over groups.
 
     Parameters
     ----------
     vectors
-        Whose labels are not read.
+        Features and groups; the labels are not read.
     phrases
-        Of each vector, (n, tags).
+        Phrase of each vector, (n, tags).
 
     Returns
     -------
-    The head, and the mean loss on unseen vectors of the penalty that was chosen, by attribute.
+    The head, and the mean out-of-fold loss of the chosen penalty, by attribute.
     """
     layers, losses = [], {}
     for attribute in attributes:
@@ -175,7 +174,7 @@ def fit_attributes(
 
 
 def _constant(width: int, number: int, value: int) -> nn.Linear:
-    """What always says the same."""
+    """Make a layer that always predicts the same value."""
     layer = nn.Linear(width, number)
     nn.init.zeros_(layer.weight)
     nn.init.constant_(layer.bias, -1e4)
@@ -185,7 +184,7 @@ def _constant(width: int, number: int, value: int) -> nn.Linear:
 
 
 def _orders(phrases: Ints, max_tags: int, num_tags: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The commonest order of each set of tags that a phrase can have, and the mean place of each tag."""
+    """Return the most common order of each set of tags that a phrase can have, and the mean position of each tag."""
     counts = Counter(tuple(tag for tag in row if tag >= 0) for row in phrases.tolist())
     best: dict[frozenset[int], tuple[int, ...]] = {}
     for phrase, _ in sorted(counts.items(), key=lambda one: (-one[1], one[0])):

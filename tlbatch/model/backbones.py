@@ -1,4 +1,4 @@
-"""Pre-trained networks of timm and torchvision without their classifiers, and how their weights get in."""
+"""Pre-trained networks of timm and torchvision without their classifiers, and the loading of their weights."""
 
 import difflib
 import logging
@@ -47,7 +47,7 @@ class Backbone:
 
 
 class Input(BaseModel):
-    """Size and normalisation that weights were trained with, as it stands in their file."""
+    """Input size and normalisation that weights were trained with, as stored in their file."""
 
     size: int | None = None
     mean: Triple | None = None
@@ -55,17 +55,17 @@ class Input(BaseModel):
 
 
 def build_backbone(model: Model, weights: Path | None = None) -> Backbone:
-    """Make the network of the job with random weights.
+    """Build the network of the job with random weights.
 
     Parameters
     ----------
     weights
-        File whose size and normalisation to take where the job does not say.
+        File whose size and normalisation to use where the job sets none.
 
     Raises
     ------
     UserError
-        When there is no such backbone; the text names similar ones.
+        When there is no such backbone; the message names similar ones.
     """
     if model.backbone == HANDCRAFTED:
         size = model.size or DEFAULT_SIZE
@@ -79,7 +79,7 @@ def build_backbone(model: Model, weights: Path | None = None) -> Backbone:
 
 
 def read_input(file: Path) -> Input:
-    """What a .safetensors file says of the input of its network."""
+    """Read the input size and normalisation that a .safetensors file states."""
     if file.suffix != ".safetensors":
         return Input()
     try:
@@ -92,7 +92,7 @@ def read_input(file: Path) -> Input:
 
 
 def write_weights(path: Path, tensors: Tensors, stated: Input) -> None:
-    """Write tensors as safetensors, with what their network takes in."""
+    """Write tensors as safetensors, with the input size and normalisation of their network."""
     whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with atomic_file(path) as file:
         file.write(safetensors.torch.save(whole, metadata={"input": stated.model_dump_json()}))
@@ -118,7 +118,7 @@ def _timm_backbone(name: str, wanted: Input) -> Backbone:
 
 
 def _is_transformer(name: str) -> bool:
-    """Vision transformers are made for one input size; convolutional networks take any."""
+    """Return whether a network is a vision transformer, built for one input size; convolutional networks take any."""
     return name.startswith(("vit_", "deit", "swin", "beit", "eva"))
 
 
@@ -144,19 +144,19 @@ def _similar(name: str, known: list[str]) -> str:
 
 
 def load_weights(backbone: Backbone, path: Path, *, match: str) -> None:
-    """Fill the network from a file; tensors of the classifier, which is not wanted, are left out.
+    """Load the weights of the network from a file, without those of the classifier.
 
     Raises
     ------
     UserError
-        When the file cannot be read, or its tensors do not fit; the text names the first that do not.
+        When the file cannot be read, or its tensors do not fit; the message names the first that do not.
     """
     given, wanted = read_tensors(path), backbone.net.state_dict()
     fit = _by_order if match == "order" else _by_name
     fitted = fit(given, wanted, backbone.classifier, path)
     wrong = next((key for key, value in fitted.items() if not torch.isfinite(value).all()), None)
     if wrong is not None:
-        raise UserError(f"{path}: {wrong} holds numbers that are not finite; fetch the file again")
+        raise UserError(f"{path}: {wrong} holds values that are not finite; download the file again")
     backbone.net.load_state_dict(fitted)
 
 
@@ -166,19 +166,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is said below
+            warnings.simplefilter("ignore")  # errors are reported below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch raises half a dozen kinds for a bad file)
-        # what unpickling says is a riddle, or advice to run the code in the file
+        # messages of the unpickler are cryptic, or advise running the code in the file
         riddle = isinstance(error, (pickle.UnpicklingError, LookupError, EOFError))
-        why = "no state dict, or one that holds code, which is not run" if riddle else str(error).splitlines()[0]
+        why = "not a state dict, or one that contains code, which is not run" if riddle else str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read as weights ({why}); give a .safetensors or .pth state dict") from None
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
-        raise UserError(f"{path}: holds no state dict (names with tensors); export one with model.state_dict()")
+        raise UserError(f"{path}: holds no state dict (tensors by name); export one with model.state_dict()")
     return state
 
 
@@ -204,13 +204,13 @@ def _by_name(tensors: Tensors, wanted: Tensors, classifier: str, path: Path) -> 
 
 
 def _stripped(tensors: Tensors, wanted: Tensors, path: Path) -> Tensors:
-    """The tensors below the prefix under which most of those that are wanted lie."""
+    """Return the tensors under the prefix that most of the wanted ones share, without it."""
     first = next(iter(wanted))
     prefixes = {"", *(key.removesuffix(first) for key in tensors if key.endswith(f".{first}"))}
     best = max(sorted(prefixes), key=lambda prefix: sum(f"{prefix}{key}" in tensors for key in wanted))
     outside = [key for key in tensors if not key.startswith(best)]
     if outside:
-        log.info("%s: %d tensors outside of %s* are left out%s", path.name, len(outside), best, _first(outside))
+        log.info("%s: %d tensors outside %s* are ignored%s", path.name, len(outside), best, _first(outside))
     return {key.removeprefix(best): value for key, value in tensors.items() if key.startswith(best)}
 
 

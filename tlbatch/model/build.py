@@ -1,4 +1,4 @@
-"""From a job to its classifier, with random weights."""
+"""Building the classifier of a job, with random weights."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from tlbatch.model.objectives import Rule
 
 
 def build_classifier(job: Job | Network, num_classes: int, *, described_by: Path | None = None) -> Classifier:
-    """The job's backbone and a new head, with random weights that are the same on every rank.
+    """Build the job's backbone and a new head, with random weights that are the same on every rank.
 
     Parameters
     ----------
     described_by
-        File of weights whose size and normalisation to take where the job does not say.
+        Weights file whose size and normalisation to use where the job sets none.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def build_classifier(job: Job | Network, num_classes: int, *, described_by: Path
         When there is no such backbone, or the head does not fit it or the classes.
     """
     if job.objective == "binary" and num_classes != 2:
-        raise UserError(f"objective: binary is for two classes, there are {num_classes}; set objective=cross-entropy")
+        raise UserError(f"objective: binary is for two classes, not {num_classes}; set objective=cross-entropy")
     torch.manual_seed(job.seed)
     backbone = build_backbone(job.model, described_by)
     torch.manual_seed(job.seed)
@@ -45,6 +45,6 @@ def build_classifier(job: Job | Network, num_classes: int, *, described_by: Path
 
 
 def _pool(job: Job | Network) -> Pool:
-    """``flatten`` where a phase asks for that cut."""
+    """Return the pooling of the head: ``flatten`` where a phase has that cut."""
     flattens = job.head.pool == "auto" and any(phase.cut == "flatten" for phase in job.phase)
     return "flatten" if flattens else job.head.pool

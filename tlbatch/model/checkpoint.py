@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, with the record that says what they are."""
+"""Checkpoints: written atomically, with a record that describes them."""
 
 import copy
 import math
@@ -27,19 +27,19 @@ from tlbatch.runs.world import World
 
 
 def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
-    """The classifier as the first phase begins with it.
+    """Build the classifier as it is when the first phase starts.
 
     Raises
     ------
     UserError
-        When there is no such backbone or cut, its weights or those of the head do not fit or have changed, or the
-        images have tags in place of classes.
+        When there is no such backbone or cut, weights of backbone or head do not fit or have changed, or the images
+        have tags instead of classes.
     """
     job = record.job
     if manifest.tags and job.objective != "tags":
         raise UserError(
-            f"objective: the images have several tags, and {job.objective} is of one class; set objective=tags, or "
-            "leave data.tag_separator empty"
+            f"objective: the images have several tags, but {job.objective} needs one class per image; set "
+            "objective=tags, or leave data.tag_separator empty"
         )
     file = weights_file(job.model.weights)
     if file is not None and digest_file(file) != record.weights_digest:
@@ -50,7 +50,7 @@ def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
         model.head.read_classes(names, manifest.classes)
     if file is not None:
         load_weights(model.spec, file, match=job.model.match)
-    for phase in job.phase:  # a wrong cut of the last phase is found before the first begins
+    for phase in job.phase:  # reports a wrong cut of the last phase before the first starts
         model.find(phase.cut)
     if job.head.weights:
         _load_head(model, RunPaths(Path(job.head.weights)), names)
@@ -62,12 +62,12 @@ def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> No
     if best.classes != classes and best.max_tags:
         differ = sorted(set(best.classes) ^ set(classes))
         raise UserError(
-            f"head.weights: the head of {run.folder} is another: of {len(best.classes)} tags, and not {len(classes)} "
+            f"head.weights: the head of {run.folder} has {len(best.classes)} tags, but this job has {len(classes)} "
             f"({', '.join(differ[:3])} differ); give this job the same training split and decoder.min_images"
         )
     if best.classes != classes:
         raise UserError(
-            f"head.weights: the head of {run.folder} is another: of the classes {', '.join(best.classes)}, and not "
+            f"head.weights: the head of {run.folder} has the classes {', '.join(best.classes)}, but this job has "
             f"{', '.join(classes)}; give this job the same classes in the same order"
         )
     own = model.head.state_dict()
@@ -77,33 +77,33 @@ def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> No
     ]
     if wrong:
         raise UserError(
-            f"head.weights: the head of {run.folder} is another ({', '.join(sorted(wrong)[:3])} differ); give this job "
-            "the same head section, features and classes"
+            f"head.weights: the head of {run.folder} does not fit ({', '.join(sorted(wrong)[:3])} differ); give this "
+            "job the same head section, features and classes"
         )
     model.head.load_state_dict(given)
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What was predicted for images that the model, or one fitted alike, was not trained on."""
+    """Predictions for images that the model, or one fitted in the same way, was not trained on."""
 
     outputs: npt.NDArray[np.float32]
-    """Of the head, (n, num_outputs)."""
+    """Outputs of the head, (n, num_outputs)."""
     labels: npt.NDArray[np.int64]
     groups: npt.NDArray[np.bytes_]
     out_of_fold: bool = False
-    """Training images, by heads fitted on the other folds, in place of the validation split."""
+    """Whether these are training images, by heads fitted on the other folds, instead of the validation split."""
 
 
 class BestCheckpoint:
-    """Keeps the checkpoint with the higher validation score, among equals the one with the lower log loss.
+    """Keeps the checkpoint with the highest validation score; ties go to the lower log loss.
 
-    Where validation says nothing (no such split, undefined score) the last one is kept. What is offered is kept in
-    memory until `write`.
+    Without validation (no such split, or an undefined score) the last one is kept. The kept checkpoint stays in memory
+    until `write`.
     """
 
     best: Best | None
-    """The one that is kept; written, it says all of its file."""
+    """Record of the kept checkpoint; complete once it is written."""
 
     def __init__(self, paths: RunPaths, world: World) -> None:
         self.best: Best | None = None
@@ -113,7 +113,7 @@ class BestCheckpoint:
         self._out_of_fold: OutOfFold | None = None
 
     def consider(self, offered: Best, model: Classifier, unseen: OutOfFold) -> bool:
-        """Keep it if it is better; whether it is. Thresholds are fitted on what is unseen."""
+        """Keep a checkpoint unless it is worse; return whether it is better. Thresholds are fitted on ``unseen``."""
         if self.best is not None and _rank(offered) < _rank(self.best):
             return False
         better = self.best is None or _rank(offered) > _rank(self.best)
@@ -122,7 +122,7 @@ class BestCheckpoint:
         return better
 
     def state(self) -> dict[str, Any]:
-        """What is kept in memory, as tensors; empty once it is written."""
+        """Return the kept checkpoint in memory, as tensors; empty once it is written."""
         if self._kept is None or self._out_of_fold is None:
             return {}
         groups = self._out_of_fold.groups
@@ -135,7 +135,7 @@ class BestCheckpoint:
         }
 
     def load(self, best: Best | None, state: dict[str, Any]) -> None:
-        """Go on from what was kept once; a checkpoint that was written since then is no longer the best."""
+        """Restore what was kept when a snapshot was saved; checkpoints written since then are no longer the best."""
         self.best = best
         if state:
             groups = state["groups"].numpy()
@@ -148,9 +148,9 @@ class BestCheckpoint:
             best.save(self._paths.best)
 
     def write(self, model: Classifier) -> None:
-        """Write what was kept since the last time: first the weights, then the record.
+        """Write the checkpoint that was kept since the last write: first the weights, then the record.
 
-        Thresholds between grades are fitted on the images that the kept outputs are of, if there are any.
+        Thresholds between grades are fitted on the images of the kept outputs, if there are any.
         """
         if self._kept is None or self.best is None or self._out_of_fold is None or not self._world.is_main:
             return
@@ -181,13 +181,13 @@ class BestCheckpoint:
 
 
 def _save(tensors: dict[str, torch.Tensor], model: Classifier, path: Path) -> str:
-    """Write all weights and statistics, with size and normalisation; the file's SHA-256."""
+    """Write all weights and statistics, with size and normalisation; return the file's SHA-256."""
     write_weights(path, tensors, Input(size=model.spec.size, mean=model.spec.mean, std=model.spec.std))
     return digest_file(path)
 
 
 def _save_out_of_fold(path: Path, unseen: OutOfFold, model: Classifier, thresholds: torch.Tensor) -> str:
-    """Write probabilities and grades of unseen images; the file's SHA-256."""
+    """Write out-of-fold probabilities and grades; return the file's SHA-256."""
     outputs = torch.from_numpy(unseen.outputs)
     with atomic_file(path) as file:
         np.savez(
@@ -208,12 +208,12 @@ def _rank(best: Best) -> tuple[float, float]:
 
 
 def load_best(paths: RunPaths) -> tuple[Best, Path]:
-    """The record of the chosen checkpoint and its weights, compared with their digest.
+    """Return the record of the chosen checkpoint and the path of its weights, after checking their digest.
 
     Raises
     ------
     UserError
-        When train has not finished or the file is not as it was written.
+        When train has not finished, or the file has changed since it was written.
     """
     best = load_record(Best, paths.best, missing="run train first: python -m tlbatch.train RUN")
     path = paths.checkpoints / best.weights
@@ -223,34 +223,34 @@ def load_best(paths: RunPaths) -> tuple[Best, Path]:
 
 
 def trained_classifier(record: RunRecord, num_classes: int, checkpoint: Path) -> Classifier:
-    """The classifier of a checkpoint, head included."""
+    """Load the classifier of a checkpoint, head included."""
     model = build_classifier(record.job, num_classes, described_by=checkpoint)
     load_trained(model, checkpoint)
     return model
 
 
 def load_trained(model: Classifier, checkpoint: Path) -> None:
-    """Give a classifier the weights of a checkpoint, and a head of its kind."""
+    """Load the weights of a checkpoint into a classifier, with a head of the same kind."""
     tensors = read_tensors(checkpoint)
     model.head = restored_head(tensors, model.head)
     model.load_state_dict(tensors)
 
 
 class Average:
-    """An exponential moving average of what trains and of its statistics."""
+    """An exponential moving average of the trained parameters and statistics."""
 
     def __init__(self, model: Classifier, decay: float) -> None:
         self._decay = decay
         self.tensors = {key: value.detach().clone() for key, value in moving(model).items()}
 
     def copy(self) -> "Average":
-        """Another one with the same weights."""
+        """Return a copy with its own tensors."""
         other = copy.copy(self)
         other.tensors = {key: value.clone() for key, value in self.tensors.items()}
         return other
 
     def update(self, model: Classifier) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         for key, value in moving(model).items():
             if value.is_floating_point():
                 self.tensors[key].lerp_(value.detach(), 1 - self._decay)
@@ -268,7 +268,7 @@ class Average:
 
 @contextmanager
 def averaged(model: Classifier, average: Average | None) -> Iterator[None]:
-    """Within the block the model has the averaged weights."""
+    """Give the model the averaged weights within the block."""
     if average is not None:
         average.swap(model)
     try:
@@ -279,7 +279,7 @@ def averaged(model: Classifier, average: Average | None) -> Iterator[None]:
 
 
 def moving(model: Classifier) -> dict[str, torch.Tensor]:
-    """What a phase changes: the parameters that train, the statistics, and all of the head."""
+    """Return the tensors that a phase changes: trained parameters, running statistics, and all buffers of the head."""
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     kept = model.state_dict().keys()
     statistics = {

@@ -1,4 +1,4 @@
-"""The classifier: normalisation, backbone up to the cut, backbone after it, and a new head."""
+"""The classifier: normalisation, the backbone before and after the cut, and a new head."""
 
 from collections.abc import Sequence
 
@@ -22,20 +22,20 @@ from tlbatch.model.symmetries import apply_symmetries
 
 
 class Classifier(nn.Module):
-    """From images, or from their activations at the cut, to the outputs of the objective.
+    """Maps images, or their activations at the cut, to the outputs of the objective.
 
     Attributes
     ----------
     shapes
-        Of one image's activation at each place of the chain.
+        Shape of one image's activation at each cut point of the chain.
     ends
-        Numbers of the places of the chain that the head stands on, increasing.
+        Numbers of the cut points whose activations the head reads, increasing.
     pools
-        What makes a vector of the activation at each of them.
+        The pooling of the activation at each of them into a vector.
     paired
-        Whether the head sees two vectors side by side, of an image and of the rest of its group.
+        Whether the head reads two vectors side by side, that of an image and that of the rest of its group.
     thresholds
-        (num_classes - 1,): between the grades of a regression, or of the mean grade.
+        (num_classes - 1,): thresholds between the grades of a regression, or on the mean grade.
     """
 
     mean: torch.Tensor
@@ -78,33 +78,33 @@ class Classifier(nn.Module):
         self.set_cut("none", freeze_batch_norm=False)
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Outputs of the head, (n, num_outputs); of one that writes phrases what `PhraseHead.forward` says.
+        """Return the outputs of the head, (n, num_outputs); for phrase heads see `PhraseHead.forward`.
 
         Parameters
         ----------
         inputs
-            Images, uint8 (n, size, size, 3); or what `to_cut` makes of them.
+            Images, uint8 (n, size, size, 3); or their activations from `to_cut`.
         labels
             For a head that writes phrases, int64, (n, tags).
         """
         found = self.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs
-        if not torch.is_autocast_enabled(found.device.type):  # cached numbers may be halves
+        if not torch.is_autocast_enabled(found.device.type):  # cached activations may be fp16
             found = found.float()
         if not self._pools_before:
             found = self.pooled(found, self._after, training=self.training)
-        if self.paired and found.shape[1] == sum(self.widths):  # from images, each of which is taken to be alone
+        if self.paired and found.shape[1] == sum(self.widths):  # from images, each treated as a group of one
             found = torch.cat([found, found], 1)
-        with torch.autocast(found.device.type, enabled=False):  # halves are too coarse for a kernel, and gain nothing
+        with torch.autocast(found.device.type, enabled=False):  # fp16 is too coarse for a kernel, and not faster
             outputs: torch.Tensor = self.head(found.float(), *(() if labels is None else (labels,)))
         return outputs
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
-        """What the backbone sees, (n, 3, size, size); on the device, where it costs nothing."""
+        """Normalise images for the backbone, (n, 3, size, size), on the device, where it is cheap."""
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def to_cut(self, images: torch.Tensor) -> torch.Tensor:
-        """Activations at the cut."""
+        """Compute the activations at the cut."""
         found = self.normalised(images)
         if self.cut == 0:
             return found
@@ -116,18 +116,18 @@ class Classifier(nn.Module):
             return found
 
     def pooled(self, activations: torch.Tensor, stretches: Sequence[Segment], *, training: bool) -> torch.Tensor:
-        """Features that the head sees, (n, num_features), from activations where `stretches` begin."""
+        """Compute the input of the head, (n, num_features), from activations where ``stretches`` start."""
         parts = []
         for stretch, pool in zip(stretches, self.pools, strict=True):
             activations = stretch.run(activations, training=training)
             parts.append(pool(activations))
             activations = (
                 activations.clone() if len(parts) < len(self.pools) else activations
-            )  # may be worked on in place
+            )  # the next segment may work in place
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def stretches(self, start: int) -> list[Segment]:
-        """From a place at or before the first end, through all ends."""
+        """Return the segments from a cut point, at or before the first end, through all ends."""
         return [
             self.chain.segment(first, last, compiled=self._compiled)
             for first, last in zip((start, *self.ends), self.ends, strict=False)
@@ -135,17 +135,17 @@ class Classifier(nn.Module):
 
     @property
     def end(self) -> int:
-        """The last place that the head stands on."""
+        """The last cut point whose activation the head reads."""
         return self.ends[-1]
 
     @property
     def by_hand(self) -> bool:
-        """Whether hand-made features stand in place of a network."""
+        """Whether the backbone computes handcrafted features instead of being a network."""
         return isinstance(self.backbone, Handcrafted)
 
     @property
     def pool_is_fixed(self) -> bool:
-        """Whether the pooling has nothing to learn, and so can be frozen with the backbone."""
+        """Whether the pooling has no parameters, and so can be frozen with the backbone."""
         return not any(True for _ in self.pools.parameters())
 
     @property
@@ -158,9 +158,9 @@ class Classifier(nn.Module):
         )
 
     def set_cut(self, cut: str, *, freeze_batch_norm: bool) -> None:
-        """Begin a phase: what stands before the cut is frozen, what comes after it trains.
+        """Start a phase: freeze the layers before the cut, and train those after it.
 
-        Call it when the model is on its device.
+        Call it once the model is on its device.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class Classifier(nn.Module):
         self.train(self.training)
 
     def find(self, cut: str) -> int:
-        """Number of the place that a cut names: all frozen, or at most the first that the head stands on.
+        """Return the number of the cut point that a cut names: all frozen, or at most the first end.
 
         Raises
         ------
@@ -197,22 +197,22 @@ class Classifier(nn.Module):
         at = self.chain.find(cut)
         if at > self.ends[0]:
             name = self.chain.places[self.ends[0]].name
-            raise UserError(f"phase cut {cut!r}: it lies behind head.after = {name}; cut before it, or at pool")
+            raise UserError(f"phase cut {cut!r}: it lies after head.after = {name}; cut before it, or at pool")
         return at
 
     def num_parameters(self) -> int:
-        """Parameters that an output depends on."""
+        """Count the parameters that an output depends on."""
         used = {id(p): p.numel() for p in self.chain.parameters(0, self.end).values()}
         return sum(used.values()) + sum(p.numel() for part in (self.pools, self.head) for p in part.parameters())
 
     def shape_at(self, place: int) -> tuple[int, ...]:
-        """Shape of one image's activation at a place of the chain, of its features if the head stands there."""
+        """Return the shape of one image's activation at a cut point; of its pooled features at the last end."""
         if place == self.end and self.pool_is_fixed:
             return (sum(self.widths),)
         return self.shapes[place]
 
     def trained(self) -> list[tuple[nn.Parameter, int]]:
-        """The parameters of the backbone that train, each with the number of layers above it that have weights."""
+        """Return the trained parameters of the backbone, each with the number of trained layers above it."""
         found: dict[int, tuple[nn.Parameter, int]] = {}
         for at in range(self.cut, self.end):
             for parameter in self.chain.parameters(at, at + 1).values():
@@ -222,7 +222,7 @@ class Classifier(nn.Module):
         return [(parameter, layers.index(layer)) for parameter, layer in found.values()]
 
     def train(self, mode: bool = True) -> "Classifier":  # noqa: FBT001, FBT002 (torch's signature)
-        """Set the mode; what is frozen stays in eval mode."""
+        """Set the mode; frozen modules stay in eval mode."""
         super().train(mode)
         if mode:
             for module in self._frozen:
@@ -230,11 +230,11 @@ class Classifier(nn.Module):
         return self
 
     def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Class probabilities (n, num_classes) of the head's outputs, float32."""
+        """Return the class probabilities of the head's outputs, (n, num_classes), float32."""
         return self.rule.probabilities(outputs, self.num_classes, self.thresholds)
 
     def grades(self, outputs: torch.Tensor) -> torch.Tensor:
-        """What thresholds would cut (n, 1), float32; the first output where classes are not decided so."""
+        """Return the grades that thresholds cut, (n, 1), float32; without thresholds the first output."""
         return self.rule.grades(outputs, self.num_classes) if self.rule.has_thresholds else outputs[:, :1].float()
 
 
@@ -243,7 +243,7 @@ def _pooling(pool: Pool, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _ends(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: Pool) -> tuple[int, ...]:
-    """Numbers of the places that the head stands on."""
+    """Return the numbers of the cut points whose activations the head reads."""
     if head.after:
         return tuple(sorted({chain.find(name, key="head.after") for name in head.after}))
     last = len(shapes) - 1
@@ -260,13 +260,13 @@ def predicted(
     *,
     labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Outputs of the head in eval mode, without the distributed wrapper: no rank waits for another.
+    """Return the outputs of the head in eval mode, without the distributed wrapper: no rank waits for another.
 
     Parameters
     ----------
     inputs
         As in `Classifier.forward`.
-    turns
+    symmetry
         See `apply_symmetries`.
     labels
         As in `Classifier.forward`.

@@ -1,8 +1,8 @@
-"""The chain of a network: the places at which one tensor stands for all before it, so that it can be cut there.
+"""The chain of a network: the points where a single tensor carries all earlier results, so that it can be cut there.
 
-The network is traced symbolically (torch.fx, with the tracer of torchvision and the leaves that timm states), once as
-it trains and once as it evaluates. At a place, no value but one crosses from what came before to what comes after, so
-what comes after can go on from a stored activation.
+The network is traced symbolically (torch.fx, with torchvision's tracer and timm's leaf modules), once in training mode
+and once in evaluation mode. Only one value crosses a cut point, so the rest of the network can continue from a stored
+activation.
 """
 
 import difflib
@@ -41,33 +41,33 @@ _FEWEST, _MOST = 6, 12
 
 @dataclass(frozen=True)
 class CutPoint:
-    """A place at which the network can be cut."""
+    """A point at which the network can be cut."""
 
     name: str
     """The outermost module that ends here, or the path of the operation."""
     names: tuple[str, ...]
     """All modules that end here."""
     layer: int
-    """Number of the layer that this belongs to: a block, or what has weights or pools, with the norm, activation and
-    dropout that follow. In a VGG these are the numbers of Keras, whose input is layer 0."""
+    """Number of the layer that it belongs to: a block, or an operation with weights or pooling, with the norm,
+    activation and dropout that follow. In a VGG these are the numbers of Keras, whose input is layer 0."""
 
 
 class Segment(NamedTuple):
-    """A stretch of the network: how it trains, and how it evaluates."""
+    """A segment of the network, in training mode and in evaluation mode."""
 
     training: nn.Module
     evaluating: nn.Module
 
     def run(self, inputs: torch.Tensor, *, training: bool) -> torch.Tensor:
-        """From the activation where it begins to that where it ends."""
+        """Compute the activation at its end from that at its start."""
         found: torch.Tensor = (self.training if training else self.evaluating)(inputs)
         return found
 
 
 class Chain:
-    """The places of a network without its classifier, from its input (place 0) to its features (the last place).
+    """The cut points of a network without its classifier, from its input (number 0) to its features (the last).
 
-    A network that cannot be traced has these two only.
+    A network that cannot be traced has only these two.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -81,7 +81,7 @@ class Chain:
 
     @cached_property
     def places(self) -> tuple[CutPoint, ...]:
-        """The places in the order of the network."""
+        """The cut points in the order of the network."""
         if self._graphs is None:
             last = HANDCRAFTED if isinstance(self._net, Handcrafted) else ALL_FROZEN[0]
             return CutPoint(ALL_TRAIN, (), 0), CutPoint(last, (), 1)
@@ -103,7 +103,7 @@ class Chain:
 
     @cached_property
     def _nodes(self) -> tuple[fx.Node, ...]:
-        """The places in the evaluating graph that the training graph has too, and across which no module is shared."""
+        """Cut points of the evaluation graph that are in the training graph too, with no module on both sides."""
         assert self._graphs is not None
         training = {self._graphs[True].paths.get(node) for node in single_values(self._graphs[True].graph)}
         paths = self._graphs[False].paths
@@ -118,12 +118,12 @@ class Chain:
         return any(has_state(module) for module in before & after)
 
     def find(self, cut: str, *, key: str = "phase cut") -> int:
-        """Number of the place that a cut names.
+        """Return the number of the cut point that a cut names.
 
         Raises
         ------
         UserError
-            When the network cannot be cut there; the text names the cuts it has.
+            When the network cannot be cut there; the message names the cuts it has.
         """
         places = self.places
         if cut == ALL_TRAIN or cut in ALL_FROZEN:
@@ -135,15 +135,15 @@ class Chain:
             return max(at for at, place in enumerate(places) if place.layer < first)
         found = [at for at, place in enumerate(places) if cut in (place.name, *place.names)]
         if not found and cut in dict(self._net.named_modules()):
-            raise UserError(f"{key} {cut!r}: several values cross there; {self._cuts(cut)}")
+            raise UserError(f"{key} {cut!r}: more than one value crosses there; {self._cuts(cut)}")
         if not found:
             raise UserError(f"{key} {cut!r}: no such module in the backbone; {self._cuts(cut)}")
         return found[-1]
 
     def segment(self, start: int, stop: int, *, compiled: bool = False) -> Segment:
-        """The network from one place to a later one; it shares modules and parameters with the whole network.
+        """Return the network from one cut point to a later one; it shares modules and parameters with the full network.
 
-        Call it when the network is on its device.
+        Call it once the network is on its device.
         """
         if start == stop:
             return Segment(nn.Identity(), nn.Identity())
@@ -159,8 +159,9 @@ class Chain:
         return Segment(*parts)
 
     def folded(self, start: int, stop: int) -> nn.Module:
-        """The network from one place to a later one as it evaluates now; copies of its convolutions do what the
-        BatchNorm behind them does.
+        """Return the network between two cut points in evaluation mode, with BatchNorm folded into the convolutions.
+
+        The convolutions are copies, with the present weights.
         """
         if start == stop or self._graphs is None:
             return self.segment(start, stop).evaluating
@@ -176,13 +177,13 @@ class Chain:
         return next(other for other, name in self._graphs[True].paths.items() if name == path)
 
     def modules(self, start: int, stop: int) -> set[nn.Module]:
-        """The modules that are called between two places."""
+        """Return the modules that are called between two cut points."""
         if self._graphs is None:
             return set() if start == stop else set(self._net.modules())
         return modules_of(self._net, self._stretch(start, stop))
 
     def parameters(self, start: int, stop: int) -> dict[str, nn.Parameter]:
-        """The parameters that are used between two places, by their name in the network."""
+        """Return the parameters that are used between two cut points, by their name in the network."""
         own = dict(self._net.named_parameters(remove_duplicate=False))
         if self._graphs is None:
             return {} if start == stop else own
@@ -192,7 +193,7 @@ class Chain:
         return {name: parameter for name, parameter in own.items() if id(parameter) in used or name in read}
 
     def buffers(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        """The buffers of the modules that are called between two places, by their name in the network."""
+        """Return the buffers of the modules called between two cut points, by their name in the network."""
         used = {id(buffer) for module in self.modules(start, stop) for buffer in module.buffers()}
         return {name: one for name, one in self._net.named_buffers(remove_duplicate=False) if id(one) in used}
 
@@ -203,12 +204,12 @@ class Chain:
         return between(self._graphs[False].graph, self._nodes[start], self._nodes[stop])
 
     def shapes(self, inputs: torch.Tensor) -> tuple[tuple[int, ...], ...]:
-        """Shape of one image's activation at each place, found by running the network on (1, 3, size, size).
+        """Return the shape of one image's activation at each cut point, found by a forward pass on (1, 3, size, size).
 
         Raises
         ------
         UserError
-            When it cannot take images of this size.
+            When the network does not accept images of this size.
         """
         try:
             with torch.inference_mode():
@@ -219,7 +220,7 @@ class Chain:
         except (AssertionError, RuntimeError, ValueError) as error:
             why, size = (str(error) or type(error).__name__).splitlines()[0], inputs.shape[-1]
             raise UserError(
-                f"model.size: the backbone cannot take {size} x {size} pixels ({why}); leave it out, or set another"
+                f"model.size: the backbone does not accept {size} x {size} pixels ({why}); leave it out, or set another"
             ) from None
         by_name = {node.name: shape for node, shape in found.shapes.items()}
         return tuple(by_name[node.name] for node in self._nodes)
@@ -228,17 +229,19 @@ class Chain:
         names = {name: None for place in self.places for name in (place.name, *place.names)}
         close = difflib.get_close_matches(cut, names, n=3)
         listed = list(dict.fromkeys(place.name for place in last_of_layers(self.places)))
-        return (f"similar: {', '.join(close)}; " if close else "") + f"it has pool, {', '.join(listed)}"
+        return (f"similar: {', '.join(close)}; " if close else "") + f"cuts are pool, {', '.join(listed)}"
 
 
 def last_of_layers(places: Iterable[CutPoint]) -> list[CutPoint]:
-    """The place at which each layer ends."""
+    """Return the cut point at which each layer ends."""
     return list({place.layer: place for place in places}.values())
 
 
 def stages(places: Sequence[CutPoint], shapes: Sequence[tuple[int, ...]]) -> list[CutPoint]:
-    """At most twelve places to look at, from the input to the last: where layers of one shape end, or if these are
-    fewer than six, as in a transformer, layers at equal distances.
+    """Return at most twelve representative cut points, from the input to the last.
+
+    They are the ends of runs of layers with one shape; if these are fewer than six, as in a transformer, layers at
+    equal distances.
     """
     at = {place.name: number for number, place in enumerate(places)}
     layers = last_of_layers(places)[1:]

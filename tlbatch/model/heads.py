@@ -1,4 +1,4 @@
-"""Heads: from the features of the backbone to the outputs of the objective."""
+"""Heads, which map the features of the backbone to the outputs of the objective."""
 
 from collections.abc import Mapping
 
@@ -12,9 +12,9 @@ _AT_ONCE = 1024
 
 
 class Pooling(nn.Module):
-    """From a map (n, c, h, w), (n, h, w, c) or tokens (n, t, c) to a vector.
+    """Pools a map (n, c, h, w) or (n, h, w, c), or tokens (n, t, c), into a vector.
 
-    gem is the generalised mean (Radenovic et al. 2018), its exponent learned; attention weighs the places by the
+    gem is the generalised mean with a learned exponent (Radenovic et al. 2018); attention weights positions by the
     softmax of a learned linear score (as ABMIL, Ilse et al. 2018, without its hidden layer).
     """
 
@@ -30,11 +30,11 @@ class Pooling(nn.Module):
             self.score = nn.Linear(channels, 1)
 
     def extra_repr(self) -> str:
-        """What torch shows of it."""
+        """Return the text for ``repr``."""
         return self.kind
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Pool over all places."""
+        """Pool over all positions."""
         if self.kind == "flatten":
             return features.contiguous().flatten(1)
         places = [axis + 1 for axis in self._places]
@@ -55,7 +55,7 @@ def _other(places: list[int], ndim: int) -> int:
 
 
 def _spatial(shape: Shape) -> tuple[int, ...]:
-    """The axes of the places: images are square, so the odd one out of three is that of the channels."""
+    """Return the spatial axes: images are square, so of three axes the one of another length holds the channels."""
     if len(shape) == 2:
         return (0,)
     assert len(shape) == 3, f"no map: {shape}"
@@ -63,14 +63,14 @@ def _spatial(shape: Shape) -> tuple[int, ...]:
 
 
 def is_map(shape: Shape) -> bool:
-    """Whether an activation has several places."""
+    """Return whether an activation has several spatial positions."""
     return len(shape) in (2, 3) and max(shape[axis] for axis in _spatial(shape)) > 1
 
 
 class KernelMap(nn.Module):
-    """Radial basis functions around points of the training set, whitened: a linear layer on them is a kernel machine.
+    """Whitened radial basis functions around points of the training set: a linear layer on them is a kernel machine.
 
-    exp(-gamma |x - p|^2) of standardised features, times the pseudo-inverse square root of the same between the points
+    exp(-gamma |x - p|^2) of standardised features, times the pseudo-inverse square root of that kernel between points
     (Williams and Seeger 2001, as scikit-learn's Nystroem).
     """
 
@@ -89,13 +89,13 @@ class KernelMap(nn.Module):
     whitening: torch.Tensor
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, width) to (n, num_points)."""
+        """Map (n, width) to (n, num_points)."""
         standardised = (features.float() - self.mean) / self.scale
         return torch.exp(-self.gamma * _distances(standardised, self.points).square()) @ self.whitening.T
 
 
 class Neighbours(nn.Module):
-    """Shares of the classes among the nearest standardised vectors of the training set, as log probabilities."""
+    """Class frequencies among the nearest standardised vectors of the training set, as log probabilities."""
 
     def __init__(self, num_points: int, width: int, *, num_classes: int) -> None:
         super().__init__()
@@ -113,27 +113,27 @@ class Neighbours(nn.Module):
     number: torch.Tensor
 
     def pin(self) -> None:
-        """Take the number of neighbours for good: a graph cannot read how many to take from a tensor."""
+        """Fix the number of neighbours: an exported graph cannot read it from a tensor."""
         self._pinned = int(self.number)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, width) to (n, num_classes)."""
+        """Map (n, width) to (n, num_classes)."""
         standardised = (features.float() - self.mean) / self.scale
         number = self._pinned or int(self.number)
         parts = (
             (standardised,) if self._pinned else torch.split(standardised, _AT_ONCE)
-        )  # a distance to every point each
+        )  # each needs a distance to every point
         nearest = [_distances(some, self.points).topk(number, largest=False).indices for some in parts]
         return (self.classes[torch.cat(nearest)].mean(1) + 1 / (len(self.points) + 1)).log()
 
 
 def _distances(vectors: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Between all pairs, (n, num_points), always by matrix products: a graph has no choice that depends on n."""
+    """Return all pairwise distances, (n, num_points), by matrix products: a graph cannot branch on n."""
     return torch.cdist(vectors, points, compute_mode="use_mm_for_euclid_dist")
 
 
 def head_like(tensors: Mapping[str, torch.Tensor], head: nn.Sequential) -> nn.Sequential:
-    """The head that some tensors of a checkpoint belong to: the one given, unless it was fitted on training vectors."""
+    """Return the head for the tensors of a checkpoint: the given one, unless it was fitted on training vectors."""
     points = tensors.get("head.0.points")
     if points is None:
         return head
@@ -144,7 +144,7 @@ def head_like(tensors: Mapping[str, torch.Tensor], head: nn.Sequential) -> nn.Se
 
 
 def build_head(head: Head, num_features: int, num_outputs: int) -> nn.Sequential:
-    """A linear layer, or one after hidden layers with ReLU."""
+    """Build a linear layer, or an MLP with ReLU."""
     layers: list[nn.Module] = []
     width = num_features
     for number, wide in enumerate(head.widths):

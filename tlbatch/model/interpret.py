@@ -1,12 +1,10 @@
-"""What a trained network sees: its maps, its first filters, the evidence for a class, its features in the plane."""
+"""Interpretation of a trained network: activation maps, first filters, Grad-CAM and a 2-D map of its features."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isqrt
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -14,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from tlbatch.config.training import ALL_FROZEN
+from tlbatch.core.typing import Floats
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.heads import is_map
 
@@ -21,11 +20,10 @@ _MOST_PLACES = 4
 _MOST_TRIES = 8
 _MOST_COMPONENTS = 50
 _FEWEST_ROWS = 10
-Floats = npt.NDArray[np.floating[Any]]
 
 
 def telling_places(model: Classifier) -> tuple[str, ...]:
-    """Names of at most four places to look at: the last of each resolution, from fine to coarse, evenly chosen."""
+    """Return the names of at most four cut points to show: the last of each resolution, fine to coarse."""
     last: dict[tuple[int, ...], int] = {}
     for at, shape in enumerate(_shapes(model)):
         if at and len(shape) == 3 and is_map(shape):
@@ -37,14 +35,14 @@ def telling_places(model: Classifier) -> tuple[str, ...]:
 
 
 def activation_maps(model: Classifier, image: torch.Tensor, names: Sequence[str]) -> dict[str, Floats]:
-    """What the network makes of one image at some of its places; those without a map, as of tokens, are left out.
+    """Compute the activation maps of one image at some cut points; those without a map, as of tokens, are left out.
 
     Parameters
     ----------
     image
         uint8, (size, size, 3).
     names
-        Of places, as in `Chain.find`; pool is the last that the head stands on.
+        Names of cut points, as in `Chain.find`; pool is the last one that the head reads.
 
     Returns
     -------
@@ -53,7 +51,7 @@ def activation_maps(model: Classifier, image: torch.Tensor, names: Sequence[str]
     Raises
     ------
     UserError
-        When the network has no such place.
+        When the network has no such cut point.
     """
     places = {name: model.end if name in ALL_FROZEN else model.chain.find(name, key="place") for name in names}
     found: dict[int, Floats] = {}
@@ -61,14 +59,14 @@ def activation_maps(model: Classifier, image: torch.Tensor, names: Sequence[str]
         start, activation = 0, model.normalised(image[None].to(model.mean.device))
         for at in sorted(set(places.values())):
             activation = model.chain.segment(start, at).run(activation, training=False)
-            if activation.ndim == 4:  # copied, for what comes next may work in place
+            if activation.ndim == 4:  # copied, as the next segment may work in place
                 found[at] = _channels_first(activation)[0].float().cpu().numpy().copy()
             start = at
     return {name: found[at] for name, at in places.items() if at in found}
 
 
 def first_filters(model: Classifier) -> Floats:
-    """Weights of the first convolution that sees colours.
+    """Return the weights of the first convolution on RGB images.
 
     Returns
     -------
@@ -86,25 +84,25 @@ def first_filters(model: Classifier) -> Floats:
 
 
 def grad_cam(model: Classifier, images: torch.Tensor, classes: torch.Tensor) -> Floats | None:
-    """Where in an image the evidence for a class lies: Grad-CAM (Selvaraju et al. 2017), at the resolution of the map.
+    """Locate the evidence for a class in an image by Grad-CAM (Selvaraju et al. 2017), at the resolution of the map.
 
     With A_k the channels of the last map and p the probability of the class: the positive part of
-    sum_k mean(d log p / d A_k) A_k. Tokens that make a square are a map. Where the head sees a class token alone, the
-    map is the last on which that token still depends.
+    sum_k mean(d log p / d A_k) A_k. Tokens that form a square are a map. Where the head reads only a class token, the
+    map is the last one on which that token still depends.
 
     Parameters
     ----------
     images
         uint8, (n, size, size, 3).
     classes
-        int64, (n,): the class to explain, an image each.
+        int64, (n,): the class to explain in each image.
 
     Returns
     -------
-    float32 array of shape (n, h, w), the largest of each image 1, or all 0 where nothing speaks for the class; None
-    where the network has no map before the head, or the head no slope, as that of the nearest neighbours.
+    float32 array of shape (n, h, w), with maximum 1 in each image, or all 0 where there is no evidence for the class;
+    None where the network has no map before the head, or the head no gradient, as with nearest neighbours.
     """
-    if len(images) == 0:  # which not every network takes
+    if len(images) == 0:  # which not every network accepts
         blank = grad_cam(model, _blank(model), torch.zeros(1, dtype=torch.int64))
         return None if blank is None else blank[:0]
     nothing: Floats | None = None
@@ -128,7 +126,7 @@ def grad_cam(model: Classifier, images: torch.Tensor, classes: torch.Tensor) -> 
 
 
 def features(model: Classifier, images: torch.Tensor) -> Floats:
-    """What the head sees.
+    """Return the input of the head.
 
     Parameters
     ----------
@@ -147,9 +145,9 @@ def features(model: Classifier, images: torch.Tensor) -> Floats:
 
 
 def flat_map(rows: Floats, seed: int) -> Floats:
-    """The plane in which what is near in many dimensions stays near: t-SNE (van der Maaten and Hinton 2008).
+    """Embed rows in the plane by t-SNE (van der Maaten and Hinton 2008), which keeps near neighbours near.
 
-    It sees the first 50 principal components; for fewer than ten rows the first two are the plane.
+    It runs on the first 50 principal components; for fewer than ten rows the first two are returned.
 
     Parameters
     ----------
@@ -168,7 +166,7 @@ def flat_map(rows: Floats, seed: int) -> Floats:
     components = np.pad(components, ((0, 0), (0, max(0, 2 - components.shape[1]))))
     if n < _FEWEST_ROWS:
         return components[:, :2].astype(np.float32)
-    with threadpool_limits(1):  # on cores that are shared, more threads took ten times longer
+    with threadpool_limits(1):  # on shared cores, more threads took ten times longer
         plane = TSNE(2, init="pca", random_state=seed, perplexity=min(30.0, (n - 1) / 3)).fit_transform(components)
     return np.asarray(plane, dtype=np.float32)
 
@@ -188,7 +186,7 @@ def _blank(model: Classifier) -> torch.Tensor:
 
 
 def _shapes(model: Classifier) -> tuple[tuple[int, ...], ...]:
-    """Shape at each place up to the head, not pooled as by `Classifier.shape_at`."""
+    """Return the shape at each cut point up to the head, not pooled as by `Classifier.shape_at`."""
     size = model.spec.size
     with _evaluating(model):
         found = model.chain.shapes(torch.zeros(1, 3, size, size, device=model.mean.device))
@@ -200,7 +198,7 @@ def _size(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _channels_are_last(shape: tuple[int, ...]) -> bool:
-    """Images are square, so the odd one out of three is that of the channels."""
+    """Return whether channels are last: images are square, so the axis of another length holds them."""
     return shape[0] == shape[1] != shape[2]
 
 
@@ -209,7 +207,7 @@ def _channels_first(activation: torch.Tensor) -> torch.Tensor:
 
 
 def _as_map(model: Classifier, activation: torch.Tensor) -> torch.Tensor | None:
-    """(n, c, h, w) of a map or of tokens without those that stand for no place; None where there are no places."""
+    """Return a map or tokens as (n, c, h, w), without prefix tokens; None where there are no positions."""
     if activation.ndim == 4:
         return _channels_first(activation)
     num_tokens = activation.shape[1]
@@ -223,14 +221,14 @@ def _as_map(model: Classifier, activation: torch.Tensor) -> torch.Tensor | None:
 def _sloped(
     model: Classifier, at: int, pixels: torch.Tensor, classes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The activation at a place, and the slope of the logarithm of a class's probability there."""
+    """Return the activation at a cut point, and the gradient of the log probability of a class there."""
     num_before = sum(end < at for end in model.ends)
     with torch.no_grad():
         parts, last = _parts(model, 0, pixels, slice(num_before))
         activation = model.chain.segment((0, *model.ends)[num_before], at).run(last, training=False).detach()
     with torch.enable_grad():
         activation.requires_grad_()
-        later, _ = _parts(model, at, activation.clone(), slice(num_before, None))  # for it may work in place
+        later, _ = _parts(model, at, activation.clone(), slice(num_before, None))  # as it may work in place
         chosen = model.probabilities(model.head(torch.cat(parts + later, 1))).gather(1, classes[:, None])
         if not chosen.requires_grad:
             return None
@@ -241,7 +239,7 @@ def _sloped(
 def _parts(
     model: Classifier, start: int, activation: torch.Tensor, some: slice
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What the head sees of some of the places it stands on, and the activation at the last of them."""
+    """Return the head's inputs from some of its cut points, and the activation at the last of them."""
     parts = []
     for end, pool in zip(model.ends[some], model.pools[some], strict=True):
         activation = model.chain.segment(start, end).run(activation, training=False)

@@ -1,6 +1,6 @@
-"""What is minimised, and how the outputs of the head become class probabilities.
+"""Objectives: the losses, and how the outputs of the head become class probabilities.
 
-Every objective takes a target distribution over the classes, so that label smoothing and mixed images work in all.
+Every objective takes a target distribution over the classes, so that label smoothing and mixup work with all of them.
 """
 
 from collections.abc import Callable
@@ -19,24 +19,24 @@ Logits = Annotated[torch.Tensor, "(n, num_outputs)"]
 
 
 def targets(labels: torch.Tensor, num_classes: int, *, smoothing: float) -> torch.Tensor:
-    """Distribution over the classes, (n, num_classes), of labels (n,): smoothing spreads a share over all of them."""
+    """Return the target distribution of labels (n,), (n, num_classes); smoothing spreads a part over all classes."""
     hot = one_hot(labels, num_classes).float()
     return hot * (1 - smoothing) + smoothing / num_classes
 
 
 def losses(objective: Objective, outputs: Logits, target: torch.Tensor) -> torch.Tensor:
-    """The loss of every sample.
+    """Compute the loss of each sample.
 
     With t the target distribution, T_k its mass above class k and s the sigmoid:
     cross-entropy; focal (Lin et al. 2017) with gamma = 2; binary: cross-entropy of one sigmoid unit for the second
-    class; cumulative: binary cross-entropy of s(o_k) against T_k (Cheng et al. 2008, proportional odds with a linear
-    head of its own a threshold); corn: of s(o_k) as P(y > k | y > k-1) (Shi et al. 2023); regression: squared
-    distance from the mean of t.
+    class; cumulative: binary cross-entropy of s(o_k) against T_k (Cheng et al. 2008, proportional odds with a
+    separate linear head for each threshold); corn: the same of s(o_k) as P(y > k | y > k-1) (Shi et al. 2023);
+    regression: squared distance from the mean of t.
 
     Parameters
     ----------
     outputs
-        Of the head, (n, num_outputs).
+        Outputs of the head, (n, num_outputs).
     target
         (n, num_classes), rows that sum to one.
 
@@ -58,7 +58,7 @@ def losses(objective: Objective, outputs: Logits, target: torch.Tensor) -> torch
         case "binary" | "cumulative":
             return -(above[:, 1:] * logsigmoid(outputs) + (1 - above[:, 1:]) * logsigmoid(-outputs)).sum(1)
         case "tags":
-            raise AssertionError("the head itself gives the losses of phrases")
+            raise AssertionError("the head itself computes the losses of phrases")
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Rule:
 
     objective: Objective
     by_mean: bool = False
-    """Choose by the mean of the grades under their probabilities, in place of the most probable class."""
+    """Predict by the expected grade instead of the most probable class."""
 
     def num_outputs(self, num_classes: int) -> int:
-        """Outputs that the head needs."""
+        """Return the number of outputs that the head needs."""
         return {"binary": 1, "regression": 1, "corn": num_classes - 1, "cumulative": num_classes - 1}.get(
             self.objective, num_classes
         )
@@ -81,16 +81,17 @@ class Rule:
         return self.by_mean or self.objective == "regression"
 
     def grades(self, outputs: Logits, num_classes: int) -> torch.Tensor:
-        """What is cut at thresholds: the output of a regression, or the mean grade, (n, 1)."""
+        """Return the values that thresholds cut, (n, 1): the output of a regression, or the expected grade."""
         if self.objective == "regression":
             return outputs.float()
         return class_probabilities(self.objective, outputs, num_classes) @ _numbers(num_classes, outputs)[:, None]
 
     def probabilities(self, outputs: Logits, num_classes: int, thresholds: torch.Tensor) -> torch.Tensor:
-        """Class probabilities, (n, num_classes), the highest of which is the decision.
+        """Return the class probabilities, (n, num_classes); the highest is the predicted class.
 
-        Where grades are cut at thresholds, (num_classes - 1,), these are moved to the middles between grades, and the
-        probabilities are a normal density around the value (standard deviation 0.5 grades) at each grade.
+        Where grades are cut at thresholds, (num_classes - 1,), values are rescaled so that thresholds fall midway
+        between grades, and the probabilities are a normal density around the value (standard deviation 0.5 grades) at
+        each grade.
         """
         if not self.has_thresholds:
             return class_probabilities(self.objective, outputs, num_classes)
@@ -99,9 +100,9 @@ class Rule:
 
 
 def class_probabilities(objective: Objective, outputs: Logits, num_classes: int) -> torch.Tensor:
-    """What an objective other than a regression says, (n, num_classes).
+    """Return the class probabilities of an objective other than regression, (n, num_classes).
 
-    For ``corn`` and ``cumulative`` they are differences of P(y > k), made to fall with k.
+    For ``corn`` and ``cumulative`` they are differences of P(y > k), made non-increasing in k.
     """
     outputs = outputs.float()
     match objective:
@@ -119,7 +120,7 @@ def class_probabilities(objective: Objective, outputs: Logits, num_classes: int)
 
 
 def _running(operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], columns: torch.Tensor) -> torch.Tensor:
-    """As cumprod and cummin along axis 1, which ONNX does not have."""
+    """Return a running product or minimum along axis 1, as ONNX has no cumprod or cummin."""
     return torch.stack(list(accumulate(columns.unbind(1), operation)), 1)
 
 
@@ -128,7 +129,7 @@ def _numbers(num_classes: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _regraded(outputs: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """Piecewise linear, increasing: threshold k goes to k + 1/2."""
+    """Rescale values by an increasing, piecewise linear map that takes threshold k to k + 1/2."""
     middles = torch.arange(len(thresholds), device=outputs.device) + 0.5
     right = torch.bucketize(outputs, thresholds).clamp(1, max(1, len(thresholds) - 1))
     if len(thresholds) == 1:

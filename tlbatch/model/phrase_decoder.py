@@ -1,7 +1,7 @@
 """Heads that write phrases: the tags of an image in their order, by an LSTM.
 
-A phrase is a row of numbers of tags in the vocabulary, -1 where it has fewer than the row is long. Labels are rows of
-numbers of the set's classes, among which may be tags that no training image has.
+A phrase is a row of tag numbers in the vocabulary, padded with -1. Labels are rows of class numbers of the data set,
+which may include tags that no training image has.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from tlbatch.runs.manifest import Manifest
 
 NONE = -1
 UNKNOWN = -2
-"""In a label: a tag that is not in the vocabulary."""
+"""A tag of a label that is not in the vocabulary."""
 _FIXED = 2
 
 
 def outputs_named(job: Job, manifest: Manifest) -> tuple[str, ...]:
-    """The classes; with tags the vocabulary, which is that of the training split alone.
+    """Return the classes, or with tags the vocabulary, which comes from the training split alone.
 
     Raises
     ------
@@ -36,14 +36,14 @@ def outputs_named(job: Job, manifest: Manifest) -> tuple[str, ...]:
         name for name, count in zip(manifest.classes, manifest.counts["train"], strict=True) if count >= enough
     )
     if not words:
-        raise UserError(f"decoder.min_images = {enough}: no tag has so many training images; lower it, or add images")
+        raise UserError(f"decoder.min_images = {enough}: no tag has that many training images; lower it, or add images")
     return words
 
 
 class PhraseHead(nn.Module):
-    """What all heads that write phrases have in common.
+    """Base class of heads that write phrases.
 
-    In training it gives the loss of every image; in evaluation what `packed` makes of its phrases.
+    In training mode it returns the loss of each image; in evaluation mode its phrases, as by `packed`.
     """
 
     of_class: torch.Tensor
@@ -54,16 +54,16 @@ class PhraseHead(nn.Module):
         self.register_buffer("of_class", torch.arange(num_tags), persistent=False)
 
     def read_classes(self, vocabulary: Sequence[str], classes: Sequence[str]) -> None:
-        """Learn which tag of the vocabulary each class of a set is."""
+        """Store which tag of the vocabulary each class of the data set is."""
         number = {name: place for place, name in enumerate(vocabulary)}
         self.of_class = torch.tensor([number.get(name, UNKNOWN) for name in classes])
 
     def phrases(self, labels: torch.Tensor) -> torch.Tensor:
-        """Phrases of labels, both (n, tags); `UNKNOWN` where a tag is not in the vocabulary."""
+        """Convert labels to phrases, both (n, tags), with `UNKNOWN` where a tag is not in the vocabulary."""
         return torch.where(labels < 0, NONE, self.of_class[labels.clamp_min(0)])
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """(n, width) to losses (n,) in training, and to (n, 2 + max_tags) in evaluation, where labels may be left out.
+        """Map (n, width) to losses (n,) in training, to (n, 2 + max_tags) in evaluation, where labels are optional.
 
         Parameters
         ----------
@@ -72,49 +72,49 @@ class PhraseHead(nn.Module):
         """
         phrases = None if labels is None else self.phrases(labels)
         if self.training:
-            assert phrases is not None, "to train takes phrases"
+            assert phrases is not None, "training needs phrases"
             return self.losses(features, phrases)
         losses = features.new_zeros(len(features)) if phrases is None else self.losses(features, phrases)
         return packed(*self.write(features), losses)
 
     def losses(self, features: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
-        """Negative log likelihood of each phrase, (n,)."""
+        """Compute the negative log likelihood of each phrase, (n,)."""
         raise NotImplementedError
 
     def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The phrase of each image, (n, max_tags), and its log probability, (n,)."""
+        """Write a phrase for each image, (n, max_tags); return them and their log probabilities, (n,)."""
         raise NotImplementedError
 
 
 def packed(phrases: torch.Tensor, log_probabilities: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-    """One float32 row an image, in which small numbers are exact: (n, 2 + max_tags)."""
+    """Pack phrases into one float32 row per image, exact for small integers: (n, 2 + max_tags)."""
     return torch.cat([log_probabilities[:, None], losses[:, None], phrases.to(torch.float32)], 1)
 
 
 def unpacked(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Phrases (n, max_tags), their log probabilities (n,) and the losses of the labels (n,)."""
+    """Return the phrases (n, max_tags), their log probabilities (n,) and the losses of the labels (n,)."""
     return outputs[:, _FIXED:].long(), outputs[:, 0], outputs[:, 1]
 
 
 def same_phrases(phrases: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Whether two rows are the same phrase, (n,), whatever their lengths."""
+    """Return whether rows hold the same phrase, (n,), whatever their padding."""
     width = max(phrases.shape[1], others.shape[1])
     padded = [torch.nn.functional.pad(some, (0, width - some.shape[1]), value=NONE) for some in (phrases, others)]
     return (padded[0] == padded[1]).all(1)
 
 
 class PhraseDecoder(PhraseHead):
-    """An LSTM that sees the image, then writes a tag after the other until it writes the end.
+    """An LSTM that reads the image, then writes one tag after another until the end token.
 
-    As Vinyals et al., Show and Tell (2015): the projected vector of the image is the first step, the next is a start
-    sign, and every later one the tag before; dropout stands before and after the LSTM.
+    As Vinyals et al., Show and Tell (2015): the projected image vector is the first input, a start token the second,
+    and the previous tag every later one; dropout is applied before and after the LSTM.
     """
 
     def __init__(self, settings: Decoder, num_features: int, num_tags: int) -> None:
         super().__init__(num_tags, settings.max_tags)
         self._beam = settings.beam
         self.smoothing = 0.0
-        """Share of the target that is spread over all tags in training."""
+        """Label smoothing in training."""
         self.end, self.unknown, self.start = num_tags, num_tags + 1, num_tags + 2
         self.see = nn.Linear(num_features, settings.embedding)
         self.read = nn.Embedding(num_tags + 3, settings.embedding)
@@ -123,9 +123,9 @@ class PhraseDecoder(PhraseHead):
         self.dropout = nn.Dropout(settings.dropout)
 
     def losses(self, features: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
-        """Negative log likelihood of each phrase with its end, (n,), the true tag being read at every step.
+        """Compute the negative log likelihood of each phrase and its end token, (n,), with teacher forcing.
 
-        Of a phrase that is too long the first tags count, and not that it ends there.
+        A phrase that is too long is truncated, and has no end token then.
         """
         tokens = torch.where(phrases == UNKNOWN, self.unknown, phrases)
         shown = tokens[:, : self.max_tags]
@@ -143,9 +143,9 @@ class PhraseDecoder(PhraseHead):
         return each.sum(1)
 
     def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most probable phrases that a beam search finds, for all images at once.
+        """Find the most probable phrases by beam search, for all images at once.
 
-        What is followed of an image depends on no other one; a phrase that has ended stays in its place. None is empty.
+        The beam of an image does not depend on other images. A phrase that has ended keeps its place; none is empty.
         """
         number, device = len(features), features.device
         _, state = self.lstm(self._seen(features))
@@ -175,14 +175,14 @@ class PhraseDecoder(PhraseHead):
         return phrases[:, 0], scores[:, 0]
 
     def _seen(self, features: torch.Tensor) -> torch.Tensor:
-        """The first step, (n, 1, embedding): the vector of the image, standardised, since its numbers have any size."""
+        """Return the first input, (n, 1, embedding): the image vector, standardised since its scale is arbitrary."""
         found: torch.Tensor = self.see(layer_norm(features, features.shape[1:]))
         return found[:, None]
 
     def _said(
         self, last: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Log probabilities of what comes next, (n, beam, num_tags + 2)."""
+        """Return the log probabilities of the next token, (n, beam, num_tags + 2), and the new state."""
         states, state = self.lstm(self.read(last.flatten())[:, None], state)
         said = self.say(states[:, 0]).log_softmax(1)
         return said.view(*last.shape, -1), state
@@ -191,7 +191,7 @@ class PhraseDecoder(PhraseHead):
     def _followed(
         state: tuple[torch.Tensor, torch.Tensor], origin: torch.Tensor, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states of the phrases that go on."""
+        """Return the states of the phrases that stay in the beam."""
         first = torch.arange(len(origin), device=origin.device)[:, None] * width
         rows = (first + origin).flatten()
         return state[0][:, rows], state[1][:, rows]

@@ -1,4 +1,4 @@
-"""Heads that scikit-learn fits at once on cached vectors, as torch modules."""
+"""Heads that scikit-learn fits in one step on cached vectors, as torch modules."""
 
 import warnings
 from collections import defaultdict
@@ -24,23 +24,22 @@ from torch.nn.functional import cross_entropy
 
 from tlbatch.config.training import Fit
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.model.heads import KernelMap, Neighbours
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Setting = TypeVar("Setting")
 _FOLDS = 5
 _LARGE = 3000
-"""Vectors above which one fold alone judges the penalties."""
+"""Number of vectors above which penalties are compared on a single fold."""
 _MOST_POINTS = 2000
 _GAMMAS = (0.3, 1.0)
-"""Of a radial basis function, times the median of the squared distances between vectors."""
+"""Gammas of the radial basis functions, in units of the inverse median squared distance between vectors."""
 _LEAST_SPREAD = 0.3
-"""Of a column, times the mean of all."""
+"""Least standard deviation of a column, relative to the mean of all columns."""
 _LEAST_EIGENVALUE = 1e-4
-"""Of the kernel between points, whose diagonal is 1."""
+"""Least eigenvalue that is kept of the kernel between points, whose diagonal is 1."""
 _SMALL = 10_000_000
-"""Numbers below which threads wait for one another longer than they work."""
+"""Number of values below which one thread is faster than several."""
 _PENALTIES: dict[Fit, tuple[float, ...]] = {
     "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1, 10),
     "kernel-logistic": (0.1, 0.3, 1, 3, 10, 30, 100),
@@ -50,56 +49,56 @@ _PENALTIES: dict[Fit, tuple[float, ...]] = {
     "kernel-ridge": (1e-4, 1e-3, 1e-2, 1e-1, 1, 10),
     "neighbours": (1, 3, 5, 10, 20, 50),
 }
-"""Inverse strengths of the penalty (of a ridge: strengths; of neighbours: how many)."""
+"""Inverse strengths of the penalty (for ridge: strengths; for neighbours: their number)."""
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a head is fitted on."""
+    """Vectors that a head is fitted on, with their labels and groups."""
 
     features: Floats
     """(n, d)."""
     labels: Ints
     """(n,)."""
     groups: npt.NDArray[np.generic]
-    """What must not be on both sides of a fold, (n,)."""
+    """Groups that are never split between the two sides of a fold, (n,)."""
     num_classes: int
     ordered: bool = False
-    """Whether a ridge is fitted to the grade, in place of a column a class."""
+    """Whether a ridge is fitted to the grade, instead of one column per class."""
 
     def chosen(self, some: Ints) -> "Vectors":
-        """Some of them."""
+        """Return a subset of the vectors."""
         return replace(self, features=self.features[some], labels=self.labels[some], groups=self.groups[some])
 
     @property
     def columns(self) -> Floats:
-        """What a ridge is fitted to: the grade, or a column a class, (n, columns)."""
+        """Targets of a ridge, (n, columns): the grade, or one column per class."""
         return self.labels[:, None].astype(np.float64) if self.ordered else np.eye(self.num_classes)[self.labels]
 
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head, and its outputs on vectors that it, or one fitted alike, had not seen."""
+    """A head, and out-of-fold outputs of heads that were fitted in the same way."""
 
     head: nn.Sequential
     outputs: npt.NDArray[np.float32]
     """(m, num_outputs)."""
     judged: Ints
-    """Which vectors these outputs are of, (m,)."""
+    """Indices of the vectors of these outputs, (m,)."""
     scores: dict[str, float]
-    """Mean loss on unseen vectors, by rate or penalty, which for a kernel stands before its gamma."""
+    """Mean out-of-fold loss by learning rate or penalty; for kernels by penalty and gamma."""
 
 
 def best_of(scores: Mapping[Setting, float]) -> Setting:
-    """What has the least loss; what is not a number is the worst."""
+    """Return the setting with the least loss; NaN counts as the worst."""
     return min(scores, key=lambda one: np.nan_to_num(scores[one], nan=np.inf))
 
 
 def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
     """Choose the penalty by cross-validation over groups, and fit on all vectors.
 
-    The loss that judges is the log loss; of a ridge on grades the squared error. Scores of an SVM, and of a ridge on
-    classes, are made log probabilities by one temperature, fitted on unseen vectors.
+    Penalties are compared by the log loss; those of a ridge on grades by the squared error. Scores of an SVM, and of a
+    ridge on classes, become log probabilities by a single temperature, fitted on out-of-fold outputs.
 
     Raises
     ------
@@ -121,7 +120,7 @@ def _fit_head(kind: Fit, vectors: Vectors, seed: int) -> FittedHead:
                 parts[penalty, gamma].append(model(vectors.features[out]))
     unseen = {setting: np.concatenate(outputs) for setting, outputs in parts.items()}
     fair = np.concatenate([np.isin(vectors.labels[out], vectors.labels[into]) for into, out in folds])
-    truth = vectors.chosen(judged[fair])  # of a class that the fold was fitted with
+    truth = vectors.chosen(judged[fair])  # only classes that the fold was fitted on
     heats = {setting: _temperature(kind, outputs[fair], truth) for setting, outputs in unseen.items()}
     losses = {
         setting: _loss(outputs[fair] * np.float32(heat), truth)
@@ -134,14 +133,15 @@ def _fit_head(kind: Fit, vectors: Vectors, seed: int) -> FittedHead:
 
 
 def folds_to_judge(vectors: Vectors, seed: int) -> list[tuple[Ints, Ints]]:
-    """What a penalty or a rate is judged on: all folds, or of many vectors one."""
+    """Return the folds on which penalties or rates are compared: all, or just one if there are many vectors."""
     folds = folds_of(vectors.labels, vectors.groups, seed)
     return folds[:1] if len(vectors.labels) > _LARGE else folds
 
 
 def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[tuple[Ints, Ints]]:
-    """What is fitted on and what is judged in each of at most five folds by group, classes spread over the folds; one
-    that would be fitted on a single class is left out.
+    """Return the indices to fit on and to score in each of at most five folds by group, stratified by class.
+
+    A fold that would be fitted on a single class is left out.
 
     Raises
     ------
@@ -152,33 +152,33 @@ def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[t
     number = min(_FOLDS, num_groups, int(np.bincount(labels)[np.unique(labels)].min()))
     if num_groups < 2:
         raise UserError(
-            "all training images are of one group; a head cannot be judged on others; add groups, or train by epochs"
+            "all training images are in one group, so a head cannot be cross-validated; add groups, or train by epochs"
         )
     splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed) if number > 1 else GroupKFold(2)
     folds = splitter.split(np.empty((len(labels), 1)), labels, groups)
     fair = [(into, out) for into, out in folds if len(np.unique(labels[into])) > 1]
     if not fair:
         raise UserError(
-            "all training images of a class are of one group; a head cannot be judged on others; add groups, or train "
-            "by epochs"
+            "all training images of a class are in one group, so a head cannot be cross-validated; add groups, or "
+            "train by epochs"
         )
     return fair
 
 
 class _Model:
-    """A scaler, perhaps a kernel map, and an estimator."""
+    """A scaler, an optional kernel map, and an estimator."""
 
     def __init__(self, scaler: StandardScaler, kernel: Nystroem | None, estimator: Any, num_classes: int) -> None:  # noqa: ANN401 (scikit-learn has no types)
         self._scaler, self._kernel, self._estimator, self._num_classes = scaler, kernel, estimator, num_classes
 
     def __call__(self, features: Floats) -> npt.NDArray[np.float32]:
-        """Outputs (n, num_outputs) of the head."""
+        """Return the outputs of the head, (n, num_outputs)."""
         with torch.inference_mode():
             outputs: npt.NDArray[np.float32] = self.module(1.0)(torch.from_numpy(features).float()).numpy()
         return outputs
 
     def module(self, heat: float) -> nn.Sequential:
-        """As a torch module, its outputs times the heat."""
+        """Return the model as a torch module, its outputs multiplied by ``heat``."""
         scaler, estimator = self._scaler, self._estimator
         if isinstance(estimator, KNeighborsClassifier):
             points = estimator._fit_X  # noqa: SLF001 (its training vectors have no public name)
@@ -200,7 +200,7 @@ class _Model:
 def _path(
     kind: Fit, vectors: Vectors, penalties: Sequence[float], gamma: float, seed: int
 ) -> Iterator[tuple[float, _Model]]:
-    """Models along the penalties, each begun where the one before ended; use one before you ask for the next."""
+    """Yield models along the penalties, warm-started from the one before; use each before asking for the next."""
     scaler = _scaler(vectors.features)
     seen: Floats = scaler.transform(vectors.features)
     kernel = None
@@ -212,14 +212,14 @@ def _path(
     estimator = _estimator(kind, len(seen))
     wanted = vectors.columns if kind.endswith("ridge") else vectors.labels
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # far ends of the grid; the folds judge what came of them
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at the ends of the grid; their loss decides
         for penalty in penalties:
             _set_penalty(estimator, penalty, len(seen))
             yield penalty, _Model(scaler, kernel, estimator.fit(seen, wanted), vectors.num_classes)
 
 
 def _stable(kernel: Nystroem) -> Nystroem:
-    """Without the directions that hardly any point has, as equal points make them: there it would blow up rounding."""
+    """Drop directions with tiny eigenvalues, as from equal points, where whitening would amplify rounding errors."""
     values, directions = np.linalg.eigh(rbf_kernel(kernel.components_, gamma=kernel.gamma))
     kept = values > _LEAST_EIGENVALUE
     kernel.normalization_ = (directions[:, kept] / np.sqrt(values[kept])) @ directions[:, kept].T
@@ -227,8 +227,9 @@ def _stable(kernel: Nystroem) -> Nystroem:
 
 
 def _scaler(features: Floats) -> StandardScaler:
-    """To mean 0 and deviation 1, but for columns that hardly vary: a channel that is dead in all but a few images would
-    else outweigh all others in an image that it is alive in.
+    """Return a scaler to mean 0 and deviation 1, except for columns that hardly vary.
+
+    Otherwise a channel that is zero in all but a few images would outweigh all others in those.
     """
     scaler = StandardScaler().fit(features)
     scaler.scale_ = np.maximum(scaler.scale_, _LEAST_SPREAD * np.sqrt(scaler.var_).mean())
@@ -260,7 +261,7 @@ def _set_penalty(estimator: Any, penalty: float, num_vectors: int) -> None:  # n
 
 
 def _rows(estimator: Any, num_classes: int) -> tuple[Floats, Floats]:  # noqa: ANN401 (scikit-learn has no types)
-    """Weights and biases, a row an output; a class that was not seen gets none of the probability."""
+    """Return weights and biases, a row per output; a class that was not fitted gets zero probability."""
     weight, bias = np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
     if isinstance(estimator, Ridge):
         return weight, bias

@@ -4,13 +4,13 @@ import torch
 
 
 def apply_symmetries(images: torch.Tensor, symmetry: torch.Tensor) -> torch.Tensor:
-    """Apply to each image its symmetry of the square: mirrored left to right if odd, then turned by half of it.
+    """Apply to each image its symmetry of the square: mirrored left to right if odd, then rotated by quarter turns.
 
     Parameters
     ----------
     images
         (n, size, size, 3), of any type, on any device.
-    turns
+    symmetry
         (n,), 0 to 7 on the CPU: 2 * quarter turns + mirrored.
 
     Returns
@@ -24,7 +24,7 @@ def apply_symmetries(images: torch.Tensor, symmetry: torch.Tensor) -> torch.Tens
 
 
 def apply_symmetry(images: torch.Tensor, turn: int) -> torch.Tensor:
-    """Apply one symmetry to all images."""
+    """Apply the same symmetry to all images."""
     if turn % 2:
         images = images.flip(2)
     return images.rot90(turn // 2, (1, 2)) if turn > 1 else images

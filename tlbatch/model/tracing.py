@@ -1,4 +1,4 @@
-"""Networks as graphs: how torch.fx sees them, and what can be read from that."""
+"""Networks as torch.fx graphs, and what can be read from them."""
 
 import inspect
 from collections import Counter
@@ -16,9 +16,9 @@ from torchvision.models.feature_extraction import NodePathTracer
 UNTRACEABLE = (
     fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, KeyError, IndexError, AssertionError,
 )  # fmt: skip
-"""What a tracer meets in a network whose path depends on its values."""
+"""Errors of the tracer on a network whose control flow depends on its values."""
 _CONVOLUTIONS, _NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
-"""What may be folded; kinds derived from these may compute something else."""
+"""Layers that may be folded; classes derived from these may compute something else."""
 
 
 class Traced(NamedTuple):
@@ -26,11 +26,11 @@ class Traced(NamedTuple):
 
     graph: fx.Graph
     paths: Mapping[fx.Node, str]
-    """Each operation by the module that it is in, and its own name."""
+    """Path of each operation: that of its module, and its own name."""
 
 
 class Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of each result, without the axis of the images."""
+    """Runs a graph and records the shape of each result, without the batch axis."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -45,7 +45,7 @@ class Shapes(fx.Interpreter):
 
 
 def traced(net: nn.Module, training: bool) -> Traced:  # noqa: FBT001 (for a comprehension over both)
-    """The graph of a network as it trains, or as it evaluates; arguments beside the images keep their defaults."""
+    """Trace a network in training or evaluation mode; arguments other than the images keep their defaults."""
     net.train(training)
     timm_fx: Any = _features_fx
     tracer = NodePathTracer(
@@ -58,7 +58,7 @@ def traced(net: nn.Module, training: bool) -> Traced:  # noqa: FBT001 (for a com
 
 
 def single_values(graph: fx.Graph) -> list[fx.Node]:
-    """The operations after which their result is the only value that is still needed and depends on the input."""
+    """Return the operations whose result is the only later-needed value that depends on the input."""
     nodes = list(graph.nodes)
     at = {node: number for number, node in enumerate(nodes)}
     depends: set[fx.Node] = set()
@@ -77,7 +77,7 @@ def single_values(graph: fx.Graph) -> list[fx.Node]:
 
 
 def between(graph: fx.Graph, first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """The operations that lead from one place to another, with the constants they use, in their order."""
+    """Return the operations that lead from one node to another, with the constants they use, in graph order."""
     needed, waiting = {last}, [last]
     while waiting:
         for node in waiting.pop().all_input_nodes:
@@ -88,7 +88,7 @@ def between(graph: fx.Graph, first: fx.Node, last: fx.Node) -> list[fx.Node]:
 
 
 def copied(graph: fx.Graph, first: fx.Node, last: fx.Node) -> fx.Graph:
-    """A stretch as a graph of its own."""
+    """Copy the operations between two nodes into a new graph."""
     copy = fx.Graph()
     copies = {first: copy.placeholder("activation")}
     for node in between(graph, first, last):
@@ -98,8 +98,10 @@ def copied(graph: fx.Graph, first: fx.Node, last: fx.Node) -> fx.Graph:
 
 
 def folded(net: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A graph as it evaluates, where each BatchNorm behind a convolution is folded into a copy of it: the same within
-    rounding, in one pass over the activation less (Jacob et al. 2018, equation 14). The graph is changed.
+    """Return a graph in evaluation mode, with each BatchNorm after a convolution folded into a copy of the convolution.
+
+    Results are equal up to rounding, with one pass less over the activation (Jacob et al. 2018, equation 14). The graph
+    is modified.
     """
     whole = fx.GraphModule(net, graph).eval()
     for node in list(graph.nodes):
@@ -123,18 +125,18 @@ def _called(whole: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def modules_of(net: nn.Module, nodes: Iterable[fx.Node]) -> set[nn.Module]:
-    """The modules that some operations call, with those inside them."""
+    """Return the modules that some operations call, with their submodules."""
     called = {net.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"}
     return {inner for module in called for inner in module.modules()}
 
 
 def has_state(module: nn.Module) -> bool:
-    """Whether a module must not stand on both sides of a cut: it learns, or drops out."""
+    """Return whether a module must not be on both sides of a cut: it has parameters, or is a dropout."""
     return any(True for _ in module.parameters(recurse=False)) or isinstance(module, nn.modules.dropout._DropoutNd)  # noqa: SLF001 (the common base is private)
 
 
 def module_ends(graph: Traced) -> dict[str, fx.Node]:
-    """The last operation of every module, by the module's path."""
+    """Return the last operation of each module, by the module's path."""
     ends = {}
     for node in graph.graph.nodes:
         path = str(node.target) if node.op == "call_module" else graph.paths.get(node, "").rpartition(".")[0]
@@ -152,7 +154,7 @@ def _attribute(net: nn.Module, path: str) -> object:
 
 
 def blocks_of(net: nn.Module, graph: fx.Graph) -> set[str]:
-    """Paths of the modules that count as one layer: their class occurs again, and no other one again inside them."""
+    """Return the paths of modules that count as one layer: their class repeats, and no class repeats inside them."""
     leaves = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
     inner = {
@@ -170,7 +172,7 @@ def _repeats_inside(path: str, inner: Mapping[str, nn.Module]) -> bool:
 
 
 def is_layer(net: nn.Module, nodes: Iterable[fx.Node]) -> bool:
-    """Whether a stretch has weights (not of a norm alone) or pools."""
+    """Return whether some operations include weights (other than of a norm) or pooling."""
     return any(_weighs(net, node) for node in nodes)
 
 

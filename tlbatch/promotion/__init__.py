@@ -1,1 +1,1 @@
-"""Champion and challenger: the registry, the promotion rule and nights."""
+"""Champion and challenger: the registry, the promotion rule and the nightly runs."""

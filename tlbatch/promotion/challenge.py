@@ -1,4 +1,4 @@
-"""The challenger and the champion on the same test images."""
+"""Comparison of challenger and champion on the same test images."""
 
 import shlex
 from collections.abc import Mapping
@@ -23,23 +23,23 @@ from tlbatch.runs.report import Report
 
 @dataclass(frozen=True)
 class Challenge:
-    """A run that has been tested, and the champion, if there is one."""
+    """A tested run and the champion, if there is one."""
 
     record: RunRecord
     paths: RunPaths
     champion: Champion | None
     look: int = 0
-    """How often the champion has been challenged, this time included."""
+    """How many times the champion has been challenged, including this time."""
     before: tuple[Champion, ...] = ()
-    """Champions that its weights may come from."""
+    """Earlier champions from which the run's weights may descend."""
 
     def decided(self) -> Decision:
-        """Whether it is promoted, by the job's rule.
+        """Decide by the job's rule whether the run is promoted.
 
         Raises
         ------
         UserError
-            When a run is not whole, or the champion has to predict these test images first.
+            When a run is incomplete, or the champion has to predict these test images first.
         """
         terms, report = self.record.job.nightly, self.report
         leaks = _leaks(report.audit)
@@ -50,13 +50,13 @@ class Challenge:
         theirs = manifest_of_champion(self._registry, self.champion).classes
         if classes != theirs:
             why = (
-                f"the champion knows the classes {', '.join(theirs)}, and this run {', '.join(classes)}: no score is "
-                "of both; python -m tlbatch.promote RUN --override REASON makes it the champion"
+                f"the champion has the classes {', '.join(theirs)}, this run {', '.join(classes)}: scores cannot be "
+                "compared; python -m tlbatch.promote RUN --override REASON makes it the champion"
             )
             return self.decision(outcome="kept", rule="none", reasons=(why,))
         one, two, num_excluded = self._in_common(self.champion)
         if not len(one.keys):
-            why = "there are no test images that both models can be judged on"
+            why = "there are no test images on which both models can be compared"
             return self.decision(outcome="kept", rule="none", reasons=(why,), num_excluded=num_excluded)
         evidence = PairedTest(
             metric=self.record.job.metric,
@@ -71,7 +71,7 @@ class Challenge:
         return self._weighed(apply_rule(terms, evidence, known), num_excluded)
 
     def decision(self, **found: object) -> Decision:
-        """A decision on this challenge."""
+        """Return a decision on this challenge with the given fields."""
         about: Mapping[str, object] = {
             "task": self.record.job.task,
             "run": self.record.run,
@@ -84,12 +84,12 @@ class Challenge:
 
     @property
     def report(self) -> Report:
-        """The scores of the challenger."""
+        """Report of the challenger."""
         return load_record(Report, self.paths.report_json, missing="run reduce first: python -m tlbatch.reduce RUN")
 
     @property
     def num_train(self) -> int:
-        """Images that the challenger was trained on."""
+        """Number of training images of the challenger."""
         return manifest_of(self.paths).num_images["train"]
 
     @property
@@ -104,10 +104,10 @@ class Challenge:
         )
 
     def _in_common(self, champion: Champion) -> tuple[Predictions, Predictions, int]:
-        """What both predicted for test images that neither was trained on, and how many were left out for that."""
+        """Return both predictions on test images that neither was trained on, and the number of excluded images."""
         one, two = Entry(self.paths.report, self.report).tested(), self._of_champion(champion).tested()
-        assert isinstance(one, Predictions), "a challenger tells classes apart"
-        assert isinstance(two, Predictions), "and so does a champion"
+        assert isinstance(one, Predictions), "a challenger predicts classes"
+        assert isinstance(two, Predictions), "a champion predicts classes"
         index = read_index(self.paths.set_paths(self.record.job).index_file)
         test = index[index["split"] == SPLITS.index("test")]
         known = _known_to(index, test)
@@ -121,27 +121,27 @@ class Challenge:
         one, two = one.where(mine), two.where(theirs)
         if not np.array_equal(one.labels, two.labels):
             raise UserError(
-                f"{self.paths.folder}: its test labels are not those that the champion was judged by; run the night "
+                f"{self.paths.folder}: its test labels differ from those of the champion's predictions; run the night "
                 "again"
             )
         return one, two, int(excluded.sum())
 
     def _of_champion(self, champion: Champion) -> Entry:
-        """The champion's report on tonight's test images."""
+        """Return the champion's report on tonight's test images."""
         again = rescoring_of(self.record, self.paths, champion)
         paths = self._registry.run_of(champion) if again is None else rescoring_paths(self.paths)
         way = f"python -m tlbatch.promote {shlex.quote(str(self.paths.folder))}"
         if again and not (paths.record.exists() and paths.load_submitted().checkpoint_of == again.checkpoint_of):
-            raise UserError(f"{paths.folder}: the champion has not predicted these test images; {way} has it do so")
+            raise UserError(f"{paths.folder}: the champion has not predicted these test images; run {way}")
         return Entry(paths.report, load_record(Report, paths.report_json, missing=way))
 
 
 def _known_to(index: Index, test: Index) -> npt.NDArray[np.bool_]:
-    """Which test images a model was trained or validated on, they, their like or others of their group, (n,)."""
+    """Mask (n,): test images whose content or group was in the training or validation split of a model."""
     seen = index[index["split"] != SPLITS.index("test")]
     found: npt.NDArray[np.bool_] = np.isin(test["group"], seen["group"]) | np.isin(test["content"], seen["content"])
     return found
 
 
 def _leaks(audit: Audit) -> list[str]:
-    return [f"{number} images of {pair} too" for pair, number in sorted(audit.across.items()) if number]
+    return [f"{number} images of {pair}" for pair, number in sorted(audit.across.items()) if number]

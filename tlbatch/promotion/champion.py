@@ -1,4 +1,4 @@
-"""Decide between champion and challenger, and swap them."""
+"""Decide between champion and challenger, and replace the champion."""
 
 import logging
 import os
@@ -24,13 +24,13 @@ _MOST_DOUBTS = 12
 
 
 def overruled_before(paths: RunPaths) -> str:
-    """Why the rule was overruled when the run was decided on, which stands; empty where it was not."""
+    """Return the reason of an earlier override for this run, which stays in force; empty if there was none."""
     marker = paths.marker("promote")
     return load_record(Marker, marker, missing="try again").inputs["overruled"] if marker.exists() else ""
 
 
 def promote_run(record: RunRecord, paths: RunPaths, overruled: str) -> None:
-    """Compare the run with the champion and swap the champion if the rule, or an override, says so."""
+    """Compare the run with the champion, and replace the champion if the rule or an override says so."""
     registry = Registry.of(record.job)
     registry.make(private=record.job.private)
     night = night_of(record, paths, registry, overruled)
@@ -68,7 +68,7 @@ def promote_run(record: RunRecord, paths: RunPaths, overruled: str) -> None:
 
 
 def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Decision:
-    """What was decided before a kill, if it still stands, or what is decided now."""
+    """Return the decision saved before an interruption, if it is still valid, or decide now."""
     champion, file = registry.champion(), promotion_file(paths)
     if file.exists():
         found = load_record(Decision, file, missing="try again")
@@ -76,7 +76,7 @@ def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled:
         if found.champion == (champion and champion.number) or (is_own and found.outcome == "promoted"):
             return found
     if champion is not None and champion.run == record.run:
-        raise UserError(f"{paths.folder}: is the champion already; python -m tlbatch.registry list shows them")
+        raise UserError(f"{paths.folder}: is already the champion; python -m tlbatch.registry list shows all champions")
     look = registry.looks(champion, but=record.run) + 1 if champion else 0
     before = registry.champions() if record.job.nightly.init_from == "champion" else []
     challenge = Challenge(record, paths, champion, look, tuple(before))
@@ -89,7 +89,7 @@ def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled:
 
 
 def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Decision) -> None:
-    """Export the model, and make the run the champion: until the last rename the one before it is."""
+    """Export the model and make the run the champion; until the last rename the previous champion stays in place."""
     before = registry.champion()
     if before is not None and before.run == record.run:
         return
@@ -119,14 +119,14 @@ def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Dec
 
 
 def _copy_index(of_run: SetPaths, kept: SetPaths) -> None:
-    """Keep which images a champion knows, whatever becomes of the shards."""
+    """Keep the index of a champion's images, in case the shards are removed."""
     with atomic_folder(kept.index_folder) as draft:
         for file in (of_run.index_file, of_run.manifest):
             copy_file(file, draft / file.name)
 
 
 def _files(paths: RunPaths, index: SetPaths, model: Path) -> list[Path]:
-    """All that a champion needs, from its weights to its predictions."""
+    """Return all files that a champion needs, from its weights to its predictions."""
     report = (paths.report_json, paths.report / "predictions.csv", paths.metrics, paths.record)
     folders = (paths.checkpoints, paths.predictions, model)
     found = [*report, index.manifest, index.index_file, *(file for folder in folders for file in folder.iterdir())]

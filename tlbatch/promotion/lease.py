@@ -1,4 +1,4 @@
-"""Whose turn it is: one holder at a time, who can be anywhere on the cluster, and who may die."""
+"""A lease on a file: one holder at a time, anywhere on the cluster; the lease of a dead holder is taken over."""
 
 import json
 import logging
@@ -22,19 +22,19 @@ from tlbatch.runs.records import Record, load_record
 log = logging.getLogger(__name__)
 _BEAT_S = 30.0
 _DEAD_S = 10 * _BEAT_S
-"""Of silence, of a holder of whom nothing else is known."""
+"""Seconds without a heartbeat after which a holder counts as dead, if nothing else is known about it."""
 
 
 class LeaseHolder(Record):
-    """What lies in the file while somebody holds it."""
+    """Content of the file while the lease is held."""
 
     token: str
     host: str
     pid: int
     began: float
-    """When the process began, which tells it from a later one of the same number."""
+    """Start time of the process, which distinguishes it from a later process with the same id."""
     job: str | None
-    """SLURM job that it is in."""
+    """SLURM job of the process."""
     since: float
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class LeaseHolder(Record):
 
 
 class LeaseTakenError(Exception):
-    """Somebody else has it."""
+    """Another process holds the lease."""
 
     def __init__(self, holder: LeaseHolder) -> None:
         super().__init__(str(holder))
@@ -54,17 +54,17 @@ class LeaseTakenError(Exception):
 def hold_lease(
     file: Path, environment: Mapping[str, str], job_is_active: Callable[[str], bool | None]
 ) -> Iterator[LeaseHolder | None]:
-    """Hold the file within the block; that of a dead holder is taken over, who is given to the block.
+    """Hold the lease within the block. If its holder is dead, it is taken over, and the dead holder is yielded.
 
     Parameters
     ----------
     job_is_active
-        Whether SLURM still has a job; None where it gives no answer.
+        Returns whether SLURM still has a job; None if SLURM does not answer.
 
     Raises
     ------
-    TakenError
-        When somebody who lives holds it.
+    LeaseTakenError
+        When a live process holds it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     own = LeaseHolder(
@@ -99,25 +99,25 @@ def _guard(file: Path) -> FileLock:
 
 
 def _read(file: Path) -> LeaseHolder | None:
-    """The holder; a file that cannot be read is nobody's."""
+    """Return the holder; a damaged file has none."""
     if not file.exists():
         return None
     try:
         return load_record(LeaseHolder, file, missing="")
     except UserError:
-        log.warning("%s: is damaged, and nobody's", file)
+        log.warning("%s: damaged; the lease counts as free", file)
         return None
 
 
 def _lives(holder: LeaseHolder, file: Path, own: LeaseHolder, job_is_active: Callable[[str], bool | None]) -> bool:
-    """Whether a holder is still there: by its process on this machine, by its SLURM job, else by its last beat."""
+    """Return whether the holder is alive: by its process here, by its SLURM job, or by its last heartbeat."""
     if holder.job is not None and holder.job == own.job and holder.host != own.host:
-        return False  # an earlier life of the job that this is
+        return False  # an earlier attempt of this job
     if holder.host == own.host:
         try:
             process = psutil.Process(holder.pid)
             is_same = abs(process.create_time() - holder.began) < 1
-            return is_same and process.status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked for its end yet
+            return is_same and process.status() != psutil.STATUS_ZOMBIE  # a zombie is dead, but not yet reaped
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:
@@ -128,7 +128,7 @@ def _lives(holder: LeaseHolder, file: Path, own: LeaseHolder, job_is_active: Cal
 
 
 def _silent_s(file: Path) -> float:
-    """Seconds since the last beat, by the clock of the file system."""
+    """Return the seconds since the last heartbeat, by the clock of the file system."""
     now = file.with_suffix(".now")
     write_text(now, json.dumps(os.getpid()), lasting=False)
     silent = now.stat().st_mtime - file.stat().st_mtime

@@ -1,4 +1,4 @@
-"""One night: look for new images and labels, retrain, test, and promote or keep."""
+"""One nightly run: find new images and labels, retrain, test, and promote or keep the champion."""
 
 import os
 import shlex
@@ -29,29 +29,30 @@ from tlbatch.promotion.registry import Event, Night, Pending, Registry
 from tlbatch.promotion.rescoring import make_rescoring, rescoring_paths
 from tlbatch.promotion.retention import wrong_files
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Best, RunRecord, StageName, job_digest, load_record, stages_of
+from tlbatch.runs.records import Best, RunRecord, job_digest, load_record
+from tlbatch.runs.stages import StageName, stages_of
 
 _POLL_S = 10.0
 _COMPARED = ("key", "group", "label", "tags", "split", "content")
-"""Columns of the index that a training depends on."""
+"""Columns of the index on which training depends."""
 
 
 def is_active(job: str) -> bool | None:
-    """Whether SLURM has a job that has not ended."""
+    """Return whether a SLURM job has not ended; None if SLURM does not answer."""
     found = Squeue().query([job])
     return None if found is None else any(not one.has_ended for one in found[job])
 
 
 def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None, where: Target) -> int:
-    """Hold one night and return its exit code."""
+    """Run one night and return its exit code."""
     began = time.monotonic()
     if before is not None:
-        print(f"the registry was held by {before}, which is gone; taken over", flush=True)
+        print(f"the registry lock was held by {before}, which is gone; taken over", flush=True)
     asked = job_digest(record)
     seen = _seen(record, asked)
     pending = registry.pending()
     if pending is not None and pending.seen != seen:
-        why = "images, labels or job have changed since it began; what it had sharded and cached is used"
+        why = "images, labels or job have changed since it began; its shards and cached activations are reused"
         _note(registry, "given up", pending.run, why)
         registry.night_file.unlink()
         pending = None
@@ -64,7 +65,7 @@ def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None
         pending = Pending(run=record.run, seen=seen, asked=asked, began=datetime.now(UTC).isoformat(timespec="seconds"))
         pending.save(registry.night_file)
     else:
-        print(f"going on with the night that began {pending.began}", flush=True)
+        print(f"resuming the night that began {pending.began}", flush=True)
     paths = RunPaths(record.job.workspace / "runs" / pending.run)
     if not paths.record.exists():
         make_run(_begun(record, registry, pending.run))
@@ -75,12 +76,12 @@ def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None
 
 
 def _seen(record: RunRecord, asked: str) -> str:
-    """Digest of the images, their labels and splits, and the job: the same one means that there is nothing new."""
+    """Return a digest of images, labels, splits and job; if it is unchanged, nothing is new."""
     return digest_of([read_images(record.job, workers=1).digest, digest_lists(record.job.data), asked])
 
 
 def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
-    """The run of a night, with the weights that it begins with."""
+    """Return the record of a night's run with its initial weights."""
     job = record.job.model_copy(update={"run": run})
     record = record.model_copy(update={"run": run, "job": job})
     champion = registry.champion()
@@ -89,9 +90,9 @@ def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
     other = registry.run_of(champion)
     before = other.load().job
     if not _is_split_alike(job.data, before.data):
-        print("the champion was trained on another split: this night begins with the pre-trained weights", flush=True)
+        print("the champion was trained on another split: this night starts from the pre-trained weights", flush=True)
         return record
-    best = load_record(Best, other.best, missing="the champion's run is not whole; python -m tlbatch.registry verify")
+    best = load_record(Best, other.best, missing="the champion's run is incomplete; python -m tlbatch.registry verify")
     update: dict[str, object] = {
         "model": job.model.model_copy(update={"weights": str(other.checkpoints / best.weights), "match": "name"})
     }
@@ -101,19 +102,19 @@ def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
 
 
 def _is_split_alike(one: Data, other: Data) -> bool:
-    """Whether what one job trains on is no test image of the other's."""
+    """Return whether two jobs split alike, so that no training image of one is a test image of the other."""
     cuts = [(data.split, data.group_column, data.group_pattern) for data in (one, other)]
     return cuts[0] == cuts[1]
 
 
 def _has_head_of(job: Job, other: Job) -> bool:
-    """Whether a head can go on where that of another job has ended."""
+    """Return whether training can continue from the head of another job."""
     heads = [one.head.model_copy(update={"weights": ""}) for one in (job, other)]
     return heads[0] == heads[1] and job.objective == other.objective and not (job.chooses or job.phase[0].fit)
 
 
 def _work(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending, where: Target) -> int:
-    """What is left of the night; a failure is a line of the history, and a champion that is its cause is named."""
+    """Run the rest of the night; a failure is noted in the history, and a damaged champion is named as its cause."""
     try:
         code = 0 if paths.marker("shard").exists() else _run(record, paths, where, ("shard",))
         alike = None if code else _night_alike(record, paths, registry, pending)
@@ -138,7 +139,7 @@ def _work(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pendi
 
 
 def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending) -> Night | None:
-    """The night before, where its images, labels, splits and job are those of this run, whatever the files' times."""
+    """Return the previous night if images, labels, splits and job are those of this run, whatever the file times."""
     history = registry.history()
     last = next((night for night in reversed(history) if night.index), None)
     if last is None or last.asked != pending.asked or paths.marker("train").exists():
@@ -151,8 +152,8 @@ def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry, pending
 
 
 def _end_alike(paths: RunPaths, registry: Registry, pending: Pending, alike: Night) -> int:
-    """End a night that found the same images with other times, without a run."""
-    why = f"the files have been touched, the images are those of {alike.time}"
+    """End a night whose files differ only in their times, and remove its run."""
+    why = f"only file times have changed, the images are those of {alike.time}"
     _note(registry, "nothing new", None, why, seen=pending.seen)
     shutil.rmtree(paths.folder)
     registry.night_file.unlink()
@@ -161,7 +162,7 @@ def _end_alike(paths: RunPaths, registry: Registry, pending: Pending, alike: Nig
 
 
 def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Target) -> int:
-    """The stages that are left, then the champion on the same images, then the decision."""
+    """Run the remaining stages, then the champion on the same test images, then the decision."""
     code = _run(record, paths, where)
     if code == 0:
         print_scores(record, paths)
@@ -173,17 +174,17 @@ def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Targe
 
 
 def _cause(record: RunRecord, paths: RunPaths) -> str:
-    """Why a stage of the night has failed, as far as it has left word."""
+    """Return why a stage of the night has failed, if it left a message."""
     stages: tuple[StageName, ...] = (*stages_of(record.job), "promote")
     for run, stage in ((run, stage) for run in (paths, rescoring_paths(paths)) for stage in stages):
         failure = cause_of(stage, run)
         if failure is not None and not run.marker(stage).exists():
             return f"{stage}: {failure.message}"
-    return "see its log; the next night goes on with it"
+    return "see its log; the next night resumes it"
 
 
 def _broken(registry: Registry, paths: RunPaths) -> str:
-    """What is wrong with the champion that a run that has been tested is compared with, and the ways out."""
+    """Return what is wrong with the champion of a tested run, with the ways out; empty if nothing is."""
     champion = registry.champion()
     if champion is None or champion.run == paths.folder.name or not paths.marker("reduce").exists():
         return ""
@@ -192,17 +193,19 @@ def _broken(registry: Registry, paths: RunPaths) -> str:
         return ""
     ways = [f"python -m tlbatch.registry {shlex.quote(str(registry.folder))} rollback"] if champion.previous else []
     ways.append(f"python -m tlbatch.promote {shlex.quote(str(paths.folder))} --override REASON")
-    return f"champion {champion.number} is not whole: {wrong[0]}; {', or '.join(ways)}, and the night again"
+    return f"champion {champion.number} is damaged: {wrong[0]}; {', or '.join(ways)}, then run again"
 
 
 def _run(record: RunRecord, paths: RunPaths, where: Target, stages: Sequence[StageName] = ()) -> int:
-    """Run the stages of a run, or some, wherever nights are run; the exit code."""
+    """Run all or some stages of a run on the chosen target, and return the exit code."""
     if where == "local":
         return launch.run_here(record, paths, stages)
     if where == "allocation":
         return launch.run_in_allocation(paths, os.environ, stages)
-    while paths in (jobs := job_arrays.at_work([(record, paths)])):  # of a night that was killed while they were queued
-        print(f"job {jobs[paths]:>8}  is at work", flush=True)
+    while paths in (
+        jobs := job_arrays.at_work([(record, paths)])
+    ):  # of a night that was killed while its jobs were queued
+        print(f"job {jobs[paths]:>8}  is still queued or running", flush=True)
         time.sleep(_POLL_S)
     return wait_for_chain(launch.submit_chain(record, paths, stages), paths)
 

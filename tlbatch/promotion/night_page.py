@@ -1,4 +1,4 @@
-"""The page of a night: what was new, what was decided and why, and the nights before."""
+"""The page of a night: new images, the decision and its reasons, and earlier nights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from tlbatch.report import formats, plots
 from tlbatch.report.page import render
 
 _MOST_NIGHTS = 60
-_ASPECTS = {"classes": "mix of classes", "images": "statistics of the images", "features": "features of the network"}
+_ASPECTS = {"classes": "class distribution", "images": "image statistics", "features": "network features"}
 _SUSPECT = 4.0
-"""Standard deviations more disagreement than the champion's probabilities explain."""
+"""Excess of disagreement above the expected, in standard deviations, at which labels are suspect."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class LabelIssue:
     label: str
     champion_says: str
     probability: float
-    """Of what it says."""
+    """Probability of the predicted class."""
     image: bytes
-    """Thumbnail."""
+    """Bytes of a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,23 @@ class ShownNight:
 
     decision: Decision
     champion: Champion | None
-    """When the night was over."""
+    """Champion after the night."""
     history: Sequence[Night]
     """All nights, this one last."""
     drift: Drift
     doubts: Sequence[LabelIssue]
-    """The gravest first."""
+    """Sorted by decreasing margin."""
     report: str
-    """Path of the run's report from the page."""
+    """Path of the run's report, relative to the page."""
 
     @property
     def night(self) -> Night:
-        """Of the decision."""
+        """Night of the decision."""
         return next(one for one in reversed(self.history) if one.run == self.decision.run)
 
 
 def write_night(path: Path, shown: ShownNight) -> None:
-    """Write the page, atomically."""
+    """Write the page atomically."""
     nights = shown.history[-_MOST_NIGHTS:]
     path.parent.mkdir(exist_ok=True)
     render(path, "night.html.j2", {
@@ -73,22 +73,22 @@ def _warnings(shown: ShownNight) -> list[tuple[str, str]]:
     if drift.is_marked:
         moved = " and ".join(_ASPECTS[one.what] for one in drift.shifts if one.is_above)
         text = (
-            f"The {moved} of the new images are further from those before than chance explains (more than "
-            f"{drift.threshold:g} standard deviations): look at them before the model is trusted on the like."
+            f"New and earlier images differ in {moved} by more than chance explains (above "
+            f"{drift.threshold:g} standard deviations): check the new images before trusting the model on them."
         )
         found.append(("Drift", text))
     if drift.z_disagreeing is not None and drift.z_disagreeing > _SUSPECT:
         text = (
-            f"The champion contradicts {formats.counted(drift.num_disagreeing, 'label')} of {drift.num_judged:,} new "
-            f"images, {drift.z_disagreeing:.1f} standard deviations more than its probabilities explain; review.csv in "
-            "the run's folder lists them."
+            f"The champion disagrees with {formats.counted(drift.num_disagreeing, 'label')} of {drift.num_judged:,} "
+            f"new images, {drift.z_disagreeing:.1f} standard deviations more than its probabilities predict; "
+            "review.csv in the run's folder lists them."
         )
         found.append(("Suspect labels", text))
     return found
 
 
 def _costs(history: Sequence[Night]) -> Markup | None:
-    """Seconds against new images; None before two nights have been."""
+    """Plot seconds against new images; None with fewer than two nights."""
     known = [one for one in history if one.num_new is not None and one.seconds]
     nights = sorted(known, key=lambda one: one.num_new or 0)
     if len(nights) < 2:

@@ -1,4 +1,4 @@
-"""What was new in a night: how many images, how they differ from those before, and which labels look wrong."""
+"""What was new in a night: the number of images, their drift, and labels that look wrong."""
 
 import csv
 import logging
@@ -21,26 +21,27 @@ from tlbatch.promotion.registry import Champion, Night, Registry, drift_file, re
 from tlbatch.promotion.rescoring import manifest_of_champion, rescoring_paths
 from tlbatch.report.run_figures import shown_images
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Marker, RunRecord, load_record, stages_of
+from tlbatch.runs.records import Marker, RunRecord, load_record
+from tlbatch.runs.stages import stages_of
 
 log = logging.getLogger(__name__)
 _MOST_DOUBTS = 12
 
 
 def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Night:
-    """What is known of the night before anything is decided: what was new, and what it took.
+    """Return the record of the night before the decision: what was new, and how long the stages took.
 
     Writes drift.json and review.csv into the run's folder.
 
     Parameters
     ----------
     overruled
-        See `tlbatch.promote.run`: then a champion that is not whole is not asked about the new labels.
+        See `tlbatch.promote.run`; if not empty, a damaged champion is skipped in the check of the new labels.
 
     Raises
     ------
     UserError
-        When the run, or the champion that is to judge the labels, is not whole.
+        When the run, or the champion that checks the labels, is incomplete or damaged.
     """
     pending, history = registry.pending(), registry.history()
     pending = pending if pending and pending.run == record.run else None
@@ -79,14 +80,14 @@ def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: 
 
 @dataclass(frozen=True)
 class _Evaluator:
-    """What the champion says of images."""
+    """Predictions of the champion."""
 
     predict: Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
     classes: tuple[str, ...]
 
 
 def _evaluate(registry: Registry, champion: Champion, overruled: str) -> _Evaluator | None:
-    """The champion's exported model; None where it is damaged and is to be replaced whatever the rule says.
+    """Load the champion's exported model; None if it is damaged and an override replaces it anyway.
 
     Raises
     ------
@@ -99,7 +100,7 @@ def _evaluate(registry: Registry, champion: Champion, overruled: str) -> _Evalua
     except UserError as error:
         if not overruled:
             raise
-        log.warning("the champion is not asked about the new labels: %s", error)
+        log.warning("the new labels are not checked with the champion: %s", error)
         return None
 
     def predict(images: Sequence[bytes]) -> npt.NDArray[np.float32]:
@@ -109,13 +110,13 @@ def _evaluate(registry: Registry, champion: Champion, overruled: str) -> _Evalua
 
 
 def _seconds(paths: RunPaths) -> dict[str, float]:
-    """What the stages of a run took, in its last life."""
+    """Return the seconds of each stage of a run, in its last attempt."""
     markers = [paths.marker(stage) for stage in stages_of(paths.load_submitted().job)]
     return {file.stem: load_record(Marker, file, missing="").seconds for file in markers if file.exists()}
 
 
 def label_issues_of(record: RunRecord, paths: RunPaths) -> list[LabelIssue]:
-    """The new images whose labels the champion contradicts most, to look at."""
+    """Return the new images whose labels the champion contradicts most, for review."""
     with review_file(paths).open(newline="", encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
     rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]

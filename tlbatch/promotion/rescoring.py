@@ -12,48 +12,48 @@ from tlbatch.runs.records import Best, RunRecord, load_record
 
 
 def manifest_of(paths: RunPaths) -> Manifest:
-    """What the set of a run is.
+    """Return the manifest of a run's set of images.
 
     Raises
     ------
     UserError
-        When it is not there.
+        When it is missing.
     """
     folder = paths.set_paths(paths.load_submitted().job)
     return load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
 
 
 def manifest_of_champion(registry: Registry, champion: Champion) -> Manifest:
-    """What the set of a champion was in its night.
+    """Return the manifest of a champion's set of images, as kept in the registry.
 
     Raises
     ------
     UserError
-        When it is not there.
+        When it is missing.
     """
     return load_record(Manifest, registry.index_of(champion).manifest, missing="python -m tlbatch.registry verify")
 
 
 def rescoring_paths(paths: RunPaths) -> RunPaths:
-    """Where it lies."""
+    """Return the paths of the champion's run on the test images of a run."""
     return RunPaths(paths.folder.with_name(f"{paths.folder.name}.champion"))
 
 
 def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunRecord | None:
-    """What it is of; None where the champion was tested on these images, or does not know these classes.
+    """Return its record; None if the champion was tested on these images or has other classes.
 
-    Its job is the champion's, pre-processing included, on tonight's images. The pre-trained weights only serve to find
-    cached activations: where they are gone, the checkpoint stands for them; it has the head as well.
+    The job is the champion's, with its preprocessing, on tonight's images. The pre-trained weights are only needed to
+    find cached activations; if they are missing, the checkpoint replaces them, which also holds the head.
 
     Parameters
     ----------
     record
-        Of tonight's run, whose shard stage has finished.
+        Record of tonight's run, whose shard stage has finished.
 
     Raises
     ------
     UserError
-        When a run is not whole.
+        When a run is incomplete.
     """
     registry = Registry.of(record.job)
     own, theirs, other = manifest_of(paths), manifest_of_champion(registry, champion), registry.run_of(champion)
@@ -67,7 +67,7 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
     job = before.job.model_copy(
         update={key: getattr(record.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}
         | {"data": data, "run": rescoring_paths(paths).folder.name, "figures": False}
-        | {"head": before.job.head.model_copy(update={"weights": ""})}  # where it began, of a run that may be gone
+        | {"head": before.job.head.model_copy(update={"weights": ""})}  # initial weights, from a run that may be gone
     )
     digest = before.weights_digest
     if digest is not None and not _is_there(job.model.weights, digest):
@@ -81,7 +81,7 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
 
 
 def make_rescoring(record: RunRecord, paths: RunPaths, champion: Champion) -> RunPaths | None:
-    """The run, made where it is not there or is of another champion; None where there is none to make.
+    """Return its paths, after creating it if it is missing or of another champion; None if none is needed.
 
     Raises
     ------
@@ -107,5 +107,5 @@ def _is_there(weights: str, digest: str) -> bool:
 
 
 def _weights_of(run: RunPaths) -> str:
-    missing = "the champion's run is not whole; python -m tlbatch.registry verify"
+    missing = "the champion's run is incomplete; python -m tlbatch.registry verify"
     return load_record(Best, run.best, missing=missing).weights

@@ -1,4 +1,4 @@
-"""What of a registry is kept, and whether it is whole."""
+"""Retention of runs and models in a registry, and verification of their files."""
 
 import logging
 import os
@@ -15,35 +15,36 @@ _REMOVED = ".removed-"
 
 
 def digests_of(files: Iterable[Path], workspace: Path) -> dict[str, str]:
-    """SHA-256 by path from the workspace."""
+    """Return the SHA-256 of files by their paths relative to the workspace."""
     return {os.path.relpath(file, workspace): digest_file(file) for file in files}
 
 
 def wrong_files(registry: Registry, champion: Champion) -> list[str]:
-    """Files of a champion that are gone or are not what they were, each with what is wrong."""
+    """Return the missing and changed files of a champion, each with what is wrong."""
     workspace, found = registry.folder.parent.parent, []
     for name, digest in champion.files.items():
         file = Path(os.path.normpath(workspace / name))
         if not file.is_file():
-            found.append(f"{file}: is gone")
+            found.append(f"{file}: missing")
         elif digest_file(file) != digest:
-            found.append(f"{file}: is not what it was")
+            found.append(f"{file}: changed since its promotion")
     return found
 
 
 def retire(registry: Registry, terms: Nightly, *, now: str) -> list[str]:
-    """Remove the runs of nights that are neither recent nor of a champion that is kept, and models of other champions.
+    """Remove old runs of nights and the exported models of old champions.
 
-    Only runs that nights have made are looked at; the champion and those before it, as many as the job keeps, stay.
+    Only runs created by nights are considered. Recent runs, the champion, and as many of its predecessors as the job
+    keeps are not removed.
 
     Parameters
     ----------
     now
-        Name of the run that is decided on, which stays.
+        Name of the run being decided on, which is kept.
 
     Returns
     -------
-    Names of the runs that are gone.
+    Names of the removed runs.
     """
     champion = registry.champion()
     if champion is None:
@@ -64,17 +65,17 @@ def retire(registry: Registry, terms: Nightly, *, now: str) -> list[str]:
         if one.number not in {other.number for other in kept} and model.is_dir():
             _remove(model)
     if gone:
-        log.info("removed %s: neither of the last %d nights nor of a champion", ", ".join(gone), terms.keep_nights)
+        log.info("removed %s: not from the last %d nights or a kept champion", ", ".join(gone), terms.keep_nights)
     return gone
 
 
 def _is_of_night(night: Night) -> bool:
-    """Whether its run was made by a night: one that was only decided on by hand is its user's."""
+    """Return whether a night created the run; a run that was only promoted by hand belongs to its user."""
     return night.seen is not None or night.event in ("failed", "given up")
 
 
 def _remove(folder: Path) -> None:
-    """Take it away in one rename, then remove it."""
+    """Rename a folder away at once, then remove it."""
     away = folder.with_name(f"{_REMOVED}{folder.name}")
     shutil.rmtree(away, ignore_errors=True)
     folder.rename(away)

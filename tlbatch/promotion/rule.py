@@ -1,4 +1,4 @@
-"""Whether a challenger takes the place of the champion."""
+"""The promotion rule: whether a challenger replaces the champion."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,44 +15,45 @@ from tlbatch.runs.report import SCORES
 
 @dataclass(frozen=True)
 class PairedTest:
-    """What both decided on the same test images."""
+    """Predicted classes of both models on the same test images."""
 
     metric: Metric
     challenger: Classified
     champion: Classified
     name: str
-    """Of the champion's run."""
+    """Name of the champion's run."""
     classes: Sequence[str]
     questions: Mapping[str, Sequence[str]]
-    """Yes-or-no questions, and the classes that mean yes."""
+    """Yes-or-no questions and their positive classes."""
     seed: int
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known beside the decisions."""
+    """What the rule uses in addition to the predictions."""
 
     look: int
-    """How often the champion has been challenged, this time included."""
+    """How many times the champion has been challenged, including this time."""
     num_train: int
     champion_num_train: int
     lost: float
-    """By promotions for more data, less the lower bounds of later gains."""
+    """Losses accepted by promotions for more data, less the lower bounds of later gains."""
     leaks: Sequence[str]
-    """What the audit found across splits."""
+    """Leaks between splits found by the audit."""
 
 
 def level_of(nightly: Nightly, look: int) -> float:
-    """Probability that this look promotes a model that is no better.
+    """Return the significance level of a challenge: the probability of promoting a model that is no better.
 
-    With ``spend`` it is alpha / (k (k + 1)), which adds up to alpha over any number of looks, so that by Bonferroni's
-    inequality all nights of a champion together promote a model that is no better with a probability of alpha.
+    With ``spend`` the k-th challenge of a champion has level alpha / (k (k + 1)). These levels sum to at most alpha, so
+    by Bonferroni's inequality all challenges of a champion together promote a model that is no better with a
+    probability of at most alpha.
     """
     return nightly.alpha / (look * (look + 1)) if nightly.looks == "spend" else nightly.alpha
 
 
 def apply_rule(nightly: Nightly, paired: PairedTest, known: Context) -> RuleResult:
-    """Apply the job's rule."""
+    """Apply the job's promotion rule."""
     metric, first, other = paired.metric, paired.challenger, paired.champion
     comparison = compare(metric, first, other, name=paired.name, seed=paired.seed)
     value, draws = difference(metric, first, other, seed=paired.seed)
@@ -88,7 +89,7 @@ def apply_rule(nightly: Nightly, paired: PairedTest, known: Context) -> RuleResu
 
 
 def first_of(nightly: Nightly, num_images: int, leaks: Sequence[str]) -> tuple[Rule, tuple[str, ...]]:
-    """What becomes of a run where there is no champion."""
+    """Return rule and reasons for a run when there is no champion."""
     against = _against(nightly, num_images, leaks)
     return ("none", tuple(against)) if against else ("first", ("there was no champion",))
 
@@ -99,14 +100,14 @@ def _has_more(nightly: Nightly, known: Context) -> bool:
 
 def _by_bound(nightly: Nightly, lower: float | None, slack: float, known: Context) -> tuple[Rule, str]:
     if lower is None:
-        return "none", "the test images say nothing about the gain"
+        return "none", "the gain cannot be estimated from these test images"
     if lower > nightly.min_gain:
-        return "gain", f"it is above min_gain = {nightly.min_gain:g}"
+        return "gain", f"the bound is above min_gain = {nightly.min_gain:g}"
     more = f"{known.num_train} training images, the champion had {known.champion_num_train}"
     if slack and lower > -slack:
-        return "more data", f"it is above -{slack:g}, what is left of margin = {nightly.margin:g}, with {more}"
+        return "more data", f"the bound is above -{slack:g}, the rest of margin = {nightly.margin:g}, with {more}"
     left = f", nor above -{slack:g} with more data ({more})" if slack else ""
-    return "none", f"it is not above min_gain = {nightly.min_gain:g}{left}"
+    return "none", f"the bound is not above min_gain = {nightly.min_gain:g}{left}"
 
 
 def _against(nightly: Nightly, num_images: int, leaks: Sequence[str]) -> list[str]:
@@ -118,7 +119,7 @@ def _against(nightly: Nightly, num_images: int, leaks: Sequence[str]) -> list[st
 
 def _fallen(guard: Guarded) -> str:
     if guard.champion is None or guard.challenger is None:
-        return f"the guard {guard.name} is undefined: no test images of it"
+        return f"the guard {guard.name} is undefined: it has no test images"
     fall = guard.champion - guard.challenger
     return (
         f"the guard {guard.name} fell by {fall:.4f}, more than {guard.bound:g} "
@@ -133,7 +134,7 @@ def _guarded(name: str, bound: float, paired: PairedTest) -> Guarded:
 
 
 def _guard_score(name: str, decided: Classified, paired: PairedTest) -> float | None:
-    """A score, or a share of the images of a class or question; None where there are none."""
+    """Return a score, or recall, precision, sensitivity or specificity of a class or question; None if undefined."""
     kind, _, of = name.partition(".")
     known = next((score for score in SCORES if score == name), None)
     if known is not None:

@@ -1,1 +1,1 @@
-"""Predictions in, scores and tables out."""
+"""Report pages and figures of runs, comparisons and ensembles."""

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def rank_run(record: RunRecord, paths: RunPaths) -> None:
-    """Make the leaderboard anew, and say where the run stands on it."""
+    """Rebuild the leaderboard and log the rank of the run."""
     table = rebuild_leaderboard(leaderboard(record.job))
     mine = next((row for _, row in table[table["run"] == record.run].iterrows()), None)
     if mine is None:
@@ -40,7 +40,7 @@ def rank_run(record: RunRecord, paths: RunPaths) -> None:
 
 
 def read_by(record: RunRecord) -> dict[str, str]:
-    """Digests of the files that the report is asked to read."""
+    """Digest the files that the report is configured to read."""
     job = record.job
     labels = {"labels": job.data.labels} if job.report.subgroups and job.data.labels else {}
     return {key: digest_file(file) for key, file in (job.report.files | labels).items() if file.is_file()}

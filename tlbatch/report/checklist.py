@@ -1,7 +1,7 @@
-"""What a report can say of itself in words: its limits, and which items of reporting guidelines it fills.
+"""The limitations of a run in words, and the topics of reporting guidelines that its report covers.
 
-The topics are those of STARD-AI (2025), CLAIM (2024 update) and TRIPOD+AI (2024), in own words and without the numbers
-of their items: the lists themselves are the authority.
+The topics are those of STARD-AI (2025), CLAIM (2024 update) and TRIPOD+AI (2024), paraphrased and without item numbers;
+the published guidelines are authoritative.
 """
 
 from collections.abc import Iterable
@@ -16,158 +16,164 @@ _CLAIM: tuple[Guideline, ...] = ("CLAIM",)
 _TRIPOD: tuple[Guideline, ...] = ("TRIPOD+AI",)
 _ALL: tuple[Guideline, ...] = _STARD + _CLAIM + _TRIPOD
 _FEW_IMAGES, _FEW_GROUPS = 30, 100
+_VERDICTS = {"not different": "no difference shown"}
 NOT_KNOWN = (
-    "What the model is meant to be used for, and by whom: nobody has told this report.",
-    "Who the images are of, how they were chosen, and who labelled them by what rule.",
-    "On which images the backbone was trained before, and under which licence its weights are.",
-    "How much harm each kind of mistake does; no score here knows it.",
+    "Intended use and intended users of the model.",
+    "Study population, selection of the images, and who labelled them by which criteria.",
+    "Pre-training data of the backbone, and the licence of its weights.",
+    "Clinical consequences of each type of error: no score here accounts for them.",
 )
-"""What a model card should say and no report can."""
+"""What a model card should state but cannot be derived from a run."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A topic that guidelines ask for."""
+    """A topic of the reporting guidelines."""
 
     part: str
     topic: str
     guidelines: tuple[Guideline, ...]
     found: str = ""
-    """What the report says of it; empty: for the author to fill in."""
+    """What the report states about it; empty: to be completed by the authors."""
 
 
 def main_score(report: Report) -> Estimate:
-    """The score that ranks the run."""
+    """Return the primary score, by which the run is ranked."""
     return report.scores.get(report.metric, Estimate(value=report.score))
 
 
 def checklist(report: Report, *, num_mistakes: int, rival: Comparison | None) -> list[Item]:
-    """All topics in the order of a paper."""
+    """List all topics in the order of a paper."""
     return [*_purpose(), *_data(report), *_model(report), *_results(report, num_mistakes, rival), *_rest(report)]
 
 
 def _purpose() -> Iterable[Item]:
     part = "Purpose and design"
-    yield Item(part, "What the model is meant for, by whom and where in the course of care", _ALL)
-    yield Item(part, "What is known already, and what the study asks", _ALL)
-    yield Item(part, "Whether images were collected before or after the study was planned", _ALL)
-    yield Item(part, "Protocol and registration", _ALL)
-    yield Item(part, "Approval by an ethics committee, consent", _ALL)
+    yield Item(part, "Intended use, intended users and place in the care pathway", _ALL)
+    yield Item(part, "Background and study objectives", _ALL)
+    yield Item(part, "Study design: prospective or retrospective data collection", _ALL)
+    yield Item(part, "Study protocol and registration", _ALL)
+    yield Item(part, "Ethics approval and informed consent", _ALL)
 
 
 def _data(report: Report) -> Iterable[Item]:
     part, audit, sizes = "Data", report.audit, report.num_images
-    yield Item(part, "Where and when images were taken, with which devices; who was eligible", _ALL)
-    yield Item(part, "How personal data were removed", _CLAIM)
-    yield Item(part, "Reference standard: who labelled, how, and how well labellers agree", _ALL)
+    yield Item(part, "Data sources: setting, dates, devices, eligibility criteria", _ALL)
+    yield Item(part, "De-identification", _CLAIM)
+    yield Item(part, "Reference standard: annotators, criteria, inter-rater agreement", _ALL)
     split = ", ".join(f"{sizes[name]:,} {name}" for name in sizes)
-    groups = f"{report.n:,} test images of {report.num_groups:,} groups were scored"
-    yield Item(part, "Flow of images, from the source to each split", _ALL,
+    groups = f"{report.n:,} test images of {report.num_groups:,} groups were evaluated"
+    yield Item(part, "Flow of images from the source to each split", _ALL,
                f"{split}; {report.num_rejected:,} rejected; {groups}" if split else "")  # fmt: skip
     leaks = ", ".join(f"{number:,} {pair}" for pair, number in sorted(audit.across.items()) if number)
-    yield Item(part, "That splits share no image and no patient, and how that was made sure", _ALL,
-               f"audit of equal and nearly equal images and of groups: {leaks or 'none across splits'}")  # fmt: skip
-    yield Item(part, "Labels that contradict each other", _CLAIM,
-               f"{audit.num_contradicting:,} with an equal or nearly equal image of another label")  # fmt: skip
+    yield Item(part, "Independence of the splits at image and patient level, and how it was ensured", _ALL,
+               f"audit for duplicates, near-duplicates and shared groups: {leaks or 'none across splits'}")  # fmt: skip
+    yield Item(part, "Conflicting labels", _CLAIM,
+               f"images with a duplicate or near-duplicate of another label: {audit.num_contradicting:,}")  # fmt: skip
     steps = f", {', '.join(report.steps)}" if report.steps else ""
-    yield Item(part, "Pre-processing", _CLAIM + _TRIPOD, f"shorter side at most {report.resize} pixels{steps}"
+    yield Item(part, "Preprocessing", _CLAIM + _TRIPOD, f"shorter side at most {report.resize} pixels{steps}"
                if report.resize else ", ".join(report.steps))  # fmt: skip
-    yield Item(part, "Missing and unusable images, and what was done about them", _ALL,
-               f"{report.num_rejected:,} rejected, {report.num_errors:,} unreadable test images left out")  # fmt: skip
-    yield Item(part, "How the number of images was decided on", _ALL)
+    yield Item(part, "Missing and unusable images, and how they were handled", _ALL,
+               f"{report.num_rejected:,} rejected, {report.num_errors:,} unreadable test images excluded")  # fmt: skip
+    yield Item(part, "Sample size and its justification", _ALL)
 
 
 def _model(report: Report) -> Iterable[Item]:
     part, best = "Model", report.checkpoint
     size = f", {best.num_parameters:,} parameters" if best else ""
-    yield Item(part, "Architecture, and what its weights started from", _CLAIM + _TRIPOD,
+    yield Item(part, "Model architecture and initial weights", _CLAIM + _TRIPOD,
                f"{report.backbone}{size}; weights: {report.weights}")  # fmt: skip
     chosen = (
-        f"phase {best.phase}, epoch {best.epoch}, chosen on validation" if best and best.val_score is not None else ""
+        f"phase {best.phase}, epoch {best.epoch}, selected on the validation set"
+        if best and best.val_score is not None
+        else ""
     )
-    yield Item(part, "How it was trained and chosen among candidates", _CLAIM + _TRIPOD,
+    yield Item(part, "Training procedure and model selection", _CLAIM + _TRIPOD,
                "; ".join(filter(None, (report.strategy.why if report.strategy else "", chosen))))  # fmt: skip
-    several = f"{report.ensemble} of {len(report.members)} runs" if report.members else "none: one run"
-    yield Item(part, "Whether models were put together", _CLAIM, several)
-    yield Item(part, "Software with versions", _ALL,
+    several = f"{report.ensemble} of {len(report.members)} runs" if report.members else "none: a single run"
+    yield Item(part, "Ensembling", _CLAIM, several)
+    yield Item(part, "Software and versions", _ALL,
                ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items())))  # fmt: skip
 
 
 def _results(report: Report, num_mistakes: int, rival: Comparison | None) -> Iterable[Item]:
     part, found = "Evaluation", main_score(report)
     name = report.metric.replace("_", " ")
-    yield Item(part, "Measures of performance with their uncertainty", _ALL, f"{name} {told(found)}")
+    yield Item(part, "Performance measures with confidence intervals", _ALL, f"{name} {told(found)}")
     aims = [point.aim for question in report.questions for point in question.points if point.threshold is not None]
-    yield Item(part, "How thresholds for a positive answer were set", _STARD + _TRIPOD,
+    yield Item(part, "Decision thresholds and how they were chosen", _STARD + _TRIPOD,
                "; ".join(dict.fromkeys(aims)))  # fmt: skip
-    yield Item(part, "Table of answers against the reference standard", _STARD + _CLAIM,
-               f"{len(report.confusion)} by {len(report.confusion)}" if report.confusion else "")  # fmt: skip
+    yield Item(part, "Cross-tabulation of predictions against the reference standard", _STARD + _CLAIM,
+               f"{len(report.confusion)} by {len(report.confusion)} matrix" if report.confusion else "")  # fmt: skip
     used = report.calibration
     ece = used and (used.after if used.kept and used.after else used.before).ece
     yield Item(part, "Calibration", _TRIPOD, f"expected calibration error {told(ece)}" if ece else "")
     columns = dict.fromkeys(one.column for one in report.subgroups)
+    yield Item(part, "Performance in subgroups; fairness", _STARD + _TRIPOD, f"by {', '.join(columns)}" * bool(columns))
+    yield Item(part, "Class prevalence in the intended setting", _STARD + _TRIPOD,
+               "scores at a deployment prevalence are reported" if report.deployed else "")  # fmt: skip
+    yield Item(part, "Comparison with another model", _STARD + _CLAIM,
+               f"{rival.other}: {_VERDICTS.get(rival.verdict, rival.verdict)} ({told(rival.difference)})"
+               if rival else "")  # fmt: skip
     yield Item(
-        part, "Performance in sub-groups; fairness", _STARD + _TRIPOD, f"by {', '.join(columns)}" * bool(columns)
+        part, "Failure analysis", _CLAIM, f"the {num_mistakes} most confident errors are shown" if num_mistakes else ""
     )
-    yield Item(part, "Share of classes where the model is to be used", _STARD + _TRIPOD,
-               "scores for another mix of classes are given" if report.deployed else "")  # fmt: skip
-    yield Item(part, "Comparison with another method", _STARD + _CLAIM,
-               f"{rival.other}: {rival.verdict} ({told(rival.difference)})" if rival else "")  # fmt: skip
-    yield Item(part, "Analysis of failures", _CLAIM, f"the worst {num_mistakes} are shown" if num_mistakes else "")
-    yield Item(part, "Test on data from elsewhere", _ALL)
-    yield Item(part, "Robustness to changes of the input or of assumptions", _CLAIM)
-    yield Item(part, "Harm that testing or a wrong answer can do", _STARD)
+    yield Item(part, "External validation", _ALL)
+    yield Item(part, "Robustness and sensitivity analyses", _CLAIM)
+    yield Item(part, "Adverse events and harm from errors", _STARD)
 
 
 def _rest(report: Report) -> Iterable[Item]:
     part = "Discussion and access"
-    yield Item(part, "Limits, possible bias, and to whom the results apply", _ALL)
-    yield Item(part, "What it means for practice", _ALL)
-    yield Item(part, "Access to code, model and data", _ALL, f"code: commit {report.commit}" if report.commit else "")
-    yield Item(part, "Part that patients and the public had", _TRIPOD)
-    yield Item(part, "Funding and interests", _ALL)
+    yield Item(part, "Limitations, potential bias and generalisability", _ALL)
+    yield Item(part, "Implications for practice", _ALL)
+    yield Item(
+        part, "Availability of code, model and data", _ALL, f"code: commit {report.commit}" if report.commit else ""
+    )
+    yield Item(part, "Patient and public involvement", _TRIPOD)
+    yield Item(part, "Funding and competing interests", _ALL)
 
 
 def limits(report: Report) -> list[str]:
-    """What the numbers do not bear."""
+    """List what the numbers do not support."""
     return [*_limits_of_data(report), *_limits_of_scores(report)]
 
 
 def _limits_of_data(report: Report) -> Iterable[str]:
     if report.num_groups < _FEW_GROUPS:
-        yield f"It was tested on {report.n:,} images of {report.num_groups:,} groups, which is few."
+        yield f"Small test set: {report.n:,} images of {report.num_groups:,} groups."
     few = [f"{one.name} ({one.support:,})" for one in report.classes if one.support < _FEW_IMAGES]
     if few:
         rest = f" and {len(few) - 10} more" if len(few) > 10 else ""
         yield f"Classes with fewer than {_FEW_IMAGES} test images: {', '.join(few[:10])}{rest}."
     if report.audit.num_contradicting:
-        yield f"Images with an equal or nearly equal one of another label: {report.audit.num_contradicting:,}."
-    yield "Training and test images are of one set: what it does on images from elsewhere was not measured here."
+        yield f"Images with a duplicate or near-duplicate of another label: {report.audit.num_contradicting:,}."
+    yield "Training and test images come from the same data set; external validity was not assessed."
 
 
 def _limits_of_scores(report: Report) -> Iterable[str]:
     found, name = main_score(report), report.metric.replace("_", " ")
     if found.value is None or found.low is None:
-        yield f"The {name} has no interval: {found.undefined.removeprefix('no interval: ') or 'nobody said why'}."
+        yield f"The {name} has no interval: {found.undefined.removeprefix('no interval: ') or 'reason unknown'}."
     known = [(one.recall.value, one) for one in report.classes if one.recall.value is not None]
     if known:
         _, worst = min(known, key=lambda one: one[0])
         if worst.recall.value != 1:
-            yield f"Of the class {worst.name} it finds least: {told(worst.recall)} of {worst.support:,} images."
+            yield f"Lowest recall: class {worst.name}, {told(worst.recall)} on {worst.support:,} images."
     whole = found.value
     for one in report.subgroups:
         own = one.scores.get(report.metric)
         if own is not None and own.high is not None and whole is not None and own.high < whole:
-            yield f"Where {one.column} is {one.value}, the {name} is lower: {told(own)}; on all images {whole:.4f}."
+            yield f"Subgroup {one.column} = {one.value} has a lower {name}: {told(own)}; all images {whole:.4f}."
     if not report.subgroups:
-        yield "Whether it does equally well in all sub-groups was not measured."
+        yield "Performance in subgroups was not assessed."
     used = report.calibration
     if used is not None and not used.kept:
-        yield f"Its probabilities are as predicted, with no temperature: {used.why}."
+        yield f"Predicted probabilities are not temperature-scaled: {used.why}."
 
 
 def told(found: Estimate) -> str:
-    """A number and its interval, or why there is none."""
+    """Format a number with its interval, or the reason why there is none."""
     if found.value is None:
         return f"undefined ({found.undefined})"
     if found.low is None or found.high is None:

@@ -1,4 +1,4 @@
-"""The comparison page of several runs, on one set of images or on several."""
+"""The comparison page of several runs, on one or several data sets."""
 
 import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -18,19 +18,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Domain:
-    """Runs that can be compared, directly or by way of others, or a run that can be compared with none."""
+    """Runs that can be compared, directly or through other runs, or a single run that cannot be compared."""
 
     reports: Sequence[Report]
-    """The best first."""
+    """Best first."""
     comparisons: Sequence[tuple[str, Comparison]] = ()
-    """The name of the first run and what it is against another, for all pairs that can be compared."""
+    """Name of the first run and its comparison with another, for all pairs that can be compared."""
     name: str = ""
     called: Mapping[str, str] = field(default_factory=dict)
-    """What the runs are called in the table over all domains."""
+    """Names of the runs in the overview of all domains, by run."""
 
     @property
     def metrics(self) -> list[Metric]:
-        """Those that rank the runs."""
+        """Metrics by which the runs are ranked."""
         return sorted({one.metric for one in self.reports})
 
     @property
@@ -40,18 +40,18 @@ class Domain:
 
     @property
     def same_test(self) -> bool:
-        """Whether all were tested on the same images."""
+        """Whether all runs were tested on the same images."""
         return len({one.test_digest for one in self.reports}) == 1
 
     @property
     def classes(self) -> list[str]:
-        """Their names, where the runs share them."""
+        """Class names, if all runs share them; else empty."""
         names = [[one.name for one in report.classes] for report in self.reports]
         return names[0] if all(one == names[0] for one in names) else []
 
     @property
     def warnings(self) -> list[tuple[str, str]]:
-        """What a reader must know before the scores, and of which runs."""
+        """Warnings to show before the scores, with the runs that they apply to."""
         warned: dict[tuple[str, str], list[str]] = {}
         for one in self.reports:
             for warning in warnings_of(one):
@@ -63,22 +63,22 @@ class Domain:
 
     @property
     def decided(self) -> Comparison | None:
-        """The best run against the next, where they can be compared."""
+        """Comparison of the best run with the second-best; None if they cannot be compared."""
         found = (one for first, one in self.comparisons if first == self.reports[0].run)
         return next((one for one in found if one.other == self.reports[1].run), None)
 
     @property
     def verdict(self) -> str:
-        """What that says, in words."""
+        """Verdict of that comparison in words."""
         found = self.decided
         if found is None:
-            return "no rival" if len(self.reports) == 1 else "not comparable"
+            return "no other run" if len(self.reports) == 1 else "not comparable"
         best, other = self.called[self.reports[0].run], self.called[found.other]
         sides = {"better": (best, other), "worse": (other, best)}
         return "{} better than {}".format(*sides[found.verdict]) if found.verdict in sides else found.verdict
 
     def of(self, contestant: str) -> Report | None:
-        """The run of that name in the table."""
+        """Return the run of that name in the overview."""
         return next((one for one in self.reports if self.called[one.run] == contestant), None)
 
 
@@ -95,10 +95,11 @@ def write_comparison(path: Path, domains: Sequence[Domain]) -> None:
 
 
 def named(domains: Sequence[Domain]) -> list[Domain]:
-    """The domains with names for them and their runs, from those of their jobs.
+    """Name the domains and their runs after their jobs.
 
-    The words that all jobs begin with are left out; a domain is called what its jobs then begin with, and a run by the
-    rest. Where that tells too little, it is the metric and the test set, and the name of the run.
+    The words that all job names begin with are dropped; a domain is named by the words that its jobs then share at the
+    beginning, and a run by the rest. Where these names are empty or ambiguous, a domain is named by its metric and test
+    set, and a run by its own name.
     """
     jobs = [[report.job.split("-") for report in domain.reports] for domain in domains]
     skipped = _num_alike(words for own in jobs for words in own)
@@ -121,7 +122,7 @@ def named(domains: Sequence[Domain]) -> list[Domain]:
 
 
 def _num_alike(names: Iterable[Sequence[str]]) -> int:
-    """How many words all of the names begin with."""
+    """Count the leading words that all names share."""
     names = list(names)
     columns = enumerate(zip(*names, strict=False))
     return next((at for at, words in columns if len(set(words)) > 1), min(map(len, names)))
@@ -132,18 +133,20 @@ def _test_set(report: Report) -> str:
 
 
 def compare_runs(runs: Sequence[Path], name: str | None) -> None:
-    """Write a page that compares the runs, every two of them paired on the images that both have.
+    """Write a page with pairwise comparisons of the runs, each on the images that both have.
 
     Raises
     ------
     UserError
-        When one of them has no report, or they have nothing to compare.
+        When a run has no report, or no two runs can be compared.
     """
     entries = sorted(entries_of(runs), key=lambda entry: entry.order)
     pairs = [(one, other, compare_entries(one, other)) for one, other in combinations(entries, 2)]
     compared = {(one.report.run, other.report.run): found for one, other, found in pairs if found is not None}
     if not compared:
-        raise UserError(f"{runs[0]}: shares no labelled test images and classes with the others; name runs of one task")
+        raise UserError(
+            f"{runs[0]}: shares no labelled test images and classes with the other runs; name runs of one task"
+        )
     path = runs[0].absolute().parent / f"{name or 'comparison'}.html"
     given = [RunPaths(folder).report for folder in runs]
     groups = sorted(_groups(entries, compared), key=lambda group: min(given.index(entry.folder) for entry in group))
@@ -157,7 +160,7 @@ def compare_runs(runs: Sequence[Path], name: str | None) -> None:
 
 
 def _groups(entries: Sequence[Entry], compared: Container[tuple[str, str]]) -> list[list[Entry]]:
-    """Those that can be compared, be it by way of others, or that are ranked together."""
+    """Group the runs that are ranked together or can be compared, directly or through other runs."""
     groups: list[list[Entry]] = []
     for entry in entries:
         own = [

@@ -36,27 +36,25 @@ log = logging.getLogger(__name__)
 
 
 def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
-    """Put the predictions of the runs together, and report and rank them as a run of its own.
+    """Combine the predictions of several runs, and report and rank the ensemble as a run of its own.
 
     Raises
     ------
     UserError
-        When one of them has no report, they do not go together, or there is a run of this name.
+        When a run has no report, the runs cannot be combined, or the name is taken.
     """
     entries = sorted(entries_of(runs), key=lambda entry: entry.report.run)
     names = [entry.report.run for entry in entries]
     for entry in entries:
         if entry.report.tags is not None:
-            raise UserError(
-                f"{entry.report.run}: writes phrases, which have no mean; name runs that tell classes apart"
-            )
+            raise UserError(f"{entry.report.run}: predicts phrases; an ensemble needs classification runs")
     if len(names) < 2:
         raise UserError(f"{runs[0]}: an ensemble takes at least two different runs; name more")
     _refuse_strangers(entries)
     own = name or f"{entries[0].report.job}-{how}-of-{len(names)}-{digest_of(names)[:6]}"
     paths = RunPaths(runs[0].absolute().parent / own)
     if paths.record.exists() or (paths.report_json.exists() and entry_of(paths.folder).report.members != tuple(names)):
-        raise UserError(f"{paths.folder}: there is another run of this name; choose another with --name")
+        raise UserError(f"{paths.folder}: another run has this name; choose another one with --name")
     members = [read_predictions(entry.folder / "predictions.csv", entry.report_classes) for entry in entries]
     found = together(members, names, how)
     times = len(found.of("test").keys), sum(len(member.of("test").keys) for member in members)
@@ -80,18 +78,23 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
 
 
 def _refuse_strangers(entries: Sequence[Entry]) -> None:
-    """Refuse ensembles, which have no images of their own, and runs on other images than the first."""
+    """Reject ensembles, which have no images of their own, and runs on other images than the first."""
     for entry in entries:
         report = entry.report
         if report.members:
-            raise UserError(f"{report.run}: is an ensemble itself; name its members: {' '.join(report.members)}")
+            raise UserError(f"{report.run}: is itself an ensemble; name its members: {' '.join(report.members)}")
         same = entries[0].report
         if report.digests["source"] != same.digests["source"] and report.test_digest != same.test_digest:
-            raise UserError(f"{report.run}: of other images than {same.run}; name runs, or folds, of one set of images")
+            raise UserError(
+                f"{report.run}: uses other images than {same.run}; name runs, or folds, of one set of images"
+            )
 
 
 def _mistakes(record: RunRecord, first: RunPaths, found: Predictions) -> list[Mistake]:
-    """The surest of the ensemble; its images are found by key in the set of its first run, which holds all folds."""
+    """Return the most confident errors of the ensemble; images are looked up by key in the set of its first run.
+
+    That set contains the images of all folds.
+    """
     images = open_set(first.set_paths(record.job))
     test = found.of("test")
     test = test.where(test.is_read)
@@ -101,7 +104,7 @@ def _mistakes(record: RunRecord, first: RunPaths, found: Predictions) -> list[Mi
 
 
 def _joined(reports: Sequence[Report], how: Ensemble, name: str) -> Report:
-    """What the ensemble's report says of its making: what its members share, and what they took together."""
+    """Build the report of the ensemble: what its members have in common, and their total cost."""
     tests = sorted({report.test_digest for report in reports})
     stages = sorted({stage for report in reports for stage in report.cost.seconds})
     rates = [report.cost.images_per_s for report in reports]
@@ -131,7 +134,7 @@ def _joined(reports: Sequence[Report], how: Ensemble, name: str) -> Report:
 
 
 def _shared(reports: Sequence[Report]) -> dict[str, Any]:
-    """Fields that say what the reports agree on: nothing where they do not, or all their texts."""
+    """Return the fields that describe all members: empty, or the joined texts, where the reports differ."""
     found: dict[str, Any] = {}
     for key in ("ceilings", "steps", "resize", "counts", "num_images"):
         values = [getattr(report, key) for report in reports]
@@ -145,20 +148,20 @@ def _shared(reports: Sequence[Report]) -> dict[str, Any]:
 
 
 def _alike(names: Sequence[str]) -> str:
-    """The words that names of as many words share, as eyes-seed0 of eyes-fold0-seed0 and eyes-fold1-seed0."""
+    """Return the words that names of equal length share, e.g. eyes-seed0 for eyes-fold0-seed0 and eyes-fold1-seed0."""
     places = [set(words) for words in zip(*(name.split("-") for name in names), strict=False)]
     same = len({name.count("-") for name in names}) == 1
     return "-".join(next(iter(words)) for words in places if len(words) == 1) * same or names[0]
 
 
 def _all_of(values: Sequence[object]) -> object:
-    """The one value, or the different ones as a text."""
+    """Return the common value, or the distinct values joined as text."""
     different = list(dict.fromkeys(values))
     return different[0] if len(different) == 1 else " + ".join(sorted(str(value) for value in different))
 
 
 def _worst(audits: Sequence[Audit]) -> Audit:
-    """The most that any of the audits found."""
+    """Take the maximum of every count over the audits."""
     tables = [audit.model_dump() for audit in audits]
     across = {
         pair: max(table["across"].get(pair, 0) for table in tables) for table in tables for pair in table["across"]

@@ -1,4 +1,4 @@
-"""Figures: what a network sees, how it learned and where it errs, a PNG each; the same values give the same bytes."""
+"""PNG figures of a network's activations, training and errors; the same values give the same bytes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from PIL import Image
 
 from tlbatch.config.base import Metric
 from tlbatch.core.files import atomic_file
+from tlbatch.core.typing import Floats
 from tlbatch.runs.strategy import Strategy, Trial
 
 _DPI = 100
@@ -26,21 +27,20 @@ _LONGEST_NAME = 24
 _COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
-"""Ten that the colour-blind can tell apart (Petroff 2021); the shape of the mark makes them twenty."""
+"""Ten colours accessible to the colour-blind (Petroff 2021); with two marker shapes, twenty classes."""
 _MARKS = "o^"
 Rgb = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.floating[Any]]
 
 
 def draw_activations(path: Path, image: Rgb, maps: Mapping[str, Floats]) -> None:
-    """An image, and the 64 channels that vary most at some places, each from its own low values, dark, to its high.
+    """Draw an image and the 64 channels that vary most at some layers, each scaled from low, dark, to high.
 
     Parameters
     ----------
     image
         uint8, (size, size, 3).
     maps
-        (channels, h, w) by the name of the place.
+        (channels, h, w), by the name of the layer.
     """
     columns = min(3, len(maps) + 1)
     rows = ceil((len(maps) + 1) / columns)
@@ -54,9 +54,9 @@ def draw_activations(path: Path, image: Rgb, maps: Mapping[str, Floats]) -> None
 
 
 def draw_filters(path: Path, filters: Floats) -> None:
-    """The first 144 filters of a convolution that sees colours, (n, k, k, 3), from 0 to 1."""
+    """Draw the first 144 filters of a convolution on RGB input, (n, k, k, 3), from 0 to 1."""
     if not len(filters):
-        _write_note(path, "no convolution sees colours")
+        _write_note(path, "no convolution on RGB input")
         return
     shown = [(values * 255).round().astype(np.uint8) for values in filters[:_MOST_FILTERS]]
     figure = _figure(6.4, 6.7)
@@ -66,13 +66,13 @@ def draw_filters(path: Path, filters: Floats) -> None:
 
 
 def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], metric: Metric) -> None:
-    """Loss and metric by epoch, from the lines of metrics.jsonl; the best validation is marked.
+    """Draw loss and metric by epoch, from the lines of metrics.jsonl; the best validation score is marked.
 
-    Epochs are counted through all phases; where one was run again after an interruption, its last line counts.
+    Epochs are counted through all phases; for an epoch repeated after an interruption, the last line counts.
     """
     epochs = list({(line["phase"], line["epoch"]): line for line in lines}.values())
     if not epochs:
-        _write_note(path, "no epoch has ended")
+        _write_note(path, "no completed epoch")
         return
     figure = _figure(11, 4.2)
     loss, scores = (figure.add_subplot(1, 2, number) for number in (1, 2))
@@ -92,7 +92,7 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], metric: Metric) 
 
 
 def draw_strategy(path: Path, strategy: Strategy) -> None:
-    """What each stage of the backbone tells, and what the candidates, if any, scored, with standard errors."""
+    """Draw the scores of probes at each stage of the backbone, and of any candidates, with standard errors."""
     short_list, metric = strategy.short_list[::-1], strategy.metric.replace("_", " ")
     columns = 2 if short_list else 1
     figure = _figure(5.5 * columns, 0.9 + max(4.2, 0.42 * len(short_list)))
@@ -104,7 +104,7 @@ def draw_strategy(path: Path, strategy: Strategy) -> None:
         profile.errorbar(at, *_scores(own), marker=_MARKS[number], color=_COLOURS[2 * number], capsize=3, label=fit)
     names = [_short(name) for (name,) in stages]
     profile.set_xticks(range(len(stages)), names, rotation=45, ha="right", rotation_mode="anchor")
-    profile.set(xlabel="head on this stage", ylabel=metric, title=strategy.scenario)
+    profile.set(xlabel="backbone stage", ylabel=metric, title=strategy.scenario)
     profile.legend()
     if short_list:
         tried = figure.add_subplot(1, columns, 2)
@@ -114,7 +114,7 @@ def draw_strategy(path: Path, strategy: Strategy) -> None:
             tried.errorbar(score, [row], xerr=error, marker="o", capsize=3, color=_COLOURS[0 if mark else 3])
         names = [_short(trial.name, 40) + mark for trial, mark in zip(short_list, marks, strict=True)]
         tried.set_yticks(range(len(names)), names)
-        tried.set(xlabel=metric, ylim=(-0.5, len(names) - 0.5), title=f"on {short_list[0].num_images} unseen images")
+        tried.set(xlabel=metric, ylim=(-0.5, len(names) - 0.5), title=f"on {short_list[0].num_images} held-out images")
     _write(path, figure)
 
 
@@ -124,7 +124,7 @@ def _scores(trials: Sequence[Trial]) -> tuple[Floats, Floats]:
 
 
 def thumbnail(image: Rgb, cam: Floats | None = None) -> bytes:
-    """A small JPEG of an image, with a heat map (h, w) from 0 to 1 over it if there is one."""
+    """Return a small JPEG of an image, with a heat map (h, w) from 0 to 1 overlaid if given."""
     shown = Image.fromarray(image if cam is None else _overlaid(image, cam))
     shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
@@ -133,21 +133,21 @@ def thumbnail(image: Rgb, cam: Floats | None = None) -> bytes:
 
 
 def draw_feature_map(path: Path, points: Floats, labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Images as points of a plane, coloured by their class.
+    """Draw images as points in a plane, coloured by class.
 
     Parameters
     ----------
     points
         (n, 2).
     labels
-        (n,), numbers of classes. Up to 20 get colours and a legend, more a scale.
+        (n,), class indices. Up to 20 classes get colours and a legend, more a colour scale.
     """
     figure = _figure(9, 6.5)
     axes = figure.add_subplot()
     axes.set(xticks=[], yticks=[], title=f"{len(points)} images")
     if len(classes) > len(_COLOURS) * len(_MARKS):
         found = axes.scatter(points[:, 0], points[:, 1], c=labels, s=14, cmap="viridis", vmin=0, vmax=len(classes) - 1)
-        figure.colorbar(found, ax=axes, label="number of the class", ticks=MaxNLocator(integer=True))
+        figure.colorbar(found, ax=axes, label="class index", ticks=MaxNLocator(integer=True))
     else:
         names = [_short(name) for name in classes]
         marks = []
@@ -159,9 +159,9 @@ def draw_feature_map(path: Path, points: Floats, labels: npt.NDArray[np.int64], 
 
 
 def draw_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Share of each true class, a row, that was taken for each class, a column, from the matrix of the counts.
+    """Draw a confusion matrix of counts, coloured by the fraction of each true class (row).
 
-    For more than 30 classes the counts are not written, for more than 60 no names.
+    Counts are omitted above 30 classes, names above 60.
     """
     if not classes:
         _write_note(path, "no classes")
@@ -172,7 +172,7 @@ def draw_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequenc
     figure = _figure(side + 1, side)
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the true class")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="fraction of the true class")
     axes.set(xlabel="predicted class", ylabel="true class")
     if len(classes) <= _MOST_NAMED:
         names = [_short(name) for name in classes]
@@ -186,7 +186,7 @@ def draw_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequenc
 
 
 def _figure(width_in: float, height_in: float) -> Figure:
-    with style.context("default"):  # whatever the user's matplotlibrc says
+    with style.context("default"):  # regardless of the user's matplotlibrc
         return Figure((width_in, height_in), dpi=_DPI, layout="constrained")
 
 
@@ -208,7 +208,7 @@ def _show(axes: Axes, image: Rgb, title: str) -> None:
 
 
 def _curve(axes: Axes, epochs: Sequence[Mapping[str, Any]], *, key: str, colour: int) -> npt.NDArray[np.float64]:
-    """Draw one value an epoch, NaN where it is undefined."""
+    """Draw one value per epoch; NaN where it is undefined."""
     found = [line.get(key) for line in epochs]
     values = np.array([nan if value is None else float(value) for value in found])
     label = "validation" if key.startswith("val_") else "training"
@@ -227,7 +227,7 @@ def _mark_phases(axes: Axes, phases: Sequence[int]) -> None:
 
 
 def _coloured(values: Floats) -> Rgb:
-    """From the first to the last percentile, or from the least to the largest where these are the same."""
+    """Colour values from the 1st to the 99th percentile, or from minimum to maximum where these are equal."""
     low, high = np.quantile(values, (0.01, 0.99))
     low, high = (low, high) if high > low else (values.min(), values.max())
     scaled = (values.astype(np.float64) - low) / (high - low if high > low else 1)
@@ -235,7 +235,7 @@ def _coloured(values: Floats) -> Rgb:
 
 
 def _mosaic(images: Sequence[Rgb]) -> Rgb:
-    """Small images side by side, as a square as far as they go."""
+    """Tile small images into an approximate square."""
     columns = isqrt(len(images) - 1) + 1
     rows = ceil(len(images) / columns)
     step = _TILE + _GAP
@@ -249,7 +249,7 @@ def _mosaic(images: Sequence[Rgb]) -> Rgb:
 
 
 def _overlaid(image: Rgb, cam: Floats) -> Rgb:
-    """The heat map over the image in grey, the more opaque the hotter."""
+    """Overlay the heat map on the grey image, more opaque for higher values."""
     height, width = image.shape[:2]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
     smooth = Image.fromarray(cam.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
@@ -264,5 +264,5 @@ def _short(name: str, longest: int = _LONGEST_NAME) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that is not taken for a formula."""
+    """Escape text so that matplotlib does not parse it as a formula."""
     return text.replace("$", r"\$")

@@ -1,7 +1,7 @@
-"""The report of a run, as one HTML file that needs nothing else.
+"""The report of a run as one self-contained HTML file.
 
-The same reports give the same bytes. Whatever stands in them is text: templates escape it, and what could not be seen
-is written with backslashes.
+The same report always gives the same bytes. All content is treated as text: templates escape it, and invisible
+characters are written as backslash escapes.
 """
 
 import re
@@ -35,56 +35,56 @@ _PHRASE_SCORES = {
     "edit_distance": "Edit distance",
     "bleu": "BLEU",
     "macro_f1": "Macro F1",
-    "mean_attribute": "Accuracy of an attribute",
+    "mean_attribute": "Mean attribute accuracy",
 }
 _PHRASE_HINTS = {
     "exact_match": "the same tags in the same order",
-    "edit_distance": "tags to insert, delete or replace; lower is better",
-    "macro_f1": "mean over the tags of true phrases",
-    "mean_attribute": "mean over the attributes of true phrases",
+    "edit_distance": "insertions, deletions and substitutions; lower is better",
+    "macro_f1": "mean over the tags that occur in true phrases",
+    "mean_attribute": "mean over the attributes that occur in true phrases",
 }
 _SPLIT_NAMES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test"}
 _FIGURES = {
-    "features": "Map of the test images as the network sees them",
-    "activations": "What channels of the network respond to in one test image",
-    "filters": "First filters of the network",
-    "strategy": "What the candidates scored",
+    "features": "Feature map: test images in the feature space of the network",
+    "activations": "Activations of the network for one test image",
+    "filters": "First-layer filters of the network",
+    "strategy": "Scores of the candidates",
 }
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that was taken for another class."""
+    """A misclassified test image."""
 
     key: str
     truth: str
     taken_for: str
     probability: float
-    """Of the wrong class."""
+    """Predicted probability of the wrong class."""
     image: bytes
     """PNG or JPEG thumbnail."""
     heat: bytes | None
-    """The same size with Grad-CAM over it; None: there is none."""
+    """The thumbnail with a Grad-CAM overlay; None: not available."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Everything that the page of a run shows."""
+    """The content of the page of a run."""
 
     report: Report
     rival: Comparison | None
-    """With the best other run on the same test images."""
+    """Comparison with the best other run on the same test images."""
     epochs: Sequence[Mapping[str, Any]]
-    """Lines of metrics.jsonl that stand for an epoch."""
+    """Lines of metrics.jsonl, one per epoch."""
     mistakes: Sequence[Mistake]
-    """The worst first."""
+    """Most confident first."""
     rejected: Sequence[tuple[str, str]]
-    """Key and cause."""
+    """Key and reason."""
     figures: Mapping[str, bytes]
-    """Further PNG figures by name."""
+    """More PNG figures, by name."""
     settings: Sequence[tuple[str, str]]
-    """Keys of the job that are not as they are by default."""
+    """Keys of the job with values other than the defaults."""
 
 
 def write_page(path: Path, shown: Shown) -> None:
@@ -106,27 +106,27 @@ def write_page(path: Path, shown: Shown) -> None:
 
 
 def _names(report: Report) -> list[str]:
-    """Of the classes, or of the tags."""
+    """Return the names of the classes, or of the tags."""
     return list(report.tags.f1) if report.tags else [one.name for one in report.classes]
 
 
 def _sections(shown: Shown) -> Iterable[tuple[str, str, bool]]:
-    """Template, title and whether there is anything to say."""
+    """Yield template, title and whether the section has content."""
     report = shown.report
     yield "scores", "Scores", report.tags is None
     yield "tags", "Phrases of tags", report.tags is not None
     yield "confusion", "Confusion matrix", bool(report.classes)
     yield "classes", "Classes", bool(report.classes)
-    yield "questions", "Yes-or-no questions", bool(report.questions)
+    yield "questions", "Binary questions", bool(report.questions)
     yield "calibration", "Calibration", report.tags is None
-    yield "thresholds", "Cuts between grades", report.thresholds is not None
-    yield "deployed", "Another class mix", report.deployed is not None
-    yield "subgroups", "Sub-groups", bool(report.subgroups)
+    yield "thresholds", "Thresholds between grades", report.thresholds is not None
+    yield "deployed", "Scores at deployment prevalence", report.deployed is not None
+    yield "subgroups", "Subgroups", bool(report.subgroups)
     yield "external", "External leaderboards", bool(report.external)
     yield "training", "Training", True
-    yield "strategy", "How the strategy was chosen", report.strategy is not None
-    yield "mistakes", "Worst mistakes", bool(shown.mistakes)
-    yield "figures", "Further figures", bool(shown.figures)
+    yield "strategy", "Choice of strategy", report.strategy is not None
+    yield "mistakes", "Most confident errors", bool(shown.mistakes)
+    yield "figures", "More figures", bool(shown.figures)
     yield "data", "Data", True
     yield "provenance", "Provenance and cost", True
     yield "card", "Model card", True
@@ -134,31 +134,33 @@ def _sections(shown: Shown) -> Iterable[tuple[str, str, bool]]:
 
 
 def warnings_of(report: Report) -> list[tuple[str, str]]:
-    """What a reader must know before the scores."""
+    """Return the warnings to show before the scores, as title and text."""
     found = []
     leaks = _leaks(report)
     if leaks:
         found.append((
-            "The scores are not to be trusted",
-            f"The audit found a leak: an equal or nearly equal image, or one of the same group, is {'; '.join(leaks)}.",
+            "Data leakage: the scores are not reliable",
+            f"A duplicate, a near-duplicate or an image of the same group is {'; '.join(leaks)}.",
         ))  # fmt: skip
     if report.synthetic:
-        found.append(("Synthetic images", "The images are computed: the scores say nothing about real ones."))
+        found.append(
+            ("Synthetic images", "The images are computer-generated: the scores say nothing about real images.")
+        )
     if report.num_errors:
         found.append((
             "Unreadable test images",
-            f"{formats.counted(report.num_errors, 'test image')} could not be read; {report.n:,} were scored.",
+            f"{formats.counted(report.num_errors, 'test image')} could not be read; {report.n:,} were evaluated.",
         ))  # fmt: skip
     if report.num_rejected:
         found.append((
             "Rejected images",
-            f"{formats.counted(report.num_rejected, 'image')} of the source could not be used; no split has them.",
+            f"{formats.counted(report.num_rejected, 'image')} of the source could not be used and are in no split.",
         ))  # fmt: skip
     return found
 
 
 def _leaks(report: Report) -> list[str]:
-    """Where the likes of images of one split are; a sum over two others only where both have some."""
+    """Describe the leaks between splits; a total over two other splits is given only where both have some."""
     across = {pair: number for pair, number in report.audit.across.items() if number}
     found = []
     for pair, number in sorted(across.items()):
@@ -166,7 +168,7 @@ def _leaks(report: Report) -> list[str]:
         parts = others.split(" or ")
         if len(parts) == 1 or all(f"{split} in {one}" in across for one in parts):
             where = " or ".join(map(_split, parts))
-            found.append(f"in {where} for {formats.counted(number, 'image')} of {_split(split)}")
+            found.append(f"in {where} for {formats.counted(number, f'{_split(split)} image')}")
     return found
 
 
@@ -181,7 +183,7 @@ def render(path: Path, template: str, values: Mapping[str, object]) -> None:
 
 
 def visible(text: str) -> str:
-    """A text in which signs that cannot be seen are written with backslashes."""
+    """Replace invisible characters by backslash escapes."""
     return _UNSEEN.sub(_backslashed, text)
 
 

@@ -1,6 +1,6 @@
-"""Plots of a page: inline SVG in the page's own colours, with their numbers in words for those who do not see them.
+"""Plots of a page as inline SVG in the colours of the page, with a text alternative for screen readers.
 
-Lengths are in CSS pixels. Classes of the elements are those of the style sheet in pages/style.css.j2.
+Lengths are in CSS pixels. The CSS classes are defined in pages/style.css.j2.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,41 +15,41 @@ from tlbatch.report import svg
 from tlbatch.runs.report import Estimate, Reliability
 
 MOST_CLASSES = 60
-"""Of a confusion matrix that is drawn."""
+"""Most classes for which a confusion matrix is drawn."""
 _MOST_COUNTED = 20
 _HEAT_TURNS = 0.65
-"""Share from which a cell of the matrix asks for the other colour of text; the style sheet's colours fit it."""
+"""Fraction above which the text in a cell changes colour; matches the colours of the style sheet."""
 _LONGEST_NAME, _NARROW_NAME, _LONGEST_LINE, _LONGEST_ROW = 24, 9, 42, 34
 _BLANK = 17
-"""Side of a cell that is not written on."""
+"""Side of a cell without text."""
 _KINDS = 6
-"""Colours of lines in the style sheet."""
+"""Number of line colours in the style sheet."""
 _DASHES = ("none", "7 3", "2 3")
 _LARGEST = 1e300
 Row = tuple[str, Estimate, bool]
-"""Name, score and whether it stands out."""
+"""Name, score and whether it is highlighted."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points that are joined where they are known."""
+    """A line through the known points."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
     kind: int = 0
-    """Its colour."""
+    """Index of its colour."""
 
 
 def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
-    """A row for each true class with counts and shares of the row; for more than 20 classes shares as colour alone."""
+    """Draw the confusion matrix, with counts and percentages of the row; above 20 classes as colour only."""
     number, shorts = len(names), [short(name) for name in names]
     longest = max(map(len, shorts), default=0)
     turned = number > 8 or longest > _NARROW_NAME
     room = 5.8 * longest if turned else 12
     side = _side(counts, number)
     left, top = 34 + 7.6 * longest, 44 + room
-    parts = [svg.text(left, 14, "taken for", "label")]
+    parts = [svg.text(left, 14, "predicted class", "label")]
     parts.append(svg.turned(14, top + side * number / 2, "true class", "label middle", -90))
     for at, (name, row) in enumerate(zip(shorts, counts, strict=True)):
         start = side * at
@@ -64,7 +64,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
 
 
 def _side(counts: Sequence[Sequence[int]], number: int) -> float:
-    """Of a cell; one that is written on holds the largest count."""
+    """Return the side of a cell; with text, the largest count must fit."""
     if number > _MOST_COUNTED:
         return _BLANK
     digits = max((len(str(count)) for row in counts for count in row), default=1)
@@ -73,7 +73,7 @@ def _side(counts: Sequence[Sequence[int]], number: int) -> float:
 
 def _cell(corner: tuple[float, float], side: float, names: tuple[str, str], count: int, total: int) -> Markup:
     share = count / total if total else 0.0
-    told = f"{names[0]} taken for {names[1]}: {count} of {total} ({_percent(count, total)})"
+    told = f"{names[0]} predicted as {names[1]}: {count} of {total} ({_percent(count, total)})"
     parts = [
         Markup(
             '<rect class="heat" x="{:g}" y="{:g}" width="{:g}" height="{:g}" fill-opacity="{:.3f}">'
@@ -93,26 +93,28 @@ def _confusion_words(counts: Sequence[Sequence[int]], names: Sequence[str]) -> s
     for at, (name, row) in enumerate(zip(names, counts, strict=True)):
         others = [(n, names[to]) for to, n in enumerate(row) if to != at and n]
         most = max(others, default=None, key=lambda one: one[0])
-        told.append(f"{name}: {row[at]} of {sum(row)} right" + (f", {most[0]} taken for {most[1]}" if most else ""))
+        told.append(
+            f"{name}: {row[at]} of {sum(row)} correct" + (f", {most[0]} predicted as {most[1]}" if most else "")
+        )
     return "; ".join(told) + "."
 
 
 def reliability(title: str, found: Reliability) -> Markup:
-    """How often predictions are right that claim to be so with some probability, and how many there are of each."""
+    """Draw a reliability diagram: fraction correct by predicted probability, and the number of images in each bin."""
     frame = svg.Frame((0, 1), (0, 1), height=400, bottom=124)
-    parts = [*svg.axes(frame, "probability of the chosen class", "share that is right", below=76)]
+    parts = [*svg.axes(frame, "predicted probability", "fraction correct", below=76)]
     parts.append(svg.stroke(frame, (0, 1), (0, 1), "ideal"))
     most, floor_at, room = max((one.n for one in found.bins), default=1), frame.height - 46, 62
     for one in found.bins:
-        told = f"{one.n} images between {one.low:.2f} and {one.high:.2f}: claimed {one.confidence:.4f}, right "
-        told += f"{_words(one.accuracy)}"
+        told = f"{one.n} images between {one.low:.2f} and {one.high:.2f}: mean probability {one.confidence:.4f}, "
+        told += f"fraction correct {_words(one.accuracy)}"
         left, right, tall = frame.across(one.low), frame.across(one.high), room * one.n / most
         parts.append(svg.box(left + 1, floor_at - tall, right - left - 2, tall, "bar", told))
         parts += _whisker(frame, one.confidence, one.accuracy, told)
     parts.append(svg.text(frame.left - 6, floor_at - room + 8, f"{most:,}", "tick end"))
     parts.append(svg.text(frame.left - 6, floor_at, "0", "tick end"))
     parts.append(svg.turned(14, floor_at - room / 2, "images", "label middle", -90))
-    words = "; ".join(f"{one.n} images claim {one.confidence:.2f} and {_words(one.accuracy)} are right"
+    words = "; ".join(f"{one.n} images at {one.confidence:.2f}, fraction correct {_words(one.accuracy)}"
                       for one in found.bins)  # fmt: skip
     return svg.drawing(frame.width, frame.height, title, f"{words or 'No images'}.", parts)
 
@@ -128,7 +130,7 @@ def _whisker(frame: svg.Frame, x: float, found: Estimate, told: str) -> list[Mar
 
 
 def unit_curves(title: str, labels: tuple[str, str], lines: Sequence[Line], *, words: str, chance: bool) -> Markup:
-    """Lines from 0 to 1 on both axes; chance: with the diagonal that guessing would give."""
+    """Draw lines from 0 to 1 on both axes; chance: with the diagonal of a random classifier."""
     frame = svg.Frame((0, 1), (0, 1), height=360)
     parts = [*svg.axes(frame, *labels)]
     if chance:
@@ -138,7 +140,7 @@ def unit_curves(title: str, labels: tuple[str, str], lines: Sequence[Line], *, w
 
 
 def training(epochs: Sequence[Mapping[str, Any]], metric: Metric) -> list[Markup]:
-    """Loss and metric by epoch through all phases; where an epoch was run again, its last line counts."""
+    """Draw loss and metric by epoch through all phases; for a repeated epoch, the last line counts."""
     last = list({(line.get("phase"), line.get("epoch")): line for line in epochs}.values())
     name = metric.replace("_", " ")
     wanted = (("loss", (("training", "loss", 0), ("validation", "val_loss", 1))),
@@ -173,7 +175,7 @@ def _by_epoch(title: str, lines: Sequence[Line], phases: Sequence[Any]) -> Marku
 
 
 def points(title: str, labels: tuple[str, str], lines: Sequence[Line]) -> Markup:
-    """Points of several kinds, from zero on both axes."""
+    """Draw a scatter plot of several series, from zero on both axes."""
     right = max((x for line in lines for x in line.x), default=0.0)
     top = max((y for line in lines for y in line.y if y is not None), default=0.0)
     frame = svg.Frame((0, 1.05 * right or 1.0), (0, 1.05 * top or 1.0), left=64)
@@ -184,7 +186,7 @@ def points(title: str, labels: tuple[str, str], lines: Sequence[Line]) -> Markup
 
 
 def forest(title: str, rows: Sequence[Row], *, reference: float | None = None) -> Markup:
-    """Scores one below the other with their intervals; reference: a value to judge them by."""
+    """Draw a forest plot of scores with their intervals; reference: value of the dashed line."""
     known = [value for _, one, _ in rows for value in (one.value, one.low, one.high) if value is not None]
     known += [] if reference is None else [reference]
     step, top = 34, 12
@@ -214,7 +216,7 @@ def forest(title: str, rows: Sequence[Row], *, reference: float | None = None) -
 
 
 def short(name: str, longest: int = _LONGEST_NAME) -> str:
-    """A name that fits beside an axis."""
+    """Shorten a name to fit beside an axis."""
     return name if len(name) <= longest else f"{name[: longest - 3]}..."
 
 
@@ -252,7 +254,7 @@ def _dash(line: Line) -> str:
 
 
 def _known(value: object) -> float | None:
-    """A number that can be drawn."""
+    """Return the value if it can be drawn, else None."""
     usable = isinstance(value, int | float) and isfinite(value) and abs(value) < _LARGEST
     return float(value) if usable and isinstance(value, int | float) else None
 

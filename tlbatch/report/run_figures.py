@@ -1,4 +1,4 @@
-"""The figures of a report: what the network sees, how it learned, where it errs."""
+"""The figures of a report: activations, learning curves and errors."""
 
 import json
 import logging
@@ -35,23 +35,23 @@ _THUMBNAIL = 224
 
 @dataclass(frozen=True)
 class Tested:
-    """The test images that could be read, with what was predicted for them."""
+    """The readable test images with their predictions."""
 
     rows: Index
     places: Positions
-    """Their rows in the whole index, (n,)."""
+    """Their rows in the index of the set, (n,)."""
     found: Predictions | Phrases
-    """n."""
+    """Predictions for the n images."""
 
 
 def draw_report(
     record: RunRecord, paths: RunPaths, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World
 ) -> list[Mistake]:
-    """Draw the figures of the test images into the report folder; learning curves wherever there were epochs.
+    """Draw the figures of the test images into the report folder, with learning curves if there were epochs.
 
     Returns
     -------
-    The wrong predictions that were surest of themselves, the worst first.
+    The most confident errors, most confident first.
     """
     folder, classes, metric = paths.report / "figures", best.classes, record.job.metric
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
@@ -95,9 +95,7 @@ def _draw_classes(
 
 
 def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier | None = None) -> list[Mistake]:
-    """The 12 wrong predictions that were surest of themselves, each with the evidence for it if there is a model, and
-    it tells classes apart.
-    """
+    """Return the 12 most confident errors, with Grad-CAM overlays if a classification model is given."""
     worst, told, chosen = _worst_phrases(tested.found) if isinstance(tested.found, Phrases) else _worst(tested.found)
     seen, cams = _read(images, tested.places[worst], size), None
     if model is not None and chosen is not None and len(worst):
@@ -116,11 +114,11 @@ def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier |
 
 
 _Told = list[tuple[str, str, float]]
-"""What is true of an image, what it was taken for, and the probability of that."""
+"""True class or phrase of each image, predicted one, and its probability."""
 
 
 def _worst(found: Predictions) -> tuple[Positions, _Told, Positions | None]:
-    """Places of the images, what is told of them, and the classes that they were taken for."""
+    """Return the positions of the images, their description, and their predicted classes."""
     every, chosen = np.arange(len(found.keys)), found.probabilities.argmax(axis=1)
     margin = found.probabilities[every, chosen] - found.probabilities[every, found.labels]
     worst = np.argsort(-margin, kind="stable")[: min(_MOST_MISTAKES, int((chosen != found.labels).sum()))]
@@ -139,14 +137,14 @@ def _worst_phrases(found: Phrases) -> tuple[Positions, _Told, Positions | None]:
 
 
 def shown_images(images: ImageSet, keys: Sequence[str]) -> list[bytes]:
-    """Thumbnails of the images with some keys."""
+    """Return thumbnails of the images with the given keys."""
     row_of = dict(zip(images.index["key"].tolist(), range(len(images.index)), strict=True))
     rows = np.array([row_of[key.encode()] for key in keys], np.int64)
     return [figures.thumbnail(image.numpy()) for image in _read(images, rows, _THUMBNAIL)]
 
 
 def _read(images: ImageSet, rows: Positions, size: int) -> torch.Tensor:
-    """uint8, (n, size, size, 3), of some rows of the index; black where an image can no longer be read."""
+    """Read some rows of the index as uint8, (n, size, size, 3); unreadable images are black."""
     dataset = SplitDataset(images, rows, Samples(len(rows), Views(size)), strict=False)
     if not len(rows):
         return torch.empty((0, size, size, 3), dtype=torch.uint8)

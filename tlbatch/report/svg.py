@@ -1,6 +1,6 @@
-"""What plots are drawn with: elements of inline SVG, in which every text is escaped.
+"""Elements of inline SVG plots; all text is escaped.
 
-Lengths are in CSS pixels. Classes of the elements are those of the style sheet in pages/style.css.j2.
+Lengths are in CSS pixels. The CSS classes are defined in pages/style.css.j2.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Frame:
-    """Where values lie."""
+    """Coordinate system of a plot: ranges of the values, size and margins."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -24,12 +24,12 @@ class Frame:
     bottom: float = 48
 
     def across(self, value: float) -> float:
-        """Place of a value on the x-axis."""
+        """Return the x-coordinate of a value."""
         share = (value - self.x[0]) / (self.x[1] - self.x[0])
         return self.left + share * (self.width - self.left - self.right)
 
     def down(self, value: float) -> float:
-        """Place of a value on the y-axis."""
+        """Return the y-coordinate of a value."""
         share = (value - self.y[0]) / (self.y[1] - self.y[0])
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
@@ -37,7 +37,7 @@ class Frame:
 def drawing(
     width: float, height: float, title: str, words: str, parts: Iterable[Markup], *, kind: str = "small"
 ) -> Markup:
-    """A whole plot, with its title and its numbers in words."""
+    """Return a complete plot with its title and a text alternative."""
     return Markup(
         '<svg class="plot {}" role="img" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" '
         'aria-label="{}. {}"><title>{}</title><desc>{}</desc>{}</svg>'
@@ -47,7 +47,7 @@ def drawing(
 def axes(
     frame: Frame, across: str, up: str, *, whole: bool = False, below: float = 0, upright: bool = True
 ) -> Iterable[Markup]:
-    """Grid, ticks and names; below: room between the grid and the name of its x-axis."""
+    """Yield grid, ticks and axis labels; below: extra space above the label of the x-axis."""
     ground, middle = frame.height - frame.bottom, (frame.left + frame.width - frame.right) / 2
     for tick in _ticks(*frame.x, whole=whole):
         yield stroke(frame, (tick, tick), frame.y, "grid")
@@ -61,7 +61,7 @@ def axes(
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """At most six round numbers between two."""
+    """Return at most six round numbers within a range."""
     step = 10.0 ** floor(log10((high - low) / 5))
     step = next(step * times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 5 + 1e-9)
     step = max(1.0, step) if whole else step
@@ -69,32 +69,32 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """A range with some air around it, also where it is a point."""
+    """Return a range with a margin, also where it is a single point."""
     air = 0.05 * (high - low) if high - low > 1e-9 * max(abs(low), abs(high)) else 0.05 * abs(high) or 0.5
     return low - air, high + air
 
 
 def text(x: float, y: float, text: str, kind: str) -> Markup:
-    """Text that begins at a place."""
+    """Return text at a position."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, text)
 
 
 def turned(x: float, y: float, text: str, kind: str, degrees: float) -> Markup:
-    """Text that is turned around a place."""
+    """Return text rotated around a position."""
     return Markup('<text class="{}" transform="translate({:.1f} {:.1f}) rotate({:g})">{}</text>').format(
         kind, x, y, degrees, text
     )
 
 
 def stroke(frame: Frame, x: tuple[float, float], y: tuple[float, float], kind: str) -> Markup:
-    """A straight line between two points, in values."""
+    """Return a straight line between two points, given as values."""
     return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
         kind, frame.across(x[0]), frame.down(y[0]), frame.across(x[1]), frame.down(y[1])
     )
 
 
 def box(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> Markup:
-    """A rectangle; told: what is said of it when it is pointed at."""
+    """Return a rectangle; told: its tooltip."""
     return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>').format(
         kind, x, y, width, height, Markup("<title>{}</title>").format(told) if told else ""
     )

@@ -1,1 +1,1 @@
-"""The folder of a run: records, paths, stages and progress."""
+"""Run folders: records, paths, stages and progress."""

@@ -1,4 +1,6 @@
-"""What a run took: ``ledger.jsonl``, begin and end of every attempt of a stage, and ``jobs.jsonl``, its SLURM jobs."""
+"""Attempts of stages and SLURM jobs of a run: ``ledger.jsonl`` has the start and end of every attempt, ``jobs.jsonl``
+the jobs.
+"""
 
 import json
 import logging
@@ -16,39 +18,38 @@ from pydantic import ValidationError
 from tlbatch.core.errors import StoppedError
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress, load_progress
-from tlbatch.runs.records import Record, StageName
+from tlbatch.runs.records import Record
+from tlbatch.runs.stages import RANKED_STAGES, StageName
 from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
 Outcome = Literal["finished", "stopped", "failed", "killed"]
-ON_GPUS: tuple[StageName, ...] = ("choose", "cache", "train", "predict")
-"""Stages that use the GPUs which a job asks for."""
 BEGAN = "TLBATCH_BEGAN"
-"""Variable in which a process remembers when it began with a stage: before the imports, which take GPU time too."""
+"""Environment variable with the time at which a process started a stage, before its imports, which take GPU time."""
 
 
 class AttemptStart(Record):
-    """A line of the ledger: a stage begins."""
+    """A line of the ledger: the start of an attempt."""
 
     event: Literal["begin"] = "begin"
     stage: StageName
     attempt: str
     """As `World.attempt`."""
     job: str | None
-    """SLURM job, one of an array as A_a."""
+    """SLURM job; an array element as A_a."""
     restart: int
-    """Times that SLURM had started the job before."""
+    """Number of times that SLURM had started the job before."""
     hosts: str
     tasks: int
     gpus: int
-    """Of all tasks together; 0 on a CPU."""
+    """Number of GPUs of all tasks together; 0 on a CPU."""
     process: str
-    """Host, process namespace and number of rank 0's process."""
+    """Host, process namespace and process id of rank 0."""
     time: float
 
 
 class AttemptEnd(Record):
-    """A line of the ledger: a stage ends."""
+    """A line of the ledger: the end of an attempt."""
 
     event: Literal["end"] = "end"
     stage: StageName
@@ -58,31 +59,31 @@ class AttemptEnd(Record):
 
 
 class Attempt(Record):
-    """One life of a stage."""
+    """An attempt of a stage."""
 
     begin: AttemptStart
     end: float | None
-    """None: it is at work, or was killed."""
+    """None: it is running, or was killed."""
     seen: float
-    """The end, or else the last time that it told how far it is."""
+    """Time of the end, or else of the last progress."""
     outcome: Outcome | None
 
     @property
     def stage(self) -> StageName:
-        """What was at work."""
+        """The stage of the attempt."""
         return self.begin.stage
 
     @property
     def gpu_hours(self) -> float:
-        """Up to the time when it was last seen."""
+        """GPU-hours up to the last progress."""
         return self.gpu_hours_until(self.seen)
 
     def gpu_hours_until(self, now: float) -> float:
-        """Of all its GPUs, from its begin to its end; of one that is at work, to now."""
+        """Return the hours of all its GPUs from start to end, or to now if it is running."""
         return self.begin.gpus * max(0.0, (now if self.end is None else self.end) - self.begin.time) / 3600
 
     def is_alive(self) -> bool | None:
-        """Whether its process is there; None where that cannot be told from here."""
+        """Return whether its process exists; None if that cannot be determined from here."""
         host, _, number = self.begin.process.rpartition(":")
         if host != _here():
             return None
@@ -93,7 +94,7 @@ class Attempt(Record):
 
 
 class Submitted(Record):
-    """A line of ``jobs.jsonl``: a job that sbatch took for a stage."""
+    """A line of ``jobs.jsonl``: a SLURM job submitted for a stage."""
 
     stage: StageName
     job: str
@@ -104,18 +105,18 @@ AnyLine = TypeVar("AnyLine", bound=Record)
 
 
 def note_job(paths: RunPaths, stage: StageName, job: str) -> None:
-    """Remember which SLURM job will do a stage."""
+    """Record the SLURM job that was submitted for a stage."""
     _append(paths.jobs, Submitted(stage=stage, job=job, time=time.time()))
 
 
 def read_jobs(paths: RunPaths) -> tuple[Submitted, ...]:
-    """The SLURM jobs of a run in the order of their submission."""
+    """Read the SLURM jobs of a run in the order of their submission."""
     return tuple(_valid(Submitted, _lines(paths.jobs)))
 
 
 @contextmanager
 def record_attempt(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
-    """Let rank 0 write into the ledger when the work in the block begins, and how it ends."""
+    """Let rank 0 record in the ledger when the block starts, and when and how it ends."""
     began = os.environ.pop(BEGAN, "")
     if not world.is_main:
         yield
@@ -134,7 +135,7 @@ def record_attempt(stage: StageName, paths: RunPaths, world: World) -> Iterator[
 
 
 def read_attempts(paths: RunPaths) -> tuple[Attempt, ...]:
-    """All attempts of all stages of a run in the order of their begin."""
+    """Read all attempts of all stages of a run in the order of their start."""
     attempts: list[Attempt] = []
     progress = load_progress(paths)
     for line in _lines(paths.ledger):
@@ -148,7 +149,7 @@ def read_attempts(paths: RunPaths) -> tuple[Attempt, ...]:
 
 
 def _close(attempts: list[Attempt], end: AttemptEnd) -> None:
-    """Put its end to the last attempt of that name that has none."""
+    """Add the end to the last open attempt of that name."""
     for at, one in reversed(list(enumerate(attempts))):
         if one.end is None and (one.stage, one.begin.attempt) == (end.stage, end.attempt):
             attempts[at] = one.model_copy(update={"end": end.time, "seen": end.time, "outcome": end.outcome})
@@ -162,7 +163,7 @@ def _last_seen(begin: AttemptStart, progress: Progress | None) -> float:
 
 
 def _close_killed(stage: StageName, paths: RunPaths) -> None:
-    """Write the end of an attempt that was killed before it could: only one at a time is at work here."""
+    """Record the end of attempts that were killed: only one attempt at a time can be running here."""
     for one in read_attempts(paths):
         if one.stage == stage and one.end is None:
             _append(paths.ledger, AttemptEnd(stage=stage, attempt=one.begin.attempt, outcome="killed", time=one.seen))
@@ -174,7 +175,7 @@ def _begin(stage: StageName, paths: RunPaths, world: World, now: float) -> Attem
     job = environment.get("SLURM_JOB_ID") if in_step else None
     if job and "SLURM_ARRAY_TASK_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    own_job = environment.get("SUBMITIT_EXECUTOR") == "slurm"  # else several stages share an allocation
+    own_job = environment.get("SUBMITIT_EXECUTOR") == "slurm"  # otherwise several stages share an allocation
     started = environment.get("SLURM_JOB_START_TIME", "") if job and own_job else ""
     return AttemptStart(
         stage=stage,
@@ -192,11 +193,11 @@ def _begin(stage: StageName, paths: RunPaths, world: World, now: float) -> Attem
 def _num_gpus(stage: StageName, paths: RunPaths, world: World) -> int:
     if world.num_gpus is not None:
         return world.num_gpus * (world.world_size // world.local_world_size)
-    return paths.load_submitted().job.slurm.gpus_per_node if stage in ON_GPUS else 0
+    return paths.load_submitted().job.slurm.gpus_per_node if stage in RANKED_STAGES else 0
 
 
 def _here() -> str:
-    """Names this host and its namespace of process numbers: a container has its own."""
+    """Return the name of this host and its namespace of process ids, since a container has its own."""
     try:
         namespace = Path("/proc/self/ns/pid").readlink().name.partition(":")[2]
     except OSError:
@@ -205,7 +206,7 @@ def _here() -> str:
 
 
 def _append(path: Path, line: Record) -> None:
-    """Add a line in one write, on a new line whatever a kill has left; a full disk stops no work."""
+    """Append a line in a single write, after a newline if a kill has left a partial line; ignore a full disk."""
     text = json.dumps(line.model_dump(mode="json"), ensure_ascii=False) + "\n"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -216,7 +217,7 @@ def _append(path: Path, line: Record) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        log.warning("%s: not written (%s); the work goes on", path, error.strerror)
+        log.warning("%s: not written (%s); the work continues", path, error.strerror)
 
 
 def _lines(path: Path) -> list[str]:
@@ -227,7 +228,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _valid(kind: type[AnyLine], lines: list[str]) -> Iterator[AnyLine]:
-    """Those of a kind; a line that a kill has torn is none."""
+    """Yield the records of a kind, skipping lines that a kill has truncated."""
     for line in lines:
         try:
             found: Any = kind.model_validate_json(line)

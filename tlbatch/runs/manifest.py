@@ -6,17 +6,17 @@ from tlbatch.runs.records import Record
 
 
 class ShardFile(Record):
-    """One tar of a set."""
+    """A tar file of a set."""
 
     name: str
-    """File name in the set's folder, or the absolute path of a tar that is indexed where it lies."""
+    """File name in the set's folder, or the absolute path of a tar that is indexed in place."""
     num_images: int
-    """Images in it, some of which an index may leave out."""
+    """Number of images in the file, some of which an index may leave out."""
     size: int
 
 
 class Ceiling(Record):
-    """The best score that the labels allow, known for synthetic images only."""
+    """The best possible score with these labels, known for synthetic images only."""
 
     metric: Metric
     score: float
@@ -27,51 +27,51 @@ class Rejected(Record):
     """An image that could not be used."""
 
     key: str
-    """Key of the image, or what there is of a name."""
+    """Key of the image, or whatever name it has."""
     cause: str
 
 
 class Audit(Record):
-    """What the audit of a set found; audit.csv names the images."""
+    """Results of the audit of a set; audit.csv names the images."""
 
     num_exact: int
-    """Images of which there is an equal one."""
+    """Number of images that have an exact duplicate."""
     num_near: int
-    """Images of which there is a nearly equal one, and no equal one."""
+    """Number of images that have a near duplicate, and no exact one."""
     num_contradicting: int
-    """Images of which an equal or nearly equal one has another label."""
+    """Number of images that have a duplicate or near duplicate with another label."""
     across: dict[str, int]
-    """Rows of val and test, by splits, e.g. "test in train", of which an equal or nearly equal image, or
-    an image of the same group, is in the other split."""
+    """Number of images of val and test, by pair of splits, e.g. "test in train", that have a duplicate, a near
+    duplicate or an image of the same group in the other split."""
     num_moved: int
     num_dropped: int
 
 
 class Manifest(Record):
-    """``manifest.json`` of an index, written last: the index is complete if it is there."""
+    """``manifest.json`` of an index, written last: the index is complete if it exists."""
 
     source_digest: str
     """Digest of the names, labels, groups, sizes and times of the files read."""
     data_digest: str
-    """Digest of the section of the job that made the index."""
+    """Digest of the job section from which the index was made."""
     index_digest: str
-    """SHA-256 of index.npy: stands for the keys, labels, splits and contents of all images."""
+    """SHA-256 of index.npy, which identifies the keys, labels, splits and contents of all images."""
     test_digest: str
-    """Digest of the test split alone; runs with the same one can be ranked against each other."""
+    """Digest of the test split alone; runs with the same one can be compared."""
     classes: tuple[str, ...]
     tags: bool
-    """Whether an image has several tags in place of a class."""
+    """Whether images have several tags instead of a class."""
     counts: dict[SplitName, tuple[int, ...]]
-    """Images of each class, or with each tag, in each split."""
+    """Number of images of each class, or with each tag, in each split."""
     num_images: dict[SplitName, int]
     shards: tuple[ShardFile, ...]
     num_rejected: int
-    """Images left out, which rejected.csv lists."""
+    """Number of images left out, which rejected.csv lists."""
     audit: Audit
     resize: int
     steps: tuple[StepName, ...]
-    """Pre-processing of every image in the shards."""
+    """Pre-processing steps of the images in the shards."""
     columns: tuple[str, str]
-    """Header of the source's labels file: name of the image, label."""
+    """Columns of the source's labels file: image name and label."""
     synthetic: bool
     ceilings: tuple[Ceiling, ...]

@@ -1,4 +1,4 @@
-"""Run folders belong to one user: submitit runs what lies in them."""
+"""Permissions of run folders, which only their owner can write to, since submitit runs the pickles in them."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ OWN = 0o700
 
 
 def folder_mode(*, private: bool) -> int:
-    """Who may do what in a run folder; nobody but the owner ever writes."""
+    """Return the mode of a run folder; only the owner can ever write to it."""
     if private:
         return OWN
     mask = os.umask(0)
@@ -22,7 +22,7 @@ def folder_mode(*, private: bool) -> int:
 
 
 def common_mode(folders: Iterable[Path]) -> int:
-    """Who may see a folder that is made of these: who may see them all."""
+    """Return the mode of a folder derived from others: those who can read all of them can read it."""
     mode = 0o755
     for folder in folders:
         mode &= folder.stat().st_mode
@@ -30,20 +30,20 @@ def common_mode(folders: Iterable[Path]) -> int:
 
 
 def claim_logs(paths: RunPaths) -> None:
-    """Refuse to let submitit put its pickles where others could change them; make the folder if it is not there.
+    """Create the folder of logs, and refuse it if others could change the pickles that submitit writes there.
 
     Raises
     ------
     UserError
-        When the run folder or its logs are of another user, open to others' writing, or a link.
+        If the run folder or its logs belong to another user, are writable by others, or a link.
     """
     paths.logs.mkdir(mode=OWN, exist_ok=True)
     for folder in (paths.folder, paths.logs):
         found = folder.lstat()
         mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
         if not mine or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            why = "others can write to it" if mine else "it is of another user, or a link"
+            why = "others can write to it" if mine else "it belongs to another user, or is a link"
             raise UserError(
-                f"{folder}: {why}, so it could make the job run foreign code; chmod go-w {shlex.quote(str(folder))}, "
+                f"{folder}: {why}, so the job could run their code; chmod go-w {shlex.quote(str(folder))}, "
                 "submit the job as a new run, or set workspace=PATH, on a file system that keeps modes"
             )

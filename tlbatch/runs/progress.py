@@ -1,4 +1,4 @@
-"""How far a stage is: ``progress.json`` for those who watch, and a plain line now and then in the log."""
+"""Progress of a stage: ``progress.json`` for status, and an occasional line in the log."""
 
 import logging
 import time
@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import to_json, write_text
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Record, StageName
+from tlbatch.runs.records import Record
+from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
@@ -17,12 +18,12 @@ Unit = Literal["images", "views", "steps"]
 _SAVE_S = 2.0
 _LOG_S = 30.0
 _SHARE = 0.05
-"""Of the time, for the saves at the ends of pieces: on a slow file system many short epochs must not wait for them."""
+"""Largest fraction of the time for saves at the ends of pieces, which slow down short epochs on slow file systems."""
 _ALLOWANCE_S = 0.1
 
 
 class Progress(Record):
-    """``progress.json``: how far the stage that is at work is."""
+    """``progress.json``: the progress of the running stage."""
 
     stage: StageName
     attempt: str
@@ -33,11 +34,11 @@ class Progress(Record):
     total: int
     unit: Unit
     images_per_s: float | None
-    """Measured since the piece began in this process; None: nothing to measure yet."""
+    """Measured since the piece started in this process; None: not known yet."""
     seconds_left: float | None
-    """Of the piece."""
+    """Remaining time of the piece."""
     metric: str
-    """The last that is known, e.g. "validation accuracy 0.9312"; may be empty."""
+    """The latest metric, e.g. "validation accuracy 0.9312"; may be empty."""
     time: float
     """Unix seconds."""
 
@@ -47,14 +48,14 @@ class Progress(Record):
 
     @property
     def pace(self) -> list[str]:
-        """How fast it goes and how long it will take, as far as that is known."""
+        """Speed and remaining time, as far as they are known."""
         left = None if self.done >= self.total else self.seconds_left
         speed = [] if self.images_per_s is None else [f"{rate(self.images_per_s)} images/s"]
         return speed + ([] if left is None else [f"{span(left)} left"])
 
 
 def load_progress(paths: RunPaths) -> Progress | None:
-    """What a run last told; None where it has told nothing that can be read."""
+    """Load the latest progress of a run; None if there is none that can be read."""
     try:
         return Progress.model_validate_json(paths.progress.read_bytes())
     except (OSError, ValidationError):
@@ -62,7 +63,7 @@ def load_progress(paths: RunPaths) -> Progress | None:
 
 
 def span(seconds: float) -> str:
-    """A time in the unit that people would use."""
+    """Format a duration in a readable unit."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     if seconds < 3570:
@@ -72,17 +73,17 @@ def span(seconds: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """A speed, with a decimal where it is slow."""
+    """Format a rate, with a decimal if it is low."""
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.1f}"
 
 
 def rank_0_of(where: str, world: World) -> str:
-    """Names a piece of work of which rank 0 tells only its own share."""
+    """Name a piece of work for which rank 0 reports its own share only."""
     return f"{where} on rank 0 of {world.world_size}" if world.world_size > 1 else where
 
 
 class _Piece:
-    """A stretch of work in this process, whose speed is measured from the first that was told of it."""
+    """A piece of work in this process, whose speed is measured from its first update."""
 
     def __init__(self, key: tuple[str, str, int], done: int, images: int) -> None:
         self.key = key
@@ -92,7 +93,7 @@ class _Piece:
         self._began = time.monotonic()
 
     def pace(self, total: int, images: int) -> tuple[float | None, float | None]:
-        """Images a second, and seconds left."""
+        """Return images per second, and seconds left."""
         took, done = time.monotonic() - self._began, self.done - self._first
         if took <= 0 or done <= 0:
             return None, None
@@ -100,15 +101,15 @@ class _Piece:
 
 
 class ProgressReporter:
-    """Tells on rank 0 how far a stage is, seldom enough to cost nothing."""
+    """Reports the progress of a stage on rank 0, rarely enough to cost nothing."""
 
     def __init__(self, paths: RunPaths, world: World, stage: StageName, *, saves: bool = True) -> None:
-        """Begin to tell.
+        """Start to report.
 
         Parameters
         ----------
         saves
-            Whether progress.json is written; of several tasks that share a stage only one may.
+            Whether to write progress.json; of several tasks that share a stage only one may.
         """
         self._paths = paths
         self._world = world
@@ -131,14 +132,14 @@ class ProgressReporter:
         images: int | None = None,
         metric: str | None = None,
     ) -> None:
-        """Say that so much of a piece of work is done; call it at its begin too, which makes the speed exact.
+        """Report how much of a piece of work is done; call it at the start too, which makes the speed exact.
 
         Parameters
         ----------
         images
-            Images, of all ranks, that the piece has seen so far; None: as many as are done.
+            Number of images of all ranks that the piece has processed so far; None: as many as are done.
         metric
-            Kept until there is another.
+            Latest metric, kept until there is another.
         """
         if not self._world.is_main:
             return
@@ -164,16 +165,16 @@ class ProgressReporter:
             log.info("%s", progress)
 
     def _may_save_end(self, now: float) -> bool:
-        """Whether the saves so far took little of the time."""
+        """Return whether saves have taken a small fraction of the time so far."""
         return self._saves and self._spent_s <= _ALLOWANCE_S + _SHARE * (now - self._began)
 
     def _save(self, progress: Progress) -> None:
-        """Write the file, whole or not at all; work goes on where it cannot be written."""
+        """Write the file atomically; if it cannot be written, continue without."""
         began = time.monotonic()
         try:
             write_text(self._paths.progress, to_json(progress.model_dump(mode="json")), lasting=False)
         except (OSError, UserError) as error:
-            log.warning("how far it is cannot be written (%s); the work goes on", error)
+            log.warning("progress cannot be written (%s); the work continues", error)
             self._saves, self._next_save = False, float("inf")
             return
         now = time.monotonic()

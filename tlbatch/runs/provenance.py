@@ -1,4 +1,4 @@
-"""Which commit and image a run comes from."""
+"""The commit of tlbatch that a run was made with."""
 
 import subprocess
 import sys
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def image_commit() -> str | None:
-    """The commit of tlbatch that the image around us was built from, as far as that was said."""
+    """Return the commit of tlbatch that this container image was built from, if it is known."""
     file = Path(sys.prefix) / "revision"
     return (file.read_text(encoding="ascii").strip() or None) if file.is_file() else None
 
 
 def checkout_commit() -> str | None:
-    """The commit of tlbatch's own checkout, with ``+`` if files of it have changed."""
+    """Return the commit of tlbatch's own checkout, with ``+`` if it has local changes."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     if not (root / ".git").exists():

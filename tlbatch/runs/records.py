@@ -1,4 +1,4 @@
-"""The shape of everything that crosses from one stage to another."""
+"""Records that stages pass on to each other as JSON files."""
 
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -11,12 +11,10 @@ from tlbatch.config.slurm import Slurm
 from tlbatch.config.training import Symmetries
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_of, to_json, write_text
+from tlbatch.runs.stages import StageName
 
-StageName = Literal["shard", "choose", "cache", "train", "predict", "reduce", "promote"]
 FailureKind = Literal["user", "crash", "hung", "lost", "stopped"]
-"""The likeliest cause first: what other ranks saw of it, and how they were ended, comes after it."""
-STAGES: tuple[StageName, ...] = ("shard", "choose", "cache", "train", "predict", "reduce")
-"""Of every run; promote comes after them, and only where a registry is asked for."""
+"""The most likely root cause first, then the consequences on other ranks."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -36,27 +34,27 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 def load_record(
     kind: type[AnyRecord], path: Path, *, missing: str, damaged: str = "submit the job as a new run"
 ) -> AnyRecord:
-    """Read a record back.
+    """Read a record.
 
     Raises
     ------
     UserError
-        When the file is not there (the text ends with ``missing``, the way out) or not of this kind (with ``damaged``).
+        If the file does not exist (the text ends with ``missing``, the way out) or is no such record (``damaged``).
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not there; {missing}") from None
+        raise UserError(f"{path}: does not exist; {missing}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{path}: damaged or of another version of tlbatch ({field or 'JSON'}: {first['msg']}); {damaged}"
+            f"{path}: damaged, or from another version of tlbatch ({field or 'JSON'}: {first['msg']}); {damaged}"
         ) from None
 
 
 class RunRecord(Record):
-    """``job.json``: the resolved job and what it was resolved with."""
+    """``job.json``: the resolved job and its provenance."""
 
     run: str
     job: Job
@@ -67,21 +65,16 @@ class RunRecord(Record):
     """git commit of the tlbatch checkout, with ``+`` when it had changes."""
     created: str
     images: tuple[str, ...] = ()
-    """SHA-256 of the container images that its tasks have run in, the newest last; none without a container."""
+    """SHA-256 of the container images of its tasks, the newest last; empty without a container."""
     allocation: str | None = None
-    """Id of the SLURM job that made the run and holds all of its stages; none where each stage is a job."""
+    """Id of the SLURM job that made the run and holds all of its stages; None if each stage is a job."""
     checkpoint_of: str | None = None
-    """Folder of another run whose checkpoint this one takes in place of training, to predict the images of this job."""
+    """Folder of another run whose checkpoint this one uses instead of training, to predict the images of this job."""
 
     def resubmitted(self, slurm: Slurm, images: tuple[str, ...]) -> "RunRecord":
-        """The same with another section slurm, and the image that goes with it."""
+        """Return the record with another section slurm, and with the container image that belongs to it."""
         kept = tuple(image for image in self.images if image not in images)
         return self.model_copy(update={"job": self.job.model_copy(update={"slurm": slurm}), "images": kept + images})
-
-
-def stages_of(job: Job) -> tuple[StageName, ...]:
-    """The stages of a job in their order; not all have something to choose."""
-    return tuple(stage for stage in STAGES if stage != "choose" or job.chooses)
 
 
 class Marker(Record):
@@ -91,7 +84,7 @@ class Marker(Record):
     inputs: dict[str, str]
     """Digest of each input by name."""
     outputs: dict[str, str]
-    """What later stages need to know of its work, by name."""
+    """Values that later stages need, by name."""
     world_size: int
     seconds: float
     hosts: tuple[str, ...] = ()
@@ -99,7 +92,7 @@ class Marker(Record):
 
 
 class Failure(Record):
-    """``markers/<stage>.failed.<rank>.json``: why a rank of a stage stopped."""
+    """``markers/<stage>.failed.<rank>.json``: why a rank of a stage failed."""
 
     stage: StageName
     rank: int
@@ -108,7 +101,7 @@ class Failure(Record):
 
 
 class Best(Record):
-    """``checkpoints/best.json``: the chosen checkpoint, written after its weights."""
+    """``checkpoints/best.json``: the selected checkpoint, written after its weights."""
 
     weights: str
     """File name of the weights beside this record."""
@@ -116,26 +109,26 @@ class Best(Record):
     phase: int
     epoch: int
     views: Symmetries = "none"
-    """Whose probabilities are averaged in prediction."""
+    """Symmetries over which predicted probabilities are averaged."""
     metric: Metric
     val_score: float | None
     """None: no validation split, or the metric is undefined on it."""
     val_loss: float | None
-    """Mean log loss on validation, which decides between equal scores."""
+    """Mean log loss on validation, which breaks ties."""
     classes: tuple[str, ...]
-    """With tags: those of the training split, which phrases are written with."""
+    """Classes; for phrases, the tags of the training split."""
     max_tags: int = 0
-    """Tags of a phrase at most; 0: it tells classes apart."""
+    """Largest number of tags in a phrase; 0: a classifier."""
     num_parameters: int
     thresholds: tuple[float, ...] = ()
-    """Between grades, where they decide; fitted on images the model was not trained on."""
+    """Thresholds between grades, fitted on images that the model was not trained on; empty if not used."""
     unseen: str | None = None
-    """SHA-256 of predictions of training images by heads that had not seen them, which lie beside the weights; none
-    where the head was not fitted on folds."""
+    """SHA-256 of the out-of-fold predictions of the training images, which are stored beside the weights; None if the
+    head was not cross-validated."""
 
 
 def job_digest(record: RunRecord) -> str:
-    """Digest of everything in the job that predictions depend on: not of its place, time, cluster or report."""
+    """Return the digest of all that predictions depend on in the job, so not of its place, time, cluster or report."""
     elsewhere = {"slurm", "workspace", "private", "run", "report", "sweep", "nightly"}
     kept = record.job.for_digest(exclude=elsewhere)
     return digest_of({"job": kept, "weights": record.weights_digest})

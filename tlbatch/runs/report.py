@@ -1,4 +1,4 @@
-"""``report.json``: everything a report says of a run, from which its page and its row of the leaderboard are made."""
+"""``report.json``: all contents of a report, from which its page and its row of the leaderboard are made."""
 
 from typing import Literal, get_args
 
@@ -18,7 +18,7 @@ Ensemble = Literal["mean", "log-mean", "rank"]
 
 
 class Estimate(Record):
-    """A number with its 95 % interval."""
+    """A value with its 95 % interval."""
 
     value: float | None
     low: float | None = None
@@ -28,19 +28,19 @@ class Estimate(Record):
 
 
 class Curve(Record):
-    """Points of a line."""
+    """Points of a curve."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
 
 
 class Ranked(Record):
-    """How well a probability ranks the images of yes above those of no."""
+    """How well a probability ranks positive images above negative ones."""
 
     auc: Estimate
     average_precision: float | None
     roc: Curve
-    """False positive rate, true positive rate; no points where there are many classes."""
+    """False positive rate, true positive rate; empty if there are many classes."""
     pr: Curve
     """Recall, precision."""
 
@@ -57,12 +57,12 @@ class ClassScores(Ranked):
 
 
 class OperatingPoint(Record):
-    """A question answered at one threshold."""
+    """The scores of a question at one threshold."""
 
     aim: str
     """How the threshold was chosen, e.g. "sensitivity 0.9 on validation"."""
     threshold: float | None
-    """Smallest probability that counts as yes; none: as the classes were decided, or not to be found."""
+    """Smallest probability that counts as positive; None: follows from the predicted class, or could not be found."""
     counts: tuple[int, int, int, int]
     """True and false positives, false and true negatives."""
     sensitivity: Estimate
@@ -76,24 +76,24 @@ class Question(Ranked):
 
     name: str
     positive: tuple[str, ...]
-    """Classes that mean yes."""
+    """Positive classes."""
     num_positive: int
     points: tuple[OperatingPoint, ...]
 
 
 class Bin(Record):
-    """Predictions of about equal confidence."""
+    """A bin of predictions with similar confidence."""
 
     low: float
     high: float
     n: int
     confidence: float
-    """Mean probability of the chosen class."""
+    """Mean probability of the predicted class."""
     accuracy: Estimate
 
 
 class Reliability(Record):
-    """Whether probabilities mean what they say."""
+    """Calibration scores and the reliability diagram."""
 
     log_loss: Estimate
     brier: Estimate
@@ -102,39 +102,39 @@ class Reliability(Record):
 
 
 class Calibration(Record):
-    """Probabilities on test before and after temperature scaling, which is fitted on images that are no test images."""
+    """Calibration on test before and after temperature scaling, which is not fitted on test images."""
 
     temperature: float | None
     """None: there was nothing to fit it on."""
     kept: bool
-    """Whether it gained on images that it was not fitted on, and is in predictions.csv."""
+    """Whether it improved held-out images, and is therefore applied in predictions.csv."""
     why: str
     before: Reliability
     after: Reliability | None
 
 
 class Thresholds(Record):
-    """Cuts between grades: plain rounding, and fitted on images the model was not trained on."""
+    """Thresholds between grades: plain rounding, and fitted on images that the model was not trained on."""
 
     fitted: tuple[float, ...]
     kept: bool
-    """Whether they differ from rounding: they are kept only where they gained."""
+    """Whether the fitted thresholds are used, which is only if they improve the metric."""
     rounding: dict[SplitName, Estimate]
     """The metric with plain rounding."""
     tuned: dict[SplitName, Estimate]
-    """The metric with the fitted cuts."""
+    """The metric with the fitted thresholds."""
 
 
 class Deployed(Record):
-    """Scores for another mix of classes."""
+    """Scores for another class prior."""
 
     prior: tuple[float, ...]
-    """Share of each class."""
+    """Probability of each class."""
     scores: dict[ScoreName, Estimate]
 
 
 class Subgroup(Record):
-    """The test images with one value in a column."""
+    """Scores of the test images with one value in a column."""
 
     column: str
     value: str
@@ -144,24 +144,24 @@ class Subgroup(Record):
 
 
 class Comparison(Record):
-    """Two runs on the same test images, paired."""
+    """Paired comparison of two runs on the same test images."""
 
     other: str
     metric: Metric
     n: int
     difference: Estimate
-    """Of the first less the other."""
+    """Score of the first minus that of the other."""
     only_first: int
-    """Images that only the first has right."""
+    """Number of images that only the first classifies correctly."""
     only_other: int
     p_value: float
-    """McNemar's exact test on those."""
+    """McNemar's exact test on those images."""
     verdict: Verdict
-    """By the interval of the difference; where all draws agree, by the sign test over groups."""
+    """From the interval of the difference, or if all bootstrap replicates agree, from a sign test over groups."""
 
 
 class Placed(Record):
-    """Where the run would stand on somebody else's leaderboard."""
+    """The rank of the run on an external leaderboard."""
 
     board: str
     n: int
@@ -171,58 +171,58 @@ class Placed(Record):
 
 
 class Cost(Record):
-    """What the run took."""
+    """Computing cost of the run."""
 
     seconds: dict[str, float]
-    """Of each stage."""
+    """Duration of each stage."""
     gpu_hours: float
     images_per_s: float | None
-    """In prediction, all ranks together."""
+    """Throughput of prediction, all ranks together."""
     hosts: tuple[str, ...]
 
 
 class OddPhrases(Record):
-    """Phrases that cannot be learned, or not be written, as they are; images of each kind."""
+    """Number of images whose phrases cannot be learned or generated exactly, by cause."""
 
     num_empty: int
     """Without a tag, left out of all splits."""
     num_contradicting: int
-    """Left out with two phrases of one image, or with an equal or nearly equal image of another phrase."""
+    """Left out because of two phrases, or of a duplicate or near duplicate with another phrase."""
     num_too_long: dict[SplitName, int]
-    """With more tags than can be written."""
+    """With more tags than can be generated."""
     num_several: dict[SplitName, int]
     """With several tags of an attribute that the job names."""
     num_unseen: dict[SplitName, int]
-    """With a tag that cannot be written: too few training images have it, or none."""
+    """With a tag outside the vocabulary, since too few training images have it, or none."""
     unseen: dict[str, int]
-    """Such tags of the test split, and its images with each."""
+    """Such tags of the test split, and the number of its images with each."""
 
 
 class TagScores(Record):
-    """Images with several tags."""
+    """Scores of images with several tags."""
 
     n: int
     num_writable: int
-    """Tags that phrases are written with."""
+    """Size of the vocabulary of tags."""
     odd: OddPhrases
     exact_match: Estimate
     edit_distance: Estimate
-    """Tags to insert, delete or replace, a mean over images."""
+    """Number of tags to insert, delete or replace, averaged over images."""
     bleu: Estimate
     macro_f1: Estimate
-    """Mean over the tags that a true phrase has."""
+    """Mean over the tags that occur in true phrases."""
     f1: dict[str, Estimate]
     """By tag."""
     mean_attribute: Estimate
-    """Mean over the attributes that a true phrase has."""
+    """Mean over the attributes that occur in true phrases."""
     attributes: dict[str, Estimate]
-    """Accuracy of the tags of each attribute that the job names, none included."""
+    """Accuracy of each attribute that the job names; no tag counts as a value."""
     num_with: dict[str, int]
-    """Images of which a true tag is of the attribute."""
+    """Number of images with a true tag of the attribute."""
 
 
 class Scored(Record):
-    """What is said of predictions, wherever they come from."""
+    """All scores of a set of predictions."""
 
     metric: Metric
     score: float | None
@@ -235,7 +235,7 @@ class Scored(Record):
     """A row for each true class, a column for each predicted one."""
     questions: tuple[Question, ...]
     tags: TagScores | None = None
-    """Of images with several tags, which have no classes."""
+    """Scores of images with several tags, which have no classes."""
     calibration: Calibration | None
     thresholds: Thresholds | None
     deployed: Deployed | None
@@ -247,11 +247,11 @@ class Report(Scored):
     """``report.json`` of a run or an ensemble."""
 
     version: Literal[1]
-    """Of this record."""
+    """Version of this record."""
     run: str
     job: str
     members: tuple[str, ...]
-    """Runs that were put together; empty: it is one run."""
+    """Runs of the ensemble; empty: a single run."""
     ensemble: Ensemble | None
     synthetic: bool
     ceilings: tuple[Ceiling, ...]

@@ -1,6 +1,6 @@
-"""The ends of a job's time: SLURM's signals, and a deadline in case they are lost.
+"""The end of a job's time: SLURM's signals, and a timer in case its warning never arrives.
 
-Most stages stop at once; what runs in steps sets a flag and asks for it between two of them.
+Most stages stop at once; those that work in steps set a flag and check it between steps.
 """
 
 import os
@@ -16,13 +16,13 @@ from tlbatch.core.errors import StoppedError
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGALRM)
 _AGAIN = ("SIGUSR2", "SIGALRM")
 DEADLINE = "TLBATCH_DEADLINE"
-"""Variable with the time, in seconds since 1970, at which SLURM's warning is due."""
+"""Environment variable with the time, in Unix seconds, at which SLURM's warning is due."""
 
 
 def _catch(work: Callable[[int, FrameType | None], None], environment: Mapping[str, str]) -> None:
-    """Replace submitit's handlers, which would requeue on rank 0 alone, or ignore the signal; arm the deadline.
+    """Replace submitit's handlers, which would requeue on rank 0 alone or ignore the signal, and set the timer.
 
-    USR2 may be blocked since before Python began, so that none was lost on the way.
+    USR2 may have been blocked before Python started, so that no signal is lost.
     """
     for number in SIGNALS:
         signal.signal(number, work)
@@ -42,7 +42,7 @@ def stop_at_once() -> None:
 
 
 class StopFlag:
-    """Remembers the first signal; a handler that does more than that can hang a collective."""
+    """Stores the first signal; a handler that did more than that could hang a collective."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -59,22 +59,22 @@ class StopFlag:
 
     @property
     def wants_again(self) -> bool:
-        """Whether time has run out; who cancels a job does not want it back, and who preempts it starts it again."""
+        """Whether time has run out; a cancelled job must not restart, and a preempted one is requeued by SLURM."""
         return self.signal_name in _AGAIN
 
 
 def ignore_in_worker(worker: int) -> None:  # noqa: ARG001
-    """``worker_init_fn`` of a loader: SLURM signals every process of a step, workers included."""
+    """Ignore signals in a loader's ``worker_init_fn``: SLURM signals every process of a step, workers included."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold the signals back while children start: they are born with them blocked, this process gets them after."""
+    """Block the signals while child processes start, which inherit this; the parent receives them afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()  # a child too; to start it unblocks SIGTERM
+        resource_tracker.ensure_running()  # also a child; starting it unblocks SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Run one stage: once, guarded, with a record of its end."""
+"""Run a stage once, record how it ended, and turn errors into exit codes."""
 
 import argparse
 import logging
@@ -18,25 +18,26 @@ from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.core.files import place_named, remove_drafts, write_text
 from tlbatch.runs.attempts import BEGAN, record_attempt
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Failure, FailureKind, Marker, RunRecord, StageName, job_digest, load_record
+from tlbatch.runs.records import Failure, FailureKind, Marker, RunRecord, job_digest, load_record
 from tlbatch.runs.signals import stop_at_once
+from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World, accelerate_environment, read_world
 
 _LOST = re.compile(r"^Dist\w*Error|by peer|Timed out|timed out waiting|NCCL|gloo")
-"""What torch's collectives say of a rank that has gone."""
+"""Messages of torch's collectives when another rank is gone."""
 AGAIN = "TLBATCH_AGAIN"
-"""Variable with the file that tells the batch script to put the job into the queue again."""
+"""Environment variable with the file that tells the batch script to requeue the job."""
 
 
 def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:
-    """``python -m tlbatch.<stage> RUN``."""
+    """Run ``python -m tlbatch.<stage> RUN``."""
     parser = argparse.ArgumentParser(prog=f"python -m tlbatch.{stage}", description=doc)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
     sys.exit(run_guarded(stage, run, parser.parse_args().run))
 
 
 def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int:
-    """Run a stage and return its exit code; a failure leaves a record of its cause in the run folder."""
+    """Run a stage and return its exit code; a failure is recorded with its cause in the run folder."""
     try:
         world = read_world(os.environ)
     except UserError as error:
@@ -53,7 +54,7 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
         force=True,
     )
     try:
-        stop_at_once()  # where a warning may have waited for it
+        stop_at_once()  # a pending warning arrives here
         with place_named():
             run(run_dir)
     except StoppedError as error:
@@ -66,7 +67,7 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
     except Exception as error:  # noqa: BLE001 (the outermost)
         first = f"{type(error).__name__}: {error}".splitlines()[0]
         if world.world_size > 1 and _LOST.search(f"{type(error).__name__} {error}"):
-            message = f"{world.node} rank {world.rank}: another rank is gone ({first}); its log, or its node, says why"
+            message = f"{world.node} rank {world.rank}: another rank is gone ({first}); see its log, or its node"
             record_failure(stage, world, run_dir, message, "lost")
         else:
             record_failure(stage, world, run_dir, first, "crash")
@@ -76,9 +77,9 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
 
 
 def _leave(stopped: StoppedError, world: World) -> int:
-    """Tell the batch script around this stage that the job is to start again; without one, the exit code says so.
+    """Ask the batch script around this stage to requeue the job; without one, the exit code says so.
 
-    Under srun an exit code is no message: the first that is not 0 has the other ranks killed, and their codes win.
+    Under srun an exit code is no message: the first nonzero one gets the other ranks killed, and their codes win.
     """
     again = os.environ.get(AGAIN)
     if not stopped.again:
@@ -87,14 +88,14 @@ def _leave(stopped: StoppedError, world: World) -> int:
     if again is None:
         sys.stderr.write(f"error: {stopped}\n")
         return EXIT_AGAIN
-    logging.getLogger(__name__).info("%s; what was done is kept", stopped.what)
+    logging.getLogger(__name__).info("%s; progress was saved", stopped.what)
     if world.is_main:
         write_text(Path(again), stopped.what)
     return 0
 
 
 def record_failure(stage: StageName, world: World, run_dir: Path, message: str, kind: FailureKind) -> None:
-    """Keep why a rank of a stage stopped, for those who ask why the run did."""
+    """Record why a rank of a stage failed."""
     paths = RunPaths(run_dir)
     if not paths.record.exists():
         return
@@ -102,21 +103,21 @@ def record_failure(stage: StageName, world: World, run_dir: Path, message: str, 
     try:
         failure.save(paths.failure(stage, world.rank))
     except (OSError, UserError) as error:
-        logging.getLogger(__name__).warning("the cause could not be kept in %s: %s", paths.folder, error)
+        logging.getLogger(__name__).warning("the cause could not be recorded in %s: %s", paths.folder, error)
 
 
 def require_finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Marker:
-    """What a stage before this one left.
+    """Return the marker of an earlier stage.
 
     Raises
     ------
     UserError
-        When it has not finished, or the job was changed since.
+        If the stage has not finished, or the job has changed since.
     """
     marker = paths.marker(stage)
     done = load_record(Marker, marker, missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
     if done.inputs.get("job") != job_digest(record):
-        raise UserError(f"{paths.record}: {stage} has finished here from another job; submit it as a new run")
+        raise UserError(f"{paths.record}: {stage} finished here with another job; submit it as a new run")
     return done
 
 
@@ -129,35 +130,35 @@ def run_once(
     *,
     is_there: bool = True,
 ) -> bool:
-    """Do the work of a stage unless its marker says that it is done; write the marker, with what it returns, last.
+    """Do the work of a stage unless its marker exists; write the marker with the work's outputs last.
 
     Parameters
     ----------
     is_there
-        Whether the result of a stage that is done is still there; if not it is made again.
+        Whether the results of a finished stage still exist; if not they are made again.
 
     Returns
     -------
-    Whether it was done just now.
+    Whether the work was done just now.
 
     Raises
     ------
     UserError
-        When the stage is done, but from other inputs, or is at work here already.
+        If the stage has finished with other inputs, or is already running here.
     """
     log = logging.getLogger(__name__)
     marker = paths.marker(stage)
     if marker.exists() and not is_there:
-        log.warning("what %s left is gone: it is made again", stage)
+        log.warning("the results of %s are gone: running it again", stage)
     elif marker.exists():
         done = load_record(Marker, marker, missing="run the stage again")
         changed = sorted(name for name in {**inputs, **done.inputs} if inputs.get(name) != done.inputs.get(name))
         if changed:
             raise UserError(
-                f"{paths.folder}: {stage} has finished here from another {' and '.join(changed)}; "
+                f"{paths.folder}: {stage} finished here with another {' and '.join(changed)}; "
                 "submit the job again for a new run folder"
             )
-        log.info("done already, in %.0f s", done.seconds)
+        log.info("already done, in %.0f s", done.seconds)
         return False
     if world.is_main:
         for old in [*marker.parent.glob(f"{stage}.failed.*.json"), *marker.parent.glob(f"{stage}.again.*")]:
@@ -181,7 +182,7 @@ def run_once(
 
 @contextmanager
 def _alone(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
-    """Let rank 0 keep others from running the stage in the same folder at the same time, and clear what kills left."""
+    """Let rank 0 lock the stage in this folder against other processes, and remove drafts that kills have left."""
     lock = FileLock(paths.marker(stage).with_suffix(".lock"))
     if not world.is_main:
         yield
@@ -190,7 +191,7 @@ def _alone(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise UserError(f"{paths.folder}: {stage} is at work here already; wait for it, or cancel it") from None
+        raise UserError(f"{paths.folder}: {stage} is already running here; wait for it, or cancel it") from None
     try:
         for folder in paths.own_folders:
             remove_drafts(folder)

@@ -1,4 +1,4 @@
-"""One process of one stage, started by srun or by submitit."""
+"""A process of a stage, started by srun or submitit."""
 
 import importlib
 import os
@@ -8,33 +8,34 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Failure, StageName, load_record
+from tlbatch.runs.records import Failure, load_record
 from tlbatch.runs.stage import run_guarded
+from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World, read_world
 
 LOG = "TLBATCH_LOG"
-"""Variable with the log of each task, as srun is told it."""
+"""Environment variable with the pattern of the tasks' logs, as passed to srun."""
 
 
 def run_stage(stage: StageName, run_dir: str) -> None:
-    """Run a stage and leave by SystemExit; what submitit calls on every task.
+    """Run a stage and exit; submitit calls this on every task.
 
-    submitit passes SystemExit on as the exit code and pickles nothing: the markers in the run folder tell what
+    submitit passes SystemExit on as the exit code and pickles no result: the markers in the run folder say what
     happened.
     """
     sys.exit(execute(stage, Path(run_dir)))
 
 
 def run_chain(run_dir: str, stages: Sequence[StageName]) -> None:
-    """Run some stages of a run one after another in this process and leave by SystemExit."""
+    """Run some stages of a run one after another in this process, and exit."""
     codes = (execute(stage, Path(run_dir)) for stage in stages)
     sys.exit(next((code for code in codes if code), 0))
 
 
 def run_each(stage: StageName, run_dirs: Sequence[str]) -> None:
-    """Run a stage of several runs one after another in this process and leave by SystemExit.
+    """Run a stage of several runs one after another in this process, and exit.
 
-    One that fails leaves the others as they are, unless the time has run out, or other tasks wait for one that crashed.
+    A failed run does not stop the others, unless time has run out, or other tasks wait for one that crashed.
     """
     world, codes = read_world(os.environ), []
     for paths in (RunPaths(Path(run_dir)) for run_dir in run_dirs):
@@ -53,7 +54,7 @@ def run_each(stage: StageName, run_dirs: Sequence[str]) -> None:
 
 @contextmanager
 def _own_log(paths: RunPaths, world: World) -> Iterator[None]:
-    """Let what is printed go into the logs of the run; where no batch script names a log it goes where it went."""
+    """Redirect the output to the logs of the run, if the batch script names a log."""
     if LOG not in os.environ:
         yield
         return
@@ -64,12 +65,12 @@ def _own_log(paths: RunPaths, world: World) -> Iterator[None]:
 
 
 def run_share(run_dir: str, number: int, total: int) -> None:
-    """Write one of several shares of the shards and leave by SystemExit; what submitit calls in an array task."""
+    """Write one of several shares of the shards, and exit; submitit calls this in an array task."""
     sys.exit(execute("shard", Path(run_dir), share=(number, total)))
 
 
 def execute(stage: StageName, run_dir: Path, **options: object) -> int:
-    """Import the stage by its name, which keeps this module light, and run it; the exit code."""
+    """Import a stage by its name, which keeps this module light, run it, and return its exit code."""
 
     def work(folder: Path) -> None:
         importlib.import_module(f"tlbatch.{stage}").run(folder, **options)

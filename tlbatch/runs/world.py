@@ -1,4 +1,4 @@
-"""Which of how many tasks this process is: SLURM's and submitit's variables, mapped to those Accelerate reads."""
+"""Rank and world size of this process: SLURM's and submitit's variables, mapped to those that Accelerate reads."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from tlbatch.core.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process among the tasks of a stage."""
+    """The rank of this process among the tasks of a stage."""
 
     rank: int = 0
     world_size: int = 1
@@ -18,9 +18,9 @@ class World:
     local_world_size: int = 1
     node: str = "this machine"
     attempt: str = "direct"
-    """Names this start of this stage, the same on all ranks."""
+    """Name of this attempt of the stage, the same on all ranks."""
     num_gpus: int | None = None
-    """GPUs that SLURM gave to this node; None outside SLURM."""
+    """Number of GPUs allocated on this node; None outside SLURM."""
     num_threads: int = 1
     address: str | None = None
     """IP address of the first node as SLURM knows it."""
@@ -39,10 +39,10 @@ class World:
 
 
 def read_world(environment: Mapping[str, str]) -> World:
-    """Find the world in a SLURM step, in a submitit local job, or alone.
+    """Read the world of a SLURM step, of a local submitit job, or of a single process.
 
-    The batch script of a SLURM job carries SLURM_PROCID too; only a step (srun) has several tasks, so only
-    SLURM_STEP_ID counts. A launcher inside a launcher is refused.
+    The batch script of a SLURM job has SLURM_PROCID too, but only a step (srun) has several tasks, so SLURM_STEP_ID
+    decides. Nested launchers are refused.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         raise UserError(
@@ -60,8 +60,8 @@ def _slurm_world(environment: Mapping[str, str]) -> World:
     num_nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
     if world_size % num_nodes:
         raise UserError(
-            f"SLURM step of {world_size} tasks on {num_nodes} nodes: give every node the same number, "
-            "with --ntasks-per-node"
+            f"SLURM step of {world_size} tasks on {num_nodes} nodes: every node must have the same number; "
+            "set --ntasks-per-node"
         )
     local_world_size = world_size // num_nodes
     parts = [environment[name] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
@@ -93,7 +93,7 @@ def _local_world(environment: Mapping[str, str]) -> World:
 
 
 def _num_threads(environment: Mapping[str, str], *, local_world_size: int) -> int:
-    """Cores really given to this task, never the machine's count."""
+    """Return the number of cores allocated to this task, never the machine's."""
     for name in ("TLBATCH_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK"):
         if environment.get(name):
             return min(int(environment[name]), _cores())
@@ -113,7 +113,7 @@ def _cores() -> int:
 
 
 def accelerate_environment(world: World) -> dict[str, str]:
-    """Variables to set before torch is imported."""
+    """Return the environment variables to set before torch is imported."""
     threads = {"OMP_NUM_THREADS": str(world.num_threads)}
     if world.world_size == 1:
         return threads

@@ -1,11 +1,10 @@
-"""Candidates of strategy = auto, and the choice between them."""
+"""Candidates of strategy = auto, and how one of them is chosen."""
 
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tlbatch.config.job import Job
 from tlbatch.config.training import Fit
@@ -18,18 +17,17 @@ from tlbatch.training.search import Candidate, Judged, NotCachedError, Study
 
 log = logging.getLogger(__name__)
 _LARGE = 1000
-"""Training images from which a set is called large."""
+"""Number of training images from which a data set counts as large."""
 _HALF_POINT = 0.005
 _DECIDED = {"head", "objective", "decision", "phase", "train"}
 _PLAIN = {"augment": "none", "crop_scale": 1.0, "random_views": 0, "every_view": False, "tta": False}
 _BOLD, _GENTLE = {"lr": 1e-3, "backbone_lr": 5e-4}, {"lr": 1e-4, "backbone_lr": 1e-4}
-"""Rates of fine-tuning; a squared error, which has no bound, grows without end at the first."""
+"""Learning rates of fine-tuning; the squared error is unbounded and diverges at the first pair."""
 Settings = dict[str, Any]
-Floats = npt.NDArray[np.float64]
 
 
 def choose(study: Study) -> Strategy:
-    """Probe, try the short list where the strategy is auto, and decide."""
+    """Probe the stages of the backbone, try the short list if the strategy is auto, and choose."""
     job = study.record.job
     model = build_classifier(decided(job, {"phase": [{}]}), study.num_classes)
     places = _places(model)
@@ -40,7 +38,7 @@ def choose(study: Study) -> Strategy:
     kind, scenario_why = _scenario(len(study.labels), table[: len(places)])
     short_list: tuple[Trial, ...] = ()
     if job.strategy == "phases":
-        chosen, why = f"cut {middle}", f"{places[best]} tells the classes apart best; what comes after {middle} trains"
+        chosen, why = f"cut {middle}", f"{places[best]} classifies best; the layers after {middle} are trained"
         settings = _with_cut(job, middle)
     else:
         judged = _try(study, places, places[best], middle, unlike="unlike" in kind)
@@ -65,11 +63,11 @@ def choose(study: Study) -> Strategy:
 
 
 def _preferred(trials: Sequence[Trial], *, unlike: bool) -> int:
-    """The first that is within one standard error of the best, and no more than half a point behind it: on few images
-    a standard error is more than anybody would give away.
+    """Return the first trial within one standard error of the best and at most half a point behind it.
 
-    Where the images are unlike those of the backbone, what is fine-tuned goes first: the best of many heads looks
-    better on few images than it is, and fine-tuning gains more from the images that a fold leaves out.
+    The half point matters on few images, where a standard error is more than a user would give up. If the images are
+    unlike those of the backbone, fine-tuned candidates come first: on few images the best of many heads scores higher
+    than it deserves, and fine-tuning gains more from the images that each fold leaves out.
     """
     order = sorted(range(len(trials)), key=lambda at: unlike and trials[at].cut == "pool")
     close = [one.behind is not None and one.behind <= min(one.behind_error, _HALF_POINT) for one in trials]
@@ -82,7 +80,7 @@ def _with_cut(job: Job, middle: str) -> Settings:
 
 
 def _try(study: Study, places: Sequence[str], best: str, middle: str, *, unlike: bool) -> list[Judged]:
-    """The short list, the cheapest first; what trains longest only where there is something to hope for."""
+    """Score the short list, cheapest first; try the longest training only if it is likely to gain something."""
     job, num_train = study.record.job, len(study.labels)
     judged = _probes(study, places, best)
     top = max(_known(trial.score) for trial in study.table(judged))
@@ -95,7 +93,7 @@ def _try(study: Study, places: Sequence[str], best: str, middle: str, *, unlike:
 
 
 def _places(model: Classifier) -> list[str]:
-    """Names of the stages of the backbone; the map that pool is the mean of is left out."""
+    """Return the names of the backbone's stages, without the map whose mean is pool."""
     names = [place.name for place in stages(model.chain.places, model.shapes)]
     shapes = {place.name: shape for place, shape in zip(model.chain.places, model.shapes, strict=True)}
     same = len(names) > 1 and model.widths[0] in shapes[names[-2]] and shapes[names[-2]] != shapes[names[-1]]
@@ -103,7 +101,7 @@ def _places(model: Classifier) -> list[str]:
 
 
 def _profile(study: Study, places: Sequence[str]) -> list[Judged]:
-    """Ridge regression on the pooled output of every stage, then nearest neighbours, from one encoding."""
+    """Score ridge regression, then nearest neighbours, on the pooled output of every stage, from one encoding."""
     job = study.record.job
     objective: Settings = {"objective": "regression"} if _is_ordered(job) else {}
     whole = _probe(job, "all stages", places, "ridge", objective).job
@@ -118,7 +116,7 @@ def _profile(study: Study, places: Sequence[str]) -> list[Judged]:
 
 
 def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
-    """Heads on the best stage, on the last three, and on all; then on each the better one on the mean of all views."""
+    """Score heads on the best stage, the last three and all; then the better head of each on the mean of views."""
     job = study.record.job
     kinds: tuple[tuple[Fit, Settings], ...] = (("logistic", {}), ("kernel-ridge", {}))
     if _is_ordered(job):
@@ -133,17 +131,19 @@ def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
         return found
     scores = np.reshape([_known(trial.score) for trial in study.table(found)], (len(sets), len(kinds)))
     means: list[Judged] = []
-    for at, kind in reversed(list(enumerate(scores.argmax(axis=1)))):  # all stages first: one encoding gives the others
+    for at, kind in reversed(
+        list(enumerate(scores.argmax(axis=1)))
+    ):  # all stages first: its encoding serves the others
         mean = _mean_of_views(job, found[at * len(kinds) + int(kind)].candidate)
         try:
             means.append(study.probe(mean, study.vectors(mean.job)))
         except NotCachedError:
-            study.leave_out(mean, "its views are more than the cache may hold")
+            study.leave_out(mean, "its views do not fit in the cache")
     return found + means[::-1]
 
 
 def _probe(job: Job, name: str, after: Sequence[str], fit: Fit, sections: Settings) -> Candidate:
-    """A head that is fitted on frozen vectors of the upright squares."""
+    """Make the candidate of a head that is fitted on frozen vectors of the upright squares."""
     settings = {
         "head": {"after": after},
         "phase": [{"cut": "pool", "fit": fit}],
@@ -155,14 +155,14 @@ def _probe(job: Job, name: str, after: Sequence[str], fit: Fit, sections: Settin
 
 
 def _mean_of_views(job: Job, probe: Candidate) -> Candidate:
-    """The same on the mean over the symmetries that the user's job trains on."""
+    """Make the same candidate on the mean over the symmetries that the user's job trains on."""
     train = probe.job.train.model_copy(update={"augment": job.train.augment})
     head = probe.job.head.model_copy(update={"view_mean": True})
     return Candidate(f"{probe.name}, mean of views", probe.job.model_copy(update={"train": train, "head": head}))
 
 
 def _tuned(job: Job, cut: str, *, num_train: int) -> Candidate:
-    """The head fitted, then trained together with what comes after the cut; a small set more often."""
+    """Make the candidate that fits the head, then fine-tunes it with the layers after the cut, longer on small sets."""
     ordered = _is_ordered(job)
     tuned = {
         "cut": cut,
@@ -179,7 +179,7 @@ def _tuned(job: Job, cut: str, *, num_train: int) -> Candidate:
 
 
 def _final(job: Job) -> Job:
-    """As it is trained in the end, where validation may end it early, and judges weight averages and views."""
+    """Return the job for the final training: early stopping, and weight averages and TTA where validation gains."""
     phases = [phase if phase.fit else phase.model_copy(update={"patience": 5, "average": True}) for phase in job.phase]
     tuned = not phases[-1].fit and job.train.augment != "none"
     train = job.train.model_copy(update={"tta": tuned})
@@ -195,7 +195,7 @@ def _known(score: float | None) -> float:
 
 
 def _scenario(num_train: int, profile: Sequence[Trial]) -> tuple[Any, str]:
-    """Which of the four classical cases of transfer this is, and the figures that say so."""
+    """Return which of the four classical cases of transfer learning this is, and the figures behind it."""
     best = max(profile, key=lambda trial: _known(trial.score))
     top = profile[-1]
     size = "large" if num_train >= _LARGE else "small"
@@ -222,7 +222,7 @@ def _number(value: float | None) -> str:
 
 
 def _show(title: str, table: Sequence[Trial]) -> None:
-    log.info("%s, judged on %d training images:", title, table[0].num_images)
+    log.info("%s, scored on %d training images:", title, table[0].num_images)
     for trial in table:
         log.info(
             "  %-60s %s +- %.4f  %6.1f s", f"{trial.name} ({trial.fit})", _number(trial.score), trial.standard_error,

@@ -1,4 +1,4 @@
-"""A phase whose head is fitted at once on cached vectors, or trained side by side at several rates."""
+"""Phases whose head is fitted in one step on cached vectors, or trained in parallel at several learning rates."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_phase(context: TrainingContext, batches: SplitBatches, phase: Phase, first: Epoch) -> Validation:
-    """Let rank 0 fit the head at once on all training vectors, or train one a rate, and give it to the others."""
+    """Fit the head on all training vectors on rank 0, or train one per learning rate, and send it to all ranks."""
     model, world, best_checkpoint = context.model, context.world, context.best_checkpoint
     began = time.monotonic()
     model.to(context.accelerator.device)
@@ -36,7 +36,7 @@ def fit_phase(context: TrainingContext, batches: SplitBatches, phase: Phase, fir
     found: list[_Fitted | None] = [None]
     if world.is_main:
         vectors = _vectors(context, batches)
-        log.info("%s: %d vectors of %d numbers", phase.fit or "epochs", *vectors.features.shape)
+        log.info("%s: %d vectors with %d features", phase.fit or "epochs", *vectors.features.shape)
         found = [_fit(context, vectors, phase, first)]
     (fitted,) = broadcast_object_list(found)
     assert fitted is not None
@@ -59,11 +59,11 @@ def _is_linear(head: nn.Sequential) -> bool:
 
 
 class _Fitted(NamedTuple):
-    """What rank 0 gives to the others."""
+    """What rank 0 sends to the other ranks."""
 
     head: nn.Module
     losses: Mapping[str, float]
-    """On unseen vectors, by what was tried, or by attribute."""
+    """Out-of-fold losses, by penalty or learning rate, or by attribute."""
     unseen: OutOfFold
 
 
@@ -75,15 +75,15 @@ def _fit(context: TrainingContext, vectors: Vectors, phase: Phase, first: Epoch)
     else:
         fitted = _trained_heads(context, vectors, phase, first)
     best = best_of(fitted.scores)
-    log.info("%s of %s is best: loss %.4f on unseen vectors", best, ", ".join(fitted.scores), fitted.scores[best])
+    log.info("%s is the best of %s: out-of-fold loss %.4f", best, ", ".join(fitted.scores), fitted.scores[best])
     judged = vectors.chosen(fitted.judged)
     unseen = OutOfFold(fitted.outputs, judged.labels, np.asarray(judged.groups, np.bytes_), out_of_fold=True)
     return _Fitted(fitted.head, fitted.scores, unseen)
 
 
 def _fit_phrases(context: TrainingContext, vectors: Vectors, phase: Phase, head: PhraseHead) -> _Fitted:
-    """A linear classifier for each attribute."""
-    assert phase.fit, "phrases are fitted at once, or in epochs"
+    """Fit a linear classifier for each attribute."""
+    assert phase.fit, "phrase heads are fitted in one step or trained in epochs"
     vocabulary = outputs_named(context.job, context.images.manifest)
     attributes = attributes_in(vocabulary, context.job.data)
     phrases = head.phrases(torch.from_numpy(vectors.labels).to(head.of_class.device)).cpu().numpy()
@@ -91,13 +91,13 @@ def _fit_phrases(context: TrainingContext, vectors: Vectors, phase: Phase, head:
         phase.fit, vectors, phrases, attributes, num_tags=len(vocabulary), seed=context.job.seed
     )
     new.of_class = head.of_class.cpu()
-    log.info("losses on unseen vectors: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+    log.info("out-of-fold losses: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     nothing = OutOfFold(np.empty((0, 1), np.float32), np.empty(0, np.int64), np.empty(0, "S1"))
     return _Fitted(new, losses, nothing)
 
 
 def _trained_heads(context: TrainingContext, vectors: Vectors, phase: Phase, first: Epoch) -> FittedHead:
-    """A head a rate, over the same batches that the phase would take with one."""
+    """Train a head per learning rate, on the same batches as a phase with a single one."""
     job, size = context.job, context.job.train.batch_size
     views = _views(context)
     column = np.zeros(1 + max(views.numbers), np.int64)
@@ -128,8 +128,9 @@ def _views(context: TrainingContext) -> Views:
 
 
 def _vectors(context: TrainingContext, batches: SplitBatches) -> Vectors:
-    """The features of all training images in all their views, or of their mean, and what is known of them; labels of
-    several tags are (n, tags).
+    """Return the features of all training images, of every view or of the mean over views, with labels and groups.
+
+    Labels of several tags are (n, tags).
     """
     images, model, job = context.images, context.model, context.job
     rows = images.index[images.rows("train")]

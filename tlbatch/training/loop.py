@@ -1,4 +1,4 @@
-"""An epoch of training and its validation, over all ranks."""
+"""Training and validation of an epoch, over all ranks."""
 
 import itertools
 import json
@@ -34,20 +34,20 @@ from tlbatch.training.state import Epoch, PhaseState, SplitBatches, StopRequeste
 from tlbatch.training.step import class_weights
 
 log = logging.getLogger(__name__)
-_DIVERGED = "the loss is not finite on validation images: training diverged; lower phase.N.optimizer.lr"
+_DIVERGED = "the validation loss is not finite: training diverged; lower phase.N.optimizer.lr"
 
 
 class Validation(NamedTuple):
-    """What the validation split says of a checkpoint; scores are None where undefined."""
+    """Validation results of a checkpoint; scores are None where undefined."""
 
     score: float | None
     loss: float | None
     outputs: npt.NDArray[np.float32]
-    """Of the head, (n, num_outputs), in the order of the split."""
+    """Outputs of the head, (n, num_outputs), in the order of the split."""
 
 
 def samples_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> Samples:
-    """What an epoch takes."""
+    """Return the training samples of an epoch."""
     job, images = context.job, context.images
     strength = phase.balance_decay**epoch.number
     picked = None
@@ -60,7 +60,7 @@ def samples_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> Samples:
 
 
 def weights_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> torch.Tensor:
-    """Of the classes in the loss of an epoch, (num_classes,)."""
+    """Return the class weights in the loss of an epoch, (num_classes,)."""
     if context.images.manifest.tags:
         return torch.ones(0)
     counts = torch.from_numpy(context.images.counts("train"))
@@ -68,11 +68,11 @@ def weights_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> torch.Te
 
 
 def train_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseState) -> float:
-    """What is left of a pass over the training split; the mean loss of the whole pass over all ranks.
+    """Run the rest of a pass over the training split; return the mean loss of the complete pass over all ranks.
 
     Raises
     ------
-    StopAgreedError
+    StopRequestedError
         On all ranks at the same step.
     """
     job, world, running, epoch = context.job, context.world, state.running, state.epoch
@@ -106,7 +106,7 @@ def train_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseSta
 
 
 class RankConsensus:
-    """Lets all ranks agree about once a second whether to end, or to save, and whether the loss is finite."""
+    """Lets all ranks agree, about once a second, whether to stop or save, and whether the loss is finite."""
 
     def __init__(self, context: TrainingContext, state: PhaseState) -> None:
         self._context, self._state = context, state
@@ -114,16 +114,16 @@ class RankConsensus:
         self._next, self._before, self._since = state.step, state.step, time.monotonic()
 
     def add(self, batch: SampleBatch, loss: torch.Tensor) -> None:
-        """Take in a step."""
+        """Record the loss of a step."""
         self._state.loss += loss
         self._recent.append((self._state.step, batch.positions.numpy(), loss))
 
     def sync(self, *, at_once: bool = False) -> None:
-        """Agree with the other ranks, at some of the steps.
+        """Agree with the other ranks, at some of the steps only.
 
         Raises
         ------
-        StopAgreedError, UserError
+        StopRequestedError, UserError
             On all ranks at the same step.
         """
         context, state = self._context, self._state
@@ -165,21 +165,21 @@ class RankConsensus:
 
 
 def share_statistics(context: TrainingContext) -> None:
-    """Give all ranks the running statistics of rank 0, as every step does before its forward pass."""
+    """Broadcast the running statistics of rank 0, as every training step does before its forward pass."""
     if context.world.world_size > 1:
         for buffer in context.model.buffers():
             broadcast(buffer)
 
 
 def validate(context: TrainingContext, source: BatchSource, views: Views) -> Validation:
-    """The job's metric and the log loss on the validation split, over all ranks, each image once.
+    """Compute the job's metric and the log loss on the validation split, over all ranks, each image once.
 
-    Of several views the probabilities are averaged, and so are the outputs that are returned.
+    The probabilities of several views are averaged, and so are the outputs that are returned.
 
     Raises
     ------
-    StopAgreedError
-        On all ranks, when one was asked to end.
+    StopRequestedError
+        On all ranks, when one was asked to stop.
     """
     world, model, ranks, began = context.world, context.model, context.ranks, time.monotonic()
     share_statistics(context)
@@ -205,7 +205,7 @@ def validate(context: TrainingContext, source: BatchSource, views: Views) -> Val
     if not everyone:
         return Validation(None, None, np.empty((0, 1), np.float32))
     order = np.argsort(np.concatenate([positions for positions, _ in everyone]), kind="stable")
-    assert len(order) == len(samples), "validation must see every view of every image once"
+    assert len(order) == len(samples), "validation must cover every view of every image once"
     outputs = np.concatenate([found for _, found in everyone])[order]
     if isinstance(model.head, PhraseHead):
         return _validated_phrases(context, model.head, outputs)
@@ -213,12 +213,12 @@ def validate(context: TrainingContext, source: BatchSource, views: Views) -> Val
     if not np.isfinite(table).all():
         raise UserError(_DIVERGED)
     table, outputs = (found.reshape(len(labels), -1, found.shape[1]).mean(axis=1) for found in (table, outputs))
-    metric = score(context.job.metric, labels, table.argmax(axis=1), num_classes=model.num_classes)
+    metric = score(context.job.metric, labels, table.argmax(axis=1))
     return Validation(metric, mean_log_loss(labels, table), outputs)
 
 
 def _validated_phrases(context: TrainingContext, head: PhraseHead, outputs: npt.NDArray[np.float32]) -> Validation:
-    """The share of phrases that are exactly right, and the mean of their losses."""
+    """Return the fraction of phrases that match exactly, and their mean loss."""
     written, _, losses = unpacked(torch.from_numpy(outputs))
     if not torch.isfinite(losses).all():
         raise UserError(_DIVERGED)
@@ -229,7 +229,7 @@ def _validated_phrases(context: TrainingContext, head: PhraseHead, outputs: npt.
 def log_epoch(
     context: TrainingContext, epoch: Epoch, line: Mapping[str, object], *, validation: Validation, seconds: float
 ) -> None:
-    """Log an epoch, or a fit, and add a line to the run's metrics."""
+    """Log an epoch or a fit, and append a line to the run's metrics."""
     if not context.world.is_main:
         return
     metric, phase = context.job.metric, context.job.phase[epoch.phase]
@@ -246,7 +246,7 @@ def log_epoch(
 def checkpoint_candidate(
     context: TrainingContext, epoch: Epoch, validation: Validation, *, averaged: bool = False
 ) -> Best:
-    """The checkpoint of an epoch, as the keeper is offered it."""
+    """Return the record of an epoch's checkpoint, for `BestCheckpoint.consider`."""
     return Best(
         weights=f"phase{epoch.phase}-epoch{epoch.number}{'-average' if averaged else ''}.safetensors",
         digest="",

@@ -13,9 +13,9 @@ from tlbatch.model.classifier import Classifier
 
 
 def build_optimizer(model: Classifier, settings: Optimizer) -> torch.optim.Optimizer:
-    """Make the optimiser over what trains: head and layers of the backbone with their own rates, decay on weights only.
+    """Build the optimiser of all trained parameters: own rates for head and backbone layers, decay on weights only.
 
-    Where the backbone decays to its start, `Anchor` does it in the optimiser's place.
+    If the backbone decays toward its starting weights, `Anchor` does that instead of the optimiser.
     """
     backbone_lr = settings.backbone_lr or settings.lr / 10
     kept = 0.0 if settings.decay_to == "start" else settings.weight_decay
@@ -28,7 +28,7 @@ def build_optimizer(model: Classifier, settings: Optimizer) -> torch.optim.Optim
 
 
 def optimizer_over(rated: Iterable[tuple[nn.Parameter, float, float]], settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimiser over some parameters, each with its rate and, if it is no bias or norm, its decay."""
+    """Build the optimiser of some parameters, each with its rate and, unless it is a bias or norm, its decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for parameter, lr, decay in rated:
         groups[lr, decay if parameter.ndim > 1 else 0.0].append(parameter)
@@ -47,7 +47,7 @@ def optimizer_over(rated: Iterable[tuple[nn.Parameter, float, float]], settings:
 
 
 class Anchor:
-    """Decay of the backbone toward its weights at the begin of the phase (L2-SP, Li et al. 2018)."""
+    """Decay of the backbone toward its weights at the start of the phase (L2-SP, Li et al. 2018)."""
 
     def __init__(self, model: Classifier, settings: Optimizer) -> None:
         self._strength = settings.weight_decay if settings.decay_to == "start" else 0.0
@@ -62,7 +62,7 @@ class Anchor:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, phase: Phase, steps_per_epoch: int) -> LambdaLR:
-    """Linear warm-up, then constant, falling in steps, or half a cosine to zero, over the steps of the phase."""
+    """Build the schedule of a phase: linear warm-up, then constant, step decay, or half a cosine to zero."""
     total = phase.epochs * steps_per_epoch
     warmup = round(phase.warmup * total if phase.warmup < 1 else phase.warmup)
 

@@ -1,7 +1,7 @@
-"""Many heads on the same vectors, trained side by side in one process: a learning rate and a fold each.
+"""Many heads on the same vectors, trained in parallel in one process: one for each learning rate and fold.
 
-The linear evaluation of DINOv2 (Oquab et al. 2024) trains a head a learning rate in this way; here each rate has a head
-on all vectors, and one a fold of the cross-validation that chooses the rate.
+The linear evaluation of DINOv2 (Oquab et al. 2024) trains a head per learning rate in this way; here each rate has a
+head on all vectors, and one for each fold of the cross-validation that chooses the rate.
 """
 
 import copy
@@ -15,21 +15,22 @@ from torch.func import functional_call
 
 from tlbatch.config.training import Objective, Phase
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Ints
 from tlbatch.model.objectives import losses, targets
-from tlbatch.model.sklearn_heads import FittedHead, Ints, Vectors, best_of, folds_to_judge
+from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of, folds_to_judge
 from tlbatch.training.optim import build_schedule, optimizer_over
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """The samples of a phase, as it would take them without a choice of rates."""
+    """The samples of a phase, the same as in a phase with a single learning rate."""
 
     batches: Callable[[int], Iterable[Ints]]
-    """Rows of `Vectors` in every batch of an epoch."""
+    """Returns the rows of `Vectors` in every batch of an epoch."""
     class_weights: Callable[[int], torch.Tensor]
-    """Of an epoch, (num_classes,)."""
+    """Returns the class weights of an epoch, (num_classes,)."""
     steps: int
-    """Batches of an epoch."""
+    """Number of batches in an epoch."""
 
 
 def train_heads(
@@ -37,12 +38,12 @@ def train_heads(
 ) -> FittedHead:
     """Train a head for each of the phase's rates, and choose the rate by cross-validation over groups.
 
-    The loss that judges is that of the objective on vectors that a head has not seen.
+    Rates are compared by the out-of-fold loss of the objective.
 
     Parameters
     ----------
     head
-        Where all heads begin, on the device to train on.
+        The initial weights of all heads, on the device to train on.
 
     Raises
     ------
@@ -64,12 +65,12 @@ def train_heads(
     scores = {rate: float(losses(objective, torch.from_numpy(found), wanted).mean()) for rate, found in parts.items()}
     best = best_of(scores)
     if not np.isfinite(scores[best]):
-        raise UserError("phase.lr_grid: the loss is not finite with any of them; lower them")
+        raise UserError("phase.N.lr_grid: the loss is not finite with any of its rates; lower them")
     return FittedHead(many.heads[best][0].cpu(), parts[best], judged, scores)
 
 
 class _Many:
-    """Heads by rate, the first of each on all vectors and one more a fold; each is clipped for itself."""
+    """Heads by learning rate: the first on all vectors, then one per fold; gradients are clipped per head."""
 
     def __init__(
         self, head: nn.Sequential, phase: Phase, vectors: Vectors, epochs: Epochs, *, objective: Objective, seed: int,
@@ -92,7 +93,7 @@ class _Many:
         torch.manual_seed(seed)
 
     def run(self) -> None:
-        """All epochs of the phase."""
+        """Run all epochs of the phase."""
         for one in self._flat:
             one.train()
         for epoch in range(self._phase.epochs):
@@ -126,6 +127,6 @@ class _Many:
 
     @torch.inference_mode()
     def outputs(self, head: nn.Sequential, rows: Ints) -> np.ndarray:
-        """Outputs (m, num_outputs) on some vectors."""
+        """Return the outputs of a head on some vectors, (m, num_outputs)."""
         found: np.ndarray = head(self._features[torch.from_numpy(rows).to(self._device)]).float().cpu().numpy()
         return found

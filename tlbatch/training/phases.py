@@ -1,4 +1,4 @@
-"""The phases of a job, one after another over all ranks."""
+"""The phases of a job, run one after another over all ranks."""
 
 import logging
 import time
@@ -34,19 +34,19 @@ log = logging.getLogger(__name__)
 
 
 def train_phases(context: TrainingContext, stores: Mapping[str, str]) -> Validation | None:
-    """Run the phases one after another, keep the checkpoint that validates best, and return what the last one says.
+    """Run the phases in order, keep the best checkpoint by validation, and return the last phase's validation.
 
-    A training that was saved goes on where it was; what the last phase said is not known where that had ended.
+    A training with a snapshot resumes there. If its last phase had ended by then, its validation is not known: None.
 
     Parameters
     ----------
     stores
-        As `tlbatch.activations.fill.fill_cache` returns them.
+        Names of the cached activations, as `tlbatch.activations.fill.fill_cache` returns them.
 
     Raises
     ------
     StoppedError
-        On all ranks, when one was asked to end; a session with a saver has saved by then.
+        On all ranks, when one was asked to stop; a context with a snapshot manager has saved by then.
     """
     snapshot = restore(context)
     begin = snapshot.record.place.phase if snapshot else 0
@@ -75,7 +75,7 @@ def train_phases(context: TrainingContext, stores: Mapping[str, str]) -> Validat
 
 
 def _try_views(context: TrainingContext) -> None:
-    """Let validation judge the mean over the views of an image, with the kept checkpoint; note it if that is better."""
+    """Validate the kept checkpoint on the mean over an image's views (TTA), and record it if that is better."""
     job, images, model = context.job, context.images, context.model
     context.accelerator.wait_for_everyone()
     best, weights = load_best(context.paths)
@@ -102,9 +102,9 @@ def _try_views(context: TrainingContext) -> None:
 def _run_phase(
     context: TrainingContext, batches: SplitBatches, phase: Phase, first: Epoch, snapshot: Snapshot | None
 ) -> Validation | None:
-    """Its epochs, until validation no longer gets better; then the mean of begin and end, where the job asks for it."""
+    """Run the epochs of a phase until validation stops improving; then try the average of first and last weights."""
     if not len(context.images.rows("val")) and (phase.patience or phase.average):
-        log.info("no validation images: phase %d takes all its epochs and keeps the last weights", first.phase)
+        log.info("no validation images: phase %d runs all its epochs and keeps the last weights", first.phase)
         phase = phase.model_copy(update={"patience": 0, "average": False})
     state = _start_phase(context, phase, first, snapshot)
     validation = None
@@ -112,7 +112,7 @@ def _run_phase(
         while state.epoch.number < phase.epochs and not 0 < phase.patience <= state.without_gain:
             validation = _run_epoch(context, batches, state)
         if 0 < phase.patience <= state.without_gain:
-            log.info("phase %d ends: no better validation for %d epochs", first.phase, phase.patience)
+            log.info("phase %d stops early: validation did not improve for %d epochs", first.phase, phase.patience)
         if state.start is not None:
             validation = _try_average(context, batches, state, state.start)
     context.best_checkpoint.write(context.model)
@@ -121,7 +121,7 @@ def _run_phase(
 
 
 def _start_phase(context: TrainingContext, phase: Phase, first: Epoch, snapshot: Snapshot | None) -> PhaseState:
-    """The course of a phase at its begin, or where it was saved."""
+    """Return the state of a phase at its start, or as the snapshot saved it."""
     model = context.model
     running = start_phase(
         context.accelerator,
@@ -144,7 +144,7 @@ def _start_phase(context: TrainingContext, phase: Phase, first: Epoch, snapshot:
 
 
 def _run_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseState) -> Validation:
-    """What is left of an epoch, and its validation; the course then stands at the begin of the next one."""
+    """Run the rest of an epoch and its validation, then move the state to the start of the next one."""
     model, epoch = context.model, state.epoch
     loss = train_epoch(context, batches, state)
     seconds = state.spent_s
@@ -168,16 +168,18 @@ def _out_of_fold(context: TrainingContext, validation: Validation) -> OutOfFold:
 
 
 def _try_average(context: TrainingContext, batches: SplitBatches, state: PhaseState, start: Average) -> Validation:
-    """Offer the mean of the weights at the begin and the end of the phase."""
+    """Validate the average of the weights at the start and end of the phase; keep it if it is better."""
     model, epoch = context.model, state.epoch
     last = Epoch(epoch.phase, epoch.number - 1, epoch.in_run - 1)
     mean = start.copy()
-    mean.update(model)  # half of the begin, half of the end
+    mean.update(model)  # half of the start, half of the end
     with averaged(model, mean):
         validation = validate(context, batches.val, Views(model.spec.size))
         offered = checkpoint_candidate(context, last, validation, averaged=True)
         better = context.best_checkpoint.consider(offered, model, _out_of_fold(context, validation))
-    log.info("mean of begin and end: %s", f"kept, validation {validation.score}" if better else "not better")
+    log.info(
+        "average of first and last weights: %s", f"kept, validation {validation.score}" if better else "not better"
+    )
     return validation
 
 

@@ -1,4 +1,4 @@
-"""Trials: candidates of strategy = auto, all judged on the same folds of the training images."""
+"""Trials: candidates of strategy = auto, all scored on the same folds of the training images."""
 
 import logging
 import tempfile
@@ -19,6 +19,7 @@ from tlbatch.activations.store import open_stores
 from tlbatch.config.job import Job
 from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.core.files import atomic_file, digest_of
+from tlbatch.core.typing import Ints
 from tlbatch.data.dataset import ImageSet
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
@@ -37,24 +38,23 @@ from tlbatch.training.state import TrainingContext
 
 log = logging.getLogger(__name__)
 _JUDGED = 1000
-"""Images after which no further fold is judged."""
+"""Number of images after which no further fold is scored."""
 _REPEATS = 3
-"""Times that a head which is fitted at once is judged on a smaller set, each on other folds: with few images a score
-depends on how they fall."""
-Ints = npt.NDArray[np.int64]
+"""Number of divisions into folds on which a fitted head is scored on smaller sets: with few images the score depends on
+the division."""
 Folds = Sequence[tuple[Ints, Ints]]
 Outputs = npt.NDArray[np.float32]
 Finding = tuple[npt.NDArray[Any], float]
-"""What was found, and the seconds it took."""
+"""A result, and the seconds it took."""
 
 
 class NotCachedError(UserError):
-    """What a candidate needs is more than the cache may hold."""
+    """The activations that a candidate needs do not fit in the cache."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to learn: its name, and the job that it makes of the user's."""
+    """A training strategy: its name, and the user's job with its settings."""
 
     name: str
     job: Job
@@ -62,35 +62,35 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a candidate made of the images that it was judged on."""
+    """Predictions of a candidate on the images it is scored on."""
 
     candidate: Candidate
     classes: Ints
-    """Decided, (times, m), in the order of the images."""
+    """Predicted classes, (divisions, m), in the order of the images."""
     seconds: float
 
 
 class Study:
-    """The training images, cut into folds by group, and what all trials share.
+    """The training images, divided into folds by group, and everything that the trials share.
 
-    As many of the five folds are judged as give 1,000 images. Where these are all, heads that are fitted at once are
-    judged on two more divisions into folds.
+    Folds are scored until they hold 1,000 images, at most five. Sets with fewer images get two more divisions into
+    folds for heads that are fitted in one step.
     """
 
     def __init__(self, record: RunRecord, images: ImageSet, ranks: RankContext, folder: Path) -> None:
-        """Cut the folds.
+        """Divide the training images into folds.
 
         Parameters
         ----------
         folder
-            Where to remember what is found, for later lives of the stage.
+            Where results are kept, for later attempts of the stage.
         """
         self.record, self.images, self.ranks = record, images, ranks
         self._folder = folder
         self._memory = Memory(folder, ranks.world)
         self._seconds_left = 60 * record.job.strategy_minutes
         self.left_out: list[str] = []
-        """Names of candidates, and why."""
+        """Candidates that were not tried, each with the reason."""
         self._rows = images.rows("train")
         self.labels = images.labels("train")
         self.groups = images.index["group"][self._rows]
@@ -105,7 +105,7 @@ class Study:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the set."""
+        """Number of classes in the data set."""
         return len(self.images.manifest.classes)
 
     def probe(self, candidate: Candidate, features: npt.NDArray[np.float64]) -> Judged:
@@ -130,7 +130,7 @@ class Study:
         return Judged(candidate, *found)
 
     def _key(self, candidate: Candidate, part: str) -> list[str]:
-        """Names what is found of a candidate."""
+        """Return the key of a candidate's result."""
         return [candidate.name, job_digest(self._of(candidate.job)), self.images.manifest.index_digest, part]
 
     def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
@@ -144,15 +144,16 @@ class Study:
         return outputs
 
     def train(self, candidate: Candidate) -> Judged | None:
-        """Run the phases of a candidate in every fold, without a look at its held-out images before the end; None where
-        that would take longer than what is left of the job's minutes.
+        """Run the phases of a candidate in every fold, with the held-out images used only at the end.
+
+        Return None if that would take longer than the minutes left.
         """
         record, outputs, spent = self._of(candidate.job), [], 0.0
         whole, stores = self._stored(candidate.job)
         for number, fold in enumerate(self._folds, start=1):
             key = self._key(candidate, f"fold {number}")
             found = self._memory.recall(key)
-            log.info("%s: fold %d of %d%s", candidate.name, number, len(self._folds), ", known" if found else "")
+            log.info("%s: fold %d of %d%s", candidate.name, number, len(self._folds), ", already done" if found else "")
             if found is None:
                 began = time.monotonic()
                 seen = self._train_fold(record, whole, stores, *fold)
@@ -167,7 +168,7 @@ class Study:
     def _train_fold(
         self, record: RunRecord, whole: ImageSet, stores: Mapping[str, str], into: Positions, out: Positions
     ) -> Outputs:
-        """Outputs of the last checkpoint for the images that were held out."""
+        """Train on a fold, and return the outputs of the last checkpoint on its held-out images."""
         model = pretrained_classifier(record, whole.manifest)
         images = whole.only(train=self._rows[into], val=self._rows[out])
         self._folder.mkdir(exist_ok=True)
@@ -177,12 +178,12 @@ class Study:
                 record.job, images, paths, self.ranks, model, BestCheckpoint(paths, self.ranks.world)
             )
             last = train_phases(context, stores)
-        assert last is not None, "nothing was saved, so nothing is gone on from"
+        assert last is not None, "trials have no snapshots, so they always run from the start"
         return last.outputs
 
     def _takes_too_long(self, candidate: Candidate, fold_s: float) -> bool:
         whole = fold_s * len(self._folds)
-        (too_long,) = broadcast_object_list([whole > self._seconds_left])  # as rank 0 sees it
+        (too_long,) = broadcast_object_list([whole > self._seconds_left])  # by the clock of rank 0
         if too_long:
             left = self._seconds_left / 60
             self.leave_out(candidate, f"it would take {whole / 60:.1f} of the {left:.1f} minutes left")
@@ -190,29 +191,31 @@ class Study:
         return bool(too_long)
 
     def leave_out(self, candidate: Candidate, why: str) -> None:
-        """Say that a candidate is not tried."""
+        """Log and record that a candidate is not tried."""
         log.info("%s: left out, %s", candidate.name, why)
         self.left_out.append(f"{candidate.name}: {why}")
 
     def _stored(self, job: Job) -> tuple[ImageSet, Mapping[str, str]]:
-        """Fill the cache for the training images alone; these, and the names of the stores."""
+        """Fill the cache for the training images alone; return them and the names of the stores."""
         record = self._of(job)
         whole = self.images.only(train=self._rows, val=self._rows)
         model = pretrained_classifier(record, whole.manifest)
         return whole, fill_cache(record, whole, model, self.ranks)
 
     def vectors(self, job: Job) -> npt.NDArray[np.float64]:
-        """What the head of a job of one frozen phase sees of all training images, (n, d), on rank 0; (0, 0) on others.
+        """Return the head's inputs for all training images in a job of one frozen phase, (n, d); (0, 0) off rank 0.
 
         Raises
         ------
         NotCachedError
-            When the cache may not hold it.
+            When they do not fit in the cache.
         """
         whole, names = self._stored(job)
         stored = open_stores(job, names, phase=0, split="val")
         if stored is None:
-            raise NotCachedError("choose measures on cached vectors; raise cache.budget_gb, or free some of the disk")
+            raise NotCachedError(
+                "choose needs cached vectors, and they do not fit; raise cache.budget_gb or free disk space"
+            )
         if not self.ranks.world.is_main:
             return np.empty((0, 0))
         size = pretrained_classifier(self._of(job), whole.manifest).spec.size
@@ -228,8 +231,9 @@ class Study:
         return self.record.model_copy(update={"job": job})
 
     def _decide(self, job: Job, folds: Folds, outputs: Sequence[Outputs]) -> Ints:
-        """Classes (m,) from the outputs in each fold, in the order of the images; thresholds are fitted on the other
-        folds.
+        """Return the classes predicted from each fold's outputs, (m,), in the order of the images.
+
+        Thresholds are fitted on the other folds.
         """
         rule, number = Rule(job.objective, by_mean=job.decision == "expected-grade"), self.num_classes
         found = [torch.from_numpy(some) for some in outputs]
@@ -249,12 +253,12 @@ class Study:
 
     def _mean_score(self, decisions: Ints) -> float | None:
         truth, metric = self.labels[self.judged], self.record.job.metric
-        points = [score(metric, truth, classes, num_classes=self.num_classes) for classes in decisions]
+        points = [score(metric, truth, classes) for classes in decisions]
         known = [point for point in points if point is not None]
         return float(np.mean(known)) if known else None
 
     def table(self, judged: Sequence[Judged]) -> tuple[Trial, ...]:
-        """What candidates scored, and how far each is behind the best of them, with standard errors."""
+        """Return the scores of candidates and how far each is behind the best, with standard errors."""
         metric, truth, groups = self.record.job.metric, self.labels[self.judged], self.groups[self.judged]
         points = [self._mean_score(one.classes) for one in judged]
         decisions = [classes for one in judged for classes in one.classes]
@@ -289,13 +293,13 @@ def _deviation(values: npt.NDArray[np.float64]) -> float:
 
 
 class Memory:
-    """A folder with a file a finding, which rank 0 writes and reads; all ranks ask together."""
+    """A folder with one file per result, which rank 0 reads and writes; all ranks must call together."""
 
     def __init__(self, folder: Path, world: World) -> None:
         self._folder, self._world = folder, world
 
     def recall(self, key: object) -> Finding | None:
-        """What an earlier life has found."""
+        """Return the result of an earlier attempt, if there is one."""
         found: list[Finding | None] = [None]
         file = self._file(key)
         if self._world.is_main and file.exists():
@@ -305,7 +309,7 @@ class Memory:
         return found[0]
 
     def keep(self, key: object, found: npt.NDArray[Any], seconds: float) -> Finding:
-        """Remember it, with the seconds as rank 0 saw them."""
+        """Save a result, with the seconds that rank 0 measured."""
         if self._world.is_main:
             with atomic_file(self._file(key)) as file:
                 np.savez(file, found=found, seconds=np.array(seconds))

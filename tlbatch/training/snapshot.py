@@ -1,4 +1,4 @@
-"""Snapshots: all that a training goes on from, whole or not there."""
+"""Snapshots: everything that a training resumes from, either complete or absent."""
 
 import logging
 import shutil
@@ -19,75 +19,76 @@ from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
 StateDict = dict[str, Any]
-"""Tensors and plain values by name, nested: what ``torch.load(weights_only=True)`` gives back."""
+"""Tensors and plain values by name, nested, as ``torch.load(weights_only=True)`` returns them."""
 _RECORD = "snapshot.json"
 _SHARED = "shared.pt"
 _KEPT = 2
+"""Snapshots that are kept: the last one, and one to fall back on."""
 _FIRST_S = 10.0
-"""Into a training, to learn how long saving takes while there is time to tell."""
-"""Snapshots that stay: the last one, and one to fall back on."""
+"""Seconds from the start of a training to its first snapshot, which measures early how long saving takes."""
 
 
 class TrainingPosition(Record):
-    """How far a training has come, between two steps."""
+    """Position of a training between two steps."""
 
     phase: int
     epoch: int = 0
-    """In the phase."""
+    """Number within the phase."""
     step: int = 0
-    """In the epoch."""
+    """Number within the epoch."""
     position: int = 0
-    """Samples of the epoch that all ranks together have taken."""
+    """Samples of the epoch that all ranks together have processed."""
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Later places are greater."""
+        """Sort key: later positions compare greater."""
         return self.phase, self.epoch, self.position
 
 
 class SnapshotRecord(Record):
-    """``snapshot.json``, written last into a snapshot of a training: it is complete if this is there."""
+    """``snapshot.json``, the last file written into a snapshot: the snapshot is complete if it is there."""
 
     inputs: dict[str, str]
     """Digest of each input of the training by name."""
     place: TrainingPosition
     under_way: bool
-    """Whether the phase has begun, and optimiser, schedule and averages are there."""
+    """Whether the phase has started, so that optimiser, schedule and averages are saved too."""
     world_size: int
     without_gain: int
-    """Epochs since validation was better."""
+    """Epochs since validation last improved."""
     seconds: float
-    """Spent on the epoch so far."""
+    """Time spent on the epoch so far."""
     best: Best | None
-    """The checkpoint that validation has chosen so far."""
+    """The best checkpoint by validation so far."""
     metrics: str
-    """metrics.jsonl as it was."""
+    """Content of metrics.jsonl when saving."""
     checksums: dict[str, str]
-    """Of every file, by name."""
+    """Checksum of every file, by name."""
     digest: str = ""
-    """Of all this."""
+    """Digest of all other fields."""
 
     def signed(self) -> "SnapshotRecord":
-        """The same with its digest."""
+        """Return the same record with its digest filled in."""
         return self.model_copy(update={"digest": digest_of(self.model_dump(mode="json", exclude={"digest"}))})
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that was read back."""
+    """A snapshot that was read from disk."""
 
     record: SnapshotRecord
     shared: StateDict
-    """The same for all ranks."""
+    """State that is the same on all ranks."""
     own: StateDict
-    """What this rank had; with another number of ranks than now, what rank 0 had."""
+    """State of this rank; of rank 0 if the number of ranks has changed."""
 
 
 class SnapshotManager:
     """Writes snapshots of a training and finds the last one.
 
-    A snapshot is written into ``step-<phase>.<epoch>.<step>.tmp``: what is the same on all ranks by rank 0, what is not
-    by each, then the record with the checksums; it gets its name when all is on the disk, and only then older ones go.
+    A snapshot is written into ``step-<phase>.<epoch>.<step>.tmp``: the shared state by rank 0, its own state by each
+    rank, then the record with the checksums. It is renamed once everything is on disk, and only then are older ones
+    removed.
     """
 
     def __init__(
@@ -99,12 +100,12 @@ class SnapshotManager:
         every_min: float,
         limits: Mapping[str, float],
     ) -> None:
-        """Begin to save.
+        """Prepare to save.
 
         Parameters
         ----------
         limits
-            Seconds that a snapshot must not take, by what follows when it does.
+            Maximum seconds for a snapshot, by the warning to log when it takes longer.
         """
         self._folder, self._inputs, self._world = folder, dict(inputs), world
         self._every_s = 60 * every_min
@@ -113,7 +114,7 @@ class SnapshotManager:
         self._knows_s = False
 
     def is_due(self) -> bool:
-        """Whether the job asks for one by now; the first comes early, to learn how long it takes."""
+        """Return whether the next snapshot is due; the first comes early, to measure how long saving takes."""
         wait_s = self._every_s if self._knows_s else min(self._every_s, _FIRST_S)
         return time.monotonic() - self._last > wait_s
 
@@ -125,11 +126,11 @@ class SnapshotManager:
         Parameters
         ----------
         record
-            What it is of; checksums, inputs and world size are filled in here.
+            Record of the snapshot; checksums, inputs and world size are filled in here.
         shared
-            Gives what rank 0 writes; asked there only.
+            Returns the state that rank 0 writes; called there only.
         own
-            What every rank writes for itself.
+            State that each rank writes for itself.
 
         Raises
         ------
@@ -159,12 +160,12 @@ class SnapshotManager:
         log.info("saved at %s in %.1f s", position_text(place), took)
         for follows, limit_s in list(self._limits.items()):
             if took > limit_s:
-                log.warning("to save took %.0f s, and there are %.0f s: %s", took, limit_s, follows)
+                log.warning("saving took %.0f s, but only %.0f s are available: %s", took, limit_s, follows)
                 del self._limits[follows]
 
     def _keep(self, draft: Path, path: Path) -> None:
         sync_folder(draft)
-        if path.exists():  # damaged, or of a life that went on differently
+        if path.exists():  # damaged, or from an earlier attempt that took another path
             shutil.rmtree(path)
         draft.rename(path)
         sync_folder(self._folder)
@@ -172,12 +173,12 @@ class SnapshotManager:
             shutil.rmtree(old)
 
     def latest(self) -> Snapshot | None:
-        """The last snapshot that is whole, or nothing; all ranks together.
+        """Return the last complete snapshot, or None; all ranks must call together.
 
         Raises
         ------
         UserError
-            When the training began with another job or set.
+            When the training started with another job or data set.
         """
         found = [self._choose() if self._world.is_main else None]
         (chosen,) = broadcast_object_list(found)
@@ -187,49 +188,49 @@ class SnapshotManager:
         changed = sorted(name for name, value in record.inputs.items() if self._inputs.get(name) != value)
         if changed:
             raise UserError(
-                f"{chosen}: the training has begun with another {' and '.join(changed)}; submit the job again for a "
+                f"{chosen}: the training started with another {' and '.join(changed)}; submit the job again for a "
                 "new run folder"
             )
-        self._knows_s = True  # it was said in the life that saved it
+        self._knows_s = True  # logged by the attempt that saved it
         same = record.world_size == self._world.world_size
         own = _own_name(self._world.rank if same else 0)
         return Snapshot(record, _read(chosen / _SHARED), _read(chosen / own))
 
     def _choose(self) -> Path | None:
-        """The last that is whole; what is not is removed, so that none of another life stands before it."""
+        """Return the last complete snapshot; remove incomplete ones, lest one of another attempt sorts before it."""
         for draft in self._folder.glob("*.tmp"):
             shutil.rmtree(draft)
         for record, path in _complete(self._folder):
             wrong = [name for name, value in record.checksums.items() if not _is_whole(path / name, value)]
             if not wrong:
                 return path
-            log.warning("%s: %s is damaged; an older snapshot is taken, or none", path, wrong[0])
+            log.warning("%s: %s is damaged; using an older snapshot, if there is one", path, wrong[0])
             shutil.rmtree(path)
         return None
 
     def remove(self) -> None:
-        """Remove all: the training has finished."""
+        """Remove all snapshots: the training has finished."""
         if self._world.is_main:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def position_text(place: TrainingPosition) -> str:
-    """A place in words."""
+    """Return a position in words."""
     return f"phase {place.phase} epoch {place.epoch} step {place.step}"
 
 
 def _complete(folder: Path) -> list[tuple[SnapshotRecord, Path]]:
-    """Snapshots with a record that can be read, the last first; others are removed."""
+    """Return the snapshots with a readable record, latest first; remove the others."""
     found = []
     for path in folder.glob("step-*"):
         if path.suffix == ".tmp":
             continue
         try:
-            record = load_record(SnapshotRecord, path / _RECORD, missing="it is half written")
+            record = load_record(SnapshotRecord, path / _RECORD, missing="the snapshot is incomplete")
             if record != record.signed():
-                raise UserError(f"{path / _RECORD}: is damaged; an older snapshot is taken, or none")  # noqa: TRY301
+                raise UserError(f"{path / _RECORD}: damaged; using an older snapshot, if there is one")  # noqa: TRY301
         except UserError as error:
-            log.warning("passed over: %s", error)
+            log.warning("skipped a snapshot: %s", error)
             shutil.rmtree(path)
             continue
         found.append((record, path))

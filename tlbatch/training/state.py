@@ -1,4 +1,4 @@
-"""The course of a training: what all phases share, what changes from step to step, and how that is saved."""
+"""The state of a training: what all phases share, what changes from step to step, and how it is saved."""
 
 import logging
 import time
@@ -44,24 +44,24 @@ class TrainingContext:
     model: Classifier
     best_checkpoint: BestCheckpoint
     snapshots: SnapshotManager | None = None
-    """None: nothing is saved, as in the trainings by which a strategy is chosen."""
+    """None: nothing is saved, as in the trials of strategy = auto."""
     changed: set[str] = field(default_factory=set)
-    """Names of the tensors that the phases up to now have changed."""
+    """Names of the tensors that phases have changed so far."""
 
     @property
     def world(self) -> World:
-        """Which of how many ranks this is."""
+        """Rank of this process, and the number of ranks."""
         return self.ranks.world
 
     @property
     def accelerator(self) -> Accelerator:
-        """What spans the ranks."""
+        """Accelerator that spans the ranks."""
         return self.ranks.accelerator
 
 
 @dataclass(frozen=True)
 class SplitBatches:
-    """Where a phase reads its samples."""
+    """Sources of the training and validation samples of a phase."""
 
     train: BatchSource
     val: BatchSource
@@ -69,7 +69,7 @@ class SplitBatches:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A pass over the training split: its place in the run."""
+    """Position of a pass over the training split in the run."""
 
     phase: int
     number: int
@@ -78,38 +78,38 @@ class Epoch:
 
 @dataclass
 class PhaseState:
-    """A phase under way: all that changes from step to step."""
+    """State of a running phase: everything that changes from step to step."""
 
     running: RunningPhase
     moving: Average | None
-    """Of the weights at every step."""
+    """Moving average of the weights over the steps."""
     start: Average | None
-    """The weights at the begin of the phase."""
+    """Weights at the start of the phase."""
     epoch: Epoch
     step: int = 0
-    """In the epoch."""
+    """Number within the epoch."""
     position: int = 0
-    """Samples of the epoch that all ranks together have taken."""
+    """Samples of the epoch that all ranks together have processed."""
     loss: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    """Sum over the steps of the epoch, of this rank."""
+    """Sum over the steps of the epoch, on this rank."""
     seconds: float = 0.0
-    """Spent on the epoch in earlier lives."""
+    """Time spent on the epoch in earlier attempts."""
     without_gain: int = 0
-    """Epochs since validation was better."""
+    """Epochs since validation last improved."""
     began: float = field(default_factory=time.monotonic)
 
     @property
     def place(self) -> TrainingPosition:
-        """Where it is."""
+        """Current position."""
         return TrainingPosition(phase=self.epoch.phase, epoch=self.epoch.number, step=self.step, position=self.position)
 
     @property
     def spent_s(self) -> float:
-        """On the epoch so far."""
+        """Seconds spent on the epoch so far."""
         return self.seconds + time.monotonic() - self.began
 
     def next_epoch(self) -> None:
-        """Stand at the begin of the epoch after this one."""
+        """Move to the start of the next epoch."""
         self.epoch = Epoch(self.epoch.phase, self.epoch.number + 1, self.epoch.in_run + 1)
         self.step = self.position = 0
         self.loss = torch.zeros_like(self.loss)
@@ -117,7 +117,7 @@ class PhaseState:
 
 
 def save(context: TrainingContext, place: TrainingPosition, state: PhaseState | None) -> None:
-    """Save the training as it stands, all ranks together; ``state`` is that of a phase that is under way."""
+    """Save the training in its current state, on all ranks together; ``state`` is None between phases."""
     if context.snapshots is None:
         return
     record = SnapshotRecord(
@@ -137,7 +137,7 @@ def save(context: TrainingContext, place: TrainingPosition, state: PhaseState | 
 
 
 class StopRequestedError(Exception):
-    """All ranks have agreed to end here; its text is the signal's name.
+    """All ranks have agreed to stop here; the text is the signal's name.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class StopRequestedError(Exception):
 def save_when_stopped(
     context: TrainingContext, place: TrainingPosition, state: PhaseState | None = None
 ) -> Iterator[None]:
-    """Save the course where the ranks agree to end within the block; without one, ``place`` was saved when it began.
+    """Save ``state`` if the ranks agree to stop within the block; without a state, ``place`` was saved when it began.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def save_when_stopped(
 
 
 def restore(context: TrainingContext) -> Snapshot | None:
-    """Give the session what the last snapshot has of the model and the best checkpoint; nothing to begin anew."""
+    """Restore model and best checkpoint from the last snapshot and return it; return None where there is none."""
     snapshot = context.snapshots.latest() if context.snapshots else None
     if snapshot is None:
         if context.world.is_main:
@@ -190,17 +190,17 @@ def restore(context: TrainingContext) -> Snapshot | None:
 
 
 def _say(record: SnapshotRecord, world: World) -> None:
-    log.info("goes on in %s", position_text(record.place))
+    log.info("resumes in %s", position_text(record.place))
     if record.world_size != world.world_size:
         log.warning(
-            "saved by %d ranks, gone on with by %d: every remaining sample of the epoch is seen once; dropout draws "
-            "otherwise, and sums are rounded otherwise",
+            "saved by %d ranks and resumed by %d: every remaining sample of the epoch is used once, but dropout masks "
+            "and rounding differ",
             record.world_size, world.world_size,
         )  # fmt: skip
 
 
 def restore_phase(context: TrainingContext, state: PhaseState, snapshot: Snapshot) -> None:
-    """Give the course of a phase what the snapshot has of it; the random state last, since setting up has drawn."""
+    """Restore the state of a phase from a snapshot; the random state comes last, as setting up has used it."""
     record, shared, own = snapshot.record, snapshot.shared, snapshot.own
     place, first = record.place, state.epoch
     state.epoch = Epoch(place.phase, place.epoch, first.in_run + place.epoch)

@@ -1,4 +1,4 @@
-"""A phase at work: the model with its cut set, optimiser and schedule, spread over the ranks."""
+"""A running phase: the model with its cut set, optimiser and schedule, wrapped for distributed training."""
 
 import logging
 from contextlib import nullcontext
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunningPhase:
-    """What one step of a phase needs."""
+    """Everything that a step of a phase needs."""
 
     accelerator: Accelerator
     model: torch.nn.Module
-    """The classifier, spread over the ranks."""
+    """The classifier in its distributed wrapper."""
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
@@ -43,18 +43,18 @@ class RunningPhase:
         global_size: int,
         class_weights: torch.Tensor,
     ) -> torch.Tensor:
-        """One optimiser step on this rank's share of a global batch.
+        """Take one optimiser step on this rank's share of a global batch.
 
-        The shares may differ by one image, so the loss is weighted: the mean over ranks that the gradients are
-        given is the mean over the batch.
+        The shares may differ by one image, so the loss is weighted: the gradients, averaged over ranks, are those of
+        the mean over the batch.
 
         Parameters
         ----------
         inputs
             As in `Classifier.forward`.
         labels
-            int64, (n,); of a model that writes phrases (n, tags).
-        turns
+            int64, (n,); for a model that writes phrases (n, tags).
+        symmetry
             uint8, (n,): see `apply_symmetries`.
         global_size
             Samples in the batch over all ranks.
@@ -93,11 +93,11 @@ class RunningPhase:
 
     @property
     def writes_phrases(self) -> bool:
-        """Whether labels are rows of tags, of which the model itself gives the losses."""
+        """Whether labels are rows of tags, for which the model itself returns the losses."""
         return self.classifier.rule.objective == "tags"
 
     def _losses(self, inputs: torch.Tensor, wanted: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:
-        """Weighted losses of some samples, (n,)."""
+        """Return the weighted losses of some samples, (n,)."""
         if self.writes_phrases:
             found: torch.Tensor = self.model(inputs, wanted).float()
             return found
@@ -105,18 +105,18 @@ class RunningPhase:
         return each * (wanted @ class_weights)
 
     def mean_over_ranks(self, value: torch.Tensor) -> float:
-        """The mean of a scalar over all ranks."""
+        """Return the mean of a scalar over all ranks."""
         return float(self.accelerator.reduce(value, "mean"))
 
     def release(self) -> None:
-        """Take the distributed wrapper off again: the next phase trains other parameters."""
+        """Remove the distributed wrapper: the next phase trains other parameters."""
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         vars(self.classifier).pop("_is_accelerate_prepared", None)  # else the next phase would run without autocast
         self.accelerator.free_memory()
 
 
 def mixed(mix: v2.Transform, images: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix images of a batch, and what is wanted of them.
+    """Mix the images of a batch and their targets.
 
     Parameters
     ----------
@@ -135,8 +135,9 @@ def _mix(phase: Phase) -> v2.Transform | None:
 
 
 def class_weights(counts: torch.Tensor, *, strength: float) -> torch.Tensor:
-    """Weight of each class in the loss, (num_classes,), 1 on the mean of all images: with strength 1 all classes weigh
-    the same, with 0 all images do.
+    """Return the weight of each class in the loss, (num_classes,), with mean 1 over all images.
+
+    With strength 1 all classes weigh the same, with 0 all images do.
     """
     balanced = counts.sum() / (len(counts) * counts.clamp_min(1).float())
     return strength * balanced + (1 - strength)
@@ -145,7 +146,7 @@ def class_weights(counts: torch.Tensor, *, strength: float) -> torch.Tensor:
 def start_phase(
     accelerator: Accelerator, model: Classifier, phase: Phase, *, steps_per_epoch: int, seed: int
 ) -> RunningPhase:
-    """Set the cut and spread the model over the ranks; dropout draws differently on each rank."""
+    """Set the cut and wrap the model for distributed training; dropout masks differ between ranks."""
     model.to(accelerator.device)
     model.set_cut(phase.cut, freeze_batch_norm=phase.batch_norm == "frozen")
     if isinstance(model.head, PhraseDecoder):
@@ -157,5 +158,5 @@ def start_phase(
     wrapped, prepared = accelerator.prepare(model, optimizer)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trained = sum(parameter.numel() for parameter in trained)
-    log.info("cut %s: %s parameters train for %d epochs", phase.cut, f"{num_trained:,}", phase.epochs)
+    log.info("cut %s: training %s parameters for %d epochs", phase.cut, f"{num_trained:,}", phase.epochs)
     return RunningPhase(accelerator, wrapped, model, prepared, schedule, anchor, phase, trained, _mix(phase))

@@ -24,24 +24,24 @@ from tlbatch.training.state import TrainingContext
 
 log = logging.getLogger(__name__)
 KILL_WAIT = "TLBATCH_KILL_WAIT"
-"""Variable with the seconds that SLURM waits between asking a task to end and killing it."""
+"""Environment variable with the seconds between SLURM's request to stop a task and its kill."""
 _LEAVE_S = 5
-"""Seconds to leave in."""
+"""Seconds reserved for shutting down."""
 
 
 def take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None:
-    """Take over what another run has trained, in place of training.
+    """Copy the checkpoint of another run in place of training.
 
     Raises
     ------
     UserError
-        When it is not whole, or of other classes.
+        When it is incomplete, or for other classes.
     """
     best, weights = load_best(other)
     if best.classes != images.manifest.classes:
         raise UserError(
-            f"{other.folder}: is of the classes {', '.join(best.classes)}, and the images are of "
-            f"{', '.join(images.manifest.classes)}; it cannot predict them"
+            f"{other.folder}: its classes are {', '.join(best.classes)}, but those of the images are "
+            f"{', '.join(images.manifest.classes)}; give a run with the same classes"
         )
     paths.checkpoints.mkdir(exist_ok=True)
     files = [weights, *([other.unseen(best)] if best.unseen else [])]
@@ -51,7 +51,7 @@ def take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None:
 
 
 def save_limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float]:
-    """Seconds that SLURM leaves a job to save in, by what follows where they are too few."""
+    """Return the seconds that SLURM leaves a job for saving, by the warning to log if they are too few."""
     found = {"raise slurm.signal_delay_s, or work is lost at the time limit": slurm.signal_delay_s - _LEAVE_S}
     if environment.get(KILL_WAIT, "").isdecimal():
         lost = f"slurm.snapshot_interval_min = {slurm.snapshot_interval_min:g} minutes"
@@ -82,20 +82,20 @@ def _tell_odd_phrases(job: Job, images: ImageSet) -> None:
     vocabulary, attributes = outputs_named(job, images.manifest), data.attributes_in(names)
     max_tags = len(attributes_in(vocabulary, data)) if job.phase[0].fit else job.decoder.max_tags
     odd = odd_phrases(images.index, images.manifest, vocabulary, max_tags, attributes=attributes, causes=())
-    log.info("phrases are written with %d tags, at most %d each", len(vocabulary), max_tags)
+    log.info("phrases use a vocabulary of %d tags, at most %d per phrase", len(vocabulary), max_tags)
     lacking = [tag for own in data.attributes.values() for tag in own if tag not in names]
     if lacking:
         log.warning("data.attributes: no image has %s", ", ".join(lacking[:10]))
     for split in SPLITS:
         for number, what in (
             (odd.num_too_long[split], "more tags than that"),
-            (odd.num_unseen[split], "a tag that is not among them"),
-            (odd.num_several[split], "several tags of an attribute"),
+            (odd.num_unseen[split], "a tag outside the vocabulary"),
+            (odd.num_several[split], "several tags of one attribute"),
         ):
             if number:
                 log.warning("%d %s images have %s", number, split, what)
     if odd.num_contradicting:
-        log.warning("%d images have another phrase than an equal or nearly equal one", odd.num_contradicting)
+        log.warning("%d images are (nearly) identical to one with another phrase", odd.num_contradicting)
 
 
 def _check_batches(job: Job, images: ImageSet, world: World) -> None:

@@ -30,7 +30,7 @@ def test_a_workspace_whose_name_slurm_would_change_is_refused_in_one_line(
     with pytest.raises(UserError) as error:
         make(f"workspace={tmp_path / name}")
     assert str(error.value).startswith(
-        f"workspace: {str(tmp_path / name)!r} holds %, a backslash or a control character"
+        f"workspace: {str(tmp_path / name)!r} contains %, a backslash or a control character"
     )
     assert "\n" not in str(error.value)
     assert not (tmp_path / name).exists()
@@ -40,7 +40,7 @@ def test_a_name_that_is_no_text_is_refused_in_one_line(make: Make, tmp_path: Pat
     folder = tmp_path / "a\udcffb"
     folder.mkdir()
     with pytest.raises(
-        UserError, match=r"^'\"images\": \"/.*a\\udcff' is no text in UTF-8, which job\.json is; rename"
+        UserError, match=r"^'\"images\": \"/.*a\\udcff' is not valid UTF-8, as job\.json must be; rename"
     ):
         make(f"data.images={folder}")
 
@@ -60,7 +60,7 @@ def test_a_program_to_notify_must_be_one(tmp_path: Path, tiny_job: Path) -> None
     program = tmp_path / "tell"
     program.write_text("#!/bin/sh\n", encoding="utf-8")
     job = load_job([tiny_job], [f"data.images={tmp_path}", f"slurm.notify={program}"])
-    with pytest.raises(UserError, match=r"slurm\.notify: .*tell is no program; chmod \+x it"):
+    with pytest.raises(UserError, match=r"slurm\.notify: .*tell is not executable; chmod \+x it"):
         resolve(job)
     program.chmod(0o755)
     assert resolve(job).job.slurm.notify == program

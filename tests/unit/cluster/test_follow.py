@@ -28,9 +28,9 @@ def test_the_rank_that_failed_is_named_and_not_those_that_lost_it(
 ) -> None:
     fail(paths, 0, "lost", "n1 rank 0: another rank is gone")
     fail(paths, 1, "stopped", "stopped by SIGTERM")
-    fail(paths, 2, "hung", "n2 rank 2: has stood still for 50 s in validation")
+    fail(paths, 2, "hung", "n2 rank 2: has made no progress for 50 s in validation")
     assert report_failure("train", paths, "7") == 1
-    assert capsys.readouterr().err.startswith("error: train: n2 rank 2: has stood still for 50 s in validation\n")
+    assert capsys.readouterr().err.startswith("error: train: n2 rank 2: has made no progress for 50 s in validation\n")
     fail(paths, 3, "crash", "ValueError: bang")
     assert report_failure("train", paths, "7") == 1
     assert capsys.readouterr().err.startswith("error: train: ValueError: bang\n")
@@ -42,7 +42,7 @@ def test_of_a_rank_that_was_killed_srun_has_the_last_word(paths: RunPaths, capsy
     assert report_failure("train", paths, "7") == 1
     said = capsys.readouterr().err
     assert said.startswith("error: train: ended without a result (n2: task 1: Out Of Memory); its logs may say why\n")
-    assert f"go on with python -m tlbatch.submit {paths.folder}" in said
+    assert f"resume with python -m tlbatch.submit {paths.folder}" in said
     fail(paths, 0, "lost", "n1 rank 0: another rank is gone")
     assert report_failure("train", paths, "7") == 1
     assert capsys.readouterr().err.startswith(

@@ -9,6 +9,8 @@ import pytest
 
 from tlbatch.cluster.sbatch import HOST
 
+pytestmark = pytest.mark.chain
+
 PROGRAMS = {
     "squeue": "echo 2026-03-01T12:00:00",
     "scontrol": 'echo "$@" >> calls; [ "$1" != show ] || echo "KillWait                = 17 sec"; exit "${REFUSE:-0}"',
@@ -80,7 +82,7 @@ def test_what_is_not_done_never_ends_well(host: Host, code: int, wanted: int) ->
 def test_a_marker_puts_the_job_into_the_queue_again_by_the_id_of_its_element_alone(host: Host) -> None:
     (host.folder / "again").touch()
     begin = "tlbatch_begin 120 /r train; "
-    assert "job 42 goes into the queue again" in host.run(f"{begin}tlbatch_end 143 again 3 done")[1]
+    assert "requeueing job 42" in host.run(f"{begin}tlbatch_end 143 again 3 done")[1]
     element = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
     host.run(f"{begin}tlbatch_end 0 again 3 done", **element)
     assert [call for call in host.calls if "requeue" in call] == ["requeue 42", "requeue 42_2"]
@@ -90,16 +92,16 @@ def test_a_job_that_cannot_start_again_ends_badly_and_says_why(host: Host) -> No
     (host.folder / "again").touch()
     code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 again 3 done", SLURM_RESTART_COUNT="3")
     assert (code, said) == (
-        77, "error: started again 3 times already (slurm.max_restarts); raise it, and go on with tlbatch.submit RUN\n"
+        77, "error: restarted 3 times already (slurm.max_restarts); raise it, and resume with tlbatch.submit RUN\n"
     )  # fmt: skip
     code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 again 3 done", REFUSE="1")
     assert code == 77
-    assert said.endswith("error: job 42 cannot be put into the queue again; go on with tlbatch.submit RUN\n")
+    assert said.endswith("error: job 42 could not be requeued; resume with tlbatch.submit RUN\n")
 
 
 def test_a_program_of_the_users_is_told_and_cannot_change_how_it_ends(host: Host) -> None:
     begin = "TLBATCH_NOTIFY=tell; tlbatch_begin 1 '/a b' train; "
-    assert host.run(f"{begin}tlbatch_end 7 again 3 done") == (7, "slurm.notify failed, the job goes on\n")
+    assert host.run(f"{begin}tlbatch_end 7 again 3 done") == (7, "slurm.notify failed, the job continues\n")
     (host.folder / "again").touch()
     host.run(f"{begin}tlbatch_end 0 again 3 done")
     (host.folder / "done").touch()

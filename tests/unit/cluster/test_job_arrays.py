@@ -14,7 +14,8 @@ from tlbatch.config.load import load_jobs
 from tlbatch.core.errors import UserError
 from tlbatch.runs import task
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Failure, FailureKind, StageName
+from tlbatch.runs.records import Failure, FailureKind
+from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World
 
 Make = Callable[..., list[Run]]
@@ -106,7 +107,9 @@ def test_what_runs_share_is_named_by_what_their_names_begin_with() -> None:
 
 def test_runs_that_ask_slurm_for_different_things_are_refused_in_one_line(make: Make) -> None:
     runs = make("sweep.slurm.mem_gb=[1, 2]")
-    with pytest.raises(UserError, match=r"^slurm: s-mem_gb2 and s-mem_gb1 differ in it, and the elements .* cannot; "):
+    with pytest.raises(
+        UserError, match=r"^slurm: s-mem_gb2 and s-mem_gb1 differ in this section, which all elements .* share; "
+    ):
         list(scripts(runs))
 
 
@@ -139,7 +142,7 @@ def test_an_element_has_its_own_run_logs_and_mark_to_start_again(
     assert done.returncode == code, done.stderr
     folder = runs[1][1].folder
     if do == "begin too early":
-        assert f"error: {folder}/markers/cache.json is not there: the stage has failed for this run" in done.stderr
+        assert f"error: {folder}/markers/cache.json is missing: the previous stage failed for this run" in done.stderr
         assert not (tmp_path / "seen.1").exists()
         return
     log, again, deadline = (tmp_path / "seen.1").read_text("utf-8").splitlines()
@@ -228,7 +231,7 @@ def test_a_run_of_the_same_name_is_taken_up_where_only_slurm_is_asked_for_someth
     assert paths.load_submitted() == asked
     other = record.model_copy(update={"job": record.job.model_copy(update={"seed": 1})})
     assert taken_up(other, save=True) is None
-    with pytest.raises(UserError, match="there is a run of this name"):
+    with pytest.raises(UserError, match="a run of this name exists already"):
         run_paths(other)
 
 

@@ -32,6 +32,7 @@ def make(tmp_path: Path, tiny_job: Path) -> Make:
     return made
 
 
+@pytest.mark.chain
 def test_on_this_machine_the_tasks_have_the_variables_of_the_job_and_nobody_else(make: Make, tmp_path: Path) -> None:
     record, paths = make()
 

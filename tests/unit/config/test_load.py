@@ -40,9 +40,9 @@ def test_files_merge_left_to_right_and_overrides_win(small: Path, tmp_path: Path
         ("train.mixed_precision=int4", "train.mixed_precision: must be one of 'no', 'fp16' or 'bf16' (got 'int4')"),
         ("data.split.test=1.5", "data.split.test: must be less than 1 (got 1.5)"),
         ("data.split.val=0.8", "data.split: val + test must be less than 1 (got 0.8 + 0.25)"),
-        ("data.group_pattern=^x", "data.group_pattern: must hold a group in parentheses, e.g. '^(.*)_(left|right)$'"),
-        ("phase.2.epochs=1", "phase.2: the job has entries 0 to 1 here (got 2)"),
-        ("epochs", "epochs: an override reads key=value, e.g. phase.0.epochs=3"),
+        ("data.group_pattern=^x", "data.group_pattern: must contain a group in parentheses, e.g. '^(.*)_"),
+        ("phase.2.epochs=1", "phase.2: must be one of the job's entries 0 to 1 (got 2)"),
+        ("epochs", "epochs: an override must have the form key=value, e.g. phase.0.epochs=3"),
         ("train=3", "train: must be a section (got 3); see --help for its keys"),
         ("slurm.timeout_min=2", "slurm.timeout_min: must be at least 5 (got 2)"),
         ("run=../up", "run: must be letters, digits, '_', '-' or '.' (got '../up')"),
@@ -122,7 +122,7 @@ def test_every_recipe_is_a_job_of_its_own_and_overrides_win_over_it(small: Path,
     assert [job.head.widths for job in load_jobs([small, more], ["recipes.wide.head.widths=[9]"])][1] == (9,)
     with pytest.raises(UserError, match=r"recipes\.wide\.haed: unknown key"):
         load_jobs([small, more], ["recipes.wide.haed=1"])
-    with pytest.raises(UserError, match="recipes and sweep: the job makes 2 runs, where one is meant"):
+    with pytest.raises(UserError, match="recipes and sweep: the job has 2 runs, but only one is possible here"):
         load_job([small, more], [])
 
 
@@ -159,9 +159,7 @@ def test_a_recipe_lends_its_keys_and_its_sweep_to_those_it_holds(small: Path, tm
         f"recipes.eyes.recipes.{name}.data: labels is required with source csv, e.g. data.labels=PATH"
         for name in ("plain", "wide")
     ]
-    with pytest.raises(
-        UserError, match=r"^recipes: two of them make a run both-eyes-wide-fold0; name them differently$"
-    ):
+    with pytest.raises(UserError, match=r"^recipes: two of them have the run name both-eyes-wide-fold0; rename one$"):
         load_jobs(
             [small, more], ["recipes.eyes-wide.data.split.folds=2", "recipes.eyes-wide.sweep.data.split.fold=[0]"]
         )
@@ -205,7 +203,7 @@ def test_a_time_limit_that_leaves_no_time_to_work_is_refused_with_the_sum() -> N
         load_job([], [*given, "slurm.signal_delay_s=200"])
     assert str(error.value) == (
         "slurm: timeout_min = 6 gives 360 s, but SLURM warns 200 s before the end and up to 60 s earlier, and a stage "
-        "takes up to 120 s to begin: set timeout_min to at least 7, or signal_delay_s lower"
+        "takes up to 120 s to start: set timeout_min to at least 7, or a lower signal_delay_s"
     )
 
 

@@ -31,7 +31,7 @@ def test_every_combination_is_a_run_that_is_named_after_it(job: Path, tmp_path: 
     assert {one.phase[0].epochs for one in jobs} == {7}
     assert [one.sweep for one in jobs] == [{}] * 4
     assert load_jobs([job, sweep], ["sweep={}"])[0].name == "eyes"
-    with pytest.raises(UserError, match="recipes and sweep: the job makes 4 runs, where one is meant"):
+    with pytest.raises(UserError, match="recipes and sweep: the job has 4 runs, but only one is possible here"):
         load_job([job, sweep], [])
 
 
@@ -65,10 +65,10 @@ def test_labels_are_short_and_plain_and_none_is_there_twice() -> None:
         (["sweep.seed=[]"], "sweep.seed: must be a list of values, e.g. [0, 1] (got [])"),
         (["sweep=3"], "sweep: must be a section of lists, e.g. [sweep] with seed = [0, 1] (got 3)"),
         (["sweep.run=['a', 'b']"], "sweep.run: cannot be swept, since all runs of a sweep share it; leave it out"),
-        (["sweep.phase.2.epochs=[1]"], "sweep.phase.2: the job has entries 0 to 1 here (got 2)"),
+        (["sweep.phase.2.epochs=[1]"], "sweep.phase.2: must be one of the job's entries 0 to 1 (got 2)"),
         (["sweep.sed=[1]"], "sweep.sed: unknown key, did you mean seed?; see --help for the keys"),
-        (["sweep.seed=[0, 1]", "seed=4"], "seed: is swept, by sweep.seed; leave one of them out"),
-        (["sweep.head=[{}]", "head.dropout=0"], "head.dropout: is swept, by sweep.head; leave one of them out"),
+        (["sweep.seed=[0, 1]", "seed=4"], "seed: is swept by sweep.seed; leave one of them out"),
+        (["sweep.head=[{}]", "head.dropout=0"], "head.dropout: is swept by sweep.head; leave one of them out"),
         (
             ["data.split.folds=2", "sweep.data.split.fold=[0, 1, 2]"],
             "sweep.data.split.fold: fold must be below folds, and folds at least 2 (got fold 2 of 2)",
@@ -80,7 +80,7 @@ def test_labels_are_short_and_plain_and_none_is_there_twice() -> None:
         ),
         (
             [f"sweep.seed={list(range(101))}", f"sweep.data.split.fold={list(range(10))}"],
-            "sweep: makes 1010 runs, where a job array holds 1000; leave some values out",
+            "sweep: makes 1010 runs, and a job array holds at most 1000; leave some values out",
         ),
     ],
 )

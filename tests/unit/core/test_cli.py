@@ -8,6 +8,6 @@ def test_renamed_options_are_read_with_a_warning(capsys: pytest.CaptureFixture[s
         "RUN", "--override=why", "--in-allocation", "--local",
     ]  # fmt: skip
     assert capsys.readouterr().err.splitlines() == [
-        "warning: --anyway is now --override; the old name is read for one version",
-        "warning: --inside is now --in-allocation; the old name is read for one version",
+        "warning: --anyway is now --override; the old name works for one version",
+        "warning: --inside is now --in-allocation; the old name works for one version",
     ]

@@ -41,6 +41,7 @@ with atomic_file(Path(sys.argv[1], "file.txt")), atomic_folder(Path(sys.argv[1],
 """
 
 
+@pytest.mark.chain
 def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
     assert done.returncode == -signal.SIGKILL

@@ -33,7 +33,7 @@ def test_an_address_with_a_secret_is_refused_without_saying_it(url: str) -> None
     with pytest.raises(UserError) as error:
         load_job([], [*BASE, f"data.urls={json.dumps(['https://host/first.tar', url])}"])
     assert str(error.value) == (
-        "data.urls: number 1 holds what looks like a password or key, and the job is kept; put it into ~/.netrc, "
+        "data.urls: number 1 contains what looks like a password or key, and the job is stored; put it into ~/.netrc, "
         "fsspec's own configuration, or a variable that a pipe reads"
     )
     assert "pw123" not in hidden(url)
@@ -63,18 +63,18 @@ def test_a_name_says_whether_its_value_is_a_secret(name: str, *, secret: bool) -
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("slurm.environment.HF_TOKEN=pw123", "slurm.environment: HF_TOKEN looks like a secret, and the job is kept; "),
+        ("slurm.environment.HF_TOKEN=pw123", "slurm.environment: HF_TOKEN looks like a secret, and the job is stored"),
         (
             "slurm.environment.http_proxy=http://me:pw123@proxy",
-            "slurm.environment: http_proxy looks like a secret, and the job is kept; export it in the shell",
+            "slurm.environment: http_proxy looks like a secret, and the job is stored; export it in the shell",
         ),
         ("slurm.environment={'a b'='pw123'}", "slurm.environment: 'a b' must be a variable's name"),
-        ('slurm.environment={A="pw123\\u0000"}', "slurm.environment: A must not hold the character NUL; leave"),
+        ('slurm.environment={A="pw123\\u0000"}', "slurm.environment: A must not contain the character NUL; leave"),
         ("slurm.environment=['pw123']", "slurm.environment: must be a valid dictionary"),
         ("slurm.environment.A=[['pw123']]", "slurm.environment.A: must be a valid string"),
-        ("slurm.setup=['true', 'export TOKEN=pw123']", "slurm.setup: number 1 holds what looks like a password or key"),
-        ("slurm.setup=['curl https://me:pw123@host/a']", "slurm.setup: number 0 holds what looks like a password or"),
-        ('slurm.setup=["a\\u0000"]', "slurm.setup: number 0 must not hold the character NUL; leave it out"),
+        ("slurm.setup=['true', 'export TOKEN=pw123']", "slurm.setup: number 1 contains what looks like a password or"),
+        ("slurm.setup=['curl https://me:pw123@host/a']", "slurm.setup: number 0 contains what looks like a password"),
+        ('slurm.setup=["a\\u0000"]', "slurm.setup: number 0 must not contain the character NUL; leave it out"),
         ("slurm.setup=export TOKEN=pw123", "slurm.setup: must be a valid tuple"),
         ("data.urls=https://me:pw123@host/a.tar", "data.urls: must be a valid tuple"),
     ],

@@ -10,6 +10,8 @@ from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
 
+pytestmark = pytest.mark.chain
+
 NASTY = [
     "a b", "it's", '"quoted"', "$(touch pwned)", "`touch pwned`", "a\nb", "\n#SBATCH --qos=high", "back\\slash\\", "%j",
     "; touch pwned #", "a && b | c > d", "*", "~", "!x", "é ü", "", "-n", "\ttab ", "$HOME", "'\"'\"'",
@@ -78,7 +80,7 @@ def test_values_reach_the_tasks_unchanged_and_run_nothing(
 def test_what_would_leave_its_line_of_the_script_is_refused(key: str, value: str) -> None:
     with pytest.raises(UserError) as error:
         load_job([], [*BASE, f'slurm.{key}="{value}"' if "\\u" in value else f"slurm.{key}={value}"])
-    assert str(error.value).startswith(f"slurm.{key}: must not hold control characters or backslashes (got '")
+    assert str(error.value).startswith(f"slurm.{key}: must not contain control characters or backslashes (got '")
     assert "\n" not in str(error.value)
 
 
@@ -101,7 +103,8 @@ def test_a_setup_line_that_fails_stops_the_job_and_is_named(
     _, script = make(tmp_path / "w", tiny_job, tmp_path, setup=["true", line, "echo on"])
     done = run_script(script, bin_folder)
     assert done.returncode == 78
-    assert done.stderr.endswith("error: slurm.setup.1 failed; mend this line of the job, or let it fail with || true\n")
+    (line,) = done.stderr.splitlines()[-1:]
+    assert line == "error: slurm.setup.1 failed; fix this line of the job, or ignore the failure with || true"
     assert "started" not in done.stdout
 
 
@@ -130,7 +133,7 @@ def test_a_run_folder_that_was_opened_after_submit_stops_the_script(
     paths.logs.chmod(0o777)
     done = run_script(script, bin_folder)
     assert (done.returncode, done.stdout) == (78, "")
-    assert "not yours alone to write" in done.stderr
+    assert "others can write to the run folder" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -147,5 +150,5 @@ def test_cores_of_a_node_are_shared_out_to_its_tasks(override: list[str], cores:
 
 
 def test_too_few_cores_for_the_tasks_of_a_node_are_refused() -> None:
-    with pytest.raises(UserError, match="slurm: cpus_per_node must be at least 4, a core for each task of a node"):
+    with pytest.raises(UserError, match="slurm: cpus_per_node must be at least 4, one core for each task of a node"):
         load_job([], [*BASE, "slurm.cpus_per_node=3", "slurm.gpus_per_node=4"])

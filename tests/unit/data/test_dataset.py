@@ -194,6 +194,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.chain
 def test_a_process_that_fails_while_workers_run_ends_at_once(images: ImageSet) -> None:
     """Workers ignore SIGTERM, by which multiprocessing would end them at exit: it would wait for ever."""
     code = child(images, "next(load(dataset, [np.arange(4)] * 50, workers=2)); sys.exit(3)")
@@ -201,6 +202,7 @@ def test_a_process_that_fails_while_workers_run_ends_at_once(images: ImageSet) -
     assert done.returncode == 3
 
 
+@pytest.mark.chain
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_workers_outlive_the_signals_that_slurm_sends_to_every_process(
     images: ImageSet, tmp_path: Path, start_method: str

@@ -88,6 +88,7 @@ def test_no_images_have_no_clusters() -> None:
     assert [found.tolist() for found in near_clusters(np.empty((0, WORDS), np.uint64), 8)] == [[], []]
 
 
+@pytest.mark.chain
 def test_many_equal_hashes_and_many_that_share_most_bits_take_seconds() -> None:
     start = time.process_time()
     equal = np.tile(np.arange(WORDS, dtype=np.uint64), (300_000, 1))

@@ -168,7 +168,7 @@ def test_a_sample_of_the_training_images_leaves_the_others_whole() -> None:
         ("train", "0"): 5, ("train", "1"): 5, ("t10k", "0"): 15, ("t10k", "1"): 15,
     }  # fmt: skip
     assert drawn == sorted(drawn, key=lambda image: image.key)
-    with pytest.raises(ValueError, match=r"per_class_of = train goes with split\.method = given"):
+    with pytest.raises(ValueError, match=r"per_class_of = train needs split\.method = given"):
         data_of({}, per_class=5, per_class_of="train")
 
 
@@ -248,10 +248,10 @@ def test_dogs_vs_cats_tests_on_the_folder_valid(tmp_path: Path, write_folders: C
         ({"folds": 1}, "folds at least 2"),
         ({"folds": 3, "fold": 3}, "fold must be below folds"),
         ({"val": 0.6, "folds": 2}, "val \\+ test must be less than 1"),
-        ({"method": "as-published"}, "belong together"),
-        ({"recipe": "flowers17"}, "belong together"),
+        ({"method": "as-published"}, "need each other"),
+        ({"recipe": "flowers17"}, "need each other"),
         ({"column": "split"}, "read with method given only"),
-        ({"method": "given", "folds": 2}, "folds are made with"),
+        ({"method": "given", "folds": 2}, "folds need method"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(split: dict[str, Any], says: str) -> None:

@@ -24,6 +24,7 @@ from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
 from tlbatch.data.dataset import SplitDataset, open_set
 from tlbatch.data.views import Samples, Views
+from tlbatch.deploy import export as exporting
 from tlbatch.deploy.export import export_run
 from tlbatch.deploy.graph import run_onnx, run_pt2
 from tlbatch.deploy.model import ExportedModel
@@ -33,6 +34,8 @@ from tlbatch.report import ensemble
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, load_record
 
+pytestmark = pytest.mark.chain
+
 Make = Callable[..., RunPaths]
 Floats = npt.NDArray[np.float32]
 CLASSES = ("blue", "green", "red")
@@ -41,10 +44,10 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory, write_folders: Callable[..., Path]) -> Path:
-    """A folder with images, and room for runs."""
+    """Return a folder with images and room for runs."""
     folder = tmp_path_factory.mktemp("space")
     write_folders(folder / "images")
-    for file in sorted((folder / "images").rglob("*.jpg")):  # else an image looks alike however it is turned
+    for file in sorted((folder / "images").rglob("*.jpg")):  # else images are symmetric
         with Image.open(file) as image:
             pixels = np.array(image)
         pixels[:, 30:] //= 4
@@ -55,7 +58,7 @@ def space(tmp_path_factory: pytest.TempPathFactory, write_folders: Callable[...,
 
 @pytest.fixture(scope="module")
 def make(space: Path, tiny_job: Path) -> Make:
-    """Runs a tiny job through all stages."""
+    """Return a function that runs a tiny job through all stages."""
 
     def made(*overrides: str, images: str = "images", views: str = "") -> RunPaths:
         wanted = [f"data.images={space / images}", f"workspace={space / 'work'}", "slurm.cpus_per_task=1", *overrides]
@@ -74,25 +77,25 @@ def make(space: Path, tiny_job: Path) -> Make:
 
 @pytest.fixture(scope="module")
 def run(make: Make) -> RunPaths:
-    """A run of two phases."""
+    """Return a run of two phases."""
     return make("run=plain", "data.resize=36")
 
 
 @pytest.fixture(scope="module")
 def model(run: RunPaths, space: Path) -> Path:
-    """What was exported of it."""
+    """Return its exported model."""
     export_run(run, space / "model")
     return space / "model"
 
 
 def scored(paths: RunPaths) -> tuple[list[str], Floats]:
-    """Keys and probabilities of the test images."""
+    """Return keys and probabilities of the test images."""
     table = pd.read_csv(paths.report / "predictions.csv").query("split == 'test'")
     return table["key"].tolist(), table[[f"p_{name}" for name in CLASSES]].to_numpy(np.float32)
 
 
 def stored(paths: RunPaths, keys: list[str]) -> tuple[list[bytes], torch.Tensor]:
-    """Test images as they lie in the shards, and as the network takes them in."""
+    """Return test images as stored in the shards, and as input of the network."""
     images = open_set(paths.set_paths(paths.load().job))
     rows = images.rows("test")
     assert [key.decode() for key in images.index["key"][rows]] == keys
@@ -119,7 +122,7 @@ JOBS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_every_form_gives_the_probabilities_that_the_run_was_scored_with(make: Make, space: Path, name: str) -> None:
+def test_every_format_gives_the_scored_probabilities(make: Make, space: Path, name: str) -> None:
     overrides, views = JOBS[name]
     paths, folder = make(f"run={name}", *overrides, views=views), space / f"model-{name}"
     record = export_run(paths, folder)
@@ -144,7 +147,7 @@ def test_every_form_gives_the_probabilities_that_the_run_was_scored_with(make: M
     assert record.preprocessing.views == (views or "none")
 
 
-def test_a_temperature_that_the_report_kept_is_in_the_probabilities(
+def test_kept_temperature_is_applied_to_the_probabilities(
     make: Make, space: Path, write_folders: Callable[..., Path]
 ) -> None:
     write_folders(space / "many", each=64)
@@ -159,10 +162,10 @@ def test_a_temperature_that_the_report_kept_is_in_the_probabilities(
     assert np.abs(run_onnx((space / "model-tempered/model.onnx").read_bytes(), squares) - expected).max() < 1e-5
     found = ExportedModel.load(space / "model-tempered").predict(files, in_shard=True).probabilities
     assert np.abs(found - expected).max() < 1e-5
-    assert "The temperature" in (space / "model-tempered/README.md").read_text("utf-8")
+    assert "temperature scaling" in (space / "model-tempered/README.md").read_text("utf-8")
 
 
-def test_the_mean_over_random_crops_is_had_from_files_and_is_no_graph(make: Make, space: Path) -> None:
+def test_random_crops_are_predicted_from_files_but_not_exported_as_graph(make: Make, space: Path) -> None:
     crops = ["head.view_mean=true", "train.crop_scale=0.5", "train.random_views=3", FITTED.format("logistic")]
     paths = make("run=crops", *crops, "data.resize=36")
     record = export_run(paths, space / "model-crops")
@@ -177,7 +180,7 @@ def test_the_mean_over_random_crops_is_had_from_files_and_is_no_graph(make: Make
         assert not (space / f"model-crops/model.{form}").exists()
 
 
-def test_an_image_is_taken_to_be_alone_in_its_group(make: Make, space: Path) -> None:
+def test_images_are_treated_as_alone_in_their_group(make: Make, space: Path) -> None:
     pairs = ["head.group_mean=true", r"data.group_pattern=(\d)$", FITTED.format("logistic"), "data.audit=warn"]
     paths = make("run=pairs", *pairs)
     record = export_run(paths, space / "model-pairs")
@@ -193,7 +196,7 @@ def test_an_image_is_taken_to_be_alone_in_its_group(make: Make, space: Path) -> 
     assert "alone in its group" in (space / "model-pairs/README.md").read_text("utf-8")
 
 
-def test_a_run_in_half_precision_is_exported_in_32_bits_and_the_difference_is_told(make: Make, space: Path) -> None:
+def test_half_precision_run_is_exported_in_32_bits_with_the_difference_recorded(make: Make, space: Path) -> None:
     record = export_run(make("run=halves", "train.mixed_precision=bf16"), space / "model-halves")
     assert [form.left_out for form in record.forms.values()] == ["", "", ""]
     assert record.from_predictions is not None
@@ -202,7 +205,7 @@ def test_a_run_in_half_precision_is_exported_in_32_bits_and_the_difference_is_to
     assert f"differ by at most {record.from_predictions:.1e} from those that were scored" in card
 
 
-def test_files_as_their_owner_keeps_them_are_prepared_as_shard_did(make: Make, space: Path) -> None:
+def test_original_files_are_preprocessed_as_by_shard(make: Make, space: Path) -> None:
     folder = space / "kinds"
     shutil.copytree(space / "images", folder)
     for name in CLASSES:
@@ -244,9 +247,7 @@ def _as_cmyk(image: Image.Image, file: Path) -> None:
     image.convert("CMYK").save(file, quality=95)
 
 
-def test_the_same_run_gives_the_same_files_and_none_tells_of_this_machine(
-    run: RunPaths, model: Path, space: Path
-) -> None:
+def test_export_is_reproducible_and_holds_no_local_paths(run: RunPaths, model: Path, space: Path) -> None:
     export_run(run, space / "again")
     names = sorted(file.name for file in model.iterdir())
     assert names == ["README.md", "model.json", "model.onnx", "model.pt2", "model.safetensors"]
@@ -261,18 +262,18 @@ def test_the_same_run_gives_the_same_files_and_none_tells_of_this_machine(
     assert record.network.model.weights == "none"
 
 
-def test_the_card_holds_what_the_report_says(run: RunPaths, model: Path) -> None:
+def test_card_holds_the_scores_of_the_report(run: RunPaths, model: Path) -> None:
     card = (model / "README.md").read_text("utf-8")
     report = json.loads(run.report_json.read_text("utf-8"))
     assert f"accuracy | {report['score']:.4f} (" in card
     assert "| blue | 7 | 2 | 3 |" in card
     assert "python -m tlbatch.predict" in card
     assert "`model.onnx` and `model.pt2`: the input `images`, uint8, (n, 32, 32, 3)" in card
-    assert "which is few" in card
+    assert "Small test set: " in card
     assert "none across splits" in card
 
 
-def test_any_number_of_images_may_be_asked_at_once(model: Path, run: RunPaths) -> None:
+def test_graphs_take_any_batch_size(model: Path, run: RunPaths) -> None:
     squares = stored(run, scored(run)[0])[1]
     for call in (run_onnx, run_pt2):
         data = (model / f"model.{'onnx' if call is run_onnx else 'pt2'}").read_bytes()
@@ -285,22 +286,22 @@ def copied(model: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_damaged_folder_is_refused(model: Path, tmp_path: Path) -> None:
+def test_damaged_folder_is_refused(model: Path, tmp_path: Path) -> None:
     damaged = copied(model, tmp_path / "damaged")
     data = bytearray((damaged / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (damaged / "model.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match=r"model\.safetensors: missing or not as it was written"):
+    with pytest.raises(UserError, match=r"model\.safetensors: missing or changed since its export"):
         ExportedModel.load(damaged)
     (damaged / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors: missing or not as it was written"):
+    with pytest.raises(UserError, match=r"model\.safetensors: missing or changed since its export"):
         ExportedModel.load(damaged)
     with pytest.raises(UserError, match=r"name a folder that python -m tlbatch\.export wrote"):
         ExportedModel.load(tmp_path)
     other = copied(model, tmp_path / "other")
     record = json.loads((other / "model.json").read_text("utf-8"))
     (other / "model.json").write_text(json.dumps(record | {"classes": ["a", "b"]}), "utf-8")
-    with pytest.raises(UserError, match=r"describes another network than model\.safetensors holds"):
+    with pytest.raises(UserError, match=r"describes another network than model\.safetensors"):
         ExportedModel.load(other)
     (other / "model.json").write_text(json.dumps(record | {"phase": "x"}), "utf-8")
     with pytest.raises(UserError, match=r"\(phase: .*\); export the run again"):
@@ -320,10 +321,10 @@ def _raise(*_: object) -> bytes:
         ("run_onnx", lambda data, images: run_onnx(data, images) * np.nan, "differ by nan from the run's own"),
     ],
 )
-def test_a_form_that_cannot_be_made_or_answers_differently_is_left_out_with_its_reason(
+def test_format_that_fails_or_differs_is_left_out_with_its_reason(
     run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, says: str
 ) -> None:
-    monkeypatch.setattr(export, name, value)
+    monkeypatch.setattr(exporting, name, value)
     record = export_run(run, tmp_path / "model")
     assert says in record.forms["onnx"].left_out
     assert record.forms["pt2"].left_out == ""
@@ -331,21 +332,21 @@ def test_a_form_that_cannot_be_made_or_answers_differently_is_left_out_with_its_
     assert "model.onnx" not in record.files
     assert load_record(Exported, tmp_path / "model/model.json", missing="") == record
     card = (tmp_path / "model/README.md").read_text("utf-8")
-    assert "`model.onnx` | the whole way" in card
+    assert "`model.onnx` | the complete model" in card
     assert "left out: " in card
     assert "`model.onnx` and" not in card
 
 
-def test_a_network_without_a_graph_is_exported_as_weights(
+def test_network_without_graph_is_exported_as_weights(
     run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "program_of", _raise)
+    monkeypatch.setattr(exporting, "program_of", _raise)
     record = export_run(run, tmp_path / "model")
     assert [form.left_out for form in record.forms.values()] == ["", *["ValueError: no such operation"] * 2]
     assert ExportedModel.load(tmp_path / "model").record == record
 
 
-def test_weights_that_answer_differently_when_read_back_are_not_exported(
+def test_weights_that_differ_after_reloading_are_not_exported(
     run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = ExportedModel.predict
@@ -360,9 +361,9 @@ def test_weights_that_answer_differently_when_read_back_are_not_exported(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_exported_says_why(run: RunPaths, make: Make, tmp_path: Path) -> None:
+def test_refused_exports_state_the_reason(run: RunPaths, make: Make, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="is there already; name another folder"):
+    with pytest.raises(UserError, match="already exists; name another folder"):
         export_run(run, tmp_path / "there")
     with pytest.raises(UserError, match="name a run folder"):
         export_run(RunPaths(tmp_path), tmp_path / "model")
@@ -376,7 +377,7 @@ def test_what_cannot_be_exported_says_why(run: RunPaths, make: Make, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_weights_and_heads_of_other_runs_are_not_named(run: RunPaths, make: Make, space: Path) -> None:
+def test_paths_of_initial_weights_and_heads_are_not_exported(run: RunPaths, make: Make, space: Path) -> None:
     paths = make("run=heir", "data.resize=36", f"model.weights={run.folder}", f"head.weights={run.folder}")
     record = export_run(paths, space / "model-heir")
     assert (record.network.model.weights, record.network.head.weights) == ("none", "")
@@ -387,7 +388,7 @@ def test_weights_and_heads_of_other_runs_are_not_named(run: RunPaths, make: Make
     assert np.abs(found.probabilities - expected).max() < 1e-5
 
 
-def test_an_image_without_finite_probabilities_is_an_error_and_others_keep_their_place(
+def test_image_without_finite_probabilities_is_an_error_and_others_keep_their_row(
     model: Path, run: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = stored(run, scored(run)[0])[0] * 5  # more than one batch
@@ -426,7 +427,7 @@ def rows_of(data: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(data.decode(), newline=""), strict=True))
 
 
-def test_images_are_scored_by_the_command_to_a_table(
+def test_command_writes_a_table_of_predictions(
     run: RunPaths, model: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys, expected = scored(run)
@@ -443,7 +444,7 @@ def test_images_are_scored_by_the_command_to_a_table(
         assert row["error"] == ""
 
 
-def test_what_cannot_be_read_is_a_row_and_the_others_are_scored(
+def test_unreadable_files_are_error_rows_and_the_others_are_predicted(
     model: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
 ) -> None:
     names = ["a,b.jpg", 'say "red".jpg', "two\nlines.jpg", "back\rto.jpg", "=1+1.jpg", "übung.jpg"]
@@ -472,7 +473,7 @@ def test_what_cannot_be_read_is_a_row_and_the_others_are_scored(
     assert len({row["p_red"] for row in rows if not row["error"]}) == 1
 
 
-def test_classes_of_any_name_are_columns(
+def test_any_class_name_can_be_a_column(
     make: Make, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_folders: Callable[..., Path]
 ) -> None:
     classes = ("=a", 'b, "c"\n|d|', "p_b")
@@ -487,28 +488,28 @@ def test_classes_of_any_name_are_columns(
     assert r'| b, "c" \|d\| | 7 | 2 | 3 |' in card
 
 
-def test_no_images_no_model_and_no_place_are_named(
+def test_missing_images_and_models_are_reported(
     run: RunPaths, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, says in (
         ([model, tmp_path / "empty"], "no images found"),
         ([model, tmp_path / "gone.jpg"], "no images found"),
-        ([model], "no images found (nothing was named)"),
+        ([model], "no images found (no paths given)"),
         ([run.folder, tmp_path], "no images found"),
         ([run.folder, __file__], "name a folder that python -m tlbatch.export wrote"),
     ):
         assert call(monkeypatch, predict, *arguments) == 2
         assert says in capsys.readouterr().err
     assert call(monkeypatch, export, run.folder, model) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_a_run_is_still_predicted_by_the_same_command(
     run: RunPaths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, predict, run.folder) == 0
-    assert "predict done already" in capsys.readouterr().out
+    assert "predict already done" in capsys.readouterr().out
 
 
 def test_the_command_exports_and_says_how_well_the_forms_agree(

@@ -1,4 +1,4 @@
-"""Networks, heads, objectives and views as graphs, with random weights."""
+"""Exported graphs of networks, heads, objectives and views, with random weights."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -17,13 +17,15 @@ from tlbatch.model.classifier import Classifier
 from tlbatch.model.heads import KernelMap, Neighbours
 from tlbatch.model.symmetries import apply_symmetries, apply_symmetry
 
+pytestmark = pytest.mark.chain
+
 
 def build(num_classes: int = 4, *, cut: str = "pool", **sections: Any) -> Classifier:
     torch.manual_seed(0)
     model = {"backbone": "timm:test_efficientnet", "size": 32}
     tree = {"data": {"source": "phantom"}, "model": model, "phase": [{"cut": cut}], **sections}
     built = build_classifier(Job.model_validate(tree), num_classes).eval()
-    with torch.no_grad():  # else all images look alike to it
+    with torch.no_grad():  # else all outputs are nearly equal
         for name, parameter in built.head.named_parameters():
             parameter.mul_(200 if name.endswith("weight") else 1)
     built.set_cut(cut, freeze_batch_norm=False)
@@ -31,7 +33,7 @@ def build(num_classes: int = 4, *, cut: str = "pool", **sections: Any) -> Classi
 
 
 def with_points(kind: str) -> Classifier:
-    """With a head that was fitted around points; fewer than 26 of them, where torch takes another way."""
+    """Return a model with a head fitted to fewer than 26 points, for which torch computes distances in another way."""
     built = build()
     with torch.inference_mode():
         points = built.to_cut(images(20, seed=1)).clone()
@@ -54,7 +56,7 @@ def with_points(kind: str) -> Classifier:
 
 
 def images(number: int, seed: int = 0) -> torch.Tensor:
-    """Coloured noise, with a darker half."""
+    """Return coloured noise with a darker part."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, 100, (number, 32, 32, 3), generator=generator)
     drawn += torch.randint(0, 156, (number, 1, 1, 3), generator=generator)
@@ -80,7 +82,7 @@ def images(number: int, seed: int = 0) -> torch.Tensor:
         lambda: with_points("neighbours"),
     ],
 )
-def test_a_graph_answers_as_its_classifier_for_any_number_of_images(made: Callable[[], Classifier]) -> None:
+def test_graph_matches_its_classifier_for_any_batch_size(made: Callable[[], Classifier]) -> None:
     model = made()
     some = images(9)
     with torch.inference_mode():
@@ -110,7 +112,7 @@ def test_views_and_temperature_are_in_the_graph(*, of_vectors: bool, temperature
     assert np.abs(run_onnx(to_onnx(program_of(answering)), some) - expected).max() < 1e-5
 
 
-def test_turning_all_alike_is_turning_each() -> None:
+def test_one_symmetry_for_all_images_equals_one_per_image() -> None:
     some = images(3)
     for turn in range(8):
         assert torch.equal(
@@ -133,7 +135,7 @@ def test_turning_all_alike_is_turning_each() -> None:
         ([ValueError("\n\n")], "ValueError"),
     ],
 )
-def test_the_innermost_cause_is_the_reason(errors: Sequence[Exception], says: str) -> None:
+def test_reason_is_the_innermost_cause(errors: Sequence[Exception], says: str) -> None:
     for error, cause in pairwise(errors):
         error.__cause__ = cause
     assert reason_of(errors[0]) == says

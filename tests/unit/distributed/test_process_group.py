@@ -22,7 +22,7 @@ def test_addresses_are_numeric_and_loopback_comes_last_between_nodes() -> None:
 
 
 def test_a_rank_without_rank_0_says_where_it_looked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"n2 rank 1: saw no .*check that the workspace is shared"):
+    with pytest.raises(UserError, match=r"n2 rank 1: found no .*check that the workspace is shared"):
         rendezvous._find_store(World(rank=1, world_size=2, node="n2"), tmp_path / "x.json", timedelta(seconds=1))
 
 
@@ -79,11 +79,11 @@ def test_gpus_are_used_as_slurm_gave_them_or_as_the_job_asks(monkeypatch: pytest
     assert not process_group._wants_gpu(World(num_gpus=0), Slurm(gpus_per_node=4))
     assert not process_group._wants_gpu(World(), Slurm())
     two = World(rank=1, local_rank=1, local_world_size=2, world_size=2, num_gpus=2)
-    with pytest.raises(UserError, match="2 GPUs were asked for and torch sees none"):
+    with pytest.raises(UserError, match="2 GPUs were requested, but torch sees none"):
         process_group._wants_gpu(two, Slurm())
     visible = 2
     assert process_group._wants_gpu(two, Slurm())
-    with pytest.raises(UserError, match="4 GPUs for 2 tasks; start one task a GPU"):
+    with pytest.raises(UserError, match="4 GPUs for 2 tasks; start one task per GPU"):
         process_group._wants_gpu(World(local_world_size=2, world_size=2, num_gpus=4), Slurm())
     visible = 1
     assert os.environ["LOCAL_RANK"] == "1"

@@ -101,5 +101,5 @@ def test_an_image_that_one_run_could_not_read_has_no_prediction() -> None:
 def test_runs_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(UserError, match="two: its classes differ from those of one"):
         together([ONE, replace(TWO, classes=("a", "c"))], ["one", "two"], "mean")
-    with pytest.raises(UserError, match="x: has another label in one of one, two"):
+    with pytest.raises(UserError, match="x: has different labels in one, two"):
         together([ONE, replace(TWO, labels=np.array([0, 1]))], ["one", "two"], "mean")

@@ -19,7 +19,7 @@ BOARD = [0.76, 0.745, 0.72, 0.51]
         (0.73, "between ranks 2 and 3 of 4"),
         (0.8, "above rank 1 of 4"),
         (0.1, "below rank 4 of 4"),
-        (0.72, "level with rank 3 of 4"),
+        (0.72, "tied with rank 3 of 4"),
     ],
 )
 def test_a_score_falls_between_two_ranks(score: float, says: str) -> None:
@@ -27,7 +27,7 @@ def test_a_score_falls_between_two_ranks(score: float, says: str) -> None:
 
 
 def test_equal_scores_of_others_are_named_together() -> None:
-    assert place(0.5, [0.9, 0.5, 0.5, 0.5, 0.1]) == "level with ranks 2 to 4 of 5"
+    assert place(0.5, [0.9, 0.5, 0.5, 0.5, 0.1]) == "tied with ranks 2 to 4 of 5"
 
 
 def board(folder: Path, name: str = "board.csv") -> Path:
@@ -47,12 +47,12 @@ def test_a_leaderboard_is_read_as_kaggle_exports_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="column Score: could not convert"):
         read_board(wrong)
     wrong.write_text("TeamId,Score\n1,0.5\n2,nan\n", encoding="utf-8")
-    with pytest.raises(UserError, match="holds what is no finite number"):
+    with pytest.raises(UserError, match="contains a non-finite number"):
         read_board(wrong)
 
 
 def test_scores_are_compared_with_the_decimals_of_the_leaderboard() -> None:
-    assert place(0.745581234, [0.9, 0.74558, 0.5]) == "level with rank 2 of 3"
+    assert place(0.745581234, [0.9, 0.74558, 0.5]) == "tied with rank 2 of 3"
 
 
 def named(num: int = 100) -> Named:
@@ -65,7 +65,7 @@ def named(num: int = 100) -> Named:
 def test_a_score_on_own_images_is_placed_with_a_warning(tmp_path: Path) -> None:
     (one,) = placed(named(), "accuracy", Reporting(public_leaderboard=board(tmp_path)))
     assert (one.board, one.n, one.text) == ("public", 100, "0.90000: above rank 1 of 4")
-    assert one.warnings == ("scored on 100 test images of its own, and not on the leaderboard's: no rank was earned",)
+    assert one.warnings == ("scored on this run's 100 test images, not on the leaderboard's: the rank is hypothetical",)
 
 
 def solution(folder: Path, *, num: int = 100, public: int = 20, all_zero: bool = False) -> Path:
@@ -86,13 +86,13 @@ def test_with_a_solution_each_part_is_scored_on_its_own_images_alone(tmp_path: P
 def test_other_images_or_another_class_mix_than_the_leaderboards_are_warned_of(tmp_path: Path) -> None:
     reporting = Reporting(public_leaderboard=board(tmp_path), solution=solution(tmp_path, num=300, public=200))
     (one,) = placed(named(), "accuracy", reporting)
-    assert one.warnings == ("scored on 100 of its 200 images: no rank was earned",)
+    assert one.warnings == ("scored on 100 of its 200 images: the rank is hypothetical",)
     unlike = Reporting(public_leaderboard=board(tmp_path), solution=solution(tmp_path, public=100, all_zero=True))
     (one,) = placed(named(), "accuracy", unlike)
-    assert "the classes occur in other shares than there" in one.warnings[-1]
+    assert "the class distribution differs from that of the solution" in one.warnings[-1]
     none = Reporting(public_leaderboard=board(tmp_path), solution=solution(tmp_path, public=0))
     (one,) = placed(named(), "accuracy", none)
-    assert (one.n, one.score, one.text) == (0, None, "undefined here")
+    assert (one.n, one.score, one.text) == (0, None, "undefined on these images")
 
 
 def test_a_submission_has_the_samples_header_and_order(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_a_submission_has_the_samples_header_and_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("id,diagnosis\na,0\nz,0\n", "1 of its 2 images are no test images, the first is z"),
-        ("id,diagnosis\na,0\na,0\n", "names no image, or one twice"),
-        ("id,diagnosis\n", "names no image, or one twice"),
+        ("id,diagnosis\na,0\nz,0\n", "1 of its 2 images are not test images, the first is z"),
+        ("id,diagnosis\na,0\na,0\n", "lists no image, or one twice"),
+        ("id,diagnosis\n", "lists no image, or one twice"),
         ("id,p1,p2\na,0,0\n", "must have two columns"),
     ],
 )
@@ -130,10 +130,12 @@ def test_a_solution_is_checked_against_the_images_labels_and_parts(tmp_path: Pat
 
     assert warned("image,level,Usage", "", "Public") == "0.90000: above rank 1 of 4"
     found = warned("image,level,Usage", "1", "Public")
-    assert "50 images have another label there" in found
-    assert "of different populations" in found
-    assert "labels of the solution that are no class: No DR" in warned("image,level,Usage", "No DR", "Public")
-    assert "no line of the solution has the Usage Public" in warned("image,level,Usage", "", "Private")
+    assert "50 images have a different label in the solution" in found
+    assert "different populations" in found
+    assert "labels of the solution that are not classes of this run: No DR" in warned(
+        "image,level,Usage", "No DR", "Public"
+    )
+    assert "no row of the solution has Usage Public" in warned("image,level,Usage", "", "Private")
     for header in ("image,level,Usage,Usage", "image,level,weight,Usage", "image,Usage"):
         with pytest.raises(UserError, match="must have three columns, image, label and Usage"):
             warned(header, "", "Public")
@@ -147,6 +149,6 @@ def test_a_sample_may_name_files_by_their_ending_and_less_than_all_images(
     text, _ = submission({"a": "=1", "b.x": "2", "c": "0"}, sample, ("image", "level"), filling="0")
     assert text == "image,level\nb.x.jpeg,2\na.jpeg,=1\n"
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        f"{sample} asks for 2 of 3 test images",
-        "has cells that a spreadsheet would take for formulas, as the competition asks",
+        f"{sample} lists only 2 of 3 test images",
+        "some cells look like spreadsheet formulas; they are written verbatim for the competition",
     ]

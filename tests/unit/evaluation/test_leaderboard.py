@@ -64,7 +64,7 @@ def test_the_distance_to_the_leader_has_a_paired_interval_and_what_cannot_be_tol
     assert table["tied_with"].tolist()[:2] == ["near", "leader"]
     page = (tmp_path / "leaderboard.md").read_text("utf-8")
     assert "| 1 | leader | 0.9000 | " in page
-    assert "| 2 | near | 0.8800 | 0.8350 to 0.9250 | 0.0200 (not different) |" in page
+    assert "| 2 | near | 0.8800 | 0.8350 to 0.9250 | 0.0200 (no difference shown) |" in page
     assert "| 3 | far | 0.6000 | 0.5300 to 0.6650 | 0.3000 | " in page
 
 
@@ -92,7 +92,7 @@ def test_reports_of_other_versions_are_left_out_with_one_warning(
         table = rebuild_leaderboard(tmp_path / "leaderboard.csv")
     assert table["run"].tolist() == ["good"]
     assert [record.getMessage() for record in caplog.records] == [
-        "the leaderboard leaves out 3 runs whose report is damaged, of another version or a copy, e.g. good-backup"
+        "leaderboard: skipped 3 runs whose report is damaged, a copy or from another version, e.g. good-backup"
     ]
 
 
@@ -104,7 +104,7 @@ def test_a_run_whose_predictions_are_gone_stops_no_other(tmp_path: Path, caplog:
     table = rebuild_leaderboard(tmp_path / "leaderboard.csv").set_index("run")
     assert table["rank"].tolist() == [1, 2]
     assert pd.isna(table.loc["b", "behind"])
-    assert "a and b are not compared: " in caplog.records[-1].getMessage()
+    assert "a and b cannot be compared: " in caplog.records[-1].getMessage()
 
 
 def test_what_kills_have_left_beside_the_leaderboard_goes_when_it_is_old(tmp_path: Path) -> None:

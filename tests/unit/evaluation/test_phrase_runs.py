@@ -23,6 +23,8 @@ from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, load_record
 from tlbatch.runs.workspace import leaderboard
 
+pytestmark = pytest.mark.chain
+
 COLOURS = {"red": (210, 30, 30), "blue": (30, 30, 210)}
 LSTM = "phase=[{cut='pool', epochs=30, optimizer={lr=1e-2}}, {cut='blocks.1', epochs=1}]"
 LINEAR = "phase=[{cut='pool', fit='logistic'}]"
@@ -108,7 +110,7 @@ def test_odd_phrases_are_counted_and_stated(runs: dict[str, RunPaths]) -> None:
     assert sum(odd["num_too_long"].values()) == 1
     assert sum(odd["num_several"].values()) == 1
     page = runs["lstm"].report_page.read_text("utf-8")
-    for words in ("Phrases of tags", "Odd phrases", "Accuracy of each attribute", "Exact match"):
+    for words in ("Phrases of tags", "Irregular phrases", "Accuracy of each attribute", "Exact match"):
         assert words in page, words
     assert "Confusion matrix" not in page
     assert "Calibration</h2>" not in page
@@ -136,7 +138,7 @@ def test_a_rare_tag_is_learned_as_unknown(make: Callable[..., RunPaths]) -> None
     paths = make("run=rare", LSTM.replace("epochs=30", "epochs=2"), "decoder.min_images=2", "figures=true")
     assert "velvet" not in load_record(Best, paths.best, missing="").classes
     page = paths.report_page.read_text("utf-8")
-    assert "</b> taken for <b>" in page
+    assert "</b> predicted as <b>" in page
     assert (paths.report / "figures" / "activations.png").exists()
 
 
@@ -146,7 +148,7 @@ def test_the_lstm_and_the_linear_classifiers_are_ranked_and_compared(runs: dict[
     compare_runs([runs["lstm"].folder, runs["linear"].folder], "phrases")
     page = (runs["lstm"].folder.parent / "phrases.html").read_text("utf-8")
     assert page.count("McNemar p") == 1
-    for words in ("Edit distance", "Accuracy of <bdi>colour</bdi>", "Accuracy of an attribute"):
+    for words in ("Edit distance", "Accuracy of <bdi>colour</bdi>", "Mean attribute accuracy"):
         assert words in page, words
     assert "<bdi>lstm</bdi>, the best other run on the same test images" in runs["linear"].report_page.read_text(
         "utf-8"
@@ -155,28 +157,31 @@ def test_the_lstm_and_the_linear_classifiers_are_ranked_and_compared(runs: dict[
 
 def test_what_is_of_classes_alone_is_refused(runs: dict[str, RunPaths], tmp_path: Path) -> None:
     folders = [paths.folder for paths in runs.values()]
-    with pytest.raises(UserError, match="linear: writes phrases, which have no mean"):
+    with pytest.raises(UserError, match="linear: predicts phrases; an ensemble needs classification runs"):
         average_runs(folders, "mean", None)
-    with pytest.raises(UserError, match="objective = tags: an export is of runs that tell classes apart"):
+    with pytest.raises(UserError, match="objective = tags: an export needs single-label classes"):
         export_run(runs["lstm"], tmp_path / "model")
-    with pytest.raises(UserError, match="objective = tags: a registry is of runs that tell classes apart"):
+    with pytest.raises(UserError, match="objective = tags: a registry needs single-label classes"):
         promote.run(runs["lstm"].folder)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["data.tag_separator=''"], "attributes are of labels with several tags"),
+        (["data.tag_separator=''"], "attributes need labels with several tags"),
         (["data.tag_separator=''", "data.attributes={}"], "objective tags: set data.tag_separator"),
-        (["data.per_class=2"], "per_class is of images with one class each"),
-        (["data.attributes={ a = ['x y'] }"], "'x y' holds data.tag_separator, so it is no tag"),
-        (["metric=quadratic_kappa"], "objective tags does not go with metric = quadratic_kappa (accuracy is the share"),
-        (["head.widths=[8]"], "objective tags does not go with head.widths"),
-        (["phase.0.mixup=0.2"], "objective tags does not go with phase.0.mixup or cutmix"),
-        (["phase.0.balance=sampler"], "objective tags does not go with phase.0.balance"),
-        (["phase=[{cut='pool', lr_grid=[1e-3, 1e-2]}]"], "objective tags does not go with phase.0.lr_grid"),
-        (["phase=[{cut='pool', fit='logistic'}, {cut='pool'}]"], "does not go with phase.0.fit beside other phases"),
-        (["phase=[{cut='pool', fit='neighbours'}]"], "fit = neighbours has the objective cross-entropy (got tags)"),
+        (["data.per_class=2"], "per_class needs single-label classes"),
+        (["data.attributes={ a = ['x y'] }"], "'x y' contains data.tag_separator, so it is no tag"),
+        (
+            ["metric=quadratic_kappa"],
+            "objective tags does not work with metric = quadratic_kappa (accuracy is the exact",
+        ),
+        (["head.widths=[8]"], "objective tags does not work with head.widths"),
+        (["phase.0.mixup=0.2"], "objective tags does not work with phase.0.mixup or cutmix"),
+        (["phase.0.balance=sampler"], "objective tags does not work with phase.0.balance"),
+        (["phase=[{cut='pool', lr_grid=[1e-3, 1e-2]}]"], "objective tags does not work with phase.0.lr_grid"),
+        (["phase=[{cut='pool', fit='logistic'}, {cut='pool'}]"], "does not work with phase.0.fit with other phases"),
+        (["phase=[{cut='pool', fit='neighbours'}]"], "fit = neighbours needs objective cross-entropy (got tags)"),
         (["objective=cross-entropy"], "decoder is read with objective tags only"),
         (["data.attributes={ a = ['x'], b = ['x'] }"], "names 'x' twice, in a and b; leave one of them out"),
     ],
@@ -199,4 +204,4 @@ def test_a_night_of_phrases_is_refused(
     given = [f"data.images={garments}", "objective=tags", "data.tag_separator=' '", f"workspace={tmp_path}"]
     with pytest.raises(SystemExit):
         nightly([str(tiny_job), *given, "--local"])
-    assert "objective = tags: a night is of runs that tell classes apart" in capsys.readouterr().err
+    assert "objective = tags: a night needs single-label classes" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_the_accuracy_is_the_share_of_readable_test_phrases_that_are_exactly_rig
     assert (found.n, found.num_errors, found.score) == (2, 1, 0.5)
     assert found.scores["accuracy"] == found.tags.exact_match
     assert found.scores["macro_f1"] == found.tags.macro_f1
-    assert found.scores["quadratic_kappa"].undefined == "phrases are no classes"
+    assert found.scores["quadratic_kappa"].undefined == "not defined for phrases"
     assert [(one.value, one.n, one.scores["accuracy"].value) for one in found.subgroups] == [("a", 1, 0), ("b", 1, 1)]
 
 

@@ -49,9 +49,9 @@ def test_any_number_of_parts_in_any_order_merge_to_the_same(
         ([[0, 1], [3]], [0, 1, 2, 3], "1 images not predicted, the first is eye2"),
         ([[0, 1], [1, 2]], [0, 1, 2], "1 images predicted twice, the first is eye1"),
         ([[0, 0], [1]], [0, 1], "1 images predicted twice, the first is eye0"),
-        ([[0, 5], [1]], [0, 1], "1 images predicted but not asked for, the first is eye5"),
-        ([[0, 1], [500]], [0, 1], "1 images predicted but not asked for, the first is row 500"),
-        ([[0], [-1]], [0], "1 images predicted but not asked for, the first is row -1"),
+        ([[0, 5], [1]], [0, 1], "1 images predicted unexpectedly, the first is eye5"),
+        ([[0, 1], [500]], [0, 1], "1 images predicted unexpectedly, the first is row 500"),
+        ([[0], [-1]], [0], "1 images predicted unexpectedly, the first is row -1"),
     ],
 )
 def test_what_is_missing_doubled_or_unknown_is_named(
@@ -67,10 +67,10 @@ def test_parts_of_another_run_or_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no predictions; run predict first"):
         merged(tmp_path, [0])
     write_part(tmp_path, part_of([0]), HEADER | {"run": "two"})
-    with pytest.raises(UserError, match=r"of another run \(two, not one\)"):
+    with pytest.raises(UserError, match="made with run two, not one"):
         merged(tmp_path, [0])
     write_part(tmp_path, part_of([0], num_classes=4), HEADER)
-    with pytest.raises(UserError, match=r"probabilities of shape \(1, 4\), not \(1, 3\)"):
+    with pytest.raises(UserError, match=r"probabilities have shape \(1, 4\), not \(1, 3\)"):
         merged(tmp_path, [0])
     (file,) = tmp_path.glob("part-*.npz")
     file.write_bytes(file.read_bytes()[:100])
@@ -83,7 +83,7 @@ def test_numbers_that_are_no_probabilities_are_refused(tmp_path: Path, wrong: li
     part = part_of([0, 1, 2])
     part.probabilities[1] = wrong
     write_part(tmp_path, part, HEADER)
-    with pytest.raises(UserError, match="the probabilities of 1 images do not add up to 1, the first is row 1"):
+    with pytest.raises(UserError, match="the probabilities of 1 images do not sum to 1, the first is row 1"):
         merged(tmp_path, [0, 1, 2])
 
 
@@ -105,7 +105,7 @@ def test_what_was_predicted_is_known_again_and_what_is_of_no_use_removed(
         write_part(tmp_path, part_of(rows), HEADER)
     write_part(tmp_path, part_of([9]), HEADER | {"run": "two"})
     assert sorted(read_rows(tmp_path, HEADER, Width(3)).tolist()) == [0, 1, 3, 5, 7]
-    assert "of another run (two, not one)" in caplog.text
+    assert "made with run two, not one" in caplog.text
     assert len(list(tmp_path.iterdir())) == 3
     next(tmp_path.glob("*.npz")).write_bytes(b"")
     assert len(read_rows(tmp_path, HEADER, Width(3))) < 5

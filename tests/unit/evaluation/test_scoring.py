@@ -13,7 +13,10 @@ from tlbatch.runs import attempts
 from tlbatch.runs.attempts import BEGAN, AttemptEnd, AttemptStart, read_attempts
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import ProgressReporter
-from tlbatch.runs.records import Marker, StageName
+from tlbatch.runs.records import Marker
+from tlbatch.runs.stages import StageName
+
+pytestmark = pytest.mark.chain
 
 STAGES: tuple[StageName, ...] = ("shard", "cache", "train", "predict")
 

@@ -2,18 +2,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import classification_report
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    classification_report,
+    cohen_kappa_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+)
 
 from tlbatch.metrics.confusion import (
     Classified,
     bootstrap_tables,
     confusion,
-    effects,
     point_scores,
     score_all_with_intervals,
     score_deployed,
     score_with_intervals,
-    table_scores,
 )
 from tlbatch.runs.report import SCORES, Curve, Estimate, Ranked
 
@@ -151,17 +157,38 @@ def spread(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> Matr
     return [[int(value) for value in row] for row in matrix]
 
 
+def of_scikit_learn(images: Classified, weights: np.ndarray) -> dict[str, float]:
+    """All scores over the full list of classes; NaN where undefined."""
+    true, found, every = images.y_true, images.y_pred, range(images.num_classes)
+    constant, one_sided = len({*true, *found}) == 1, len(set(true)) == 1 or len(set(found)) == 1
+    scores = {
+        name: np.nan if constant else cohen_kappa_score(true, found, labels=every, weights=way, sample_weight=weights)
+        for name, way in (("quadratic_kappa", "quadratic"), ("linear_kappa", "linear"), ("kappa", None))
+    } | {
+        f"{way}_f1": f1_score(true, found, labels=every, average=way, sample_weight=weights, zero_division=np.nan)
+        for way in ("macro", "weighted")
+    }
+    return scores | {
+        "accuracy": accuracy_score(true, found, sample_weight=weights),
+        "balanced_accuracy": balanced_accuracy_score(true, found, sample_weight=weights),
+        "mcc": np.nan if one_sided else matthews_corrcoef(true, found, sample_weight=weights),
+        "grade_error": mean_absolute_error(true, found, sample_weight=weights),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # of scikit-learn, where a score is undefined
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), min_size=4, max_size=4))
-def test_scores_of_many_tables_at_once_are_those_of_scikit_learn(matrix: Matrix) -> None:
+@given(st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), min_size=4, max_size=4), st.booleans())
+def test_scores_are_those_of_scikit_learn(matrix: Matrix, weighted: bool) -> None:  # noqa: FBT001
     images = decided(matrix)
     if not len(images.y_true):
         return
-    true, y_pred = np.indices((4, 4)).reshape(2, -1)
-    sums = np.array([np.array(matrix).ravel() @ effects(true, y_pred, 4)])
-    points = point_scores(images)
-    for name, value in table_scores(sums).items():
-        assert value[0] == pytest.approx(points[name], nan_ok=True, abs=1e-12), name
+    weights = np.random.default_rng(0).random(len(images.y_true)) if weighted else np.ones(len(images.y_true))
+    found = point_scores(images, weights if weighted else None)
+    expected = of_scikit_learn(images, weights)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, nan_ok=True, abs=1e-12), name
 
 
 def test_per_class_numbers_are_those_of_the_classification_report() -> None:
@@ -225,12 +252,15 @@ def test_what_is_undefined_says_why_and_is_never_zero_or_one() -> None:
     nothing = of([], [])
     assert {each.undefined for each in nothing.values()} == {"no images"}
     same = of([1, 1, 1], [1, 1, 1])
-    assert (same["quadratic_kappa"].value, same["quadratic_kappa"].undefined) == (None, "all images are of one class")
+    assert (same["quadratic_kappa"].value, same["quadratic_kappa"].undefined) == (
+        None,
+        "all images belong to one class",
+    )
     constant = of([0, 1, 2, 2], [1, 1, 1, 1])
     assert constant["quadratic_kappa"].value == 0
-    assert (constant["mcc"].value, constant["mcc"].undefined) == (None, "all images were given one class")
+    assert (constant["mcc"].value, constant["mcc"].undefined) == (None, "all images are predicted as one class")
     right = of([0, 1, 2, 0, 1, 2, 1, 2], [0, 1, 2, 0, 1, 2, 1, 2])
-    assert right["quadratic_kappa"].undefined == "no interval: the same in all draws"
+    assert right["quadratic_kappa"].undefined == "no interval: identical in all replicates"
     assert right["accuracy"].low == pytest.approx(0.6756, abs=1e-4)  # Wilson's, of 8 of 8
 
 
@@ -246,20 +276,20 @@ def test_a_class_that_is_absent_or_never_predicted_has_no_number_but_a_reason() 
     _, (_, second, third) = score_all_with_intervals(images, list("abc"), [UNRANKED] * 3, seed=0)
     assert (second.precision.value, second.precision.undefined) == (None, "never predicted")
     assert second.recall.value == 0
-    assert (third.recall.undefined, third.f1.undefined) == ("no image of the class", "neither there nor predicted")
+    assert (third.recall.undefined, third.f1.undefined) == ("no images of this class", "neither present nor predicted")
 
 
 @pytest.mark.parametrize("labels", [np.array([0.0, 1.0]), np.array(["0", "1"]), np.array([0, 5]), np.array([-1, 0])])
 def test_labels_that_are_no_codes_of_the_classes_are_refused(labels: np.ndarray) -> None:
     """scikit-learn sorts strings by the alphabet and drops what is not in the list, both silently."""
-    with pytest.raises(ValueError, match="must be whole numbers from 0 to 4"):
+    with pytest.raises(ValueError, match="must be integers from 0 to 4"):
         Classified(labels, np.array([0, 1]), np.arange(2), 5)
 
 
 def test_a_mix_with_a_class_that_no_test_image_has_is_undefined() -> None:
     images = Classified(np.array([0, 0]), np.array([0, 1]), np.arange(2), 2)
     found = score_deployed(images, np.array([0.5, 0.5]), ["eye", "hand"], seed=0)
-    assert {each.undefined for each in found.values()} == {"no test image of class hand"}
+    assert {each.undefined for each in found.values()} == {"no test images of class hand"}
 
 
 def test_in_another_mix_every_score_is_that_of_images_drawn_in_it() -> None:

@@ -69,8 +69,8 @@ def test_no_images_and_an_absent_tag_are_undefined_and_an_unknown_tag_is_refused
     nothing = score_tags([], [], np.arange(0), VOCABULARY, seed=0)
     assert (nothing.n, nothing.bleu.undefined, nothing.f1["red"].value) == (0, "no images", None)
     absent = score_tags([["red"]], [["red"]], np.arange(1), of_tags("red", "blue"), seed=0).f1["blue"]
-    assert (absent.value, absent.undefined) == (None, "neither there nor predicted")
-    with pytest.raises(ValueError, match="not among the tags: green"):
+    assert (absent.value, absent.undefined) == (None, "neither present nor predicted")
+    with pytest.raises(ValueError, match="unknown tags: green"):
         score_tags([["red"]], [["green"]], np.arange(1), VOCABULARY, seed=0)
 
 
@@ -91,7 +91,10 @@ def test_means_are_over_what_true_phrases_have_whatever_is_predicted() -> None:
     right, other = (score_tags(y_true, some, np.arange(20), VOCABULARY, seed=0) for some in (y_true, wrong))
     assert (right.macro_f1.value, other.macro_f1.value) == (1, 1)
     assert other.f1["floral"].value == 0
-    assert (other.attributes["length"].value, other.attributes["length"].undefined) == (None, "no image has one")
+    assert (other.attributes["length"].value, other.attributes["length"].undefined) == (
+        None,
+        "no image has this attribute",
+    )
     assert other.num_with == {"colour": 10, "length": 0, "type": 20}
     assert other.mean_attribute.value == 1
 

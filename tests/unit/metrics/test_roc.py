@@ -39,12 +39,12 @@ def test_the_interval_of_an_area_holds_the_truth_as_often_as_it_says() -> None:
 
 def test_an_area_without_both_answers_is_undefined_and_a_perfect_one_has_no_interval() -> None:
     yes = np.ones(3, np.bool_)
-    assert area(yes, np.arange(3.0), np.arange(3)).undefined == "all images have one answer"
+    assert area(yes, np.arange(3.0), np.arange(3)).undefined == "positive and negative images required"
     assert area(yes[:0], np.arange(0.0), np.arange(0)).undefined == "no images"
     perfect = area(np.array([False, False, True]), np.arange(3.0), np.arange(3))
     assert (perfect.value, perfect.low) == (1, None)
     alone = area(np.array([False, True, False, True]), np.array([0, 1, 2, 0.5]), np.array([0, 1, 2, 1]))
-    assert alone.undefined == "no interval: one group alone has this answer"
+    assert alone.undefined == "no interval: positive or negative images in one group only"
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=2, max_size=60), st.sampled_from([0.5, 0.9, 1.0]))
@@ -85,7 +85,7 @@ def test_a_rate_of_all_or_none_has_wilsons_interval_of_its_groups() -> None:
     assert found.sensitivity.value == 1
     assert found.sensitivity.low == pytest.approx(0.7225, abs=1e-4)  # of 10 of 10
     never = at_threshold(positive, ~positive & positive, np.arange(40), aim="x", threshold=None, seed=0)
-    assert never.ppv.undefined == "never answered yes"
+    assert never.ppv.undefined == "no positive predictions"
     nothing = at_threshold(positive[:0], positive[:0], np.arange(0), aim="x", threshold=None, seed=0)
     assert nothing.sensitivity.value is None
 
@@ -107,7 +107,7 @@ def test_curves_have_few_points_and_the_area_of_all() -> None:
 def test_an_area_whose_groups_do_not_differ_has_no_interval() -> None:
     positive, groups = np.arange(100) % 2 == 0, np.arange(100)
     found = area(positive, np.full(100, 0.3), groups)
-    assert (found.value, found.low, found.undefined) == (0.5, None, "no interval: the groups do not differ")
+    assert (found.value, found.low, found.undefined) == (0.5, None, "no interval: no variance between groups")
     pairs = area(np.array([True, False, True, False]), np.array([0.9, 0.8, 0.3, 0.1]), np.array([0, 0, 1, 1]))
     assert (pairs.value, pairs.low) == (0.75, None)
 

@@ -8,13 +8,13 @@ from tlbatch.metrics.scores import bootstrap_scores, mean_log_loss, score
 
 
 def test_an_absent_middle_grade_does_not_change_the_distances() -> None:
-    assert score("quadratic_kappa", [0, 3, 4, 4], [0, 3, 4, 3], num_classes=5) == pytest.approx(0.95, abs=0.005)
+    assert score("quadratic_kappa", [0, 3, 4, 4], [0, 3, 4, 3]) == pytest.approx(0.95, abs=0.005)
 
 
 def test_what_is_undefined_is_none_and_never_nan() -> None:
-    assert score("accuracy", [], [], num_classes=3) is None
-    assert score("quadratic_kappa", [1, 1], [1, 1], num_classes=3) is None
-    assert score("quadratic_kappa", [0, 1], [1, 1], num_classes=3) == 0
+    assert score("accuracy", [], []) is None
+    assert score("quadratic_kappa", [1, 1], [1, 1]) is None
+    assert score("quadratic_kappa", [0, 1], [1, 1]) == 0
     assert mean_log_loss([], np.empty((0, 3))) is None
 
 
@@ -25,7 +25,7 @@ def test_quadratic_kappa_is_its_definition(pairs: list[tuple[int, int]]) -> None
     np.add.at(observed, (y_true, y_pred), 1)
     expected = np.outer(observed.sum(axis=1), observed.sum(axis=0)) / observed.sum()
     weights = np.subtract.outer(np.arange(4), np.arange(4)) ** 2
-    found = score("quadratic_kappa", y_true, y_pred, num_classes=4)
+    found = score("quadratic_kappa", y_true, y_pred)
     if (weights * expected).sum() == 0:
         assert found is None
     else:
@@ -56,5 +56,5 @@ def test_a_redrawn_score_is_that_of_the_groups_drawn(metric: Metric) -> None:
     replicates = np.random.default_rng(3).multinomial(len(names), np.full(len(names), 1 / len(names)), size=len(found))
     for row, draw in zip(found[:20], replicates[:20], strict=True):
         samples = np.repeat(np.arange(90), draw[of])
-        expected = [score(metric, y_true[samples], y_pred[samples], num_classes=5) for y_pred in several]
+        expected = [score(metric, y_true[samples], y_pred[samples]) for y_pred in several]
         assert row == pytest.approx(np.array(expected, np.float64))

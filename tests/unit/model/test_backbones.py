@@ -113,12 +113,12 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"text\.pth: cannot be read as weights"):
         read_tensors(text)
     torch.save({"fc.weight": Path("code")}, tmp_path / "code.pth")
-    with pytest.raises(UserError, match="holds code, which is not run"):
+    with pytest.raises(UserError, match="contains code, which is not run"):
         read_tensors(tmp_path / "code.pth")
     net = build_backbone(Model(backbone="timm:test_efficientnet"))
     broken = net.net.state_dict() | {"bn1.weight": torch.full((24,), torch.nan)}
     torch.save(broken, tmp_path / "nan.pth")
-    with pytest.raises(UserError, match=r"bn1\.weight holds numbers that are not finite"):
+    with pytest.raises(UserError, match=r"bn1\.weight holds values that are not finite"):
         load_weights(net, tmp_path / "nan.pth", match="name")
     torch.save({3: torch.zeros(1)}, tmp_path / "numbers.pth")
     with pytest.raises(UserError, match="holds no state dict"):
@@ -144,7 +144,7 @@ def test_a_foreign_prefix_is_stripped_and_what_lies_outside_or_in_its_classifier
     backbone = build_backbone(Model(backbone="timm:test_efficientnet"))
     load_weights(backbone, file, match="name")
     assert torch.equal(backbone.net.state_dict()["conv_stem.weight"], read_tensors(file)["module.pre.conv_stem.weight"])
-    assert "1 tensors outside of module.pre.* are left out (other.bias)" in caplog.text
+    assert "1 tensors outside module.pre.* are ignored (other.bias)" in caplog.text
 
 
 def test_size_and_normalisation_travel_with_the_weights_unless_the_job_sets_them(tmp_path: Path) -> None:
@@ -167,6 +167,7 @@ def test_side_heads_of_torchvisions_inceptions_are_left_out(name: str) -> None:
     assert backbone.mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.chain
 def test_the_listing_gives_shapes_parameters_and_bytes_of_each_cut() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "tlbatch.model", "vgg16"], capture_output=True, text=True, check=True
@@ -183,6 +184,7 @@ def test_the_listing_gives_shapes_parameters_and_bytes_of_each_cut() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.chain
 def test_the_librarys_weights_are_fetched_once_at_submit(
     tmp_path: Path, test_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +207,6 @@ def test_the_librarys_weights_are_fetched_once_at_submit(
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     other = Job.model_validate(tree | {"model": {"backbone": "squeezenet1_1", "weights": "library"}})
     with pytest.raises(
-        UserError, match=r"the library's weights of squeezenet1_1 cannot be fetched .*model\.weights=FILE"
+        UserError, match=r"the library's weights for squeezenet1_1 cannot be downloaded .*model\.weights=FILE"
     ):
         resolve(other)

@@ -124,7 +124,7 @@ def test_a_head_can_stand_on_an_inner_module_and_nothing_behind_it_is_used() -> 
     assert trained(model) == {"blocks", "head"}
     model(images()).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    with pytest.raises(UserError, match=r"'blocks\.3': it lies behind head\.after = blocks\.2"):
+    with pytest.raises(UserError, match=r"'blocks\.3': it lies after head\.after = blocks\.2"):
         model.set_cut("blocks.3", freeze_batch_norm=False)
     with pytest.raises(UserError, match=r"head\.after 'blocks\.9': no such module"):
         make(head={"after": "blocks.9"})
@@ -156,10 +156,11 @@ def test_the_head_is_the_same_whatever_was_drawn_before() -> None:
 
 def test_binary_is_for_two_classes() -> None:
     assert make(2, objective="binary").head[-1].out_features == 1
-    with pytest.raises(UserError, match="binary is for two classes, there are 3"):
+    with pytest.raises(UserError, match="binary is for two classes, not 3"):
         make(3, objective="binary")
 
 
+@pytest.mark.chain
 def test_compiling_changes_nothing_but_the_time() -> None:
     plain, compiled = make(), make(train={"compile": True})
     compiled._compiled = True
@@ -219,5 +220,5 @@ def test_features_of_several_places_stand_side_by_side() -> None:
         parts.append(one.to_cut(images()))
     assert torch.allclose(model.to_cut(images()), torch.cat(parts, 1), atol=1e-5)
     assert model.head[-1].in_features == sum(part.shape[1] for part in parts)
-    with pytest.raises(UserError, match=r"it lies behind head\.after = blocks\.1"):
+    with pytest.raises(UserError, match=r"it lies after head\.after = blocks\.1"):
         model.set_cut("blocks.2", freeze_batch_norm=False)

@@ -84,7 +84,7 @@ def test_layers_of_a_vgg_are_numbered_as_its_authors_number_them() -> None:
 def test_a_module_inside_which_several_values_cross_is_no_cut_and_the_cuts_are_listed() -> None:
     _, chain, _ = chain_of("resnet18")
     with pytest.raises(
-        UserError, match=r"phase cut 'layer2\.0\.conv1': several values cross there; .*it has pool, none"
+        UserError, match=r"phase cut 'layer2\.0\.conv1': more than one value crosses there; .*cuts are pool, none"
     ):
         chain.find("layer2.0.conv1")
     with pytest.raises(UserError, match=r"phase cut 'layer9': no such module .*; similar: .*layer4"):
@@ -94,7 +94,7 @@ def test_a_module_inside_which_several_values_cross_is_no_cut_and_the_cuts_are_l
 @pytest.mark.parametrize(("name", "size"), [("squeezenet1_0", 16), ("timm:test_vit", 33)])
 def test_a_size_that_the_backbone_cannot_take_is_refused_with_its_reason(name: str, size: int) -> None:
     backbone = build_backbone(Model(backbone=name, size=None if "vit" in name else size))
-    with pytest.raises(UserError, match=f"model.size: the backbone cannot take {size} x {size} pixels"):
+    with pytest.raises(UserError, match=f"model.size: the backbone does not accept {size} x {size} pixels"):
         Chain(backbone.net).shapes(torch.zeros(1, 3, size, size))
 
 
@@ -127,10 +127,11 @@ def test_a_network_that_cannot_be_traced_is_cut_at_its_ends_only() -> None:
     assert (chain.find("none"), chain.find("pool")) == (0, 1)
     assert torch.equal(chain.segment(0, 1).run(inputs, training=False), net(inputs))
     assert chain.shapes(inputs[:1]) == ((3, 8, 8), (2,))
-    with pytest.raises(UserError, match="several values cross there"):
+    with pytest.raises(UserError, match="more than one value crosses there"):
         chain.find("layer")
 
 
+@pytest.mark.chain
 def test_most_architectures_of_timm_can_be_cut_in_many_places() -> None:
     """One small model of each of timm's families that has a test model."""
     names = [name for name in timm.list_models("test_*") if "byob" not in name]

@@ -200,11 +200,11 @@ def test_the_cut_is_found_by_its_name_and_listed() -> None:
         (["phase=[{cut='handcrafted', fit='svm'}, {cut='pool', epochs=2}]"], "phase.1 must have cut = handcrafted"),
         (
             ["phase=[{cut='handcrafted', epochs=2}]"],
-            "phase.0 must have cut = handcrafted, as all phases of such a job, and",
+            "phase.0 must have cut = handcrafted, like all phases of such a job, and",
         ),
-        ([HAND, "model.weights=library"], "reads no network, so there is no model.weights; leave it out"),
-        ([HAND, "model.backbone=resnet18", "head.after=pool"], "there is no model.backbone, head.after; leave it out"),
-        ([HAND, "model.mean=[0.5, 0.5, 0.5]"], "there is no model.mean; leave it out"),
+        ([HAND, "model.weights=library"], "uses no network, so model.weights has no meaning; leave it out"),
+        ([HAND, "model.backbone=resnet18", "head.after=pool"], "so model.backbone, head.after has no meaning"),
+        ([HAND, "model.mean=[0.5, 0.5, 0.5]"], "so model.mean has no meaning; leave it out"),
         ([HAND, "cache.dtype=fp16"], "cut = handcrafted is stored as fp32 (got cache.dtype = fp16)"),
         (["model.backbone=handcrafted", "strategy=auto"], "strategy = auto chooses among cuts of a network"),
     ],
@@ -244,6 +244,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_job: Path) -> Callable[.
     return made
 
 
+@pytest.mark.chain
 def test_a_whole_run_tells_lesions_apart_and_its_cache_holds_what_the_images_give(
     runs: Callable[..., RunPaths], tmp_path: Path
 ) -> None:
@@ -265,13 +266,14 @@ def test_a_whole_run_tells_lesions_apart_and_its_cache_holds_what_the_images_giv
     assert torch.equal(cached, torch.from_numpy(np.stack([features(image) for image in batch.inputs.numpy()])))
     exported = export_run(paths, tmp_path / "model")
     assert exported.forms["safetensors"].left_out == ""
-    assert "hand-made features" in exported.forms["onnx"].left_out
+    assert "handcrafted features" in exported.forms["onnx"].left_out
     answers = ExportedModel.load(tmp_path / "model").predict(
         [Path(record.job.data.images, "dark/dark0.png").read_bytes()]
     )
     assert answers.probabilities.shape == (1, 3)
 
 
+@pytest.mark.chain
 def test_another_head_and_another_precision_share_the_cache_and_another_version_does_not(
     runs: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
 ) -> None:

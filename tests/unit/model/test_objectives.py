@@ -118,6 +118,7 @@ def test_thresholds_are_fitted_where_they_gain_and_left_where_they_do_not() -> N
     assert fit_thresholds(shrunk[:10], grades[:10], every[:10], num_classes=5).tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
+@pytest.mark.chain
 def test_views_of_an_image_are_no_witnesses_for_each_other() -> None:
     """In four views each, a few images tempt free thresholds; judged by whole images these seldom gain."""
     kept = 0

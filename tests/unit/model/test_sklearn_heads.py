@@ -90,7 +90,7 @@ def test_a_class_in_one_group_is_judged_where_two_classes_are_left_or_refused() 
     fitted = fit_head("logistic", one, seed=0)
     assert set(given.labels[fitted.judged]) == {0}
     halves = Vectors(given.features, given.labels, np.where(given.labels == 1, "a", "b"), 2)
-    with pytest.raises(UserError, match="all training images of a class are of one group"):
+    with pytest.raises(UserError, match="all training images of a class are in one group"):
         fit_head("logistic", halves, seed=0)
 
 
@@ -154,7 +154,7 @@ def test_a_class_without_training_vectors_is_never_chosen_and_one_group_is_refus
     wider = Vectors(given.features, given.labels, given.groups, 5)
     for kind in ("logistic", "kernel-svm", "neighbours"):
         assert set(chosen(fit_head(kind, wider, seed=0), given.features)) <= {0, 1, 2}
-    with pytest.raises(UserError, match="all training images are of one group"):
+    with pytest.raises(UserError, match="all training images are in one group"):
         fit_head("logistic", Vectors(given.features, given.labels, np.zeros(120), 3), seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Holders are processes of their own: one that is dead is one that has been killed."""
+"""Leases held by separate processes, which are killed."""
 
 import json
 import os
@@ -13,6 +13,8 @@ import pytest
 
 from tlbatch.promotion import lease
 from tlbatch.promotion.lease import LeaseHolder, LeaseTakenError, hold_lease
+
+pytestmark = pytest.mark.chain
 
 HOLD = """
 import sys, time
@@ -36,7 +38,7 @@ def holding(file: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_one_who_lives_is_left_alone_and_one_who_was_killed_is_taken_over(tmp_path: Path) -> None:
+def test_lease_of_a_live_holder_is_refused_and_of_a_killed_one_taken_over(tmp_path: Path) -> None:
     file = tmp_path / "registry" / "lock.json"
     process = holding(file)
     with (
@@ -52,8 +54,8 @@ def test_one_who_lives_is_left_alone_and_one_who_was_killed_is_taken_over(tmp_pa
     assert not file.exists()
 
 
-def test_one_who_was_killed_and_whose_end_nobody_has_asked_for_is_taken_over(tmp_path: Path) -> None:
-    """As in a container whose first process reaps none."""
+def test_lease_of_a_zombie_is_taken_over(tmp_path: Path) -> None:
+    """As in a container whose init process does not reap children."""
     file = tmp_path / "lock.json"
     process = holding(file)
     process.send_signal(signal.SIGKILL)
@@ -64,7 +66,7 @@ def test_one_who_was_killed_and_whose_end_nobody_has_asked_for_is_taken_over(tmp
     process.wait()
 
 
-def test_a_later_process_of_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
+def test_later_process_with_the_same_id_is_not_the_holder(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
     with hold_lease(file, {}, unknown):
         mine = LeaseHolder.model_validate_json(file.read_text("utf-8"))
@@ -78,7 +80,7 @@ def test_a_later_process_of_the_same_number_is_not_the_holder(tmp_path: Path) ->
     [(True, 10_000, True), (False, 0, False), (None, 0, True), (None, 10_000, False)],
     ids=["SLURM has it", "SLURM has it no more", "no answer, just heard of", "no answer, long silent"],
 )
-def test_of_another_machine_slurm_is_asked_and_else_the_beat_decides(
+def test_holder_on_another_machine_is_checked_by_slurm_or_by_its_heartbeat(
     tmp_path: Path, *, active: bool | None, silence_s: float, is_left: bool
 ) -> None:
     file = tmp_path / "lock.json"
@@ -100,14 +102,14 @@ def test_of_another_machine_slurm_is_asked_and_else_the_beat_decides(
     assert asked == ["7"]
 
 
-def test_the_next_life_of_a_slurm_job_takes_over_from_the_one_before(tmp_path: Path) -> None:
+def test_next_attempt_of_a_slurm_job_takes_over(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
     LeaseHolder(token="x", host="elsewhere", pid=1, began=0, job="7", since=time.time()).save(file)
     with hold_lease(file, {"SLURM_JOB_ID": "7"}, lambda _: True) as before:
         assert before is not None
 
 
-def test_who_lives_keeps_saying_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_holder_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_BEAT_S", 0.05)
     file = tmp_path / "lock.json"
     with hold_lease(file, {}, unknown):
@@ -116,7 +118,7 @@ def test_who_lives_keeps_saying_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert time.time() - file.stat().st_mtime < 5
 
 
-def test_of_many_who_find_a_dead_holder_one_takes_over(tmp_path: Path) -> None:
+def test_only_one_process_takes_over_from_a_dead_holder(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
     LeaseHolder(token="x", host="elsewhere", pid=1, began=0, job=None, since=0).save(file)
     os.utime(file, (0, 0))
@@ -133,7 +135,7 @@ def test_of_many_who_find_a_dead_holder_one_takes_over(tmp_path: Path) -> None:
         assert sorted(pool.map(enter, range(8))) == ["held", *["left"] * 7]
 
 
-def test_a_damaged_file_is_nobodys(tmp_path: Path) -> None:
+def test_damaged_lease_counts_as_free(tmp_path: Path) -> None:
     file = tmp_path / "lock.json"
     file.write_text("{", encoding="utf-8")
     with hold_lease(file, {}, unknown) as before:

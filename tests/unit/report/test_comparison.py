@@ -71,13 +71,13 @@ def test_the_table_has_a_row_a_domain_with_the_best_against_the_next(tmp_path: P
     kappa, accuracy = "0.7363 (0.6563 to 0.8083)", "0.6300 (0.5600 to 0.6930)"
     difference = "+0.0500 (+0.0100 to +0.0900)"
     assert rows(page) == [
-        ["eyes quadratic kappa", "network better than svm", kappa, kappa, "not there", difference, "0.0123", "103"],
-        ["clothes accuracy", "not different", *[accuracy] * 3, difference, "0.0123", "103"],
-        ["flowers quadratic kappa", "no rival", "not there", kappa, "not there", "none", "none", "103"],
+        ["eyes quadratic kappa", "network better than svm", kappa, kappa, "not run", difference, "0.0123", "103"],
+        ["clothes accuracy", "no difference shown", *[accuracy] * 3, difference, "0.0123", "103"],
+        ["flowers quadratic kappa", "no other run", "not run", kappa, "not run", "none", "none", "103"],
     ]
     text = page.read_text("utf-8")
     assert [text.count(f'<section id="domain-{number}"') for number in range(1, 5)] == [1, 1, 1, 0]
-    assert text.count("<h3>Every two of them</h3>") == 2
+    assert text.count("<h3>Pairwise comparisons</h3>") == 2
     assert "eyes: Unreadable test images" in text
 
 
@@ -93,4 +93,4 @@ def test_one_domain_needs_no_table_over_all(tmp_path: Path) -> None:
     write_comparison(page, named([domain(runs("eyes", "network", "svm"), "better")]))
     text = page.read_text("utf-8")
     assert "Comparison of 2 runs" in text
-    assert "The table" not in text
+    assert "Overview" not in text

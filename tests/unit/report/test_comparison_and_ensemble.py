@@ -23,6 +23,8 @@ from tlbatch.report.ensemble import average_runs
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.workspace import leaderboard
 
+pytestmark = pytest.mark.chain
+
 
 @pytest.fixture
 def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> Callable[..., RunPaths]:
@@ -61,7 +63,7 @@ def test_small_sub_groups_are_put_together_and_none_left_out(
     monkeypatch.setattr(summary, "_MOST_VALUES", 2)
     paths = make("report.subgroups=['patient']")
     report = report_of(paths)
-    assert [one["value"] for one in report["subgroups"]][2:] == [f"({report['num_groups'] - 2} smaller values)"]
+    assert [one["value"] for one in report["subgroups"]][2:] == [f"({report['num_groups'] - 2} less frequent values)"]
     assert sum(one["n"] for one in report["subgroups"]) == report["n"]
 
 
@@ -73,7 +75,7 @@ def test_a_file_that_was_changed_after_it_was_read_is_noticed(make: Callable[...
     reduce.run(paths.folder)
     assert (paths.report / "submission.csv").exists()
     board.write_text("TeamId,Score\n1,0.1\n", encoding="utf-8")
-    with pytest.raises(UserError, match="reduce has finished here from another report"):
+    with pytest.raises(UserError, match="reduce finished here with another report"):
         reduce.run(paths.folder)
     elsewhere = tmp_path / "elsewhere"
     board.write_text("TeamId,Score\n1,0.9\n", encoding="utf-8")
@@ -93,7 +95,7 @@ def test_a_report_answers_what_the_job_asks_of_it(make: Callable[..., RunPaths],
     report = report_of(paths)
     (question,) = report["questions"]
     aims = [point["aim"] for point in question["points"]]
-    assert aims == ["as the classes were decided", "sensitivity 0.9 on validation", "specificity 0.8 on validation"]
+    assert aims == ["predicted class, no threshold", "sensitivity 0.9 on validation", "specificity 0.8 on validation"]
     assert all(sum(point["counts"]) == report["n"] for point in question["points"])
     assert question["num_positive"] == sum(row["support"] for row in report["classes"][1:])
     cameras = {one["value"]: one["n"] for one in report["subgroups"]}
@@ -110,14 +112,14 @@ def test_a_report_answers_what_the_job_asks_of_it(make: Callable[..., RunPaths],
 
 def test_what_a_report_is_asked_must_fit_the_classes_and_the_labels_file(make: Callable[..., RunPaths]) -> None:
     for number, (wrong, says) in enumerate((
-        ("report.questions.ill=['9']", r"report\.questions\.ill: no class 9; the classes are 0, 1, 2"),
+        ("report.questions.ill=['9']", r"report\.questions\.ill: unknown class 9; the classes are 0, 1, 2"),
         ("report.questions.ill=['0','1','2']", "must be some of the classes, not none or all"),
-        ("report.deploy_prior={0=0.5}", r"the shares add up to 0\.5, must be 1"),
+        ("report.deploy_prior={0=0.5}", r"the values must sum to 1 \(got 0\.5\)"),
         ("report.subgroups=['site']", r"no column site \(it has .*\); set report\.subgroups=NAME"),
         ("report.solution=/nowhere.csv", "solution splits leaderboards: set report.public_leaderboard"),
         ("report.subgroups=['']", r"report\.subgroups\.0: must not be empty"),
         ("report.public_leaderboard=/nowhere.csv", r"report\.public_leaderboard: no such file"),
-        ("report.sensitivity=[0.9]", "sensitivity and specificity are of questions"),
+        ("report.sensitivity=[0.9]", "sensitivity and specificity need questions"),
         ("report.sample_submission=/nowhere.csv", r"report\.sample_submission: no such file"),
     )):  # fmt: skip
         with pytest.raises(UserError, match=says):
@@ -132,18 +134,18 @@ def test_without_validation_images_thresholds_are_those_of_training_images_out_o
         "report.questions.ill=['1','2']", "report.sensitivity=[0.8]",
     )  # fmt: skip
     report = report_of(paths)
-    assert report["questions"][0]["points"][1]["aim"] == "sensitivity 0.8 on training images out of fold"
+    assert report["questions"][0]["points"][1]["aim"] == "sensitivity 0.8 on out-of-fold predictions"
     assert report["questions"][0]["points"][1]["threshold"] is not None
     assert set(report["thresholds"]["tuned"]) == {"train", "test"}
     assert report["thresholds"]["tuned"]["train"]["value"] is not None
-    assert "groups of views of training images out of fold, fewer than the 50" in report["calibration"]["why"]
+    assert "groups of out-of-fold predictions, fewer than the 50" in report["calibration"]["why"]
     file = next(paths.checkpoints.glob("*.unseen.npz"))
     with np.load(file) as unseen:
         assert len(unseen["labels"]) == 2 * sum(report["counts"]["train"])  # in two views
         assert unseen["probabilities"].sum(axis=1) == pytest.approx(1, abs=1e-5)
     file.write_bytes(b"")
     paths.marker("reduce").unlink()
-    with pytest.raises(UserError, match=r"unseen\.npz: missing or not as train wrote it"):
+    with pytest.raises(UserError, match=r"unseen\.npz: missing or modified since training"):
         reduce.run(paths.folder)
 
 
@@ -153,7 +155,7 @@ def test_another_report_of_the_same_run_needs_no_new_predictions(make: Callable[
     record = paths.load_submitted()
     asked = record.job.report.model_copy(update={"questions": {"ill": ("1", "2")}})
     record.model_copy(update={"job": record.job.model_copy(update={"report": asked})}).save(paths.record)
-    with pytest.raises(UserError, match="reduce has finished here from another report"):
+    with pytest.raises(UserError, match="reduce finished here with another report"):
         reduce.run(paths.folder)
     paths.marker("reduce").unlink()
     reduce.run(paths.folder)
@@ -197,14 +199,14 @@ def test_an_ensemble_of_runs_is_ranked_against_its_members(make: Callable[..., R
         ([*runs, runs[0]], "seed0 is named twice"),
         (
             [runs[0], RunPaths(runs[0].folder.parent / "both")],
-            "both: is an ensemble itself; name its members: seed0 seed1",
+            "both: is itself an ensemble; name its members: seed0 seed1",
         ),
     ):
         with pytest.raises(UserError, match=says):
             average_runs([paths.folder for paths in wrong], "mean", None)
     other = make("seed=2", "run=seed2", "train.batch_size=4")
     for name, runs_ in (("seed0", runs), ("both", [*runs, other])):
-        with pytest.raises(UserError, match="there is another run of this name; choose another with --name"):
+        with pytest.raises(UserError, match="another run has this name; choose another one with --name"):
             average_runs([paths.folder for paths in runs_], "mean", name)
 
 
@@ -226,7 +228,7 @@ def test_an_ensemble_tells_of_all_its_members(make: Callable[..., RunPaths]) -> 
     assert "train.batch_size" not in page  # the members do not agree on it
     found["digests"]["source"], found["test_digest"] = "x", "y"
     runs[1].report_json.write_text(json.dumps(found), "utf-8")
-    with pytest.raises(UserError, match="seed1: of other images than seed0"):
+    with pytest.raises(UserError, match="seed1: uses other images than seed0"):
         average_runs([paths.folder for paths in runs], "mean", "mixed")
 
 
@@ -237,7 +239,7 @@ def test_runs_are_compared_on_a_page_and_strangers_refused(make: Callable[..., R
     assert "seed0" in page
     assert "seed1" in page
     other = make("data.split.salt=x", "metric=quadratic_kappa", "run=other")
-    with pytest.raises(UserError, match="shares no labelled test images and classes with the others"):
+    with pytest.raises(UserError, match="shares no labelled test images and classes with the other runs"):
         compare_runs([runs[0].folder, other.folder], None)
 
 
@@ -249,7 +251,7 @@ def test_runs_of_two_domains_are_compared_within_each_in_the_order_they_are_name
         return [make(f"seed={name[-1]}", f"run=r-{name}", f"name=t-{name}", *overrides).folder for name in names]
 
     eyes, clothes = runs("eyes"), runs("clothes", "data.split.salt=x", "metric=quadratic_kappa")
-    with caplog.at_level("INFO", logger="tlbatch.report.ensemble"):
+    with caplog.at_level("INFO", logger="tlbatch.report.comparison"):
         compare_runs([clothes[0], eyes[0], eyes[1], clothes[1]], None)
     page = (tmp_path / "space" / "runs" / "comparison.html").read_text("utf-8")
     assert page.index('<h2 id="domain-1-title"><bdi>clothes<') < page.index('<h2 id="domain-2-title"><bdi>eyes<')
@@ -258,7 +260,7 @@ def test_runs_of_two_domains_are_compared_within_each_in_the_order_they_are_name
         {"r-clothes-0", "r-clothes-1"}, {"r-eyes-0", "r-eyes-1"}
     ]  # fmt: skip
     assert [message.partition(":")[0] for message in caplog.messages[-2:]] == ["clothes", "eyes"]
-    with pytest.raises(UserError, match="shares no labelled test images and classes with the others"):
+    with pytest.raises(UserError, match="shares no labelled test images and classes with the other runs"):
         compare_runs([clothes[0], eyes[0]], None)
 
 

@@ -183,12 +183,12 @@ def test_every_number_with_four_decimals_is_one_of_the_report(tmp_path: Path) ->
 def test_the_headline_says_score_interval_images_groups_and_rival(tmp_path: Path) -> None:
     words = Page(page(tmp_path, sample.shown())).words
     for said in (
-        "Quadratic kappa 0.7363 95 % interval 0.6563 to 0.8083",
-        "Test images 103", "Groups 98", "Best reachable quadratic kappa 0.9312",
-        "Not different from idrid-ridge-20260113-2210",
+        "Quadratic kappa 0.7363 95 % confidence interval 0.6563 to 0.8083",
+        "Test images 103", "Groups 98", "Highest attainable quadratic kappa 0.9312",
+        "No difference shown against idrid-ridge-20260113-2210",
         "+0.0442 (\N{MINUS SIGN}0.0117 to +0.0981) on 103 images",
         "Unreadable test images. 2 test images could not be read",
-        "bootstrap over groups", "10,000 replicates", "Wilson",
+        "Bootstrap by patient/group, 10,000 replicates", "Proportions of 0 or 1 get Wilson intervals",
     ):  # fmt: skip
         assert said in words, said
 
@@ -197,28 +197,28 @@ def test_a_leak_and_synthetic_images_are_said_before_anything_else(tmp_path: Pat
     report = sample.report(audit=leaking(), synthetic=True, num_errors=0, num_rejected=0)
     words = Page(page(tmp_path, sample.shown(report))).words
     before = words[: words.index("All scores on the test images")]
-    assert "The scores are not to be trusted. The audit found a leak: " in before
-    assert "the scores say nothing about real ones" in before
-    assert "is in training for 3 images of test." in before
+    assert "Data leakage: the scores are not reliable. A duplicate, a near-duplicate or " in before
+    assert "the scores say nothing about real images" in before
+    assert "is in training for 3 test images." in before
     assert "Unreadable" not in before
 
 
 def test_where_nothing_is_known_the_page_says_so(tmp_path: Path) -> None:
     words = Page(bare_page(tmp_path)).words
     for said in (
-        "undefined (no images)", "There is no other run", "Calibration was not judged", "There were no epochs",
+        "undefined (no images)", "There is no other run", "Calibration was not assessed", "There were no epochs",
         "Commit not known", "Hosts not known", "rate not known",
     ):  # fmt: skip
         assert said in words, said
     assert "Confusion matrix" not in words
-    assert "Worst mistakes" not in words
+    assert "Most confident errors" not in words
 
 
 def test_an_ensemble_refers_to_its_members(tmp_path: Path) -> None:
     report = sample.report(members=("a-1", "b-2"), ensemble="log-mean", checkpoint=None, counts={}, num_images={})
     words = Page(bare_page(tmp_path, report)).words
     assert "log-mean of a-1, b-2" in words
-    assert "The members of the ensemble were trained on their own" in words
+    assert "The ensemble members were trained separately" in words
 
 
 def test_numbers_stand_in_the_matrix_up_to_20_classes_and_no_matrix_is_drawn_of_more_than_60(tmp_path: Path) -> None:
@@ -226,13 +226,13 @@ def test_numbers_stand_in_the_matrix_up_to_20_classes_and_no_matrix_is_drawn_of_
         text = bare_page(tmp_path, sample.many(number))
         assert ('class="heat"' in text) == drawn
         assert ('count middle"' in text) == written
-        assert ("is left out" in text) != drawn
+        assert ("is omitted" in text) != drawn
 
 
 def test_a_matrix_tells_each_cell_and_each_class() -> None:
     drawn = str(plots.confusion(((8, 2), (0, 0)), ("cat", "dog")))
-    assert "cat taken for dog: 2 of 10 (20 %)" in drawn
-    assert "cat: 8 of 10 right, 2 taken for dog; dog: 0 of 0 right." in drawn
+    assert "cat predicted as dog: 2 of 10 (20 %)" in drawn
+    assert "cat: 8 of 10 correct, 2 predicted as dog; dog: 0 of 0 correct." in drawn
     assert 'fill-opacity="0.800"' in drawn
 
 
@@ -269,18 +269,20 @@ def test_fifty_rejected_images_are_named_and_the_rest_counted(tmp_path: Path) ->
 def test_the_checklist_leaves_open_what_no_report_knows() -> None:
     items = checklist(sample.report(), num_mistakes=7, rival=sample.comparison())
     filled = {item.topic: item.found for item in items if item.found}
-    assert filled["Performance in sub-groups; fairness"] == "by camera, sex"
-    assert filled["Comparison with another method"].startswith("idrid-ridge-20260113-2210: not different (0.0442 (")
-    assert {"Funding and interests", "Approval by an ethics committee, consent"} <= {item.topic for item in items}
-    assert not {"Funding and interests", "Test on data from elsewhere"} & set(filled)
+    assert filled["Performance in subgroups; fairness"] == "by camera, sex"
+    assert filled["Comparison with another model"].startswith(
+        "idrid-ridge-20260113-2210: no difference shown (0.0442 ("
+    )
+    assert {"Funding and competing interests", "Ethics approval and informed consent"} <= {item.topic for item in items}
+    assert not {"Funding and competing interests", "External validation"} & set(filled)
     bare = checklist(sample.bare(), num_mistakes=0, rival=None)
     assert [item.topic for item in bare] == [item.topic for item in items]
 
 
 def test_limits_follow_from_the_numbers(tmp_path: Path) -> None:
     words = Page(page(tmp_path, sample.shown())).words
-    assert "Where camera is Topcon NW400, the quadratic kappa is lower" in words
-    assert "Of the class mild it finds least: 0.2000" in words
+    assert "Subgroup camera = Topcon NW400 has a lower quadratic kappa" in words
+    assert "Lowest recall: class mild, 0.2000" in words
     assert "Canon CR-2, the" not in words
 
 
@@ -306,7 +308,7 @@ def test_a_leak_into_two_splits_is_said_of_each_and_of_both(tmp_path: Path) -> N
     report = sample.report(audit=leaking().model_copy(update={"across": across}))
     words = Page(page(tmp_path, sample.shown(report))).words
     each = (
-        "is in training for 3 images of test; in training or validation for 4 images of test; in validation for 1 image"
+        "is in training for 3 test images; in training or validation for 4 test images; in validation for 1 test image"
     )
     assert words.count(each) == 2
-    assert "No two splits" not in words
+    assert "No image, near-duplicate" not in words

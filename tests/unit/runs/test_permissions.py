@@ -79,7 +79,7 @@ def test_a_folder_that_others_can_write_is_refused_at_submit_and_in_the_script(
         claim_logs(paths)
     done = run_ownership_line(paths)
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr == f"error: the run folder is not yours alone to write: {folder}; submit the job as a new run\n"
+    assert done.stderr == f"error: others can write to the run folder: {folder}; submit the job as a new run\n"
     folder.chmod(0o755)
     claim_logs(paths)
     assert run_ownership_line(paths).stdout == "on\n"
@@ -90,12 +90,12 @@ def test_a_folder_of_another_user_or_a_link_is_refused(make: Make, monkeypatch: 
     assert run_ownership_line(paths, uid=os.geteuid() + 1).returncode == 78
     other = os.geteuid() + 1
     monkeypatch.setattr("os.geteuid", lambda: other)
-    with pytest.raises(UserError, match="mine: it is of another user, or a link, so it could make the job run"):
+    with pytest.raises(UserError, match="mine: it belongs to another user, or is a link, so the job could run"):
         claim_logs(paths)
     monkeypatch.undo()
     paths.logs.rename(paths.folder / "elsewhere")
     paths.logs.symlink_to(paths.folder / "elsewhere")
-    with pytest.raises(UserError, match="logs: it is of another user, or a link"):
+    with pytest.raises(UserError, match="logs: it belongs to another user, or is a link"):
         claim_logs(paths)
     assert run_ownership_line(paths).returncode == 78
 

@@ -25,7 +25,7 @@ def handlers_restored() -> Iterator[None]:
 def test_a_stage_stops_at_once_and_training_only_remembers(number: signal.Signals) -> None:
     with handlers_restored():
         stop_at_once()
-        with pytest.raises(UserError, match=f"stopped by {number.name}; what was done is kept"):
+        with pytest.raises(UserError, match=f"stopped by {number.name}; progress was saved"):
             os.kill(os.getpid(), number)
         flag = StopFlag()
         flag.install()

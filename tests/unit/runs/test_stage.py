@@ -12,6 +12,8 @@ from tlbatch.config.load import load_job
 from tlbatch.core.cli import EXIT_AGAIN, EXIT_USER_ERROR
 from tlbatch.runs.stage import AGAIN
 
+pytestmark = pytest.mark.chain
+
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -43,5 +45,5 @@ def test_a_stage_whose_time_runs_out_asks_for_another_life_and_one_that_is_cance
     wanted = EXIT_USER_ERROR if name == "SIGTERM" else 0 if around else EXIT_AGAIN
     assert done.returncode == wanted, done.stderr
     assert mark.exists() == (bool(around) and name != "SIGTERM")
-    assert f"stopped by {name}; what was done is kept" in done.stdout + done.stderr
+    assert f"stopped by {name}; progress was saved" in done.stdout + done.stderr
     assert paths.failure("train", 0).exists()

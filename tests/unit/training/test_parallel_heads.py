@@ -84,7 +84,7 @@ def test_the_rate_that_tells_unseen_vectors_apart_is_chosen_and_one_that_diverge
     assert sorted(fitted.judged) == list(range(60))
     assert (fitted.outputs.argmax(1) == vectors().labels[fitted.judged]).mean() > 0.7
     assert not fitted.head.training
-    with pytest.raises(UserError, match=r"phase\.lr_grid: the loss is not finite with any of them"):
+    with pytest.raises(UserError, match=r"phase\.N\.lr_grid: the loss is not finite with any of its rates"):
         trained(vectors(), phase(1e30, name="sgd"))
 
 

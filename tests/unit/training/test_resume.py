@@ -27,6 +27,8 @@ from tlbatch.training.search import Study
 from tlbatch.training.snapshot import SnapshotRecord
 from tlbatch.training.train import KILL_WAIT
 
+pytestmark = pytest.mark.chain
+
 JOBS = {
     "plain": [],
     "dropped": ["head.dropout=0.5", "phase.1.optimizer={name='sgd', lr=1e-2, momentum=0.9}", "phase.1.patience=1"],
@@ -230,7 +232,7 @@ def test_a_damaged_snapshot_is_passed_over_with_a_warning(
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert str(victim) in warnings[0] or str(victim.parent) in warnings[0]
-    assert f"goes on in phase {older.name[5]}" in caplog.text
+    assert f"resumes in phase {older.name[5]}" in caplog.text
     assert results(paths) == undisturbed("plain")
 
 
@@ -249,7 +251,7 @@ def test_a_snapshot_of_another_job_is_refused(make: Callable[..., RunPaths], int
     file = newest(paths) / "snapshot.json"
     record = load_record(SnapshotRecord, file, missing="")
     record.model_copy(update={"inputs": record.inputs | {"job": "0"}}).signed().save(file)
-    with pytest.raises(UserError, match="the training has begun with another job; submit the job again"):
+    with pytest.raises(UserError, match="the training started with another job; submit the job again"):
         train.run(paths.folder)
 
 
@@ -267,14 +269,14 @@ def test_with_another_number_of_ranks_the_rest_of_the_epoch_is_seen_once(
     add = loop.RankConsensus.add
 
     def watched(consensus: loop.RankConsensus, batch: SampleBatch, loss: torch.Tensor) -> None:
-        epoch = consensus._course.epoch
+        epoch = consensus._state.epoch
         if (epoch.phase, epoch.number) == (record.place.phase, record.place.epoch):
             seen.extend(batch.positions.tolist())
         add(consensus, batch, loss)
 
     monkeypatch.setattr(loop.RankConsensus, "add", watched)
     train.run(paths.folder)
-    assert "saved by 3 ranks, gone on with by 1: every remaining sample of the epoch is seen once" in caplog.text
+    assert "saved by 3 ranks and resumed by 1: every remaining sample of the epoch is used once" in caplog.text
     assert 0 < record.place.position < 21
     assert len(seen) == len(set(seen)) == 21 - record.place.position
 
@@ -361,7 +363,7 @@ def test_saving_that_takes_longer_than_slurm_leaves_is_warned_of_once(
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [
         (
-            "to save took 0 s, and there are 0 s: a job that is preempted or requeued at once loses up to "
+            "saving took 0 s, but only 0 s are available: a job that is preempted or requeued at once loses up to "
             "slurm.snapshot_interval_min = 1e-09 minutes; KillWait in slurm.conf is too short"
         ),
     ]

@@ -1,1 +1,1 @@
-"""Moved to `tlbatch.data.synthetic`; this name stays for one version."""
+"""Moved to `tlbatch.data.synthetic`; this name is kept for one version."""

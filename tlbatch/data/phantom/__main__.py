@@ -1,4 +1,4 @@
-"""``python -m tlbatch.data.phantom``, as before it was `tlbatch.data.synthetic`."""
+"""``python -m tlbatch.data.phantom``, the old name of `tlbatch.data.synthetic`."""
 
 from tlbatch.data.synthetic.__main__ import main
 

@@ -1,4 +1,4 @@
-"""Encode an image for a shard: pre-processed and resized once, before training."""
+"""Encode images for shards: pre-processed and resized once, before training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from tlbatch.data.decode import MAX_PIXELS, MAX_SIDE, Rgb, UnreadableImageError,
 
 _QUALITY = 92
 _STEPS_SCALE = 2
-"""A disc may fill half the short side only: what steps look at is decoded at twice the size asked for."""
+"""The disc may fill only half of the short side, so images for steps are decoded at twice the target size."""
 
 
 @dataclass(frozen=True)
 class ShardImage:
-    """An image on its way into a shard."""
+    """An image to be written to a shard."""
 
     ending: str
     data: bytes
     plain: bool
     """Whether `decode_plain` can read it."""
     rgb: Rgb
-    """Its pixels, of full or reduced size."""
+    """Pixels, at full or reduced size."""
 
 
 def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pixels: int = MAX_PIXELS) -> ShardImage:
-    """What goes into the shard for one source image.
+    """Return what goes into the shard for one source image.
 
-    Every image is decoded once, so that a broken one is found here. With ``resize = 0``, or where an upright 8-bit
-    JPEG or PNG is no larger than asked for and has no steps to go through, the file's own bytes are kept.
+    Every image is decoded once, so damaged ones are found here. With ``resize = 0``, and for an upright 8-bit JPEG or
+    PNG that is not larger than ``resize`` if there are no steps, the bytes of the file are kept.
 
     Raises
     ------
     UnreadableImageError
-        When it cannot be decoded, or a step finds nothing to work on.
+        When the image cannot be decoded, or a step fails on it.
     """
     rgb, kind, usual, side = open_image(data, short_side=resize * (_STEPS_SCALE if steps else 1), max_pixels=max_pixels)
     if resize == 0 or (side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):

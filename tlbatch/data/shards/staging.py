@@ -1,4 +1,4 @@
-"""Bringing shards nearer: tars from elsewhere into the workspace, once; shards onto a node's own disk."""
+"""Stage shards: download tars to the workspace once, and copy shards to the local disk of a node."""
 
 import logging
 import os
@@ -19,20 +19,20 @@ _BLOCK = 1 << 20
 
 
 def stage_urls(urls: Sequence[str], folder: Path) -> None:
-    """Fetch the tars that are not there yet.
+    """Download the tars that are missing.
 
-    webdataset does the transfer from http, https and a pipe (a shell command's output), fsspec all other, as s3.
+    webdataset transfers from http, https and pipes (the output of a shell command), fsspec from all others, such as s3.
 
     Raises
     ------
     UserError
-        When a transfer fails; what came whole is kept.
+        When a transfer fails; complete files are kept.
     """
     try:
         from webdataset.shardlists import expand_urls  # noqa: PLC0415 (imports torch)
     except ModuleNotFoundError:
         raise UserError(
-            "data.urls: webdataset, which fetches tars, is not installed here; name fetched tars with data.images, or "
+            "data.urls: webdataset, which downloads tars, is not installed; set data.images to downloaded tars, or "
             "install it with bash slurm/env.sh quickstart,export"
         ) from None
 
@@ -47,32 +47,32 @@ def stage_urls(urls: Sequence[str], folder: Path) -> None:
                 continue
             log.info("staging %s", hidden(address))
             try:
-                with atomic_file(target) as file, _open(address) as source:  # left first: it tells of a failure
+                with atomic_file(target) as file, _open(address) as source:  # closed first: it reports a failure
                     shutil.copyfileobj(source, file, _BLOCK)
                     _refuse_empty(file)
             except (OSError, ValueError, ImportError) as error:
                 text = hidden(" ".join(str(error).split()))
                 raise UserError(
-                    f"data.urls: {hidden(address)} could not be fetched ({text}); mend it and submit again"
+                    f"data.urls: {hidden(address)} could not be fetched ({text}); fix it and submit again"
                 ) from None
 
 
 def _open(address: str) -> AbstractContextManager[BinaryIO]:
     from webdataset.gopen import Pipe, gopen  # noqa: PLC0415 (imports torch)
 
-    if address.startswith(("http:", "https:")):  # as webdataset does it, and with the passwords of ~/.netrc
+    if address.startswith(("http:", "https:")):  # as in webdataset, plus the passwords of ~/.netrc
         command = ["curl", "--netrc-optional", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2"]
         pipe = Pipe([*command, "-f", "-s", "-L", address], mode="rb", ignore_status=[141, 23])
         return cast("AbstractContextManager[BinaryIO]", pipe)
     if address.startswith("pipe:"):
         return cast("AbstractContextManager[BinaryIO]", gopen(address, "rb"))
-    import fsspec  # noqa: PLC0415 (seldom needed)
+    import fsspec  # noqa: PLC0415 (rarely needed)
 
     return cast("AbstractContextManager[BinaryIO]", fsspec.open(address, "rb"))
 
 
 def _names(addresses: Sequence[str]) -> list[str]:
-    """File names in order; an address that ends in no tar's name gets its number."""
+    """Return the file names in order; an address that does not end in the name of a tar is numbered."""
     names = []
     for number, address in enumerate(addresses):
         last = address.split("?")[0].rstrip("/").rpartition("/")[2]
@@ -84,16 +84,16 @@ def _names(addresses: Sequence[str]) -> list[str]:
 
 def _refuse_empty(file: BinaryIO) -> None:
     if file.tell() == 0:
-        raise OSError("no bytes came")
+        raise OSError("received no data")
 
 
 def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]:
-    """Copy shards to a folder of this node, once for all its ranks; where the copies are.
+    """Copy shards to a folder of this node, once for all its ranks; return the paths of the copies.
 
     Raises
     ------
     UserError
-        When the folder cannot be made or has too little space.
+        When the folder cannot be created or has too little space.
     """
     if not local_folder:
         return tuple(shards)
@@ -108,7 +108,7 @@ def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]
             needed, free = sum(path.stat().st_size for path, _ in missing), shutil.disk_usage(root).free
             if needed > free:
                 raise UserError(
-                    f"slurm.local_folder: {root} has {free / 1e9:.1f} GB left and the shards need {needed / 1e9:.1f}; "
+                    f"slurm.local_folder: {root} has {free / 1e9:.1f} GB free, the shards need {needed / 1e9:.1f}; "
                     "name another, or leave it empty"
                 )
             for shard, copy in missing:

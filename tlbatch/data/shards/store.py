@@ -1,7 +1,7 @@
-"""The shards of a set on disk: tars, each with a sidecar that tells which images it holds and which were unusable.
+"""The shards of a set on disk: tars, each with a sidecar that lists its images and those that were unusable.
 
-A shard is named after what goes into it and is never changed, so a set can grow while others read it, and whatever was
-written before a kill is used after it.
+A shard is named after its contents and never changed, so a set can grow while others read it, and shards written before
+a kill are used after it.
 """
 
 import struct
@@ -33,20 +33,20 @@ ROW = np.dtype(
         ("near", "<u8", (WORDS,)),
     ]
 )
-"""An image in a shard: what it was made from, where it lies, and the hashes of its bytes and its pixels."""
+"""An image in a shard: what it was made from, its location, and the hashes of its bytes and pixels."""
 _BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, AttributeError)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that a shard is to hold."""
+    """Images to be written to one shard."""
 
     name: str
     images: tuple[Labelled, ...]
 
     @property
     def sidecar(self) -> str:
-        """File name of what is written last."""
+        """File name of the sidecar, which is written last."""
         return f"{self.name}.npz"
 
 
@@ -58,12 +58,12 @@ class Prepared:
     ending: str
     data: bytes
     row: tuple[object, ...]
-    """Its `ROW` but for stamp and offset."""
+    """Its `ROW`, without stamp and offset."""
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """An image that cannot be used, and whether trying again could help."""
+    """An image that cannot be used, and whether a retry might help (``passing``)."""
 
     image: Labelled
     cause: str
@@ -71,7 +71,7 @@ class Unusable:
 
     @property
     def rejected(self) -> Rejected:
-        """As it is listed."""
+        """The entry in the list of rejected images."""
         return Rejected(key=self.image.key, cause=self.cause)
 
 
@@ -93,11 +93,11 @@ class ShardStore:
     tar: npt.NDArray[np.int32]
     """Number of the tar of every row."""
     rejected: dict[int, str]
-    """Cause by stamp."""
+    """Causes by stamp."""
     num_sidecars: int
 
     def find(self, images: Sequence[Labelled]) -> npt.NDArray[np.int64]:
-        """Row of each image, -1 where no shard holds it."""
+        """Return the row of each image, -1 where no shard holds it."""
         stamps = np.fromiter((image.stamp for image in images), np.uint64, len(images))
         if not len(self.rows):
             return np.full(len(images), -1)
@@ -139,7 +139,7 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardSto
 
 
 def plan_chunks(images: Sequence[Labelled], store: ShardStore, *, size: int, in_place: bool) -> list[Chunk]:
-    """The images that the store lacks, cut into shards; those that are indexed in place by the tar they lie in."""
+    """Cut the images that the store lacks into shards; images indexed in place are grouped by their tar."""
     missing = [
         image
         for image, row in zip(images, store.find(images).tolist(), strict=True)
@@ -168,15 +168,15 @@ def write_chunk(
     prepared: Iterable[Prepared | Unusable],
     labels: Iterable[tuple[str, bytes]] | None,
 ) -> list[Unusable]:
-    """Write a shard, then its sidecar; the images that were left out.
+    """Write a shard, then its sidecar; return the images that were left out.
 
     Parameters
     ----------
     prepared
-        The chunk's images in their order.
+        The images of the chunk, in order.
     labels
-        Ending and bytes of the label member of each image; None where the images stay in the tar they lie in, and only
-        the sidecar is written.
+        Extension and bytes of the label member of each image; None if the images are indexed in place, and only the
+        sidecar is written.
     """
     unusable: list[Unusable] = []
     usable = _without(prepared, unusable)
@@ -204,7 +204,7 @@ def _without(prepared: Iterable[Prepared | Unusable], unusable: list[Unusable]) 
 def _write_members(
     stream: TarStream, usable: Iterable[Prepared], labels: dict[Labelled, tuple[str, bytes]]
 ) -> Iterator[tuple[object, ...]]:
-    """Add the members of every image, adjacent and sorted, and say where the image came to lie."""
+    """Add the members of every image, adjacent and sorted, and yield its row, with its offset."""
     for one in usable:
         ending, label = labels[one.image]
         members = sorted({ending: label, one.ending: one.data}.items())
@@ -219,7 +219,7 @@ def _write_sidecar(
     lasting = [one for one in unusable if not one.passing]
     if not rows and not lasting:
         return
-    size = (folder / tar).stat().st_size if tar else 0  # an absolute path stays what it is
+    size = (folder / tar).stat().st_size if tar else 0  # an absolute path is kept by ``/``
     with atomic_file(folder / chunk.sidecar) as file:
         np.savez(
             file,

@@ -1,4 +1,4 @@
-"""Tars of others, read without trusting them."""
+"""Read tars from untrusted sources."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What cannot be used of a tar: the name of the member, or of the tar, and why."""
+    """An unusable part of a tar: the name of the member, or of the tar, and why."""
 
     name: str
     cause: str
@@ -41,7 +41,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a header with a true checksum claims: ``size`` bytes, or -1 where that is unclear, from offset ``data``."""
+    """What a header with a valid checksum states: ``size`` bytes, or -1 if unclear, from offset ``data``."""
 
     kind: bytes
     name: bytes
@@ -52,7 +52,7 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Blocks from ``start`` to ``end`` that are no headers; all but zeros lies from ``first`` to ``last``."""
+    """Blocks from ``start`` to ``end`` that are not headers; all that is not zero is in ``first`` to ``last``."""
 
     start: int
     first: int
@@ -61,11 +61,11 @@ class _Stretch:
 
 
 def scan_tar(path: Path) -> tuple[list[Member], list[Damage]]:
-    """The regular files of a plain tar, in their order, and everything in it that is none or cannot be read.
+    """Return the regular files of an uncompressed tar, in order, and everything else in it or that cannot be read.
 
-    No field is believed before it is checked against the size of the file, and after a bad header the search goes on
-    at the next block. Directories are passed over; tars joined with their end-of-archive marks in place are legal.
-    A tar has checksums of headers only: changed bytes in a member, or in an extended header's text, go unseen here.
+    Every field is checked against the size of the file, and after a bad header the search continues at the next block.
+    Directories are skipped; concatenated tars, with their end-of-archive marks in place, are valid. Tars have checksums
+    of headers only: changed bytes in a member, or in the text of an extended header, are not detected here.
 
     Raises
     ------
@@ -94,10 +94,10 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Damage]]:
 
 
 def group_samples(members: Sequence[Member]) -> tuple[list[tuple[str, dict[str, Member]]], list[Damage]]:
-    """Join members to samples in WebDataset's way: the name up to the first dot of its last part is the key.
+    """Group members into samples as WebDataset does: the name up to the first dot of its last part is the key.
 
-    The rest, in lower case, is the extension. Members of a key need not be neighbours; samples come in the order of
-    their first members. Hidden files, such as macOS's ``._a.jpg``, are left out without a word.
+    The rest, in lower case, is the extension. The members of a sample need not be adjacent; samples come in the order
+    of their first members. Hidden files, such as ``._a.jpg`` of macOS, are skipped silently.
     """
     samples: dict[str, dict[str, Member]] = {}
     damage: list[Damage] = []
@@ -116,7 +116,7 @@ def group_samples(members: Sequence[Member]) -> tuple[list[tuple[str, dict[str, 
 
 
 def _entries(descriptor: int, end: int, label: str) -> Iterator[Member | Damage]:
-    """Walk the headers of a file of ``end`` bytes; damage to no member in particular goes by ``label``."""
+    """Walk the headers of a file of ``end`` bytes; damage outside of any member is named ``label``."""
     at = excused = 0
     extended: dict[bytes, bytes] = {}
     while True:
@@ -138,7 +138,7 @@ def _entries(descriptor: int, end: int, label: str) -> Iterator[Member | Damage]
             entry = Damage(label, f"the global header at offset {stretch.end} is unreadable, or renames members")
         if entry:
             yield entry
-        # Other kinds have no data by right, so members are searched for in what they claim; it is not reported twice.
+        # Other kinds should have no data, so what they claim is searched for members, but not reported twice.
         is_believed = header.is_whole and header.kind in b"07\0xXgLK"
         after = next_header(header.data, header.size) if header.is_whole else end
         at = after if is_believed else header.data
@@ -146,7 +146,7 @@ def _entries(descriptor: int, end: int, label: str) -> Iterator[Member | Damage]
 
 
 def _next_header(descriptor: int, start: int) -> tuple[bytes, _Stretch]:
-    """The next readable header at or after ``start``, or no bytes at the end of the file."""
+    """Return the next readable header at or after ``start``, or empty bytes at the end of the file."""
     at = first = last = start
     while (block := os.pread(descriptor, BLOCK, at)) and not _is_header(block):
         if block.strip(b"\0"):
@@ -182,7 +182,7 @@ def _is_header(block: bytes) -> bool:
 
 
 def _number(field: bytes) -> int:
-    """The value of an octal field or of one in GNU's binary form; -1 where it is neither, or negative."""
+    """Return the value of an octal field, or of one in GNU's binary form; -1 if it is neither, or negative."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip(b" ")
@@ -201,7 +201,7 @@ def _parse(block: bytes, data: int, end: int, extended: dict[bytes, bytes]) -> _
 
 
 def _extension(descriptor: int, header: _Header) -> dict[bytes, bytes]:
-    """What an extended header says of the member after it: path, size, marks of a sparse file, or that it is faulty."""
+    """Read what an extended header states about the next member: path, size, sparse-file marks, or a fault."""
     if not header.is_whole or not 0 < header.size <= _MAX_EXTENDED:
         return {_FAULT: b""}
     data = os.pread(descriptor, header.size, header.data)
@@ -225,7 +225,7 @@ def _extension(descriptor: int, header: _Header) -> dict[bytes, bytes]:
 
 
 def _entry(header: _Header, extended: dict[bytes, bytes]) -> Member | Damage | None:
-    """The member a header stands for, or why it cannot be used; nothing for a directory."""
+    """Return the member that a header describes, or why it cannot be used; None for a directory."""
     is_folder = header.kind == b"5" or (header.kind == b"\0" and header.name.endswith(b"/"))
     if is_folder and _FAULT not in extended:
         return None

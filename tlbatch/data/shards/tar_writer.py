@@ -1,4 +1,4 @@
-"""Tars written with the same bytes for the same members, at a fraction of what tarfile's headers cost."""
+"""Write tars deterministically, with headers at a fraction of the cost of tarfile."""
 
 import struct
 from typing import BinaryIO
@@ -19,7 +19,7 @@ class TarStream:
     def add(self, name: str, data: bytes) -> int:
         """Write one member and return the offset of its first byte of data.
 
-        The name is ASCII and relative; one that ustar has no room for gets a POSIX extended header.
+        The name must be ASCII and relative; one too long for ustar gets a POSIX extended header.
         """
         raw = name.encode("ascii")
         assert raw, "a member needs a name"
@@ -65,5 +65,5 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def next_header(offset: int, size: int) -> int:
-    """Where the header of the next member stands, after one whose data begin at ``offset``."""
+    """Return the offset of the next header after a member whose data begin at ``offset``."""
     return offset + size + -size % BLOCK

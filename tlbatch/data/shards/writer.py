@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def plan_shards(job: Job, source: Source, store: ShardStore) -> list[Chunk]:
-    """Plan which images go into which shard."""
+    """Assign the images that are still to be written to shards."""
     images = draw_sample(source.images, job.data)
     return plan_chunks(images, store, size=job.data.shard_images, in_place=job.data.source == "tars")
 
 
 def indexed(folder: Path) -> set[str]:
-    """Tars that an index names: those that all array tasks know of, whenever they start."""
+    """Return the tars named by an index: the same for all array tasks, whenever they start."""
     manifests = [load_record(Manifest, file, missing="submit again") for file in folder.glob("*/manifest.json")]
     return {shard.name for manifest in manifests for shard in manifest.shards}
 
@@ -34,7 +34,7 @@ def indexed(folder: Path) -> set[str]:
 def write_chunks(
     job: Job, source: Source, folder: Path, chunks: Sequence[Chunk], tell: Callable[[int, int], None], *, workers: int
 ) -> list[Unusable]:
-    """Write those shards that are not there yet; the images that were left out of them."""
+    """Write the missing shards; return the images that were left out."""
     unusable: list[Unusable] = []
     new = [chunk for chunk in chunks if not (folder / chunk.sidecar).exists()]
     total = sum(len(chunk.images) for chunk in chunks)
@@ -57,7 +57,7 @@ def write_chunks(
 def _told(
     images: Iterator[Prepared | Unusable], tell: Callable[[int, int], None], done: int, total: int
 ) -> Iterator[Prepared | Unusable]:
-    """Hand images on, and say how many there have been."""
+    """Yield the images, and report progress."""
     tell(done, total)
     for number, image in enumerate(images, start=done + 1):
         yield image
@@ -65,7 +65,7 @@ def _told(
 
 
 def _label_members(data: Data, source: Source, images: Sequence[Labelled]) -> Iterator[tuple[str, bytes]]:
-    """Ending and bytes; WebDataset's decoders take ``cls`` for a number and ``txt`` for text."""
+    """Return extension and bytes per image; WebDataset decodes ``cls`` as a number and ``txt`` as text."""
     if data.tag_separator:
         return (("txt", image.label.encode()) for image in images)
     return (("cls", str(source.classes.index(image.label)).encode()) for image in images)
@@ -74,7 +74,7 @@ def _label_members(data: Data, source: Source, images: Sequence[Labelled]) -> It
 def _prepared(
     data: Data, source: Source, images: Sequence[Labelled], pool: ThreadPoolExecutor, *, ahead: int
 ) -> Iterator[Prepared | Unusable]:
-    """Read, decode and hash the images in their order, few of them in memory at a time."""
+    """Read, decode and hash the images in order, with few in memory at a time."""
     resize = 0 if data.source == "tars" else data.resize
 
     def work(image: Labelled) -> Prepared | Unusable:

@@ -1,8 +1,8 @@
 """Images in the layout of Apparel Classification with Style (Bossard et al., ACCV 2012).
 
-Below the folder lie ``images/<class>/<name>.jpg``, and ``train.txt`` and ``test.txt`` with a ``<class>/<name>`` a line.
-The label is the type of garment that the number of the class stands for; with tags it is a phrase of the words of a
-labels file, where there is one, and the type at its end.
+The folder holds ``images/<class>/<name>.jpg``, and ``train.txt`` and ``test.txt`` with one ``<class>/<name>`` per line.
+The label is the type of garment given by the number of the class; with tags it is a phrase: the words from the labels
+file, if there is one, followed by the type.
 """
 
 import os
@@ -20,19 +20,19 @@ TYPES: Final = (
     "blouse", "cloak", "coat", "jacket", "long dress", "polo shirt", "robe", "shirt", "short dress", "suit", "sweater",
     "t-shirt", "undergarment", "uniform", "vest",
 )  # fmt: skip
-"""By number of the class; a folder of another name is the name of its type."""
+"""By class number; a folder with another name is itself the type."""
 Words = Mapping[str, str | None]
-"""Tags of images by key; None where a labels file says different ones."""
+"""Tags of images by key; None where the labels file contradicts itself."""
 _LISTS = ("train", "test")
 
 
 def from_acs(folder: Path, data: Data, words: Words | None, rejected: list[Rejected]) -> Iterator[Found]:
-    """All images that a list names.
+    """Yield all images that a list names.
 
     Parameters
     ----------
     words
-        What stands before the type; None: nothing.
+        Words before the type, by key; None: no words.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def from_acs(folder: Path, data: Data, words: Words | None, rejected: list[Rejec
 
 
 def _cause(stem: str, folder: Path, files: Mapping[str, str], part_of: Mapping[str, str], words: Words | None) -> str:
-    """Why an image cannot be used; empty where it can."""
+    """Return why an image cannot be used; empty if it can."""
     if stem not in files:
         return f"{part_of[stem]}.txt names it, and there is no such image below {folder}/images"
     if stem not in part_of:
@@ -77,17 +77,17 @@ def _parts(folder: Path) -> dict[str, str]:
             raise UserError(f"{file}: cannot be read ({error}); set data.images to the folder that holds it") from None
         for stem in filter(None, map(str.strip, lines)):
             if part_of.setdefault(stem, part) != part:
-                raise UserError(f"{file}: {stem} stands in train.txt too; remove it from one")
+                raise UserError(f"{file}: {stem} is in train.txt too; remove it from one")
     return part_of
 
 
 def _files(folder: Path, rejected: list[Rejected]) -> dict[str, str]:
-    """Path of each image below its folder, by its path without the ending."""
+    """Return the path of each image below the folder, by its path without the extension."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set data.images to the folder that holds images/ and train.txt")
     found: dict[str, str] = {}
     for place, names in walk(folder, ENDINGS, rejected):
         for name in names:
             inner = (place / name).as_posix()
-            found.setdefault(os.path.splitext(inner)[0], inner)  # noqa: PTH122 (a Path an image costs too much)
+            found.setdefault(os.path.splitext(inner)[0], inner)  # noqa: PTH122 (a Path per image costs too much)
     return found

@@ -1,4 +1,4 @@
-"""Labelled images as their owners keep them, listed in one order with one digest."""
+"""Labelled images of any source, in a fixed order and with one digest."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ from tlbatch.runs.manifest import Rejected
 
 NO_LABEL = "has no label"
 TWO_LABELS = "the key is there twice, with two labels"
-"""Causes of being left out."""
+"""Why an image is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,19 @@ class Labelled:
     label: str
     group: str
     part: str
-    """What the source calls its split, or nothing."""
+    """What the source calls its split; may be empty."""
     stamp: int
-    """64-bit hash of key, label, the file's size and time, and its place in a tar: another value means that it must be
-    read again."""
+    """64-bit hash of key, label, the file's size and time, and its offset in a tar; if it changes, the image is read
+    again."""
     offset: int = 0
-    """Place in the file, in bytes, or as the number of an image of an IDX file."""
+    """Offset in the file, in bytes; in an IDX file, the number of the image."""
     size: int = -1
-    """Bytes in the file; -1: the whole file."""
+    """Size in bytes; -1: the whole file."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An image as a source has it, before its key and group are made."""
+    """An image as a source lists it, before it is given a key and a group."""
 
     name: str
     path: str
@@ -59,31 +59,31 @@ class Found:
 
 @dataclass(frozen=True)
 class Source:
-    """All usable images, sorted by key, with the classes in their order."""
+    """All usable images, sorted by key, and the classes in order."""
 
     images: tuple[Labelled, ...]
     classes: tuple[str, ...]
     columns: tuple[str, str]
     digest: str
-    """Of keys, labels, groups, parts, file sizes and times, and of what is rejected: another value means that the
-    source has changed."""
+    """Digest of keys, labels, groups, parts, file sizes and times, and of the rejected images; it changes with the
+    source."""
     rejected: tuple[Rejected, ...]
     pixels: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    """Of the IDX files: (images, height, width)."""
+    """Pixels of IDX files by path: (images, height, width)."""
 
     def read(self, image: Labelled) -> bytes:
-        """The bytes of an image file."""
+        """Return the bytes of an image file."""
         if image.path in self.pixels:
             buffer = io.BytesIO()
             Image.fromarray(self.pixels[image.path][image.offset]).save(buffer, "PNG")
             return buffer.getvalue()
-        with open(image.path, "rb") as file:  # noqa: PTH123 (a Path an image would cost more than the opening)
+        with open(image.path, "rb") as file:  # noqa: PTH123 (a Path per image would cost more than opening it)
             file.seek(image.offset)
             return file.read(image.size)
 
 
 def key_of(name: str) -> str:
-    """The key of an image: its name with every character but letters, digits, ``_``, ``-``, ``~`` and ``/`` quoted.
+    """Return the key of an image: its name, with all but letters, digits, ``_``, ``-``, ``~`` and ``/`` quoted.
 
     WebDataset ends a key at the first dot of the member's name, so dots are quoted too.
     """
@@ -91,7 +91,7 @@ def key_of(name: str) -> str:
 
 
 def name_of(key: str) -> str:
-    """The name that `key_of` made the key of."""
+    """Return the name of an image from its key: the inverse of `key_of`."""
     return unquote(key, errors="surrogateescape")
 
 
@@ -109,14 +109,14 @@ def make_source(
     Parameters
     ----------
     rejected
-        What the listing left out already; what is left out here is added.
+        Images that the listing left out; those left out here are appended.
     folders
-        Classes that exist whether they have images or not.
+        Classes that exist even without images.
 
     Raises
     ------
     UserError
-        When more is rejected than ``data.max_rejected``, a class is empty, or there are fewer than two classes.
+        When more images are rejected than ``data.max_rejected``, a class is empty, or there are fewer than two classes.
     """
     images = sorted(_labelled(found, data, rejected), key=lambda image: image.key)
     images = list(_without_doubles(images, rejected))
@@ -133,38 +133,38 @@ def _used(images: Iterable[Labelled], data: Data) -> set[str]:
 
 
 def tags_of(label: str, data: Data) -> tuple[str, ...]:
-    """The classes that a label names: itself, or its tags."""
+    """Return the classes that a label names: the label itself, or its tags."""
     if not data.tag_separator:
         return (label,) if label else ()
     return tuple(dict.fromkeys(tag.strip() for tag in label.split(data.tag_separator) if tag.strip()))
 
 
 def coded(values: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Number each value by the order in which the different ones first come; the numbers, and the different ones."""
+    """Return an integer code for each value, and the distinct values, in the order of first occurrence."""
     numbers: dict[str, int] = {}
     codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64)
     return codes, list(numbers)
 
 
 def check_rejected(rejected: list[Rejected], data: Data) -> None:
-    """Stop when more is left out than the job allows.
+    """Raise when more images are left out than the job allows.
 
     Raises
     ------
     UserError
-        With the first cause and the limit that would allow all so far.
+        With the first cause, and the limit that would accept all so far.
     """
     if len(rejected) > data.max_rejected:
         first = rejected[0]
         raise UserError(
-            f"{first.key}: {first.cause}; mend or remove it, or let unusable images be listed and left out with "
+            f"{first.key}: {first.cause}; fix or remove it, or let unusable images be listed and left out with "
             f"data.max_rejected={len(rejected)}"
         )
 
 
 def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> Iterator[Labelled]:
     times: dict[str, tuple[int, int]] = {}
-    labels: dict[str, str] = {}  # one string a label, not one an image
+    labels: dict[str, str] = {}  # one string per label, not one per image
     pattern = re.compile(data.group_pattern) if data.group_pattern else None
     for one in found:
         key = key_of(one.name)
@@ -179,7 +179,7 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
             if match is None or not match.group(1):
                 raise UserError(
                     f"{one.name}: data.group_pattern {data.group_pattern!r} does not match this image name; "
-                    "mend the pattern"
+                    "fix the pattern"
                 )
             group = _text(match.group(1))
         label = labels.setdefault(one.label, _text(data.tag_separator.join(tags_of(one.label, data))))
@@ -189,14 +189,14 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
 
 
 def _text(text: str) -> str:
-    """What can be written in UTF-8."""
+    """Return text that can be encoded in UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _size_and_time(path: str, times: dict[str, tuple[int, int]], *, shared: bool) -> tuple[int, int]:
     if path in times:
         return times[path]
-    status = os.stat(path)  # noqa: PTH116 (a Path an image would cost more than the call)
+    status = os.stat(path)  # noqa: PTH116 (a Path per image would cost more than the call)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "is not a regular file")
     found = status.st_size, status.st_mtime_ns
@@ -206,7 +206,7 @@ def _size_and_time(path: str, times: dict[str, tuple[int, int]], *, shared: bool
 
 
 def _without_doubles(images: list[Labelled], rejected: list[Rejected]) -> Iterator[Labelled]:
-    """One image a key; none where the labels differ, for nobody can say which is right."""
+    """Yield one image per key; none if the labels differ, because either may be wrong."""
     for _, group in itertools.groupby(images, key=lambda image: image.key):
         same = list(group)
         agreed = len({image.label for image in same}) == 1

@@ -1,4 +1,4 @@
-"""The files below a folder, none lost without a word."""
+"""Files below a folder: those that cannot be read are listed or logged, never dropped silently."""
 
 import logging
 import os
@@ -10,13 +10,13 @@ from tlbatch.runs.manifest import Rejected
 
 log = logging.getLogger(__name__)
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
-"""Of images."""
+"""Extensions of image files."""
 
 
 def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below ``root``, relative to it, with the names of its files of some endings.
+    """Yield every folder below ``root``, relative to it, with the names of its files that have one of the extensions.
 
-    Links to folders are followed; hidden files and folders are left out, and other files are counted in the log.
+    Links to folders are followed, hidden files and folders are skipped, and other files are counted in the log.
     """
 
     def unreadable(error: OSError) -> None:
@@ -37,15 +37,15 @@ def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iter
         names = sorted(name for name in files if not name.startswith("."))
         yield Path(place).relative_to(root), [name for name in names if ending_of(name) in endings]
         other = [name for name in names if ending_of(name) not in endings]
-        unnamed = [Path(place, name) for name in other if not ending_of(name)]  # as links to folders mostly are
+        unnamed = [Path(place, name) for name in other if not ending_of(name)]  # like most links to folders
         links = [link for link in unnamed if link.is_symlink() and not link.exists()]
         rejected += [Rejected(key=str(link), cause=f"a symbolic link to nowhere ({link.readlink()})") for link in links]
         others.update(ending_of(name) or name for name in other)
     if others:
         shown = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
-        log.warning("%d files below %s are of no kind that is read here: %s", others.total(), root, shown)
+        log.warning("%d files below %s have an extension that is not read: %s", others.total(), root, shown)
 
 
 def ending_of(name: str) -> str:
-    """The ending of a file's name in lower case, with its dot."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path an image would cost too much)
+    """Return the extension of a file name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path per image would cost too much)

@@ -11,7 +11,7 @@ from tlbatch.runs.manifest import Rejected
 
 
 def from_folders(images: Path, data: Data, rejected: list[Rejected], classes: dict[str, None]) -> Iterator[Found]:
-    """Class folders, below folders of the splits where the job says that splits are given so."""
+    """Yield the images in class folders; with given splits, class folders lie in split folders."""
     depth = 1 if (data.split.method == "given" and not data.split.files) or data.split.recipe == "dogs-vs-cats" else 0
     for folder, names in walk(images, ENDINGS, rejected):
         parts = folder.parts
@@ -24,10 +24,10 @@ def from_folders(images: Path, data: Data, rejected: list[Rejected], classes: di
                 cause = f"lies outside of a class folder; move it into {images}/{wanted}/"
                 rejected.append(Rejected(key=key_of(inner), cause=cause))
                 continue
-            stem = os.path.splitext(inner)[0]  # noqa: PTH122 (a Path an image costs too much)
+            stem = os.path.splitext(inner)[0]  # noqa: PTH122 (a Path per image costs too much)
             yield Found(stem, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
 
 
 def _readable(name: str) -> str:
-    """A file system's name as text, whatever bytes it is of."""
+    """Return a file name as text, whatever its bytes."""
     return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,7 +1,8 @@
-"""Read the source that a job names, wherever it lies."""
+"""Read the source of a job."""
 
 import logging
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def read_images(job: Job, *, workers: int) -> Source:
-    """List the images of a job with their labels; draw synthetic ones, and fetch tars, where they are not there yet.
+    """List the images of a job with their labels, after drawing synthetic images or downloading tars if needed.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def read_images(job: Job, *, workers: int) -> Source:
 
 
 def digest_lists(data: Data) -> str:
-    """Of the lists of a given split."""
+    """Return a digest of the files that list given splits."""
     return digest_of({name: digest_file(file) for name, file in data.split.files.items()})
 
 
@@ -59,23 +60,30 @@ def read_source(data: Data, images: Path, labels: Path | None) -> Source:
     Raises
     ------
     UserError
-        When the folder or file is missing or not of its kind, more than ``data.max_rejected`` images are unusable, a
-        class is empty, or there are fewer than two classes.
+        When the folder or file is missing or malformed, more than ``data.max_rejected`` images are unusable, a class is
+        empty, or there are fewer than two classes.
     """
     if not images.is_dir():
         raise UserError(f"{images}: no such folder of images; set data.images=PATH")
     rejected: list[Rejected] = []
-    if data.source == "idx":
-        pixels: dict[str, npt.NDArray[np.uint8]] = {}
-        return make_source(from_idx(images, pixels), data, rejected, columns=("image", "label"), pixels=pixels)
-    if data.source == "tars":
-        return make_source(from_tars(images, data, rejected), data, rejected, columns=("image", "label"))
-    if data.source == "acs":
-        words = None if labels is None else words_by_image(data, labels)
-        return make_source(from_acs(images, data, words, rejected), data, rejected, columns=("image", "label"))
-    if labels is not None:
-        columns = (data.key_column, data.label_column)
-        return make_source(from_csv(images, labels, data, rejected), data, rejected, columns=columns)
-    classes: dict[str, None] = {}
-    found = from_folders(images, data, rejected, classes)
-    return make_source(found, data, rejected, columns=("image", "label"), folders=classes)
+    columns = ("image", "label")
+    match data.source:
+        case "idx":
+            pixels: dict[str, npt.NDArray[np.uint8]] = {}
+            return make_source(from_idx(images, pixels), data, rejected, columns=columns, pixels=pixels)
+        case "tars":
+            return make_source(from_tars(images, data, rejected), data, rejected, columns=columns)
+        case "acs":
+            words = None if labels is None else words_by_image(data, labels)
+            return make_source(from_acs(images, data, words, rejected), data, rejected, columns=columns)
+        case "csv" | "synthetic":
+            if labels is None:
+                raise UserError("data.labels: is required with a table of labels; set data.labels=FILE")
+            columns = (data.key_column, data.label_column)
+            return make_source(from_csv(images, labels, data, rejected), data, rejected, columns=columns)
+        case "folders":
+            classes: dict[str, None] = {}
+            found = from_folders(images, data, rejected, classes)
+            return make_source(found, data, rejected, columns=columns, folders=classes)
+        case _:
+            assert_never(data.source)

@@ -1,4 +1,4 @@
-"""A CSV file of labels beside a folder of images."""
+"""A folder of images with a CSV file of labels."""
 
 import csv
 import logging
@@ -37,7 +37,7 @@ def from_csv(images: Path, labels: Path, data: Data, rejected: list[Rejected]) -
 
 
 class _Files:
-    """The image files of a folder, found by their path, or by their name where only one file has it."""
+    """The image files of a folder, found by path, or by name if it is unique."""
 
     def __init__(self, images: Path, rejected: list[Rejected]) -> None:
         self._images = images
@@ -55,7 +55,7 @@ class _Files:
                     self._by_name.setdefault(os.path.splitext(name)[0], []).append(inner)  # noqa: PTH122
 
     def find(self, name: str, stem: str) -> tuple[str | None, str]:
-        """The file, or None and why there is not just one."""
+        """Return the file; or None, and why there is not exactly one."""
         found = self._by_path.get(stem) or self._by_name.get(stem) or []
         if len(found) > 1 and name != stem:
             found = [inner for inner in found if inner == name or inner.endswith(f"/{name}")]
@@ -67,13 +67,13 @@ class _Files:
         return found[0], ""
 
     def tell_unused(self) -> None:
-        """Say how many files no label was given for."""
+        """Log the number of files without a label."""
         if self._used < self._total:
             log.info("%d images below %s have no line in the labels file", self._total - self._used, self._images)
 
 
 def words_by_image(data: Data, labels: Path) -> dict[str, str | None]:
-    """The words of each image by its key; None where there are different ones."""
+    """Return the words of each image by its key; None where lines contradict each other."""
     found: dict[str, str | None] = {}
     for _, row in _rows(labels, data, []):
         key, words = key_of(_stem(row[data.key_column] or "")), (row[data.label_column] or "").strip()
@@ -82,13 +82,13 @@ def words_by_image(data: Data, labels: Path) -> dict[str, str | None]:
 
 
 def _stem(name: str) -> str:
-    """The name of an image without its ending."""
+    """Return the name of an image without its extension."""
     name = name.strip()
-    return os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122 (a Path costs too much)
+    return os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122 (a Path per image costs too much)
 
 
 def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Values of some columns of the labels file by the key of the image.
+    """Return the values of some columns of the labels file, by the key of the image.
 
     Raises
     ------
@@ -129,6 +129,6 @@ def _rows(
     except FileNotFoundError:
         raise UserError(f"{labels}: no such labels file; set data.labels=PATH") from None
     except OSError as error:
-        raise UserError(f"{labels}: cannot be read ({error.strerror}); give access to it") from None
+        raise UserError(f"{labels}: cannot be read ({error.strerror}); check its permissions") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{labels}: not a CSV file in UTF-8 ({error}); convert it") from None

@@ -14,7 +14,7 @@ from tlbatch.runs.manifest import Rejected
 
 
 def from_tars(folder: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
-    """Samples of WebDataset tars; the name of a tar up to its first dash is what the source calls their split."""
+    """Yield the samples of WebDataset tars; the name of a tar up to its first dash names their split."""
     paths = [folder / inner / name for inner, names in walk(folder, {".tar"}, rejected) for name in names]
     if not paths:
         raise UserError(f"{folder}: no .tar below it; set data.images to the folder of the tars")

@@ -1,1 +1,1 @@
-"""Synthetic images: fundus photographs that a grader has graded, and garments with phrases."""
+"""Synthetic images: graded fundus photographs, and garments with phrases."""

@@ -1,6 +1,6 @@
-"""Draw a synthetic data set: fundus photographs that a grader has graded, or photographs of garments with phrases.
+"""Draw a synthetic data set: graded fundus photographs, or photographs of garments with phrases.
 
-Nothing in it comes from a person or a shop. It is for trying and testing the whole chain without data, no more.
+No image comes from a person or a shop: the data set is only for trying out and testing the software without real data.
 """
 
 import argparse
@@ -13,23 +13,23 @@ from tlbatch.data.synthetic.write import make
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tlbatch.data.synthetic", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; must not exist yet")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to create; must not exist")
     parser.add_argument(
-        "--kind", choices=("fundus", "garments"), default="fundus", help="what to draw (default: fundus)"
+        "--kind", choices=("fundus", "garments"), default="fundus", help="images to draw (default: fundus)"
     )
-    parser.add_argument("--images", type=int, default=2000, help="garments: images in all (default: 2000)")
-    parser.add_argument("--images-per-grade", type=int, default=200, help="fundus: images of each label (default: 200)")
+    parser.add_argument("--images", type=int, default=2000, help="garments: total number of images (default: 2000)")
+    parser.add_argument("--images-per-grade", type=int, default=200, help="fundus: images per label (default: 200)")
     parser.add_argument("--side", type=int, default=384, help="height and width in pixels (default: 384)")
     parser.add_argument(
-        "--grader-noise", type=float, default=0.1, help="fundus: share of labels one off (default: 0.1)"
+        "--grader-noise", type=float, default=0.1, help="fundus: fraction of labels off by one grade (default: 0.1)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws others (default: 0)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--workers", type=int, default=1, help="number of worker processes (default: 1)")
     return parser
 
 
 def main() -> None:
-    """``python -m tlbatch.data.synthetic FOLDER``."""
+    """Run ``python -m tlbatch.data.synthetic FOLDER``."""
     parser = _parser()
     given = parser.parse_args()
     try:

@@ -1,6 +1,6 @@
-"""One synthetic fundus photograph: the eye, what is wrong with it, and the camera.
+"""One synthetic fundus photograph: the eye, its lesions, and the camera.
 
-The order of the layers is the order of the light: retina, vessels, lesions, lens, sensor. Geometry is that of
+Layers are in the order of the light path: retina, vessels, lesions, lens, sensor. The geometry is that of
 `tlbatch.data.synthetic.paint`: every eye is drawn as a right eye, and a left eye is mirrored at the end.
 """
 
@@ -60,7 +60,7 @@ def draw(seed: int, patient: int, eye_side: EyeSide, *, grade: int, side: int) -
     Parameters
     ----------
     seed, patient
-        Not negative; they name the patient, whose two eyes share pigment, tortuosity of vessels, and camera.
+        Not negative; they identify the patient, whose two eyes share pigment, vessel tortuosity and camera.
     eye_side
         The optic disc lies on the right in an image of a right eye, and on the left in one of a left eye.
     grade
@@ -82,7 +82,7 @@ def draw(seed: int, patient: int, eye_side: EyeSide, *, grade: int, side: int) -
         raise ValueError(f"grade must be 0 to {len(BURDENS) - 1} (got {grade})")
     require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
     traits = _traits(stream(seed, patient))
-    # A stream for each layer: a lesion more must not move a vessel or change the sensor's noise.
+    # One stream per layer: another lesion must not move a vessel or change the sensor noise.
     anatomy, specks, lesions, camera = (stream(seed, patient, int(eye_side == "right"), layer) for layer in range(4))
     burden = BURDENS[grade]
     eye = _eye(anatomy, traits, side)
@@ -121,7 +121,7 @@ def _retina(rng: Generator, traits: Patient, eye: Eye) -> Plane:
     macula = 0.30 * hill(grid, eye.fovea, 0.16) + 0.22 * hill(grid, eye.fovea, 0.05)
     shade = enlarge(1 - macula + 0.2 * hill(grid, eye.disc, 0.3), eye.side) + texture
     planes: Plane = traits.colour[:, None, None] * shade
-    # Red comes from deep in the choroid and shows less of what lies above it.
+    # Red light comes from deep in the choroid, so it shows less of the layers above.
     planes[0] += (traits.colour[0] - planes[0]) * 0.5
     _add_disc(planes, rng, eye)
     return planes
@@ -140,7 +140,7 @@ def _add_vessels(planes: Plane, rng: Generator, traits: Patient, eye: Eye, *, be
     arteries = _tree(rng, eye, -0.16, traits.tortuosity)
     veins = _tree(rng, eye, 0.08, traits.tortuosity)
     shapes = [(ribbons(curves, 0.021 * size), 0.65 * size**0.5) for curves, size in arteries]
-    # The streak of light along an artery's wall.
+    # The light reflex along the wall of an artery.
     shapes += [(ribbons(arteries[-1][0], 0.007), 0.35)]
     shapes += [(ribbons(curves, 0.029 * size, beading=beading), size**0.5) for curves, size in veins]
     no_vessels = enlarge(1 - hill(eye.grid(), eye.fovea, 0.09), eye.side)
@@ -148,7 +148,7 @@ def _add_vessels(planes: Plane, rng: Generator, traits: Patient, eye: Eye, *, be
 
 
 def _tree(rng: Generator, eye: Eye, shift: float, wobble: float) -> list[tuple[Points, float]]:
-    """Twigs, branches and trunks, each with its width as a share of the trunks' width."""
+    """Return twigs, branches and trunks, each with its width relative to the trunks."""
     trunks = _trunks(rng, eye, shift, 0.5 * wobble)
     branches = _branches(rng, trunks, 6, (0.3, 0.7), wobble)
     twigs = _branches(rng, branches, 4, (0.1, 0.3), wobble)
@@ -156,7 +156,7 @@ def _tree(rng: Generator, eye: Eye, shift: float, wobble: float) -> list[tuple[P
 
 
 def _trunks(rng: Generator, eye: Eye, shift: float, wobble: float) -> Points:
-    """The four great vessels: two temporal arcades around the macula, and two nasal ones."""
+    """Draw the four main vessels: two temporal arcades around the macula, and two nasal ones."""
     up_down = np.array([-1.0, 1.0, -1.0, 1.0])
     headings = up_down * (np.array([1.95, 1.95, 0.95, 0.95]) + rng.normal(shift, 0.08, 4))
     bends = up_down * (np.array([1.35, 1.35, -0.2, -0.2]) + rng.normal(0, 0.12, 4))
@@ -165,7 +165,7 @@ def _trunks(rng: Generator, eye: Eye, shift: float, wobble: float) -> Points:
 
 
 def _branches(rng: Generator, parents: Points, num: int, lengths: Range, wobble: float) -> Points:
-    """``num`` curves off each parent, to both sides in turn."""
+    """Grow ``num`` curves from each parent, on alternating sides."""
     at = np.linspace(3, parents.shape[1] - 5, num).astype(int) + rng.integers(0, 4, (len(parents), num))
     rows = np.arange(len(parents))[:, None]
     starts = parents[rows, at].ravel()
@@ -176,7 +176,7 @@ def _branches(rng: Generator, parents: Points, num: int, lengths: Range, wobble:
 
 
 def _add_distractors(planes: Plane, rng: Generator, eye: Eye) -> None:
-    """What must not fool a grader, in eyes of every grade: spots of pigment, drusen, reflexes."""
+    """Paint distractors that occur in eyes of every grade: pigment spots, drusen and reflexes."""
     spots = scatter(rng, eye, _few(rng, 14))
     absorb(planes, mask_of(eye, [(blobs(rng, spots, (0.008, 0.03), 0.3), 0.8)], blur=0.004), _PIGMENT)
     kinks = scatter(rng, eye, _few(rng, 12))
@@ -189,12 +189,12 @@ def _add_distractors(planes: Plane, rng: Generator, eye: Eye) -> None:
 
 
 def _few(rng: Generator, most: int) -> int:
-    """None in half of the eyes, ``most`` in hardly any."""
+    """Draw a count that is 0 in half of the eyes, and rarely as many as ``most``."""
     return int(most * max(0.0, rng.uniform(-1, 1)) ** 2 + 0.5)
 
 
 def _photograph(planes: Plane, rng: Generator, traits: Patient, eye: Eye) -> npt.NDArray[np.uint8]:
-    """Uneven light, haze at the rim, defocus, grain and the round stop; uint8 of shape (side, side, 3)."""
+    """Add uneven light, haze at the rim, defocus, grain and the round stop; return uint8 (side, side, 3)."""
     grid = eye.grid()
     tilt = complex(*rng.normal(0, 0.10, 2))
     light = rng.uniform(0.85, 1.1) * (1 - rng.uniform(0.1, 0.35) * np.abs(grid) ** 2 + (grid * tilt).real)

@@ -1,4 +1,4 @@
-"""What diabetic retinopathy does to a synthetic eye, by grade: blood, fat, swollen nerves and new vessels."""
+"""Lesions of diabetic retinopathy in a synthetic eye, by grade: blood, lipid, cotton wool and new vessels."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +28,7 @@ _WOOL: Final = (0.95, 0.86, 0.66)
 
 @dataclass(frozen=True)
 class Burden:
-    """How much of each lesion an eye of one grade has: closed ranges of counts, and a chance."""
+    """The lesions in an eye of one grade: closed ranges of counts, and the probability of beading."""
 
     microaneurysms: tuple[int, int] = (0, 0)
     haemorrhages: tuple[int, int] = (0, 0)
@@ -46,16 +46,16 @@ BURDENS: Final = (
     Burden((6, 22), haemorrhages=(12, 28), exudates=(0, 2), cotton_wool=(0, 3), beading_chance=0.7),
     Burden((2, 20), (0, 24), (1, 4), (0, 1), (0, 2), beading_chance=0.3, proliferates=True),
 )
-"""One for each grade of the International Clinical Diabetic Retinopathy scale, 0 to 4."""
+"""By grade of the International Clinical Diabetic Retinopathy scale, 0 to 4."""
 
 
 def vein_beading(rng: Generator, burden: Burden) -> float:
-    """How far the veins swell: a share of their width, and 0 in an eye without beading."""
+    """Draw how far the veins swell, as a fraction of their width; 0 without beading."""
     return rng.uniform(0.25, 0.5) if rng.random() < burden.beading_chance else 0.0
 
 
 def add_lesions(planes: Plane, rng: Generator, eye: Eye, burden: Burden) -> None:
-    """Paint all that ``burden`` asks for on planes of shape (3, side, side), in place."""
+    """Paint the lesions of ``burden`` on planes of shape (3, side, side), in place."""
     wool = scatter(rng, eye, _count(rng, burden.cotton_wool))
     cover(planes, mask_of(eye, [(blobs(rng, wool, (0.03, 0.06), 0.4), 0.75)], blur=0.014), _WOOL)
     exudates = [(_exudates(rng, eye), 0.9) for _ in range(_count(rng, burden.exudates))]
@@ -71,7 +71,7 @@ def add_lesions(planes: Plane, rng: Generator, eye: Eye, burden: Burden) -> None
 
 
 def _haemorrhages(rng: Generator, eye: Eye, burden: Burden) -> Points:
-    """Dots, blots, and flames that follow the nerve fibres away from the disc."""
+    """Draw dot, blot and flame haemorrhages, the last along the nerve fibres away from the disc."""
     quadrants = _count(rng, burden.quadrants)
     places = scatter(rng, eye, _count(rng, burden.haemorrhages), quadrants=quadrants)
     away = (places - eye.disc) / np.abs(places - eye.disc)
@@ -80,7 +80,7 @@ def _haemorrhages(rng: Generator, eye: Eye, burden: Burden) -> Points:
 
 
 def _exudates(rng: Generator, eye: Eye) -> Points:
-    """Yellow specks, in a heap or in a ring."""
+    """Draw yellow specks, in a cluster or a ring."""
     centre = complex(eye.fovea + rng.uniform(0.1, 0.45) * np.exp(2j * np.pi * rng.random()))
     num, spread = int(rng.integers(7, 26)), rng.uniform(0.05, 0.13)
     ring = centre + spread * np.exp(2j * np.pi * rng.random(num)) * rng.uniform(0.85, 1.15, num)
@@ -89,7 +89,7 @@ def _exudates(rng: Generator, eye: Eye) -> Points:
 
 
 def _proliferation(rng: Generator, eye: Eye) -> list[Shapes]:
-    """New vessels at the disc or elsewhere, or blood before the retina; at least one of them."""
+    """Draw at least one of: new vessels at the disc, new vessels elsewhere, preretinal blood."""
     at_disc, elsewhere, before = rng.random(3) < (0.5, 0.5, 0.35)
     shapes = [_frond(rng, eye.disc, 0.25)] if at_disc else []
     if elsewhere or not (at_disc or before):
@@ -106,7 +106,7 @@ def _frond(rng: Generator, root: complex, reach: float) -> Shapes:
 
 
 def _boat(rng: Generator, eye: Eye) -> Shapes:
-    """Blood before the retina that has settled, flat on top and round below."""
+    """Draw settled preretinal blood, flat on top and round below."""
     angles = np.linspace(0, np.pi, 24)
     hull = rng.uniform(0.12, 0.26) * (np.cos(angles) + 1j * rng.uniform(0.5, 0.8) * np.sin(angles))
     return scatter(rng, eye, 1)[:, None] + hull, 1.0

@@ -1,6 +1,6 @@
-"""What synthetic images are painted with: where things lie in an image, outlines, ink, and the camera.
+"""Painting of synthetic images: coordinates, outlines, ink and the camera.
 
-Geometry is complex numbers in *field units*: the centre of the field of view is 0, its radius 1, +x points to the right
+Coordinates are complex numbers in *field units*: the centre of the field of view is 0, its radius 1, +x points right
 (in an eye to the nose: every eye is drawn as a right eye) and +y down.
 """
 
@@ -18,11 +18,11 @@ Points = npt.NDArray[np.complex128]
 Reals = npt.NDArray[np.float64]
 Range = tuple[float, float]
 Colour = tuple[float, float, float]
-"""Shares of red, green and blue light: taken away by what is dark, given back by what is bright."""
+"""Fractions of red, green and blue light: absorbed by dark ink, reflected by bright ink."""
 Shapes = tuple[Points, float]
 """Outlines of shape (outlines, corners), and the ink from 0 to 1 that fills them."""
 SHADOW: Final[Colour] = (0.62, 0.60, 0.56)
-"""What a soft shadow takes from the light."""
+"""Fractions of light that a soft shadow absorbs."""
 _OVERSAMPLING: Final = 2
 _COARSE: Final = 64
 _CORNERS: Final = 14
@@ -31,26 +31,26 @@ _STEPS: Final = 24
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the field lies in the square image."""
+    """Position of the field of view in the square image."""
 
     side: int
     radius_px: float
     turn: complex
 
     def pixels(self, points: Points) -> Reals:
-        """Corners of shape (..., 2) in pixels of the oversampled canvas."""
+        """Return points as pixel coordinates of the oversampled canvas, (..., 2)."""
         z = (points * self.turn * self.radius_px + complex(1, 1) * self.side / 2) * _OVERSAMPLING
         return np.stack([z.real, z.imag], axis=-1)
 
     def grid(self, cells: int = _COARSE) -> Points:
-        """Places of the cells of a raster over the image, by default a coarse one for what varies slowly."""
+        """Return the cell centres of a raster over the image, by default a coarse one for smooth fields."""
         axis = ((np.arange(cells) + 0.5) / cells - 0.5) * self.side / self.radius_px
         return (axis[None, :] + 1j * axis[:, None]) / self.turn
 
 
 @dataclass(frozen=True)
 class Eye(Grid):
-    """Where things lie in one eye, too."""
+    """A grid with the landmarks of one eye."""
 
     disc: complex
     disc_radius: float
@@ -58,12 +58,12 @@ class Eye(Grid):
 
 
 def stream(seed: int, *key: int) -> Generator:
-    """Random numbers of each key's own, whoever asks and in whatever order."""
+    """Return the random generator of a key, independent of all others."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def mask_of(frame: Grid, shapes: Sequence[Shapes], *, blur: float = 0.0) -> Plane:
-    """Ink of shape (side, side) from 0 to 1, where later shapes cover earlier ones."""
+    """Return ink of shape (side, side), from 0 to 1; later shapes cover earlier ones."""
     if not any(outlines.size for outlines, _ in shapes):
         return np.zeros((frame.side, frame.side), dtype=np.float32)
     canvas = Image.new("L", (frame.side * _OVERSAMPLING,) * 2)
@@ -73,13 +73,13 @@ def mask_of(frame: Grid, shapes: Sequence[Shapes], *, blur: float = 0.0) -> Plan
             pen.polygon(corners.ravel().tolist(), fill=round(255 * ink))
     if not blur:
         return _shares(canvas.reduce(_OVERSAMPLING))
-    # What is blurred anyway is blurred at half the size, in a quarter of the time.
+    # A blurred mask needs only half the resolution, in a quarter of the time.
     small = blurred(canvas.reduce(2 * _OVERSAMPLING), blur * frame.radius_px / 2)
     return _shares(small.resize((frame.side,) * 2, Image.Resampling.BILINEAR))
 
 
 def blurred(image: Image.Image, sigma_px: float) -> Image.Image:
-    """Blurred by the box of the given standard deviation: a third of the time of a Gaussian, and a lens's own shape."""
+    """Blur with a box of the given standard deviation: a third of the time of a Gaussian, and closer to a lens."""
     return image.filter(ImageFilter.BoxBlur(((12 * sigma_px**2 + 1) ** 0.5 - 1) / 2))
 
 
@@ -88,30 +88,30 @@ def _shares(image: Image.Image) -> Plane:
 
 
 def absorb(planes: Plane, mask: Plane, strength: Colour) -> None:
-    """Take from each of three planes its share of the light, in place, where ``mask`` has ink."""
+    """Absorb a fraction of the light of each of three planes, in place, in proportion to ``mask``."""
     for channel, share in enumerate(strength):
         planes[channel] *= 1 - np.float32(share) * mask
 
 
 def cover(planes: Plane, mask: Plane, colour: Colour | Plane) -> None:
-    """Lay a colour, or three planes of them, over three planes, in place, as thickly as ``mask`` has ink."""
+    """Blend a colour, or three planes of colour, over three planes, in place, with opacity ``mask``."""
     for channel, value in enumerate(colour):
         planes[channel] += (np.float32(value) - planes[channel]) * mask
 
 
 def enlarge(coarse: Reals, side: int) -> Plane:
-    """A smooth plane of shape (side, side) from a coarse raster over the image."""
+    """Interpolate a coarse raster over the image to a smooth plane of shape (side, side)."""
     small = Image.fromarray(coarse.astype(np.float32))
     return np.asarray(small.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
 def hill(grid: Points, centre: complex, width: float) -> Reals:
-    """A bell of height 1 around ``centre``; ``width`` is its standard deviation in field units."""
+    """Return a Gaussian of height 1 around ``centre``; ``width`` is its standard deviation in field units."""
     return np.exp(-(np.abs(grid - centre) ** 2) / (2 * width**2))
 
 
 def blobs(rng: Generator, centres: Points, radii: Range, ragged: float, stretch: Points | None = None) -> Points:
-    """Uneven outlines around centres; ``stretch`` is the direction and the length of each."""
+    """Draw irregular outlines around centres; ``stretch`` gives the direction and elongation of each."""
     low, high = radii
     uneven = rng.uniform(-ragged, ragged, (len(centres), _CORNERS))
     uneven = (uneven + np.roll(uneven, 1, axis=1) + np.roll(uneven, 2, axis=1)) / 2
@@ -119,14 +119,14 @@ def blobs(rng: Generator, centres: Points, radii: Range, ragged: float, stretch:
     if stretch is not None:
         lengths = np.abs(stretch)[:, None]
         edges = (edges.real * lengths + 1j * edges.imag) * stretch[:, None] / lengths
-    # Most blobs are nearer to the small end, as they are in eyes.
+    # Most blobs are near the small end, as in real eyes.
     sizes = low * (high / low) ** rng.uniform(0, 1, len(centres))
     outlines: Points = centres[:, None] + sizes[:, None] * edges
     return outlines
 
 
 def grow(rng: Generator, starts: Points, headings: Reals, lengths: Reals, bends: Reals, wobble: float) -> Points:
-    """Curves of shape (starts, steps) that turn by ``bends`` radians, most of it early."""
+    """Grow curves of shape (starts, steps) that bend by ``bends`` radians, mostly at the start."""
     t = np.linspace(0, 1, _STEPS)
     waves = rng.uniform(1.0, 3.5, starts.size)[:, None] * t + rng.uniform(0, 1, starts.size)[:, None]
     angles = headings[:, None] + bends[:, None] * np.sqrt(t) + wobble * np.sin(2 * np.pi * waves)
@@ -136,7 +136,7 @@ def grow(rng: Generator, starts: Points, headings: Reals, lengths: Reals, bends:
 
 
 def ribbons(curves: Points, width: float, *, beading: float = 0.0, taper: float = 0.6) -> Points:
-    """Outlines of curves that taper by a share; beading swells them like a string of sausages."""
+    """Return outlines along curves, narrowed by ``taper`` at the end; beading swells them periodically."""
     along = np.gradient(curves, axis=1)
     t = np.linspace(0, 1, curves.shape[1])
     half = width / 2 * (1 - taper * t) * (1 + beading * np.sin(44 * t))
@@ -145,7 +145,7 @@ def ribbons(curves: Points, width: float, *, beading: float = 0.0, taper: float 
 
 
 def scatter(rng: Generator, eye: Eye, num: int, *, quadrants: int = 4) -> Points:
-    """``num`` places in the field and off the disc, spread evenly over so many quadrants."""
+    """Draw ``num`` points in the field and off the disc, spread evenly over the given number of quadrants."""
     tries = 3 * num + 12
     quarter = np.resize(rng.permutation(4)[:quadrants], tries) + rng.uniform(0, 1, tries)
     places = np.sqrt(rng.uniform(0.03, 0.75, tries)) * np.exp(0.5j * np.pi * quarter)
@@ -154,23 +154,23 @@ def scatter(rng: Generator, eye: Eye, num: int, *, quadrants: int = 4) -> Points
 
 
 def heap_around(rng: Generator, centre: complex, num: int, *, spread: float) -> Points:
-    """``num`` places around ``centre``; the standard deviation each way is half of ``spread``."""
+    """Draw ``num`` points around ``centre``, with a standard deviation of half of ``spread`` in each direction."""
     east, south = rng.normal(0, spread / 2, (2, num))
     places: Points = centre + east + 1j * south
     return places
 
 
 def sensed(planes: Plane, *, blur_px: float, grain: Plane, stop: Plane | None = None) -> npt.NDArray[np.uint8]:
-    """What a camera makes of three planes from 0 to 1: uint8 of shape (side, side, 3).
+    """Turn three planes from 0 to 1 into a photograph, uint8 of shape (side, side, 3).
 
     Parameters
     ----------
     blur_px
-        Standard deviation of the defocus.
+        Standard deviation of the defocus, in pixels.
     grain
-        What the sensor adds to each pixel, of 255.
+        Sensor noise added to each pixel, on a scale of 255.
     stop
-        From 0, where no light comes, to 1.
+        Aperture mask, from 0 (no light) to 1.
     """
     lit = [_defocused(plane, blur_px) + grain for plane in planes]
     return np.stack([_bytes(plane if stop is None else plane * stop) for plane in lit], axis=-1)

@@ -1,7 +1,7 @@
-"""Which synthetic fundus photographs there are, in the layout of Kaggle's Diabetic Retinopathy Detection (2015).
+"""Plan a set of synthetic fundus photographs, in the layout of Kaggle's Diabetic Retinopathy Detection (2015).
 
-Nothing in it comes from a person: the pictures are drawn by `tlbatch.data.synthetic.fundus`, and the labels are those
-of a grader whose errors are of a known size.
+No data comes from a person: images are drawn by `tlbatch.data.synthetic.fundus`, and labels are the drawn grades with
+simulated grading errors of a known rate.
 """
 
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ from tlbatch.data.synthetic.plan import MIN_SIDE, Plan, require, table
 _NUM_GRADES: Final = len(BURDENS)
 _EYE_SIDES: Final[tuple[EyeSide, EyeSide]] = ("left", "right")
 _EYES_NOISE: Final = 0.4
-"""How far the two eyes of a patient lie apart, as a share of how far patients lie apart."""
+"""Variation of severity between the two eyes of a patient, relative to that between patients."""
 _README: Final = """\
 Synthetic fundus photographs
 ============================
 
-All of this is synthetic. No image shows a person's eye, no label comes from a doctor, and nothing learnt from it says
-anything about an eye. It was drawn by `python -m tlbatch.data.synthetic` to try and to test software.
+All of this is synthetic. No image shows a person's eye, no label comes from a doctor, and results on it say nothing
+about real eyes. It was drawn by `python -m tlbatch.data.synthetic` to try out and to test software.
 
-{num} images of {side} x {side} pixels, {images_per_grade} of each label; seed {seed}.
+{num} images of {side} x {side} pixels, {images_per_grade} per label; seed {seed}.
 
-trainLabels.csv  image, level: what the grader wrote (0 none, 1 mild, 2 moderate, 3 severe, 4 proliferative)
-truth.csv        image, level: the grade that was drawn
-train/           PATIENT_left.jpeg and PATIENT_right.jpeg; each says in its JPEG comment that it is synthetic
+trainLabels.csv  image, level: the label of the grader (0 none, 1 mild, 2 moderate, 3 severe, 4 proliferative)
+truth.csv        image, level: the true grade, which was drawn
+train/           PATIENT_left.jpeg and PATIENT_right.jpeg; the JPEG comment of each states that it is synthetic
 
 The two eyes of a patient share pigment, vessels and camera, and have similar grades: split by patient. The grader is
-one grade off with probability {grader_noise}, so no classifier can agree with the labels better than truth.csv does.
+off by one grade with probability {grader_noise}, so no classifier can agree with the labels better than truth.csv does.
 """
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One image of the data set: whose eye, the grade to draw, and the grade the grader wrote."""
+    """One image of the data set: the eye, the true grade to draw, and the grade on the label."""
 
     patient: int
     eye_side: EyeSide
@@ -48,16 +48,16 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """Name of the image in both tables, and of its file without the suffix."""
+        """Name of the image in both tables, and stem of its file name."""
         return f"{self.patient}_{self.eye_side}"
 
     def draw(self, seed: int, side: int) -> npt.NDArray[np.uint8]:
-        """RGB of shape (side, side, 3)."""
+        """Draw the image: RGB of shape (side, side, 3)."""
         return draw(seed, self.patient, self.eye_side, grade=self.truth, side=side)
 
 
 def plan_fundus(*, images_per_grade: int, side: int, grader_noise: float, seed: int) -> Plan:
-    """The files trainLabels.csv and truth.csv (both image,level), train/<patient>_left.jpeg and _right.jpeg.
+    """Plan trainLabels.csv and truth.csv (both image,level), train/<patient>_left.jpeg and _right.jpeg.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def plan_fundus(*, images_per_grade: int, side: int, grader_noise: float, seed: 
     grader_noise
         Probability from 0 to 1 that the drawn grade is a neighbour of the label.
     seed
-        Not negative; another seed draws other eyes.
+        Random seed; not negative.
 
     Raises
     ------
@@ -90,10 +90,10 @@ def plan_fundus(*, images_per_grade: int, side: int, grader_noise: float, seed: 
 
 
 def photographs(images_per_grade: int, *, grader_noise: float, seed: int) -> list[Photograph]:
-    """Two eyes of each patient, by patient number; an odd total leaves the last patient with a left eye.
+    """List two eyes per patient, by patient number; with an odd total, the last patient has only a left eye.
 
-    The eyes are ranked by a severity that a patient's two eyes mostly share, and cut into five equal parts, which makes
-    the labels exact in number and alike within a patient.
+    The eyes are ranked by a severity that the two eyes of a patient mostly share, and cut into five equal parts, so
+    that each label has exactly as many images as wanted and labels are similar within a patient.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def photographs(images_per_grade: int, *, grader_noise: float, seed: int) -> lis
     require(0 <= grader_noise <= 1, "grader_noise", "from 0 to 1", grader_noise)
     require(seed >= 0, "seed", "at least 0", seed)
     num = _NUM_GRADES * images_per_grade
-    # Patients count from 1, which leaves stream 0 to the labels.
+    # Patients are numbered from 1; stream 0 is for the labels.
     rng = stream(seed, 0)
     severity = np.repeat(rng.standard_normal((num + 1) // 2), 2)[:num] + _EYES_NOISE * rng.standard_normal(num)
     labels = np.argsort(np.argsort(severity)) // images_per_grade

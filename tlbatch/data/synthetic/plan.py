@@ -1,4 +1,4 @@
-"""What there is to write of a synthetic data set, whatever its images show."""
+"""Plan of a synthetic data set of any kind."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,45 +8,45 @@ import numpy as np
 import numpy.typing as npt
 
 MIN_SIDE: Final = 64
-"""Height and width in pixels below which nothing can be read in an image."""
+"""Smallest height and width in pixels at which an image is recognisable."""
 
 
 class Picture(Protocol):
-    """One image that is still to be drawn, in any process."""
+    """An image to be drawn, in any process."""
 
     @property
     def name(self) -> str:
-        """Name of the image in the tables, and of its file without the suffix."""
+        """Name of the image in the tables, and stem of its file name."""
 
     def draw(self, seed: int, side: int) -> npt.NDArray[np.uint8]:
-        """RGB of shape (side, side, 3)."""
+        """Draw the image: RGB of shape (side, side, 3)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a folder is to hold."""
+    """The contents of the folder of a data set."""
 
     pictures: Sequence[Picture]
     inside: str
-    """Name of the folder of the images."""
+    """Name of the subfolder of the images."""
     files: Mapping[str, str]
-    """Text of the other files by name."""
+    """Text of the other files, by name."""
     seed: int
     side: int
 
 
 def require(holds: bool, name: str, wanted: str, value: float) -> None:  # noqa: FBT001
-    """Refuse an argument that is out of range.
+    """Raise if an argument is out of range.
 
     Raises
     ------
     ValueError
-        With the name of the argument, what it must be, and what it is.
+        With the name of the argument, its valid range, and its value.
     """
     if not holds:
         raise ValueError(f"{name} must be {wanted} (got {value})")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | int]]) -> str:
-    """Lines of values that hold neither commas nor quotes."""
+    """Format a CSV table whose values contain neither commas nor quotes."""
     return "".join(f"{','.join(map(str, row))}\n" for row in (header, *rows))

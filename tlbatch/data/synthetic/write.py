@@ -1,4 +1,4 @@
-"""Writing a synthetic data set: all its pictures and tables, or none."""
+"""Write a synthetic data set, atomically."""
 
 import logging
 import multiprocessing
@@ -25,15 +25,14 @@ _QUALITY: Final = 90
 def make(folder: Path, plan: Plan, *, workers: int = 1) -> None:
     """Write a synthetic data set; the same plan always gives the same bytes.
 
-    That holds as long as the versions of numpy and Pillow are the same too. The folder appears under its name only when
-    it is whole.
+    This holds for fixed versions of numpy and Pillow. The folder appears under its final name only when it is complete.
 
     Parameters
     ----------
     folder
         Must not exist yet.
     workers
-        Number of processes that draw; it changes nothing but the time taken.
+        Number of worker processes; does not affect the result.
 
     Raises
     ------
@@ -53,7 +52,7 @@ def make(folder: Path, plan: Plan, *, workers: int = 1) -> None:
 
 
 def make_once(folder: Path, phantom: Synthetic, *, workers: int) -> None:
-    """Write the data set that a job asks for, unless it is there."""
+    """Write the data set of a job, unless it exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if folder.exists():
@@ -81,7 +80,7 @@ def _draw_all(plan: Plan, folder: Path, *, workers: int) -> None:
         for picture in plan.pictures:
             write(picture)
         return
-    # Spawned, because the caller may have threads, which a fork would leave behind with their locks held.
+    # Spawned: a fork would copy locks that threads of the caller hold.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in pool.map(write, plan.pictures, chunksize=8):
             pass
@@ -91,4 +90,4 @@ def _write(picture: Picture, *, folder: Path, seed: int, side: int) -> None:
     path = folder / f"{picture.name}.jpeg"
     with atomic_file(path) as file:
         Image.fromarray(picture.draw(seed, side)).save(file, "JPEG", quality=_QUALITY, comment=_COMMENT)
-    os.utime(path, (0, 0))  # drawn again, it is still the same source
+    os.utime(path, (0, 0))  # a redrawn image has the same stamp

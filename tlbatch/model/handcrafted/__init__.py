@@ -1,1 +1,1 @@
-"""Hand-made features in place of a network."""
+"""Handcrafted features in place of a network."""

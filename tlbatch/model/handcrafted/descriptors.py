@@ -1,4 +1,4 @@
-"""Descriptors of shape, texture, edges and colour: vectors of fixed lengths whose columns vary about alike."""
+"""Descriptors of shape, texture, edges and colour: vectors of fixed length with columns of similar scale."""
 
 from typing import TypeVar
 
@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from skimage import feature, filters
 
-from tlbatch.model.handcrafted.planes import Floats, scaled
+from tlbatch.core.typing import Floats
+from tlbatch.model.handcrafted.planes import scaled
 
 Value = TypeVar("Value", bound=np.generic)
 _DIRECTIONS = 9
@@ -14,14 +15,14 @@ _LEVELS = 32
 _DISTANCES = (1, 2, 4)
 _ANGLES = tuple(np.arange(4) * np.pi / 4)
 _SIGMAS = (1.0, 2.0, 3.0)
-"""Half widths of vessels in pixels."""
+"""Half widths of vessels, in pixels."""
 
 
 def gradients(grey: Floats) -> Floats:
-    """Histograms of oriented gradients (Dalal and Triggs 2005), 9 directions, on 8 x 8 and 4 x 4 cells, (720,).
+    """Compute histograms of oriented gradients (Dalal and Triggs 2005), 9 directions, on 8 x 8 and 4 x 4 cells, (720,).
 
-    Of a cell, the mean over the blocks of 2 x 2 cells that it is normalised in: P. Felzenszwalb et al. (2010) found
-    that this loses nothing, and it is a quarter of the numbers.
+    Each cell is averaged over the blocks of 2 x 2 cells that normalise it: P. Felzenszwalb et al. (2010) found that
+    this loses nothing, and it takes a quarter of the values.
     """
     parts = []
     for cells, most in ((8, 128), (4, 32)):
@@ -39,7 +40,7 @@ def gradients(grey: Floats) -> Floats:
 
 
 def patterns(grey: Floats) -> Floats:
-    """Roots of histograms of uniform local binary patterns (Ojala et al. 2002) of three radii, in regions, (310,)."""
+    """Compute square roots of histograms of uniform LBP (Ojala et al. 2002) at three radii, by region, (310,)."""
     parts = []
     plane = (grey * 255).round().astype(np.uint8)
     for points, radius, grid in ((8, 1, 4), (8, 2, 2), (16, 3, 2)):
@@ -50,7 +51,7 @@ def patterns(grey: Floats) -> Floats:
 
 
 def cooccurrences(plane: Floats) -> Floats:
-    """Properties of grey level co-occurrence (Haralick et al. 1973), their mean and range over angles, (36,)."""
+    """Compute co-occurrence properties of grey levels (Haralick et al. 1973), mean and range over angles, (36,)."""
     levels = np.minimum(plane * _LEVELS, _LEVELS - 1).astype(np.uint8)
     matrices = feature.graycomatrix(levels, _DISTANCES, _ANGLES, _LEVELS, symmetric=True, normed=True)
     names = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
@@ -61,7 +62,7 @@ def cooccurrences(plane: Floats) -> Floats:
 
 
 def edges(grey: Floats, equal: Floats) -> Floats:
-    """Strength of edges (Sobel), share of lines (Canny), strength of vessels (Sato et al. 1998) by region, (95,)."""
+    """Compute edge strength (Sobel), edge density (Canny) and vessel strength (Sato et al. 1998) by region, (95,)."""
     slopes, lines, vessels = filters.sobel(grey), feature.canny(grey, 1.5), vesselness(equal)
     parts: list[npt.ArrayLike] = []
     for plane in (slopes, vessels):
@@ -73,7 +74,7 @@ def edges(grey: Floats, equal: Floats) -> Floats:
 
 
 def vesselness(plane: Floats) -> Floats:
-    """How much each pixel lies in a dark ridge: the larger eigenvalue of the Hessian, times the square of its scale."""
+    """Measure dark ridges at each pixel: the larger eigenvalue of the Hessian, times the square of its scale."""
     found = np.zeros_like(plane)
     for sigma in _SIGMAS:
         hessian = feature.hessian_matrix(plane, sigma, use_gaussian_derivatives=False)
@@ -82,7 +83,10 @@ def vesselness(plane: Floats) -> Floats:
 
 
 def colours(rgb: Floats, hsv: Floats, lab: Floats) -> Floats:
-    """Roots of histograms, and mean, deviation and skewness in regions, of R, G, B, H, S, V, L, a, b, (279,)."""
+    """Compute roots of histograms, and moments by region, of R, G, B, H, S, V, L, a and b, (279,).
+
+    The moments are mean, standard deviation and cube root of the third central moment.
+    """
     shifted = (lab - (0, -1, -1)) / (1, 2, 2)
     channels = np.concatenate([rgb, hsv, shifted], axis=2)
     bins = np.minimum(channels * 16, 15).astype(np.int64)
@@ -93,13 +97,13 @@ def colours(rgb: Floats, hsv: Floats, lab: Floats) -> Floats:
 
 
 def layout(lab: Floats) -> Floats:
-    """Mean L on 12 x 12 and mean a and b on 6 x 6 regions, (216,)."""
+    """Compute mean L on 12 x 12, and mean a and b on 6 x 6 regions, (216,)."""
     parts = [scaled(lab[..., at], side).ravel() for at, side in ((0, 12), (1, 6), (2, 6))]
     return np.concatenate(parts).astype(np.float32)
 
 
 def regions(plane: npt.NDArray[Value], number: int) -> list[npt.NDArray[Value]]:
-    """The cells of a grid of number x number."""
+    """Split a plane into the cells of a grid of number x number."""
     return [part for row in np.array_split(plane, number) for part in np.array_split(row, number, axis=1)]
 
 

@@ -1,4 +1,4 @@
-"""Hand-made features: what images were told apart by before networks learned to, and what these are compared with."""
+"""Handcrafted features: classical image descriptors, as a baseline for networks."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,24 +7,25 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from tlbatch.core.typing import Floats
 from tlbatch.model.handcrafted.descriptors import colours, cooccurrences, edges, gradients, layout, patterns
 from tlbatch.model.handcrafted.lesions import lesions
-from tlbatch.model.handcrafted.planes import Floats, planes_of
+from tlbatch.model.handcrafted.planes import planes_of
 
 VERSION = 1
-"""Raise it with any change of a number: the cache then computes all anew."""
+"""Increase it with any change of a value: the cache then recomputes the features."""
 NUM_FEATURES = 1860
 DEFAULT_SIZE = 256
 
 
 class Handcrafted(nn.Module):
-    """Stands as a backbone that has nothing to learn: from pixels (n, 3, side, side), 0..1, to features (n, d).
+    """A backbone without parameters: maps pixels (n, 3, side, side), 0..1, to features (n, d).
 
-    Images are shared out among as many threads as torch has; each is described by itself, on the CPU.
+    Images are distributed over as many threads as torch uses; each is computed separately, on the CPU.
     """
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float32, on the device of the pixels."""
+        """Compute features, float32, on the device of the pixels."""
         if pixels.device.type == "meta":
             return pixels.new_empty(len(pixels), NUM_FEATURES)
         images = (pixels.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -34,13 +35,13 @@ class Handcrafted(nn.Module):
 
 
 def features(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """All features of an image uint8 (side, side, 3), (1860,)."""
+    """Compute all features of an image uint8 (side, side, 3), (1860,)."""
     found: npt.NDArray[np.float32] = np.concatenate(list(groups(image).values()))
     return found
 
 
 def groups(image: npt.NDArray[np.uint8]) -> dict[str, Floats]:
-    """The features of an image by what they describe, each float32 (n,)."""
+    """Compute the features of an image by group, each float32 (n,)."""
     planes = planes_of(image)
     return {
         "gradients": gradients(planes.grey),

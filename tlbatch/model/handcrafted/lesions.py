@@ -1,6 +1,6 @@
-"""Dark and bright blobs, counted and measured: microaneurysms, haemorrhages and exudates in a fundus photograph.
+"""Counts and sizes of dark and bright blobs: microaneurysms, haemorrhages and exudates in a fundus photograph.
 
-On other images the same numbers say how spotted they are.
+On other images the same values measure how spotted they are.
 """
 
 from functools import cache
@@ -11,48 +11,49 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage import draw, measure, morphology
 
-from tlbatch.model.handcrafted.planes import Floats, Mask, scaled
+from tlbatch.core.typing import Floats
+from tlbatch.model.handcrafted.planes import Mask, scaled
 
 _LENGTH = 9
-"""Pixels of a line: blobs shorter than it are found, and what is longer in any direction is a vessel."""
+"""Length of a line in pixels: shorter blobs are found, and longer structures in any direction are vessels."""
 _DIRECTIONS = 6
 _SHRUNK = (1, 2, 4)
-"""How often the image is made smaller, for blobs of up to 9, 18 and 36 pixels of it."""
+"""Factors by which the image is shrunk, for blobs of up to 9, 18 and 36 of its pixels."""
 _CONTRASTS = (0.04, 0.08, 0.16)
-"""Of the local background, by which a blob must be darker or brighter."""
+"""Contrasts, relative to the local background, by which a blob must be darker or brighter."""
 _SIZES = (1, 6, 20)
-"""Fewest pixels of a small, a middling and a large blob."""
+"""Minimum numbers of pixels of small, medium and large blobs."""
 _COARSE_SIDE = 64
-"""On which the background is blurred."""
+"""Side on which the background is blurred."""
 _BLUR = 3
-"""Pixels by which the mask of the disc may reach too far."""
+"""Pixels by which the mask of the disc may be too large."""
 _QUANTILES = (0.9, 0.99, 0.999)
 
 
 class Blobs(NamedTuple):
-    """What was found of one polarity and one size of blob, above one contrast."""
+    """Blobs of one polarity at one image scale, above one contrast."""
 
     counts: Floats
-    """Blobs of each class of size, (3,)."""
+    """Number of blobs by size class, (3,)."""
     area: float
-    """Their share of the area that is looked at."""
+    """Fraction of the examined area that they cover."""
     quadrants: Floats
-    """The same in each quarter of the image, (4,)."""
+    """The same fraction in each quadrant of the image, (4,)."""
 
 
 def lesions(green: Floats, disc: Mask) -> Floats:
-    """Counts, areas and contrasts of blobs inside the disc, dark ones before bright ones.
+    """Measure counts, areas and contrasts of blobs inside the disc, dark ones before bright ones.
 
     Parameters
     ----------
     green
         (side, side), 0..1: blood is darkest and exudates are brightest in this channel.
     disc
-        (side, side): where to look.
+        (side, side): the area to search.
 
     Returns
     -------
-    float32 array of shape (168,): logarithms of counts, roots of shares.
+    float32 array of shape (168,): logarithms of counts, square roots of fractions.
     """
     found: list[npt.ArrayLike] = []
     whole, looked_at = relief_of(green, disc)
@@ -68,9 +69,9 @@ def lesions(green: Floats, disc: Mask) -> Floats:
 
 
 def dark_blobs(relief: Floats) -> Floats:
-    """How much each pixel is darker than all lines through it can explain, (side, side).
+    """Measure how much darker each pixel is than lines through it can explain, (side, side).
 
-    The least of the closings by lines in all directions fills what is round and keeps what is long: T. Walter et al.,
+    The minimum of closings by lines in all directions fills round shapes and keeps long ones: T. Walter et al.,
     "Automatic detection of microaneurysms in color fundus images" (2007), after Spencer et al. (1996).
     """
     filled: Floats = np.min([ndimage.grey_closing(relief, footprint=line) for line in _lines()], axis=0)
@@ -78,12 +79,12 @@ def dark_blobs(relief: Floats) -> Floats:
 
 
 def bright_blobs(relief: Floats) -> Floats:
-    """The same of bright ones: exudates."""
+    """Measure bright blobs (exudates), in the same way as `dark_blobs`."""
     return dark_blobs(-relief)
 
 
 def blobs_above(response: Floats, inside: Mask, contrast: float) -> Blobs:
-    """Label what responds more than a contrast, and count it by size and quarter."""
+    """Label blobs with a response above a contrast, and measure them by size and quadrant."""
     mask = (response > contrast) & inside
     labels = measure.label(mask, connectivity=2)
     areas = np.bincount(labels.ravel())[1:]
@@ -96,7 +97,7 @@ def blobs_above(response: Floats, inside: Mask, contrast: float) -> Blobs:
 
 
 def relief_of(green: Floats, disc: Mask) -> tuple[Floats, Mask]:
-    """Brightness relative to the local background, 0 outside of the disc; and the disc without its rim."""
+    """Return the brightness relative to the local background, 0 outside the disc, and the disc without its rim."""
     side = len(green)
     coarse = min(side, _COARSE_SIDE)
     weight, light = (
@@ -110,7 +111,7 @@ def relief_of(green: Floats, disc: Mask) -> tuple[Floats, Mask]:
 
 
 def _spread(response: Floats, inside: Mask) -> Floats:
-    """Roots of mean and upper quantiles, (4,)."""
+    """Return square roots of the mean and upper quantiles, (4,)."""
     values = response[inside] if inside.any() else np.zeros(1, np.float32)
     return np.sqrt(np.maximum([values.mean(), *np.quantile(values, _QUANTILES)], 0))
 

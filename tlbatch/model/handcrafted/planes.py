@@ -1,8 +1,7 @@
-"""What hand-made features are computed from: an image in several colours and sizes, each made once."""
+"""Inputs of handcrafted features: an image in several colour spaces and sizes, each computed once."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +9,14 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, exposure
 
-Floats = npt.NDArray[np.floating[Any]]
+from tlbatch.core.typing import Floats
+
 Mask = npt.NDArray[np.bool_]
 LEAST_SIDE = 32
 _SHAPE_SIDE = 128
-"""Largest side on which shapes, textures and colours are described; lesions are looked for at full size."""
+"""Largest side for shape, texture and colour descriptors; lesions are searched at full size."""
 _DARK = 6.0
-"""Grey levels that noise on a black margin does not reach."""
+"""Grey level above the noise of black margins."""
 _CLIP_LIMIT = 2 / 256
 
 
@@ -34,14 +34,14 @@ class Planes:
 
     @cached_property
     def disc(self) -> Mask:
-        """What is brighter than a tenth of the mean of the image, as B. Graham (2015) found the disc of the retina."""
+        """Pixels brighter than a tenth of the mean of the image, as B. Graham (2015) found the disc of the retina."""
         brightest = ndimage.uniform_filter(self.rgb.max(axis=2).astype(np.float32), 5)
         found: Mask = brightest > max(_DARK, float(brightest.mean()) / 10)
         return found
 
     @cached_property
     def small(self) -> Floats:
-        """(s, s, 3), 0..1, s being at most 128."""
+        """The image, (s, s, 3), 0..1, with s at most 128."""
         side = min(len(self.rgb), _SHAPE_SIDE)
         return np.stack([scaled(self.rgb[..., at].astype(np.float32) / 255, side) for at in range(3)], axis=2)
 
@@ -71,14 +71,14 @@ class Planes:
 
 
 def planes_of(image: npt.NDArray[np.uint8]) -> Planes:
-    """Of an image uint8 (side, side, 3); a tiny one is enlarged first."""
+    """Return the planes of an image uint8 (side, side, 3); a tiny one is enlarged first."""
     if len(image) < LEAST_SIDE:
         image = np.asarray(Image.fromarray(image).resize((LEAST_SIDE, LEAST_SIDE), Image.Resampling.BILINEAR))
     return Planes(image)
 
 
 def scaled(plane: Floats, side: int) -> Floats:
-    """To (side, side): smaller, each pixel the mean of what it covers; larger, linearly between pixels."""
+    """Resize a plane to (side, side): by area averaging if smaller, bilinearly if larger."""
     if plane.shape == (side, side):
         return plane
     way = Image.Resampling.BOX if side < len(plane) else Image.Resampling.BILINEAR

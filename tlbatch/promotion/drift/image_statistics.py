@@ -1,4 +1,4 @@
-"""Statistics of images that tell how they look, computed once for each content."""
+"""Image statistics such as brightness and sharpness, computed once for each content."""
 
 import logging
 import struct
@@ -19,7 +19,7 @@ COLUMNS = (
     "brightness", "contrast", "red", "green", "blue", "saturation", "sharpness", "black share", "white share",
     "aspect ratio", "log bytes",
 )  # fmt: skip
-"""What a vector of statistics holds: see `image_statistics`."""
+"""Columns of a vector of statistics, see `image_statistics`."""
 _SHORT_SIDE = 256
 _BLACK, _WHITE = 16, 239
 _CHUNK = 64
@@ -28,18 +28,18 @@ _DAMAGED = (
     OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
     SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
-"""What numpy and zipfile raise on bytes that are no .npz file, or one of something else."""
+"""Exceptions of numpy and zipfile for damaged or foreign .npz files."""
 Table = npt.NDArray[np.float32]
 
 
 def image_statistics(rgb: Rgb, *, num_bytes: int) -> Table:
-    """How an image looks, in the order of `COLUMNS`.
+    """Compute the statistics of an image, in the order of `COLUMNS`.
 
-    Brightness and contrast are mean and standard deviation of the luma (ITU-R BT.601), all from 0 to 1 as are the
-    means of the channels; saturation is the mean of (max - min) / max of the channels, as HSV has it; sharpness is the
-    natural logarithm of the variance of the luma's Laplacian (Pech-Pacheco et al. 2000) in grey levels from 0 to 255,
-    plus 1; the shares are of pixels whose channels are all below 16, or all above 239; the aspect ratio is width by
-    height; bytes are those of the file, as natural logarithm.
+    Brightness and contrast are the mean and standard deviation of the luma (ITU-R BT.601). Luma and channel means lie
+    in 0..1. Saturation is the mean over pixels of (max - min) / max of the channels, as in HSV. Sharpness is
+    log(1 + variance of the Laplacian of the luma) in grey levels 0..255 (Pech-Pacheco et al. 2000). Black and white
+    shares are the fractions of pixels whose channels are all below 16 or all above 239. The aspect ratio is width by
+    height. The file size enters as the natural logarithm of its bytes.
 
     Parameters
     ----------
@@ -72,13 +72,13 @@ def image_statistics(rgb: Rgb, *, num_bytes: int) -> Table:
 
 
 def known_statistics(some: Some, *, known: Path, workers: int) -> Table:
-    """The statistics of some images, of which those are read whose content is not known yet; these are added.
+    """Return the statistics of some images; unknown contents are read, and their statistics added to the file.
 
     Parameters
     ----------
     known
-        An .npz file of all statistics that were ever computed, by content; it is made where it is not there, and made
-        anew, with a warning, where it is damaged.
+        An .npz file of all statistics computed so far, by content. It is created if it is missing, and recreated with a
+        warning if it is damaged.
     workers
         Threads.
 
@@ -99,7 +99,7 @@ def known_statistics(some: Some, *, known: Path, workers: int) -> Table:
         keys, table = keys[order], table[order]
         with atomic_file(known) as file:
             np.savez(file, keys=keys, table=table, columns=np.array(COLUMNS))
-        log.info("statistics of %d new images of %d", int(read.sum()), len(contents))
+        log.info("computed statistics of %d new images of %d", int(read.sum()), len(contents))
     found = np.full((len(contents), len(COLUMNS)), np.nan, np.float32)
     if len(keys):
         at = np.searchsorted(keys, contents).clip(max=len(keys) - 1)
@@ -109,7 +109,7 @@ def known_statistics(some: Some, *, known: Path, workers: int) -> Table:
 
 
 def _read_known(known: Path) -> tuple[npt.NDArray[np.bytes_], Table]:
-    """Contents, sorted, and their statistics; none where there are none, or they are damaged."""
+    """Return the sorted contents and their statistics; both are empty if the file is missing or damaged."""
     nothing = np.empty(0, "S32"), np.empty((0, len(COLUMNS)), np.float32)
     try:
         with np.load(known, allow_pickle=False) as data:
@@ -117,16 +117,16 @@ def _read_known(known: Path) -> tuple[npt.NDArray[np.bytes_], Table]:
     except FileNotFoundError:
         return nothing
     except _DAMAGED as error:
-        log.warning("%s: damaged (%s); it is made anew", known, error)
+        log.warning("%s: damaged (%s); recreating it", known, error)
         return nothing
     if tuple(columns.tolist()) != COLUMNS or table.shape != (len(keys), len(COLUMNS)):
-        log.warning("%s: of another version of tlbatch; it is made anew", known)
+        log.warning("%s: from another version of tlbatch; recreating it", known)
         return nothing
     return keys, table
 
 
 def _computed(some: Some, workers: int) -> Table:
-    """Read, decode and measure images, few of them in memory at a time; NaN where one cannot be read."""
+    """Read, decode and measure images in small batches; NaN if one cannot be read."""
     found: list[Table] = []
     with ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
         for part in some.parts(_CHUNK):

@@ -1,4 +1,4 @@
-"""The drift of a night: what its new images are like, compared with those that were there the night before."""
+"""Drift of a night: comparison of its new images with those of the previous night."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +23,12 @@ from tlbatch.runs.records import SPLITS, Marker, load_record
 from tlbatch.runs.world import read_world
 
 MOST_BEFORE = 2_000
-"""Images of the night before that the new ones are compared with, so that this costs the same for any set."""
+"""Most images of the previous night to compare with, which bounds the cost for large sets."""
 _CHUNK = 128
 _HEADER = ("key", "split", "label", "champion_says", "probability", "probability_of_label")
-_TAGS = "images have several tags in place of a class"
+_TAGS = "images have tags instead of a class"
 Predict = Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
-"""From the bytes of images, as they lie in the shards, to probabilities (n, classes); NaN where one is unreadable."""
+"""From the bytes of images in the shards to probabilities (n, classes); NaN for unreadable images."""
 
 
 def measure_drift(
@@ -41,33 +41,33 @@ def measure_drift(
     threshold: float,
     table: Path,
 ) -> Drift:
-    """Compare the images that are new in a run with those before, and their labels with what the champion says.
+    """Compare the new images of a run with the earlier ones, and their labels with the champion's predictions.
 
     Parameters
     ----------
     paths
-        The run, of which shard and cache have finished.
+        The run, after its stages shard and cache.
     before
-        Folder of the index as the night before had it; None: there was none.
+        Folder of the index of the previous night; None: there was none.
     known
-        File of the statistics of images, see `tlbatch.promotion.drift.image_statistics.known_statistics`.
+        File of the image statistics, see `tlbatch.promotion.drift.image_statistics.known_statistics`.
     predict
-        What the champion says; None: there is none.
+        Prediction function of the champion; None: there is no champion.
     classes_of_predict
-        Of the columns that it gives.
+        Classes of its columns.
     threshold
         z above which a shift is marked.
     table
-        CSV file for the labels that the champion contradicts, the most doubtful first; it is written in any case.
+        CSV file of the labels that the champion contradicts, sorted by decreasing margin; it is always written.
 
     Raises
     ------
     UserError
-        When the run's own images are not as they were written.
+        When the run's own set is missing or has changed.
     """
     job = paths.load().job
     growth = compare_nights(open_set(paths.set_paths(job)), before, most=MOST_BEFORE)
-    why = growth.why or ("" if len(growth.new.rows) else "no image is new")
+    why = growth.why or ("" if len(growth.new.rows) else "no new images")
     shifts = () if why else tuple(_shifts(paths, job, growth, known, threshold))
     review = _Review.none(why) if why else _review(growth.new, predict, classes_of_predict)
     write_text(table, to_csv(_HEADER, review.lines))
@@ -91,11 +91,11 @@ def _unmeasured(shifts: Sequence[Shift]) -> Iterator[str]:
         if one.undefined:
             yield f"{one.what}: {one.undefined}"
         if one.num_lacking:
-            yield f"{one.what}: {one.num_lacking} images left out, which cannot be read or are not cached"
+            yield f"{one.what}: {one.num_lacking} images excluded, which cannot be read or are not cached"
 
 
 def _shifts(paths: RunPaths, job: Job, growth: Growth, known: Path, threshold: float) -> Iterator[Shift]:
-    """What their labels are, how they look, and what the backbone makes of them."""
+    """Yield the shifts of classes, image statistics and network features."""
     judge = partial(shift, threshold=threshold, seed=job.seed)
     both = growth.new, growth.before
     if any(some.images.manifest.tags for some in both):
@@ -131,10 +131,10 @@ def _stored(paths: RunPaths, job: Job) -> StoreGroup | None:
 
 
 def _features(some: Some, stored: StoreGroup) -> Sample:
-    """The cached activations of view 0, means over all places; NaN where there are none.
+    """Return the cached activations of view 0, averaged over all positions; NaN for images without any.
 
-    Where training sees random crops, these alone lie in its store, the first crop as view 0: then training images are
-    compared with training images.
+    With random crops in training, the store of the train split holds only crops, the first one as view 0; only training
+    images are then compared.
     """
     keys = view_keys(some.index["content"], (0,))
     there = np.flatnonzero(~stored.missing(keys))
@@ -155,20 +155,20 @@ def _pooled(stored: StoreGroup, places: npt.NDArray[np.int64]) -> npt.NDArray[np
 
 @dataclass(frozen=True)
 class _Review:
-    """What the champion says of the new labels."""
+    """Comparison of the new labels with the champion's predictions."""
 
     lines: tuple[tuple[object, ...], ...]
-    """Of the table."""
+    """Lines of the table."""
     num_judged: int
     num_disagreeing: int
     share_expected: float | None
     z: float | None
     unjudged: tuple[str, ...]
-    """Why some are not judged."""
+    """Why some labels were not compared."""
 
     @staticmethod
     def none(why: str) -> "_Review":
-        """Nothing is judged."""
+        """Return a review without any comparison."""
         return _Review((), 0, 0, None, None, (f"labels: {why}",))
 
 
@@ -183,7 +183,7 @@ def _review(new: Some, predict: Predict | None, classes: tuple[str, ...]) -> _Re
     said = _said(known, predict, len(classes))
     found = label_issues(labels, said)
     strange, unread = len(new.rows) - len(known.rows), len(known.rows) - found.num_judged
-    unjudged = [f"labels: {strange} new images are of classes that the champion does not know"] if strange else []
+    unjudged = [f"labels: {strange} new images have classes that the champion does not have"] if strange else []
     unjudged += [f"labels: {unread} new images could not be read"] if unread else []
     return _Review(
         tuple(_lines(known, found, labels, said, classes)),
@@ -196,7 +196,7 @@ def _review(new: Some, predict: Predict | None, classes: tuple[str, ...]) -> _Re
 
 
 def _said(some: Some, predict: Predict, num_classes: int) -> npt.NDArray[np.float32]:
-    """Probabilities, (n, num_classes); NaN where an image cannot be read."""
+    """Return probabilities, (n, num_classes); NaN if an image cannot be read."""
     found = [np.empty((0, num_classes), np.float32)]
     for part in some.parts(_CHUNK):
         files = list(part.files())

@@ -1,4 +1,4 @@
-"""Two nights of a set: which images of the later are new, and which have another label than before."""
+"""Comparison of a set on two nights: new images, and images whose label has changed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Ints
 from tlbatch.data.dataset import ImageSet, SplitDataset
 from tlbatch.data.decode import UnreadableImageError
 from tlbatch.data.index import Index, read_index
@@ -18,7 +19,6 @@ from tlbatch.runs.records import load_record
 from tlbatch.runs.workspace import SetPaths
 
 _NONE = np.empty(0, np.int64)
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Some:
 
     images: ImageSet
     rows: Positions
-    """In its index, (n,), each content once."""
+    """Rows of its index, (n,), each content once."""
 
     @property
     def index(self) -> Index:
-        """Their rows."""
+        """Index rows of the images."""
         found: Index = self.images.index[self.rows]
         return found
 
     def files(self) -> Iterator[bytes | None]:
-        """The bytes of each as they lie in its shard; None where they can no longer be read."""
+        """Yield the bytes of each image from its shard; None if they can no longer be read."""
         dataset = SplitDataset(self.images, self.rows, Samples(len(self.rows), Views(1)))
         for row in self.index:
             try:
@@ -45,49 +45,49 @@ class Some:
                 yield None
 
     def parts(self, size: int) -> Iterator["Some"]:
-        """The same, so many at a time."""
+        """Yield the images in parts of ``size``."""
         for start in range(0, len(self.rows), size):
             yield Some(self.images, self.rows[start : start + size])
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What changed from one night to the next; an image is known by its content, whatever its name or split."""
+    """Changes from one night to the next; images are identified by their content, not by name or split."""
 
     new: Some
-    """Images that were not there before."""
+    """Images whose content is new."""
     before: Some
-    """Those of the images before whose contents have the lowest hashes; none where nothing can be compared."""
+    """Earlier images with the lowest content hashes; none if nothing can be compared."""
     num_before: int
-    """Different contents before."""
+    """Number of different contents before."""
     num_relabelled: int
-    """Images that were there before with another label."""
+    """Number of earlier images whose label has changed."""
     why: str = ""
     """Why nothing can be compared."""
 
 
 def compare_nights(images: ImageSet, before: Path | None, *, most: int) -> Growth:
-    """Compare a set with what it was the night before.
+    """Compare a set with its state of the previous night.
 
     Parameters
     ----------
     before
-        Folder of the index of the night before; None: there was none.
+        Folder of the index of the previous night; None: there was none.
     most
-        How many of the images before are chosen.
+        Number of earlier images to choose.
     """
     index = images.index
     contents, first = _contents(index)
     if before is None:
-        return _alone(images, first, "no night before")
+        return _alone(images, first, "no previous night")
     try:
         then = _open(before)
     except UserError as error:
-        return _alone(images, first, f"the night before cannot be read: {error}")
+        return _alone(images, first, f"the previous night cannot be read: {error}")
     known, of = _contents(then.index)
     shared = np.isin(contents, known)
     if not shared.any():
-        return _alone(images, first, "no image was there the night before")
+        return _alone(images, first, "no image of the previous night is left")
     return Growth(
         new=Some(images, np.sort(first[~shared])),
         before=Some(then, of[:most]),
@@ -101,21 +101,21 @@ def _alone(images: ImageSet, rows: Positions, why: str) -> Growth:
 
 
 def _open(folder: Path) -> ImageSet:
-    """A set by the folder of an index; its shards may no longer be what they were."""
+    """Open a set by the folder of its index; its shards may have changed since then."""
     paths = SetPaths(folder.parent, folder.name)
-    manifest = load_record(Manifest, paths.manifest, missing="without it nothing is compared")
+    manifest = load_record(Manifest, paths.manifest, missing="nothing can be compared without it")
     read_index(paths.index_file)
     return ImageSet(manifest, paths, tuple(paths.shard(shard.name) for shard in manifest.shards))
 
 
 def _contents(index: Index) -> tuple[npt.NDArray[np.bytes_], Positions]:
-    """Different contents, sorted, and the first row of each."""
+    """Return the different contents, sorted, and the first row of each."""
     contents, first = np.unique(index["content"], return_index=True)
     return contents, first.astype(np.int64)
 
 
 def _num_relabelled(now: ImageSet, then: ImageSet, shared: npt.NDArray[np.bytes_]) -> int:
-    """How many contents that both have got a label that they had not."""
+    """Return how many contents of both sets have a new label."""
     classes = now.manifest.classes
     every = (*classes, *(name for name in then.manifest.classes if name not in classes))
     found = [_labelled(one, shared, every) for one in (now, then)]
@@ -129,7 +129,7 @@ def _num_relabelled(now: ImageSet, then: ImageSet, shared: npt.NDArray[np.bytes_
 
 
 def _labelled(images: ImageSet, shared: npt.NDArray[np.bytes_], classes: tuple[str, ...]) -> tuple[Ints, Ints]:
-    """Of the rows whose content is shared: its place, (n,), and numbers of the classes, sorted, (n, 1 or tags)."""
+    """For rows with shared content, return its position, (n,), and sorted class numbers, (n, 1 or tags)."""
     index = images.index
     places = np.searchsorted(shared, index["content"]).clip(max=len(shared) - 1)
     rows = np.flatnonzero(shared[places] == index["content"])

@@ -1,4 +1,4 @@
-"""``drift.json``: what the new images of a night are like, compared with those that were there before."""
+"""``drift.json``: comparison of a night's new images with the earlier ones."""
 
 from typing import Literal
 
@@ -8,64 +8,64 @@ Aspect = Literal["classes", "images", "features"]
 
 
 class Difference(Record):
-    """One of the columns that differ most."""
+    """A column with one of the largest differences."""
 
     name: str
-    """A class, or a statistic of the images."""
+    """A class or an image statistic."""
     before: float
-    """Mean over the images before; of a class its share."""
+    """Mean over the earlier images; for a class, its fraction."""
     now: float
     """Mean over the new images."""
 
 
 class Shift(Record):
-    """How far the new images are from those before in one respect, and how far they would be without a shift."""
+    """Distance between new and earlier images in one aspect, and its distribution without a shift."""
 
     what: Aspect
     num_new: int = 0
-    """Images that were compared, with some left out where groups are of unlike sizes."""
+    """Number of compared new images, after groups of unequal sizes were thinned."""
     num_before: int = 0
     num_lacking: int = 0
-    """Images of both that could not be: they cannot be read, or their activations are not cached."""
+    """Images of both sets that were excluded because they cannot be read or are not cached."""
     distance: float | None = None
-    """Squared distance of the means, in units of the variance of every column."""
+    """Squared distance between the means, each column in units of its variance."""
     mean: float | None = None
-    """Of the distance when groups are drawn at random."""
+    """Mean distance over the permutations of groups."""
     deviation: float | None = None
-    """Standard deviation of the same."""
+    """Standard deviation of the distance over the permutations."""
     z: float | None = None
-    """Distance less the mean, in standard deviations."""
+    """Distance minus that mean, in standard deviations."""
     p_value: float | None = None
-    """Share of the draws, with the night itself as one of them, that are at least as far."""
+    """Fraction of the permutations, including the observed one, that are at least as far."""
     is_above: bool = False
-    """Whether z is above the threshold, and the night further than all but a few draws."""
+    """Whether z is above the threshold and the p-value at most 0.003."""
     differences: tuple[Difference, ...] = ()
-    """What differs most, the greatest first; none of features, which have no names."""
+    """Largest differences, sorted; none for features, which have no names."""
     undefined: str = ""
-    """Why it is not judged."""
+    """Why there is no test; empty: there is one."""
 
 
 class Drift(Record):
-    """The report of one night."""
+    """Drift report of one night."""
 
     num_new: int
-    """Images whose content was not there before."""
+    """Images with new content."""
     num_before: int
-    """Different contents that were there before."""
+    """Number of different contents before."""
     num_relabelled: int
-    """Images whose content was there before with another label."""
+    """Images whose content had another label before."""
     threshold: float
     """z above which a shift is marked."""
     shifts: tuple[Shift, ...] = ()
     is_marked: bool = False
     """Whether a shift is above the threshold."""
     num_judged: int = 0
-    """New images whose labels were compared with what the champion says."""
+    """New images whose labels were compared with the champion's predictions."""
     num_disagreeing: int = 0
-    """Those of which it says another class."""
+    """Of these, images for which it predicts another class."""
     share_expected: float | None = None
-    """Share that would disagree if the labels were drawn from the champion's own probabilities."""
+    """Expected fraction of disagreement if labels were drawn from the champion's probabilities."""
     z_disagreeing: float | None = None
-    """How many standard deviations more disagree than that; a champion too sure of itself raises it every night."""
+    """Excess of disagreement in standard deviations; an overconfident champion raises it every night."""
     unmeasured: tuple[str, ...] = ()
     """What could not be measured, and why."""

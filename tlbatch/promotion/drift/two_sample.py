@@ -1,14 +1,14 @@
-"""Whether new images are like those before, and which of their labels a trained network contradicts."""
+"""Two-sample test between new and earlier images, and detection of label issues with a trained network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
 
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.metrics.bootstrap import numbered
 from tlbatch.promotion.drift.records import Aspect, Difference, Shift
 
@@ -16,50 +16,49 @@ _DRAWS = 1_000
 _BLOCK = 4_000_000
 _MOST_COMPONENTS = 64
 _GROUPS_EACH = 8
-"""Groups that a component needs: with as many components as images, all images are equally far apart."""
+"""Groups per principal component: with as many components as images, all images are equally far apart."""
 _FEWEST_NEW, _FEWEST_BEFORE = 5, 10
 _SUREST = 0.003
-"""Share of draws that may be as far as a night that is marked: with three shifts at most 1 % of nights without any."""
+"""Largest p-value of a marked shift: with three tests, at most 1 % of nights without a shift are marked."""
 _MOST_DIFFERENCES = 3
-Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some images as vectors, and whose they are."""
+    """Images as vectors, with their groups."""
 
     values: Floats
-    """(n, columns); NaN where there are none."""
+    """(n, columns); NaN for images without values."""
     groups: npt.NDArray[np.generic]
     """(n,)."""
 
     @property
     def is_there(self) -> npt.NDArray[np.bool_]:
-        """Whether each image has values, (n,)."""
+        """Mask of the images with values, (n,)."""
         return np.asarray(np.isfinite(self.values).all(axis=1))
 
     def where(self, some: npt.NDArray[np.bool_] | Ints) -> "Sample":
-        """Some of the images."""
+        """Return a subset of the images."""
         return Sample(self.values[some], self.groups[some])
 
 
 def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], threshold: float, seed: int) -> Shift:
-    """The squared distance of the mean vectors, judged by those of groups that are drawn at random.
+    """Test the squared distance between the mean vectors of two sets by permutation of groups.
 
-    It is the maximum mean discrepancy with a linear kernel, and its test by permutation (Gretton et al. 2012, A kernel
-    two-sample test, JMLR 13). Columns are standardised over both sets together, which is the same for every draw: so
-    the test is exact, and a column that never varied before counts too. Columns without names are reduced to their
-    first principal components, 64 or one for every eight groups, and these are standardised again.
+    The statistic is the maximum mean discrepancy with a linear kernel, with its permutation test (Gretton et al. 2012,
+    A kernel two-sample test, JMLR 13). Columns are standardised over both sets together, which is the same for every
+    permutation: the test is therefore exact, and columns that were constant before count too. Columns without names are
+    reduced to their first principal components, at most 64 and one for every eight groups, and standardised again.
 
-    Images of a group are drawn together. Means of many images vary less than those of few, so of a group no more
-    images are taken than half of the groups have in each set. A shift is above the threshold when its z is, and at
-    most 3 of 1,000 draws are as far: the distance of few columns has a long tail, where z alone would mark too many.
+    Images of a group stay together. Means over many images vary less than those over few, so each group keeps at most
+    the median number of images per group, taken from the set where it is smaller. A shift is above the threshold when
+    its z is, and at most 3 of 1,000 permutations are as far: with few columns the distance has a long tail, and z alone
+    would mark too many.
 
     Parameters
     ----------
     names
-        Of the columns, (columns,); empty where they have none.
+        Names of the columns, (columns,); empty if they have none.
     """
     found = new.where(new.is_there), before.where(before.is_there)
     num_lacking = sum(map(len, (new.groups, before.groups))) - sum(len(one.groups) for one in found)
@@ -73,7 +72,7 @@ def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], th
         differences=_differences(new, before, names),
     )
     if num_groups[0] < _FEWEST_NEW or num_groups[1] < _FEWEST_BEFORE:
-        few = f"too few: {num_groups[0]} new groups of {_FEWEST_NEW}, {num_groups[1]} before of {_FEWEST_BEFORE}"
+        few = f"too few groups: {num_groups[0]} new (min {_FEWEST_NEW}), {num_groups[1]} before (min {_FEWEST_BEFORE})"
         return compared.model_copy(update={"undefined": few})
     values = _standardised(np.concatenate([new.values, before.values]))
     if not names:
@@ -84,7 +83,7 @@ def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], th
 
 
 def _tested(distance: float, distances: npt.NDArray[np.float64], threshold: float) -> dict[str, object]:
-    """Fields of a shift, by its distance and those of the draws, of which it is the first itself."""
+    """Return the fields of a shift from its distance and those of all permutations, of which it is the first."""
     mean, deviation = float(distances[1:].mean()), float(distances[1:].std())
     z = (float(distance) - mean) / deviation if deviation > 1e-9 * mean else 0.0
     p_value = float(np.mean(distances >= distance * (1 - 1e-9)))
@@ -103,24 +102,24 @@ class LabelIssues:
     """Labels that a trained network contradicts."""
 
     places: Ints
-    """Of the images in the order of the margin by which another class is ahead, the most doubtful first."""
+    """Positions of the images, sorted by decreasing margin of the predicted class over the label."""
     num_judged: int
-    """Images that it could read."""
+    """Images with predictions."""
     expected: float
-    """How many would disagree if the labels were drawn from its probabilities."""
+    """Expected number of disagreements if labels were drawn from its probabilities."""
     z: float | None
-    """Standard deviations that more disagree; none where it is sure of everything."""
+    """Excess of disagreements in standard deviations; none if all probabilities are 0 or 1."""
 
 
 def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
-    """Images of which another class than the label is the most probable.
+    """Find images whose most probable class is not their label.
 
     Parameters
     ----------
     labels
         Numbers of classes, (n,).
     probabilities
-        (n, num_classes); NaN where an image could not be read, which is then not judged.
+        (n, num_classes); NaN for an image that could not be read, which is skipped.
     """
     read = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     judged, own = probabilities[read].astype(np.float64), labels[read]
@@ -134,7 +133,7 @@ def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
 
 
 def _thinned(new: Sample, before: Sample, rng: np.random.Generator) -> tuple[Sample, Sample]:
-    """Of each group no more images, drawn at random, than half of the groups have in the set where that is fewer."""
+    """Keep at most the median number of images per group, at random; the smaller median of both sets counts."""
     most = min((np.median(np.bincount(numbered(one.groups))) for one in (new, before) if len(one.groups)), default=1)
     first, other = (_capped(one, max(1, int(most)), rng) for one in (new, before))
     return first, other
@@ -144,13 +143,13 @@ def _capped(one: Sample, most: int, rng: np.random.Generator) -> Sample:
     order = rng.permutation(len(one.groups))
     of = numbered(one.groups)[order]
     together = np.argsort(of, kind="stable")
-    starts = np.searchsorted(of[together], of[together])  # where the group of each begins
+    starts = np.searchsorted(of[together], of[together])  # first position of each group
     kept = np.sort(order[together[np.arange(len(of)) - starts < most]])
     return Sample(one.values[kept], one.groups[kept])
 
 
 def _standardised(values: Floats) -> Floats:
-    """Mean 0 and variance 1; columns that do not vary are 0."""
+    """Scale columns to mean 0 and variance 1; constant columns become 0."""
     centred = values - values.mean(axis=0)
     deviations = centred.std(axis=0)
     varies = deviations > 1e-6 * np.abs(values).max(axis=0, initial=0)
@@ -159,7 +158,7 @@ def _standardised(values: Floats) -> Floats:
 
 
 def _components(values: Floats, number: int) -> Floats:
-    """The first principal components, each with variance 1, of columns with mean 0, (n, number or fewer)."""
+    """Return the first principal components of centred columns, scaled to variance 1, (n, number or fewer)."""
     rows, columns = values.shape
     narrow = values.T @ values if columns <= rows else values @ values.T
     size = len(narrow)
@@ -170,7 +169,7 @@ def _components(values: Floats, number: int) -> Floats:
 
 
 def _distances(values: Floats, groups: Ints, num_new: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Squared distance of the means of the first groups and the others, then of as many groups at random, (1,001,)."""
+    """Return the squared distance of the means for the true groups, then for 1,000 permutations, (1,001,)."""
     number = int(groups.max()) + 1
     of = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape=(number, len(groups)))
     sums = np.column_stack([of @ values, np.bincount(groups)])  # the last column counts
@@ -194,7 +193,7 @@ def _apart(sums: Floats, total: Floats) -> npt.NDArray[np.float64]:
 
 
 def _differences(new: Sample, before: Sample, names: Sequence[str]) -> tuple[Difference, ...]:
-    """The columns whose means are furthest apart for their deviation."""
+    """Return the columns whose means differ most, in standard deviations."""
     if not names or not len(new.values) or not len(before.values):
         return ()
     now, then = new.values.mean(axis=0), before.values.mean(axis=0)

@@ -32,6 +32,8 @@ from tlbatch.data.sources.base import Source
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.workspace import SetPaths, set_folder
 
+pytestmark = pytest.mark.chain
+
 Make = Callable[..., RunPaths]
 
 
@@ -144,7 +146,7 @@ def test_a_second_run_reads_only_what_is_new_and_an_old_run_keeps_its_index(
     open_set(set_of(first))
     old = {row["key"]: row["split"] for row in index_of(one)}
     assert {row["key"]: row["split"] for row in index_of(three) if row["key"] in old} == old
-    with pytest.raises(UserError, match="finished here from another source"):
+    with pytest.raises(UserError, match="finished here with another source"):
         shard.run(first.folder)
 
 
@@ -521,7 +523,7 @@ def test_the_audit_stops_the_job_at_copies_across_splits_and_lists_them(make: Ma
         with contextlib.suppress(UserError):
             assert len(table(sharded(paths).audit)) == 6
             continue
-        with pytest.raises(UserError, match=r"data\.audit=resolve mends it"):
+        with pytest.raises(UserError, match=r"set data\.audit=resolve to fix it"):
             shard.run(paths.folder)
         listed = table(paths.folder / "audit.csv")
         break

@@ -101,7 +101,7 @@ def test_an_image_without_words_is_rejected_and_one_in_both_lists_is_an_error(
     found = read("4/a,red\n4/b,red\n7/c,red\n", tag_separator=" ", max_rejected=1)
     assert [(one.key, one.cause) for one in found.rejected] == [("7/d%2Ee", "the labels file has no line for it")]
     (folder / "test.txt").write_text("4/a\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"test\.txt: 4/a stands in train\.txt too; remove it from one"):
+    with pytest.raises(UserError, match=r"test\.txt: 4/a is in train\.txt too; remove it from one"):
         read()
 
 

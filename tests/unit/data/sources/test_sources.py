@@ -316,9 +316,9 @@ def test_idx_pairs_are_read_with_their_part_as_split(tmp_path: Path) -> None:
     ("spoil", "says"),
     [
         (lambda data: data[:-1], "damaged"),
-        (lambda data: gzip.compress(gzip.decompress(data)[:-1]), "fewer bytes than its header says"),
+        (lambda data: gzip.compress(gzip.decompress(data)[:-1]), "fewer bytes than its header states"),
         (lambda data: data[:0] + gzip.compress(b"\0\0\x08\3" + bytes(12)), "damaged"),
-        (lambda data: gzip.compress(gzip.decompress(data) + b"x"), "more bytes than its header says"),
+        (lambda data: gzip.compress(gzip.decompress(data) + b"x"), "more bytes than its header states"),
         (lambda _: gzip.compress(b"\0\0\x0d\3" + bytes(12)), "not an IDX file of 3 dimensions"),
         (lambda _: b"", "not an IDX file|damaged"),
         (lambda _: b"hello", "damaged"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tlbatch.config.data import Phantom
+from tlbatch.config.data import Synthetic
 from tlbatch.data.synthetic import patients
 from tlbatch.data.synthetic.__main__ import main
 from tlbatch.data.synthetic.fundus import draw
@@ -162,7 +162,7 @@ def test_what_a_kill_has_left_of_a_drawing_goes_when_it_is_old(tmp_path: Path) -
     left = tmp_path / ".0123456789ab.abcdefgh"
     (left / "train").mkdir(parents=True)
     os.utime(left, (0, 0))
-    make_once(tmp_path / "drawn", Phantom(images_per_grade=2, side=64), workers=1)
+    make_once(tmp_path / "drawn", Synthetic(images_per_grade=2, side=64), workers=1)
     assert not left.exists()
 
 

@@ -17,6 +17,8 @@ from tlbatch.promotion.drift.image_statistics import COLUMNS, image_statistics, 
 from tlbatch.promotion.drift.new_images import Some
 from tlbatch.runs.paths import RunPaths
 
+pytestmark = pytest.mark.chain
+
 
 def of(rgb: np.ndarray, num_bytes: int = 1000) -> dict[str, float]:  # type: ignore[type-arg]
     return dict(zip(COLUMNS, image_statistics(rgb.astype(np.uint8), num_bytes=num_bytes).tolist(), strict=True))
@@ -24,7 +26,7 @@ def of(rgb: np.ndarray, num_bytes: int = 1000) -> dict[str, float]:  # type: ign
 
 @pytest.fixture
 def sharded(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> Callable[[], Some]:
-    """All images of the folder as it is now."""
+    """Return a function that shards the folder and returns all its images."""
     images, nights = make_folders(each=4), itertools.count()
 
     def made() -> Some:
@@ -121,7 +123,7 @@ def test_a_second_night_decodes_only_what_is_new(
 
 
 @pytest.mark.parametrize("spoils", ["cut", "bit", "text", "columns", "array", "empty"])
-def test_a_damaged_file_is_said_and_made_anew(
+def test_damaged_file_is_logged_and_recreated(
     sharded: Callable[[], Some], decoded: list[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture, spoils: str
 ) -> None:
     known, images = tmp_path / "statistics.npz", sharded()
@@ -141,11 +143,11 @@ def test_a_damaged_file_is_said_and_made_anew(
     assert np.array_equal(known_statistics(images, known=known, workers=1), table)
     assert len(decoded) == len(table)
     assert f"{known}: " in caplog.text
-    assert "it is made anew" in caplog.text
+    assert "recreating it" in caplog.text
     assert known.read_bytes() == whole
 
 
-def test_any_byte_may_be_wrong(sharded: Callable[[], Some], tmp_path: Path) -> None:
+def test_any_corrupt_byte_is_tolerated(sharded: Callable[[], Some], tmp_path: Path) -> None:
     known, images = tmp_path / "statistics.npz", sharded()
     known_statistics(images, known=known, workers=1)
     whole = known.read_bytes()

@@ -1,4 +1,4 @@
-"""The drift of a night, on runs of small images: what is new, what it is like, and which labels are doubtful."""
+"""The drift of a night, on runs of small images: new images, shifts and label issues."""
 
 import csv
 import itertools
@@ -22,6 +22,8 @@ from tlbatch.promotion.drift.measure import measure_drift
 from tlbatch.promotion.drift.records import Drift, Shift
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import load_record
+
+pytestmark = pytest.mark.chain
 
 THRESHOLD = Nightly().drift
 
@@ -120,7 +122,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def by_colour(files: Sequence[bytes]) -> npt.NDArray[np.float32]:
-    """A champion that looks for the strongest colour; what is greyer is less sure."""
+    """Predict by the strongest colour; greyer images are less certain."""
     said = np.full((len(files), 3), np.nan, np.float32)
     for place, data in enumerate(files):
         try:
@@ -131,16 +133,16 @@ def by_colour(files: Sequence[bytes]) -> npt.NDArray[np.float32]:
     return said
 
 
-def test_on_the_first_night_nothing_is_compared_and_it_is_said(site: Site, decoded: list[bytes]) -> None:
+def test_first_night_compares_nothing_and_says_why(site: Site, decoded: list[bytes]) -> None:
     found = site.measure(site.night(), None, by_colour)
     assert found == Drift(
-        num_new=90, num_before=0, num_relabelled=0, threshold=THRESHOLD, unmeasured=("no night before",)
+        num_new=90, num_before=0, num_relabelled=0, threshold=THRESHOLD, unmeasured=("no previous night",)
     )
     assert (site.folder / "doubtful.csv").read_text("utf-8").count("\n") == 1
     assert decoded == []
 
 
-def test_images_like_those_before_are_not_marked(site: Site) -> None:
+def test_similar_images_are_not_marked(site: Site) -> None:
     before = site.night()
     site.add(30)
     found = site.measure(site.night(), before, by_colour)
@@ -150,7 +152,7 @@ def test_images_like_those_before_are_not_marked(site: Site) -> None:
     assert (found.num_judged, found.num_disagreeing, found.unmeasured, site.table) == (30, 0, (), [])
 
 
-def test_brighter_images_are_marked_with_their_brightness_and_by_what_the_network_makes_of_them(site: Site) -> None:
+def test_brighter_images_are_marked_by_brightness_and_features(site: Site) -> None:
     before = site.night()
     site.add(20, light=40)
     found = site.measure(site.night(), before)
@@ -188,7 +190,7 @@ def test_a_relabelled_image_is_counted_and_not_new_and_a_renamed_one_is_neither(
     third.rename(third.with_name("renamed.jpg"))
     found = site.measure(site.night(), before, by_colour)
     assert (found.num_new, found.num_before, found.num_relabelled) == (0, 90, 2)
-    assert (found.shifts, found.unmeasured) == ((), ("no image is new",))
+    assert (found.shifts, found.unmeasured) == ((), ("no new images",))
     (site.images / "red").rename(site.images / "crimson")
     renamed = site.night("data.classes=['blue','crimson','green']")
     assert site.measure(renamed, before).num_relabelled == len(list((site.images / "crimson").iterdir())) + 2
@@ -203,12 +205,12 @@ def test_a_copy_of_an_old_image_is_not_new_and_copies_of_a_new_one_are_one(site:
     known.with_name("again.jpg").write_bytes(known.read_bytes())
     found = site.measure(site.night(), before)
     assert found.num_new == 1
-    assert by_kind(found)["images"].undefined == "too few: 1 new groups of 5, 90 before of 10"
-    assert found.unmeasured[0] == "classes: too few: 1 new groups of 5, 90 before of 10"
+    assert by_kind(found)["images"].undefined == "too few groups: 1 new (min 5), 90 before (min 10)"
+    assert found.unmeasured[0] == "classes: too few groups: 1 new (min 5), 90 before (min 10)"
 
 
 def test_a_group_counts_once_however_many_images_it_has(site: Site) -> None:
-    """Thirty bright images of two patients are two witnesses."""
+    """Thirty bright images of two patients count as two observations."""
     grouped = r"data.group_pattern=(\d+)(?:-\d+)?$"
     before = site.night(grouped)
     for number, path in enumerate(site.add(30, light=40)):
@@ -216,7 +218,7 @@ def test_a_group_counts_once_however_many_images_it_has(site: Site) -> None:
     found = site.measure(site.night(grouped), before)
     assert found.num_new == 30
     assert not found.is_marked
-    assert "too few: 2 new groups of 5" in by_kind(found)["images"].undefined
+    assert "too few groups: 2 new (min 5)" in by_kind(found)["images"].undefined
 
 
 def test_the_next_night_decodes_only_its_own_images_and_compares_with_a_limited_number(
@@ -248,7 +250,7 @@ def test_images_that_left_the_set_are_still_compared_with(site: Site) -> None:
     assert [shift.num_before for shift in shifts.values()] == [90] * 3
 
 
-def test_without_a_cache_labels_and_looks_are_still_compared(site: Site) -> None:
+def test_labels_and_image_statistics_are_compared_without_a_cache(site: Site) -> None:
     before = site.night("cache.enabled=false")
     site.add(20, light=40)
     for night in (site.night("cache.enabled=false"), site.night(cached=False)):
@@ -259,7 +261,7 @@ def test_without_a_cache_labels_and_looks_are_still_compared(site: Site) -> None
 
 
 @pytest.mark.parametrize("cut", ["blocks.1", "pool"])
-def test_features_are_means_over_the_places_of_a_map(site: Site, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_means_over_the_positions_of_a_map(site: Site, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = measure.shift
 
@@ -292,11 +294,11 @@ def test_with_random_crops_training_images_are_compared_with_training_images(sit
     assert 0 < features.num_new < 30
     assert features.num_new + features.num_before + features.num_lacking == 120
     assert features.num_lacking == 120 - manifest.num_images["train"]
-    lacking = f"features: {features.num_lacking} images left out, which cannot be read or are not cached"
+    lacking = f"features: {features.num_lacking} images excluded, which cannot be read or are not cached"
     assert lacking in found.unmeasured
 
 
-def test_labels_that_the_champion_contradicts_are_listed_the_most_doubtful_first(site: Site) -> None:
+def test_contradicted_labels_are_listed_by_decreasing_margin(site: Site) -> None:
     before = site.night()
     right = site.add(20)
     wrong = [site.add(1, label=label, shares=shares)[0] for label, shares in (("red", (1, 0, 0)), ("blue", (0, 1, 0)))]
@@ -328,7 +330,7 @@ def test_a_night_whose_labels_were_shuffled_stands_out(site: Site) -> None:
     assert found.z_disagreeing > 10
 
 
-def test_the_champion_need_not_know_every_class_nor_read_every_image(site: Site) -> None:
+def test_champion_may_lack_classes_and_fail_to_read_images(site: Site) -> None:
     before = site.night()
     site.add(6, label="amber")
     site.add(10)
@@ -344,13 +346,13 @@ def test_the_champion_need_not_know_every_class_nor_read_every_image(site: Site)
     found = site.measure(paths, before, blind, classes=("red", "blue", "green"))
     assert (calls, found.num_judged, found.num_disagreeing) == ([10], 9, 0)
     assert found.unmeasured == (
-        "labels: 6 new images are of classes that the champion does not know",
+        "labels: 6 new images have classes that the champion does not have",
         "labels: 1 new images could not be read",
     )
     assert site.measure(paths, before).unmeasured == ("labels: there is no champion to compare them with",)
 
 
-def test_images_that_can_no_longer_be_read_are_said_and_not_given_to_the_champion(site: Site) -> None:
+def test_unreadable_images_are_reported_and_not_predicted(site: Site) -> None:
     before = site.night()
     site.add(10)
     paths = site.night()
@@ -362,13 +364,13 @@ def test_images_that_can_no_longer_be_read_are_said_and_not_given_to_the_champio
     found = site.measure(paths, before, by_colour)
     assert (found.num_judged, found.num_disagreeing, by_kind(found)["images"].num_lacking) == (9, 0, 1)
     assert found.unmeasured == (
-        "images: 1 images left out, which cannot be read or are not cached",
+        "images: 1 images excluded, which cannot be read or are not cached",
         "labels: 1 new images could not be read",
     )
 
 
 @pytest.mark.parametrize("spoils", ["folder", "index", "strangers"])
-def test_a_night_before_that_cannot_be_compared_is_said(site: Site, tmp_path: Path, spoils: str) -> None:
+def test_unusable_previous_night_is_reported(site: Site, tmp_path: Path, spoils: str) -> None:
     before = index_of(site.night())
     if spoils == "folder":
         before = tmp_path / "nowhere"
@@ -380,11 +382,11 @@ def test_a_night_before_that_cannot_be_compared_is_said(site: Site, tmp_path: Pa
     site.add(12)
     found = site.measure(site.night("data.split.salt=new"), before, by_colour)
     (why,) = found.unmeasured
-    assert ("no image was there the night before" if spoils == "strangers" else "cannot be read: ") in why
+    assert ("no image of the previous night is left" if spoils == "strangers" else "cannot be read: ") in why
     assert (found.shifts, found.num_before, found.is_marked, site.table) == ((), 0, False, [])
 
 
-def test_images_with_tags_are_compared_by_looks_alone(site: Site) -> None:
+def test_images_with_tags_are_compared_only_by_their_statistics(site: Site) -> None:
     """Several tags an image; they are relabelled when their tags change, in whatever order."""
     tagged = [
         "data.source=csv",
@@ -407,5 +409,5 @@ def test_images_with_tags_are_compared_by_looks_alone(site: Site) -> None:
     found = site.measure(night(110), before, by_colour)
     assert (found.num_new, found.num_relabelled) == (20, 1)
     assert [one.is_above for one in found.shifts] == [False, True, False]
-    assert "classes: images have several tags in place of a class" in found.unmeasured
-    assert "labels: images have several tags in place of a class" in found.unmeasured
+    assert "classes: images have tags instead of a class" in found.unmeasured
+    assert "labels: images have tags instead of a class" in found.unmeasured

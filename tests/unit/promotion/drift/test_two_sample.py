@@ -30,12 +30,13 @@ def one_hot(classes: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.float
 
 
 def features(rng: Rng, num: int) -> npt.NDArray[np.float32]:
-    """Vectors of a few causes, as a network's are."""
+    """Return vectors with few latent factors, like network features."""
     causes = np.random.default_rng(9).normal(size=(12, 160))
     return np.maximum(0, rng.normal(size=(num, 12)) @ causes + rng.normal(size=(num, 160))).astype(np.float32)
 
 
-def test_nights_without_a_shift_are_hardly_ever_marked_and_any_rank_is_as_likely() -> None:
+@pytest.mark.chain
+def test_nights_without_a_shift_are_rarely_marked_and_p_values_are_uniform() -> None:
     """Two classes have the distance with the longest tail: z alone would mark one night of fifty."""
     rng = np.random.default_rng(0)
     found = []
@@ -77,7 +78,7 @@ def test_a_real_shift_is_marked_and_what_differs_is_named_with_its_means() -> No
     assert mixed.differences[0].name == "a"
 
 
-def test_a_shift_in_what_never_varied_before_is_seen() -> None:
+def test_shift_of_a_previously_constant_column_is_found() -> None:
     rng = np.random.default_rng(0)
     new, before = rng.normal(size=(30, 3)), rng.normal(size=(300, 3))
     before[:, 2], new[:, 2] = 1.5, [1.5, 1.33] * 15
@@ -105,7 +106,7 @@ def test_distance_mean_and_deviation_are_those_of_the_formula() -> None:
     assert found.z == pytest.approx((found.distance - found.mean) / found.deviation)  # type: ignore[operator]
 
 
-def test_every_image_of_a_group_counts_alike_in_the_means() -> None:
+def test_images_of_a_group_have_equal_weight_in_the_means() -> None:
     """Groups of one image and of two, more of two: none is left out."""
     rng = np.random.default_rng(3)
     new, before = rng.normal(size=(25, 3)), rng.normal(size=(50, 3))
@@ -118,14 +119,14 @@ def test_every_image_of_a_group_counts_alike_in_the_means() -> None:
     assert found.distance == pytest.approx(((scaled[:25].mean(0) - scaled[25:].mean(0)) ** 2).sum())
 
 
-def test_features_of_few_images_are_told_apart_too() -> None:
+def test_shift_of_features_is_found_with_few_images() -> None:
     """With as many components as images, all of them would be equally far apart."""
     rng = np.random.default_rng(0)
     assert judged(features(rng, 12) * 2, features(rng, 20), what="features", names=()).is_above
 
 
 @pytest.mark.parametrize(("num_before", "each_before"), [(20, 50), (800, 1)])
-def test_fifty_equal_images_of_a_group_are_one_witness(num_before: int, each_before: int) -> None:
+def test_fifty_equal_images_of_a_group_count_as_one_observation(num_before: int, each_before: int) -> None:
     """Whether the groups before are as large or not."""
     rng = np.random.default_rng(0)
     marked = alone = 0
@@ -154,14 +155,14 @@ def test_single_images_are_not_further_because_groups_before_are_large() -> None
     assert marked <= 1
 
 
-def test_too_few_groups_are_not_judged_and_it_is_said() -> None:
+def test_too_few_groups_are_not_tested_and_reported() -> None:
     rng = np.random.default_rng(0)
     new, before = rng.normal(size=(8, 3)) + 9, rng.normal(size=(80, 3))
     assert judged(new[:5], before).is_above
     found = judged(new[:4], before)
     assert (found.z, found.is_above, found.num_new) == (None, False, 4)
-    assert found.undefined == "too few: 4 new groups of 5, 80 before of 10"
-    assert "4 new groups of 5" in judged(new, before, each=2).undefined
+    assert found.undefined == "too few groups: 4 new (min 5), 80 before (min 10)"
+    assert "4 new (min 5)" in judged(new, before, each=2).undefined
     nothing = judged(np.empty((0, 3)), np.empty((0, 3)))
     assert (nothing.num_new, nothing.differences, bool(nothing.undefined)) == (0, (), True)
 
@@ -210,6 +211,6 @@ def test_shuffled_labels_stand_out_and_those_of_a_calibrated_network_do_not() ->
 
 
 @pytest.mark.parametrize(("num", "z"), [(0, None), (3, None)])
-def test_nothing_to_judge_and_a_network_that_is_sure_have_no_z(num: int, z: None) -> None:
+def test_no_images_or_certain_predictions_have_no_z(num: int, z: None) -> None:
     found = label_issues(np.zeros(num, np.int64), np.tile([[1.0, 0.0]], (num, 1)))
     assert (found.num_judged, found.places.tolist(), found.expected, found.z) == (num, [], 0, z)

@@ -1,4 +1,4 @@
-"""The room that a synthetic garment lies in: a floor or wall, boxes, and other pieces of cloth."""
+"""Background of a synthetic garment: a floor or wall, boxes, and other pieces of cloth."""
 
 from typing import Final
 
@@ -10,15 +10,15 @@ from tlbatch.data.synthetic.garments.phrases import ATTRIBUTES
 from tlbatch.data.synthetic.paint import SHADOW, Grid, Plane, Points, Range, absorb, blobs, cover, enlarge, mask_of
 
 _NAP: Final = 96
-"""Cells of a texture in each direction, so that a larger image shows the same room."""
+"""Texture cells in each direction, so that a larger image shows the same background."""
 
 
 def draw_room(rng: Generator, frame: Grid) -> Plane:
-    """A wall or floor of some texture, blocks like furniture, and other pieces of cloth."""
+    """Draw a textured wall or floor, with blocks like furniture and other pieces of cloth."""
     tone = rng.uniform(0.25, 0.85) + rng.normal(0, 0.06, 3)
     light = enlarge(0.1 * rng.standard_normal((3, 3)), frame.side)
     weave = fabric(rng, _any(rng, "colour"), _any(rng, "pattern"))
-    # At half the size, in a quarter of the time: it is behind all else.
+    # Half the size takes a quarter of the time, and suffices for a background.
     half = Grid(frame.side // 2, frame.side / 4, 1)
     threads = turned_threads(half, rng.uniform(0.3, 1.2) * np.exp(1j * rng.uniform(0, np.pi)))
     texture = woven(weave, threads, pixel=2 / half.side) + enlarge(0.15 * rng.standard_normal((_NAP, _NAP)), half.side)
@@ -43,7 +43,7 @@ def _any(rng: Generator, attribute: str) -> str:
 
 
 def _add_block(planes: Plane, rng: Generator, frame: Grid) -> None:
-    """A flat box with a shadow, of wood or paint."""
+    """Add a flat box in one colour, with a shadow."""
     centre, turn = complex(*rng.uniform(-1.1, 1.1, 2)), complex(np.exp(1j * rng.normal(0, 0.25)))
     wide, high = rng.uniform(0.15, 0.8, 2)
     corners = np.array([[-1 - 1j, 1 - 1j, 1 + 1j, -1 + 1j]])
@@ -54,7 +54,7 @@ def _add_block(planes: Plane, rng: Generator, frame: Grid) -> None:
 
 
 def _add_scrap(planes: Plane, rng: Generator, frame: Grid, *, centre: complex, sizes: Range) -> None:
-    """Another piece of cloth, of any colour and pattern."""
+    """Add another piece of cloth, of any colour and pattern."""
     outline = blobs(rng, np.array([centre]), sizes, 0.35)
     cloth = fabric(rng, _any(rng, "colour"), _any(rng, "pattern"))
     threads = turned_threads(frame, np.exp(2j * np.pi * rng.random()))
@@ -68,7 +68,7 @@ def _cast_shadow(planes: Plane, frame: Grid, outlines: Points, away: complex, *,
 
 
 def lay_over(planes: Plane, rng: Generator, frame: Grid) -> None:
-    """What reaches into the image from its border: other pieces of cloth in its corners."""
+    """Lay other pieces of cloth over the corners of the image."""
     for _ in range(rng.integers(0, 3)):
         corner = complex(rng.choice((-1, 1)), rng.choice((-1, 1)))
         _add_scrap(planes, rng, frame, centre=corner * rng.uniform(1.0, 1.15), sizes=(0.2, 0.4))

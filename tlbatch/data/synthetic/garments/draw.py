@@ -1,6 +1,6 @@
-"""One synthetic photograph of a garment: the room, the garment that lies in it, what lies over it, and the camera.
+"""One synthetic photograph of a garment: background, garment, occluding cloth and camera.
 
-Places are in field units: the middle of the image is 0, and its edges are at -1 and 1.
+Coordinates are in field units: the centre of the image is 0, and its edges are at -1 and 1.
 """
 
 from collections.abc import Sequence
@@ -20,39 +20,39 @@ from tlbatch.data.synthetic.paint import SHADOW, Grid, Plane, Points, absorb, co
 from tlbatch.data.synthetic.plan import MIN_SIDE, require
 
 _LINING: Final = 0.45
-"""How bright the inside of a garment is, whose colour is the opposite of its cloth's."""
+"""Brightness of the lining of a garment, whose colour is the opposite of its cloth."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a garment lies in its photograph, and where the light comes from."""
+    """Position of a garment in its photograph, and direction of the light."""
 
     scale: float
     turn: complex
     shift: complex
     middle: complex
-    """In garment units: what comes to lie at ``shift``."""
+    """Point in garment units that is placed at ``shift``."""
     light: complex
 
     def place(self, points: Points) -> Points:
-        """Places in field units of points in garment units."""
+        """Convert points in garment units to field units."""
         placed: Points = (points - self.middle) * self.scale * self.turn + self.shift
         return placed
 
     def threads(self, places: Points) -> Threads:
-        """Where places lie on the cloth, in field units."""
+        """Return the coordinates of points on the cloth, in field units."""
         return ((places - self.shift) / self.turn).astype(np.complex64)
 
 
 def draw(seed: int, product: int, number: int, *, garment: Garment, side: int) -> npt.NDArray[np.uint8]:
-    """Draw one photograph; the same arguments always give the same pixels, and another garment changes nothing else.
+    """Draw one photograph; the same arguments always give the same pixels, and only the garment depends on ``garment``.
 
     Parameters
     ----------
     seed, product
-        Not negative; they name the garment, whose photographs share cut and cloth.
+        Not negative; they identify the garment, whose photographs share cut and cloth.
     number
-        Which photograph of the garment, from 1: another has another room, pose, light and camera.
+        Number of the photograph of the garment, from 1; each has its own background, pose, light and camera.
     garment
         What to draw.
     side
@@ -66,13 +66,13 @@ def draw(seed: int, product: int, number: int, *, garment: Garment, side: int) -
     Raises
     ------
     ValueError
-        When there is no such garment, or number or side is out of range.
+        When the garment is invalid, or number or side is out of range.
     """
     check_garment(garment)
     require(number >= 1, "number", "at least 1", number)
     require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
     cut, cloth = (stream(seed, product, 0, layer) for layer in range(2))
-    # A stream for each layer: a longer sleeve must not move a chair or change the sensor's noise.
+    # One stream per layer: a longer sleeve must not move the furniture or change the sensor noise.
     room, lie, creases, camera = (stream(seed, product, number, layer) for layer in range(4))
     frame = Grid(side, side / 2, 1)
     shape = silhouette(garment.type, sleeve=garment.sleeve, length=garment.length, fit=fit_of(cut, lie))
@@ -96,26 +96,26 @@ def _pose(rng: Generator, height: float, half_width: float) -> Pose:
 
 @dataclass(frozen=True)
 class Canvas:
-    """An image while a garment is laid on it."""
+    """An image on which a garment is being drawn."""
 
     planes: Plane
     frame: Grid
     pose: Pose
     relief: Plane
-    """How bright the light makes the cloth."""
+    """Brightness of the cloth under the light."""
 
     def mask(self, outlines: Sequence[Points], *, shift: complex = 0, blur: float = 0.0) -> Plane:
-        """Ink in outlines that are given in garment units."""
+        """Return the ink mask of outlines in garment units."""
         placed = [(self.pose.place(outline)[None, :] + shift, 1.0) for outline in outlines]
         return mask_of(self.frame, placed, blur=blur)
 
     def paint(self, outlines: Sequence[Points], colour: Plane, *, ink: float = 1.0) -> None:
-        """Lay one colour over outlines."""
+        """Fill outlines with one colour."""
         if outlines:
             cover(self.planes, np.float32(ink) * self.mask(outlines), colour[:, None, None] * self.relief)
 
     def lay(self, outlines: Sequence[Points], cloth: Fabric, threads: Threads) -> None:
-        """Cloth that throws a small shadow, is bright where its rim faces the light and dark where it turns away."""
+        """Lay cloth with a small shadow, and a rim that is bright towards the light and dark away from it."""
         if not outlines:
             return
         soft = self.mask(outlines, blur=0.045)
@@ -125,13 +125,13 @@ class Canvas:
         lay_cloth(self.planes, self.mask(outlines), cloth, threads, shade)
 
     def _moved(self, plane: Plane, towards_light: float) -> Plane:
-        """Moved by a way in field units, to the nearest pixel."""
+        """Shift a plane towards the light by a distance in field units, to the nearest pixel."""
         away = towards_light * self.pose.light * self.frame.radius_px
         return np.roll(plane, (round(away.imag), round(away.real)), (0, 1))
 
 
 def _lay_down(canvas: Canvas, shape: Silhouette, cloth: Fabric, threads: Threads) -> None:
-    """Sleeves, then the body, then what is sewn on it."""
+    """Lay down the sleeves, then the body, then what is sewn on it."""
     below = (*shape.body, *(outline for outline, _ in shape.sleeves))
     absorb(canvas.planes, canvas.mask(below, shift=-0.06 * canvas.pose.light, blur=0.04), SHADOW)
     canvas.paint(shape.inside, 0.5 * cloth.ground)
@@ -149,12 +149,12 @@ def _lay_down(canvas: Canvas, shape: Silhouette, cloth: Fabric, threads: Threads
 
 
 def _seen_on(ground: Plane, contrast: float) -> Plane:
-    """A thread or a button that stands out from its cloth: lighter on a dark one, darker on a light one."""
+    """Return a colour for thread or buttons that contrasts with the cloth: lighter if it is dark, else darker."""
     return ground + np.float32(contrast if ground.mean() < 0.4 else -2 * contrast)
 
 
 def _relief(rng: Generator, frame: Grid, pose: Pose) -> Plane:
-    """How bright the light makes the cloth: folds that run down, and creases any way."""
+    """Draw the brightness of the cloth: vertical folds, and creases in any direction."""
     places = pose.threads(frame.grid())
     folds = np.zeros(places.shape)
     for pace in rng.uniform(0.7, 2.6, 4):
@@ -170,13 +170,13 @@ def _relief(rng: Generator, frame: Grid, pose: Pose) -> Plane:
 
 
 def _warp(rng: Generator, frame: Grid) -> Threads:
-    """How far folds push the threads aside, in field units."""
+    """Draw the displacement of threads by folds, in field units."""
     right, down = (enlarge(0.022 * rng.standard_normal((7, 7)), frame.side) for _ in range(2))
     return right + 1j * down
 
 
 def _photograph(planes: Plane, rng: Generator, frame: Grid) -> npt.NDArray[np.uint8]:
-    """Uneven light of some colour, a little defocus and grain; uint8 of shape (side, side, 3)."""
+    """Add uneven coloured light, slight defocus and grain; return uint8 of shape (side, side, 3)."""
     grid = frame.grid()
     warmth, tint = np.clip(rng.normal(0, (0.07, 0.03)), -0.16, 0.16)
     cast = np.array([1 + warmth, 1 - tint, 1 - warmth], dtype=np.float32) * np.float32(rng.uniform(0.78, 1.12))

@@ -1,4 +1,4 @@
-"""The cloth of a synthetic garment: its colours, and the pattern that is woven or printed on it."""
+"""The cloth of a synthetic garment: its colours and its pattern."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _SHADES: Final[Mapping[str, tuple[Colour, Colour]]] = {
     "blue": ((0.46, 0.63, 0.86), (0.09, 0.15, 0.44)),
     "brown": ((0.58, 0.40, 0.26), (0.28, 0.17, 0.10)),
 }
-"""Two ends of what each colour is called."""
+"""The two extremes of the shades with each name."""
 _CONTRAST: Final = 0.55
 _PERIODS: Final[Mapping[str, Range]] = {
     "plain": (0.2, 0.2),
@@ -31,29 +31,29 @@ _PERIODS: Final[Mapping[str, Range]] = {
     "checked": (0.17, 0.27),
     "floral": (0.26, 0.36),
 }
-"""How far a pattern is from its next repeat, in field units."""
+"""Range of the repeat length of each pattern, in field units."""
 _CELLS: Final = 16
 _NOTHING: Final[Plane] = np.zeros(1, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """A cloth without end."""
+    """A cloth of unlimited extent."""
 
     pattern: str
     ground: Plane
     inks: Plane
-    """Of shape (2, 3): the colours of the pattern."""
+    """Colours of the pattern, (2, 3)."""
     period: float
     turn: complex
     share: float
-    """From 0 to 1: how much of the cloth the pattern takes, within its kind."""
+    """From 0 to 1: how much of the cloth the pattern covers, within the range of its kind."""
     loose: Plane
-    """Of shape (cells, cells, 4), from 0 to 1: how the flowers differ."""
+    """Random variation of the flowers, (cells, cells, 4), from 0 to 1."""
 
 
 def fabric(rng: Generator, colour: str, pattern: str) -> Fabric:
-    """A cloth of one colour and pattern; another colour or pattern leaves the rest as it is."""
+    """Draw a cloth of one colour and pattern; all else is independent of these two."""
     shade, darker = rng.uniform(0, 1, 2)
     order = rng.permutation(len(_SHADES))
     sizes, share, upright, skew = rng.uniform(0, 1, 4)
@@ -66,7 +66,7 @@ def fabric(rng: Generator, colour: str, pattern: str) -> Fabric:
 
 
 def _inks(ground: Plane, order: npt.NDArray[np.int64], darker: float) -> Plane:
-    """Two colours that stand out from the ground; white and black are likelier than others."""
+    """Choose two colours that contrast with the ground; white and black are likelier than others."""
     ends = np.array(list(_SHADES.values()), dtype=np.float32)
     shades = ends[:, 0] + np.float32(darker) * (ends[:, 1] - ends[:, 0])
     ranked = np.concatenate([shades[[1, 0]] if darker < 0.5 else shades[[0, 1]], shades[order]])
@@ -78,33 +78,33 @@ def _inks(ground: Plane, order: npt.NDArray[np.int64], darker: float) -> Plane:
 
 
 def turned_threads(frame: Grid, turn: complex) -> Threads:
-    """Where each pixel lies on a cloth that is turned."""
+    """Return the coordinates of each pixel on a rotated cloth."""
     return (frame.grid(frame.side) * complex(turn)).astype(np.complex64)
 
 
 def lay_cloth(planes: Plane, mask: Plane, cloth: Fabric, threads: Threads, shade: Plane) -> None:
-    """Cover three planes, in place, with cloth as thickly as ``mask`` has ink.
+    """Cover three planes with cloth, in place, with opacity ``mask``.
 
     Parameters
     ----------
     threads
-        Where each pixel lies on the cloth, in field units, of shape (side, side).
+        Coordinates of each pixel on the cloth, in field units, (side, side).
     shade
-        How bright the light makes the cloth, of shape (side, side).
+        Brightness of the cloth under the light, (side, side).
     """
     flat = planes.reshape(3, -1)
-    where = np.flatnonzero(mask)  # most of an image is not this cloth
+    where = np.flatnonzero(mask)  # the cloth covers only a part of the image
     colours = woven(cloth, threads.ravel()[where], pixel=2 / len(mask)) * shade.ravel()[where]
     flat[:, where] += (colours - flat[:, where]) * mask.ravel()[where]
 
 
 def woven(cloth: Fabric, threads: Threads, *, pixel: float) -> Plane:
-    """The colours of a cloth at places in field units: shape (3, ...) for places of shape (...).
+    """Return the colours of a cloth at coordinates in field units: shape (3, ...) for coordinates of shape (...).
 
     Parameters
     ----------
     pixel
-        Size of a pixel in field units: an edge is as soft as that.
+        Size of a pixel in field units, over which edges are softened.
     """
     ground = cloth.ground.reshape(3, *(1,) * threads.ndim)
     if cloth.pattern == "plain":
@@ -117,7 +117,7 @@ def woven(cloth: Fabric, threads: Threads, *, pixel: float) -> Plane:
 
 
 def _edge(distance: Distances, soft: float) -> Plane:
-    """Ink where the distance, in repeats, is positive."""
+    """Return ink where the distance, in repeats, is positive."""
     ink: Plane = np.clip(0.5 + distance / (2 * soft), 0, 1).astype(np.float32, copy=False)
     return ink
 
@@ -146,7 +146,7 @@ def _dots(cloth: Fabric, cells: Threads, soft: float) -> tuple[Plane, Plane]:
 
 
 def _flowers(cloth: Fabric, cells: Threads, soft: float) -> tuple[Plane, Plane]:
-    """Blossoms of five petals, and leaves between them that are smaller and point anywhere."""
+    """Draw flowers of five petals, and smaller leaves between them in random directions."""
     inner, loose = _centred(cloth, cells)
     inner -= 0.24 * ((loose[..., 0] - 0.5) + 1j * (loose[..., 1] - 0.5))
     away, angle = np.abs(inner), np.angle(inner) + 2 * np.pi * loose[..., 2]
@@ -159,7 +159,7 @@ def _flowers(cloth: Fabric, cells: Threads, soft: float) -> tuple[Plane, Plane]:
 
 
 def _centred(cloth: Fabric, cells: Threads) -> tuple[Threads, Plane]:
-    """Places from the middle of their cell, and what is drawn at random for that cell."""
+    """Return coordinates relative to the centre of their cell, and the random values of that cell."""
     x, y = np.floor(cells.real), np.floor(cells.imag)
     loose = cloth.loose[x.astype(int) % _CELLS, y.astype(int) % _CELLS]
     return cells - (x + 1j * y) - (0.5 + 0.5j), loose

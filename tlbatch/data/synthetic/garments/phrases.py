@@ -2,13 +2,13 @@
 
 The type ends a phrase. Before it:
 
-- ``PATTERN COLOUR``, as in "floral red"; a striped or checked cloth names its colour first, as in "red striped";
-- shirts, sweaters, jackets, coats and vests say the sleeves next to the type: "dotted blue short-sleeved shirt";
-- dresses say the sleeves first of all, and dresses and skirts the length next to the type: "sleeveless floral red short
+- ``PATTERN COLOUR``, as in "floral red"; striped and checked cloths have the colour first, as in "red striped";
+- shirts, sweaters, jackets, coats and vests have the sleeves before the type: "dotted blue short-sleeved shirt";
+- dresses have the sleeves first, and dresses and skirts have the length before the type: "sleeveless floral red short
   dress";
-- coats and trousers say the length first: "long black coat".
+- coats and trousers have the length first: "long black coat".
 
-What goes without saying is not said: a plain pattern, and the first of each type in `SLEEVES_OF` and `LENGTHS_OF`.
+Default values are omitted: a plain pattern, and the first value of each type in `SLEEVES_OF` and `LENGTHS_OF`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "sleeve": ("sleeveless", "short-sleeved", "long-sleeved"),
     "length": ("short", "midi", "long"),
 }
-"""The values of each attribute; all are words of phrases, but plain, which is never said."""
+"""The values of each attribute; all occur in phrases, except plain, which is always omitted."""
 SLEEVES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "dress": ("sleeveless", "short-sleeved", "long-sleeved"),
     "shirt": ("long-sleeved", "short-sleeved", "sleeveless"),
@@ -31,14 +31,14 @@ SLEEVES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "coat": ("long-sleeved",),
     "vest": ("sleeveless",),
 }
-"""What sleeves a type may have, the unspoken ones first; other types have none to speak of."""
+"""Possible sleeves of each type, the omitted default first; other types have no sleeve value."""
 LENGTHS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "dress": ("midi", "short", "long"),
     "skirt": ("short", "midi", "long"),
     "trousers": ("long", "short"),
     "coat": ("midi", "long"),
 }
-"""What lengths a type may have, the unspoken one first; other types have none to speak of."""
+"""Possible lengths of each type, the omitted default first; other types have no length value."""
 _COLOUR_FIRST: Final = ("striped", "checked")
 _LENGTH_FIRST: Final = ("coat", "trousers")
 _SLEEVE_FIRST: Final = ("dress",)
@@ -46,7 +46,7 @@ _SLEEVE_FIRST: Final = ("dress",)
 
 @dataclass(frozen=True)
 class Garment:
-    """What is true of a garment, one word of `ATTRIBUTES` each; empty: the type has no such thing."""
+    """The attributes of a garment, one value of `ATTRIBUTES` each; empty if the type does not have the attribute."""
 
     type: str
     colour: str
@@ -72,12 +72,12 @@ def _spoken(word: str, possible: tuple[str, ...]) -> str:
 
 
 def check_garment(garment: Garment) -> None:
-    """Refuse what there is no such garment of.
+    """Raise if a combination of attributes does not exist.
 
     Raises
     ------
     ValueError
-        When a word is none of its attribute's, or the type has none such.
+        When a value does not belong to its attribute, or the type cannot have it.
     """
     possible = {
         **ATTRIBUTES,

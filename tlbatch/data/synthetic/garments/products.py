@@ -1,6 +1,6 @@
-"""Which synthetic garments there are, and which photographs of each.
+"""Plan a set of synthetic garments, and the photographs of each.
 
-Some words are rarer than others, and some go together, as in shops: trousers are mostly plain, dresses often floral.
+Some words are rarer than others, and some are correlated, as in shops: trousers are mostly plain, dresses often floral.
 """
 
 from collections.abc import Mapping
@@ -33,28 +33,29 @@ _LIKED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _LIKED_TIMES: Final = 2.2
 _SHARES: Final = {1: (1.0,), 2: (0.65, 0.35), 3: (0.42, 0.33, 0.25)}
-"""Of the sleeves and lengths that a type may have, by how many they are, in their order."""
+"""Frequencies of the sleeves or lengths that a type may have, by their number, in order."""
 _README: Final = """\
 Synthetic photographs of garments
 =================================
 
-All of this is synthetic. No image shows a thing that can be bought, and nothing learnt from it says anything about real
-photographs. It was drawn by `python -m tlbatch.data.synthetic` to try and to test software.
+All of this is synthetic. No image shows a real product, and results on it say nothing about real photographs. It was
+drawn by `python -m tlbatch.data.synthetic` to try out and to test software.
 
 {num} images of {side} x {side} pixels, of {products} garments; seed {seed}.
 
-garments.csv  image, phrase, and what is true of the garment: type, colour, pattern, sleeve, length; a type that has no
-              sleeves or no length to speak of has nothing in that column
-images/       PRODUCT_NUMBER.jpeg; each says in its JPEG comment that it is synthetic
+garments.csv  image, phrase, and the attributes of the garment: type, colour, pattern, sleeve, length; the last two are
+              empty for types that do not have them
+images/       PRODUCT_NUMBER.jpeg; the JPEG comment of each states that it is synthetic
 
-A garment has one to {most} photographs that share its cut and cloth: split by product. The words of a phrase stand in
-an order that depends on the garment, and what goes without saying is not said: see tlbatch/data/phantom/phrases.py.
+A garment has one to {most} photographs that share its cut and cloth: split by product. The word order of a phrase
+depends on the garment, and default values are omitted: see
+tlbatch/data/synthetic/garments/phrases.py.
 """
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One image of the data set: which product, which of its photographs, and what the product is."""
+    """One image of the data set: the product, the number of the photograph, and the attributes of the product."""
 
     product: int
     number: int
@@ -62,16 +63,16 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """Name of the image in the table, and of its file without the suffix."""
+        """Name of the image in the table, and stem of its file name."""
         return f"{self.product}_{self.number}"
 
     def draw(self, seed: int, side: int) -> npt.NDArray[np.uint8]:
-        """RGB of shape (side, side, 3)."""
+        """Draw the image: RGB of shape (side, side, 3)."""
         return draw(seed, self.product, self.number, garment=self.garment, side=side)
 
 
 def plan_garments(*, num_images: int, side: int, seed: int) -> Plan:
-    """The file garments.csv (image, phrase, type, colour, pattern, sleeve, length) and images/<product>_<n>.jpeg.
+    """Plan garments.csv (image, phrase, type, colour, pattern, sleeve, length) and images/<product>_<n>.jpeg.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def plan_garments(*, num_images: int, side: int, seed: int) -> Plan:
     side
         Height and width in pixels, at least 64.
     seed
-        Not negative; another seed draws other garments.
+        Random seed; not negative.
 
     Raises
     ------
@@ -98,9 +99,9 @@ def plan_garments(*, num_images: int, side: int, seed: int) -> Plan:
 
 
 def photographs(num_images: int, *, seed: int) -> list[Photograph]:
-    """One to three photographs of each product, by product number, until there are ``num_images``.
+    """List one to three photographs of each product, by product number, ``num_images`` in total.
 
-    A longer list begins with the shorter ones.
+    A longer list begins with any shorter one of the same seed.
 
     Raises
     ------
@@ -110,7 +111,7 @@ def photographs(num_images: int, *, seed: int) -> list[Photograph]:
     require(num_images >= MIN_IMAGES, "num_images", f"at least {MIN_IMAGES}", num_images)
     require(seed >= 0, "seed", "at least 0", seed)
     found: list[Photograph] = []
-    # Products count from 1, which leaves stream 0 to this list.
+    # Products are numbered from 1; stream 0 is for this list.
     rng = stream(seed, 0)
     product = 0
     while len(found) < num_images:

@@ -1,7 +1,7 @@
-"""How the shapes of synthetic garments are put together: what they consist of, and the outlines that most share.
+"""Parts of the shapes of synthetic garments, and the outlines that most of them share.
 
-Geometry is complex numbers in *garment units*: the middle of the neck, or of the waistband, is 0, shoulders are about
-half a unit from it, +y points down to the hem.
+Coordinates are complex numbers in *garment units*: the middle of the neck, or of the waistband, is 0, the shoulders are
+about half a unit from it, and +y points down to the hem.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from numpy.random import Generator
 from tlbatch.data.synthetic.paint import Points, ribbons
 
 Sleeves = tuple[tuple[Points, complex], ...]
-"""Outlines, and where the threads run."""
+"""Outlines, and the direction of the threads."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a garment is cut, and how its arms lie in one photograph."""
+    """The cut of a garment, and the position of its arms in one photograph."""
 
     shoulder: float
     waist: float
@@ -28,30 +28,30 @@ class Fit:
     pointed: bool
     """Whether the neckline is a V."""
     arms: tuple[float, float]
-    """Radians from straight down, of the right and the left arm."""
+    """Angles of the right and the left arm from straight down, in radians."""
     bends: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Silhouette:
-    """What a garment is put together from, in the order in which it is laid down."""
+    """The parts of a garment, in the order in which they are drawn."""
 
     inside: tuple[Points, ...] = ()
-    """Cloth seen from the back: the neck from within."""
+    """The inside of the cloth, visible at the neck."""
     sleeves: Sleeves = ()
     body: tuple[Points, ...] = ()
     front: tuple[Points, ...] = ()
-    """Openings, through which something else is seen."""
+    """Openings that show what is underneath."""
     flaps: tuple[Points, ...] = ()
-    """More of the same cloth: collars, lapels, pockets, belts."""
+    """Parts of the same cloth: collars, lapels, pockets, belts."""
     ribs: tuple[Points, ...] = ()
-    """Bands that are knitted or stitched in one colour."""
+    """Knitted or stitched bands in one colour."""
     seams: tuple[Points, ...] = ()
     buttons: tuple[complex, ...] = ()
 
 
 def fit_of(garment: Generator, photograph: Generator) -> Fit:
-    """Draw how a garment is cut from one stream, and how it lies from the other."""
+    """Draw the cut of a garment from one stream, and its position from the other."""
     shoulder, waist, flare, neck, dip, pointed = garment.uniform(0, 1, 6)
     first, second = photograph.uniform(0.2, 0.55, 2)
     bends = photograph.uniform(-0.15, 0.6, 2)
@@ -68,7 +68,7 @@ def fit_of(garment: Generator, photograph: Generator) -> Fit:
 
 
 def sleeves_of(fit: Fit, sleeve: str, *, wide: bool) -> Sleeves:
-    """Two sleeves, or none."""
+    """Return the two sleeves, or none."""
     if sleeve == "sleeveless":
         return ()
     size = 1.12 if sleeve == "long-sleeved" else 0.42
@@ -77,11 +77,11 @@ def sleeves_of(fit: Fit, sleeve: str, *, wide: bool) -> Sleeves:
 
 
 def _sleeve(fit: Fit, size: float, angle: float, bend: float, *, wide: bool) -> tuple[Points, complex]:
-    """The right sleeve, bent at the elbow: a straight line would be as stiff as a board."""
+    """Return the right sleeve, bent at the elbow to look natural."""
     t = np.linspace(0, 1, 12)
     elbow = 1 / (1 + np.exp(-14 * (t * size - 0.55)))
     steps = np.exp(1j * (np.pi / 2 - angle + bend * elbow)) * size / t.size
-    # It begins below the body's cloth, so that no gap shows at the shoulder.
+    # It begins under the cloth of the body, so that the shoulder has no gap.
     axis = complex(fit.shoulder * 0.74, 0.25) + np.cumsum(steps) - steps[0] * (1 + 0.07 * t.size / size)
     outline = ribbons(axis[None, :], 0.4 if wide else 0.35, taper=0.42 if size > 1 else 0.12)[0]
     return outline, complex(steps[0] / abs(steps[0])) / 1j
@@ -93,7 +93,7 @@ def _mirrored(points: Points) -> Points:
 
 
 def whole(right: Sequence[complex]) -> Points:
-    """A smooth outline from its right half, from the middle at the top to the middle at the bottom."""
+    """Mirror the right half of an outline, given from top middle to bottom middle, and smooth it."""
     half = np.array(right)
     outline: Points = np.concatenate([half, _mirrored(half)[::-1]])
     for _ in range(2):  # Chaikin's corner cutting
@@ -103,31 +103,31 @@ def whole(right: Sequence[complex]) -> Points:
 
 
 def box(corner: complex, opposite: complex) -> Points:
-    """An upright rectangle between two corners."""
+    """Return an upright rectangle between two corners."""
     across = complex(opposite.real, corner.imag)
     return np.array([corner, across, opposite, complex(corner.real, opposite.imag)])
 
 
 def both(points: Sequence[complex]) -> tuple[Points, Points]:
-    """An outline on the right, and its like on the left."""
+    """Return an outline on the right, and its mirror image on the left."""
     right = np.array(points)
     return right, _mirrored(right)
 
 
 def line(*points: complex) -> Points:
-    """A thread along points, as an outline."""
+    """Return the outline of a thread along points."""
     thread: Points = ribbons(np.array(points)[None, :], 0.022, taper=0.0)[0]
     return thread
 
 
 def neck(fit: Fit, dip: float, *, pointed: bool) -> list[complex]:
-    """The right half of a neckline, from its lowest place."""
+    """Return the right half of a neckline, from its lowest point."""
     rim = [1j * dip, 1j * dip] if pointed else [1j * dip, complex(0.7 * fit.neck, 0.85 * dip)]
     return [*rim, complex(fit.neck, 0.02), complex(fit.neck, 0)]
 
 
 def upper(fit: Fit, *, bare: bool) -> list[complex]:
-    """From the neck over the shoulder to the armpit."""
+    """Return the outline from the neck over the shoulder to the armpit."""
     shoulder = fit.shoulder - (0.1 if bare else 0)
     return [
         complex(shoulder - 0.05, 0.1),
@@ -139,19 +139,19 @@ def upper(fit: Fit, *, bare: bool) -> list[complex]:
 
 
 def inside(fit: Fit) -> tuple[Points, ...]:
-    """The back of the neck, as it is seen from the front."""
+    """Return the back of the neck, as visible from the front."""
     return (whole([-0.05j, complex(0.8 * fit.neck, -0.04), complex(fit.neck, 0.02), complex(fit.neck, 0.12), 0.16j]),)
 
 
 def armholes(sleeves: Sleeves, fit: Fit) -> tuple[Points, ...]:
-    """The seams of the sleeves."""
+    """Return the seams of the sleeves."""
     edge = (complex(fit.shoulder - 0.03, 0.14), complex(0.8 * fit.shoulder, 0.34), complex(0.8 * fit.shoulder, 0.5))
     right = line(*edge)
     return (right, _mirrored(right)) if sleeves else ()
 
 
 def cuffs(sleeves: Sleeves, depth: float) -> tuple[Points, ...]:
-    """The ends of the sleeves: outlines go down one side and up the other."""
+    """Return the ends of the sleeves, whose outlines go down one side and up the other."""
     ends = []
     for outline, _ in sleeves:
         half = len(outline) // 2

@@ -43,13 +43,13 @@ _BELOW_WAIST: Final = ("skirt", "trousers")
 
 
 def reach(garment_type: str, length: str) -> tuple[float, float]:
-    """Height and half of the width that a photographer leaves room for, whatever the sleeves are."""
+    """Return the height and the half width that the photograph must fit, for any sleeves."""
     height = _LENGTHS[garment_type, length]
     return height, 0.75 if garment_type in _BELOW_WAIST else 1.0
 
 
 def silhouette(garment_type: str, *, sleeve: str, length: str, fit: Fit) -> Silhouette:
-    """The shape of a garment of one type, with those sleeves, of that length."""
+    """Return the shape of a garment of the given type, sleeves and length."""
     size = _LENGTHS[garment_type, length]
     if garment_type in _BELOW_WAIST:
         return _SHAPES[garment_type](fit, size, ())
@@ -114,7 +114,7 @@ def _sweater(fit: Fit, length: float, sleeves: Sleeves) -> Silhouette:
 
 
 def _open(fit: Fit, length: float, sleeves: Sleeves, *, depth: float, lapel: float) -> Silhouette:
-    """A body that is open to a depth, with lapels along the opening, and closed below."""
+    """Return a body that is open down to a depth, with lapels along the opening, and closed below."""
     hem = 0.43 + (0.1 * length - 0.1) * fit.flare
     body = _straight(fit, length, bare=not sleeves, dip=0.02, pointed=True, hem=hem)
     opening = np.array([complex(-fit.neck, -0.02), complex(fit.neck, -0.02), 1j * depth])
