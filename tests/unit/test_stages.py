@@ -245,7 +245,7 @@ def test_a_head_of_other_classes_is_refused(make: Callable[..., RunPaths]) -> No
     first = run_all(make("run=one"))
     other = make("run=two", f"head.weights={first.folder}", "data.classes=['red','green','blue']")
     shard.run(other.folder)
-    with pytest.raises(UserError, match="of the classes blue, green, red, and not red, green, blue"):
+    with pytest.raises(UserError, match="has the classes blue, green, red, but this job has red, green, blue"):
         cache.run(other.folder)
 
 
@@ -580,7 +580,7 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         (["phase.0.lr_grid=[0.1]", "head.batch_norm=true"], "phase.0.lr_grid does not work with head.batch_norm"),
         (["phase.0.lr_grid=[0.1]", "train.crop_scale=0.5"], "phase.0.lr_grid needs a finite number of views"),
         (["head.pool=gem", "head.after=['blocks.1', 'pool']"], "pool gem and attention work on a single module"),
-        (["train.tta=true", "train.augment=none"], "tta are the symmetries of augment, which is none"),
+        (["train.tta=true", "train.augment=none"], "tta averages over the symmetries of augment, which is none"),
         (["train.random_views=4"], "random_views are random crops: set crop_scale below 1"),
         (["train.every_view=true", "train.crop_scale=0.5"], "every_view needs a finite number of views"),
     ],

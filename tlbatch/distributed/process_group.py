@@ -162,9 +162,3 @@ def _check(accelerator: Accelerator, world: World, *, on_gpu: bool) -> None:
             torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU",
             world.num_threads,
         )
-
-
-if hasattr(dist, "set_timeout"):
-    _set_timeout = dist.set_timeout
-else:  # older torch
-    pass

@@ -218,7 +218,7 @@ def load_best(paths: RunPaths) -> tuple[Best, Path]:
     best = load_record(Best, paths.best, missing="run train first: python -m tlbatch.train RUN")
     path = paths.checkpoints / best.weights
     if not path.exists() or digest_file(path) != best.digest:
-        raise UserError(f"{path}: missing or not as train wrote it; submit the job again")
+        raise UserError(f"{path}: missing or changed since training; submit the job again")
     return best, path
 
 
