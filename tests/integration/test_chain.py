@@ -72,7 +72,7 @@ def test_on_this_machine_the_log_ends_with_scores_report_and_leaderboard(tiny: P
     end = two_local_ranks.stdout.splitlines()[-4:]
     value, low, high = (report(tiny, "local")["scores"]["accuracy"][key] for key in ("value", "low", "high"))
     assert end[0] == f"accuracy        {value:.4f} ({low:.4f} to {high:.4f})"
-    assert report(tiny, "local")["scores"]["quadratic_kappa"]["undefined"] == "the classes have no order"
+    assert report(tiny, "local")["scores"]["quadratic_kappa"]["undefined"] == "the classes are not ordered"
     assert end[1:] == [
         "test images     9",
         f"report          {tiny}/space/runs/local/report/report.html",

@@ -367,7 +367,7 @@ def test_a_changed_checkpoint_is_refused(make: Callable[..., RunPaths]) -> None:
         stage.run(paths.folder)
     weights = next(paths.checkpoints.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UserError, match="not as train wrote it"):
+    with pytest.raises(UserError, match="changed since training"):
         predict.run(paths.folder)
 
 
