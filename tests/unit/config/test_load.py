@@ -40,7 +40,10 @@ def test_files_merge_left_to_right_and_overrides_win(small: Path, tmp_path: Path
         ("train.mixed_precision=int4", "train.mixed_precision: must be one of 'no', 'fp16' or 'bf16' (got 'int4')"),
         ("data.split.test=1.5", "data.split.test: must be less than 1 (got 1.5)"),
         ("data.split.val=0.8", "data.split: val + test must be less than 1 (got 0.8 + 0.25)"),
-        ("data.group_pattern=^x", "data.group_pattern: must contain a group in parentheses, e.g. '^(.*)_"),
+        (
+            "data.group_pattern=^x",
+            "data.group_pattern: must contain a group in parentheses, e.g. '^(.*)_(left|right)$'",
+        ),
         ("phase.2.epochs=1", "phase.2: must be one of the job's entries 0 to 1 (got 2)"),
         ("epochs", "epochs: an override must have the form key=value, e.g. phase.0.epochs=3"),
         ("train=3", "train: must be a section (got 3); see --help for its keys"),
