@@ -13,20 +13,18 @@ import pytest
 from PIL import Image
 
 JOBS = Path(__file__).parents[1] / "jobs"
-TIERS = ("campaign", "cluster", "chain", "fast")
-"""The dearest first: a test that is marked with several belongs to the first of them, one with none to the last."""
+TIERS = ("fast", "chain", "cluster", "campaign")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test its one tier, and let one worker alone have the cluster, which is made once."""
+    """Give a test without a tier the first one, and let one worker alone have the cluster, which is made once."""
     for item in items:
         marked = [tier for tier in TIERS if item.get_closest_marker(tier)]
-        tier = marked[0] if marked else "fast"
-        for other in marked[1:]:
-            item.own_markers = [mark for mark in item.own_markers if mark.name != other]
-        item.user_properties.append(("tier", tier))
-        item.add_marker(tier)
+        if len(marked) > 1:
+            raise pytest.UsageError(f"{item.nodeid}: is marked {' and '.join(marked)}; a test has one tier")
+        if not marked:
+            item.add_marker("fast")
         if "slurm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("slurm"))
 
@@ -34,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _no_python_in_fast_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail a fast test that starts another Python, which needs seconds to import what it runs."""
-    if ("tier", "fast") not in request.node.user_properties:
+    if request.node.get_closest_marker("fast") is None:
         return
     start = subprocess.Popen.__init__
 

@@ -23,8 +23,6 @@ from tlbatch.config.load import load_job
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.stages import stages_of
 
-pytestmark = pytest.mark.chain
-
 ROOT = Path(__file__).parents[2]
 UNRESOLVABLE = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host.invalid && exec "$0" "$@"']
 """Runs a command under a host name that nothing can resolve, as on some nodes; only root may."""
@@ -67,6 +65,7 @@ def two_local_ranks(tiny: Path) -> Result:
     return submit(tiny, "run=local", "slurm.tasks_per_node=2", "--local")
 
 
+@pytest.mark.chain
 def test_on_this_machine_the_log_ends_with_scores_report_and_leaderboard(tiny: Path, two_local_ranks: Result) -> None:
     assert two_local_ranks.returncode == 0, two_local_ranks.stdout + two_local_ranks.stderr
     end = two_local_ranks.stdout.splitlines()[-4:]
@@ -143,6 +142,7 @@ def two_ranks(tiny: Path) -> dict[str, RunPaths]:
     return runs
 
 
+@pytest.mark.chain
 @pytest.mark.parametrize("name", SECTIONS)
 def test_one_rank_and_two_give_the_same_predictions_to_rounding(
     tiny: Path, two_ranks: dict[str, RunPaths], name: str
@@ -159,6 +159,7 @@ def test_one_rank_and_two_give_the_same_predictions_to_rounding(
     assert np.allclose(one[columns], two[columns], atol=1e-3)
 
 
+@pytest.mark.chain
 def test_recipes_and_sweeps_end_with_a_table_and_a_page_that_compares_them(tiny: Path) -> None:
     recipes = tiny / "recipes.toml"
     recipes.write_text("[recipes.usual]\n[sweep]\nhead.dropout = [0, 0.5]\n", encoding="utf-8")
@@ -181,6 +182,7 @@ def test_recipes_and_sweeps_end_with_a_table_and_a_page_that_compares_them(tiny:
     assert [line.endswith("  finished already") for line in again.stdout.splitlines()[:3]] == [True, True, False]
 
 
+@pytest.mark.chain
 def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:
     done = submit(tiny, "workspace=/nowhere/at/all", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -190,6 +192,7 @@ def test_a_dry_run_prints_every_script_and_touches_nothing(tiny: Path) -> None:
     assert not Path("/nowhere").exists()
 
 
+@pytest.mark.chain
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -212,6 +215,7 @@ def test_user_errors_are_one_line_and_exit_code_2(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.chain
 def test_a_stage_that_fails_on_a_user_error_says_so_in_one_line(tiny: Path) -> None:
     done = submit(tiny, "model.backbone=timm:none_such", "run=bad", "--local")
     assert done.returncode == 2
@@ -221,6 +225,7 @@ def test_a_stage_that_fails_on_a_user_error_says_so_in_one_line(tiny: Path) -> N
     assert "error: " not in done.stdout
 
 
+@pytest.mark.chain
 def test_a_full_disk_leaves_no_half_written_file(tiny: Path, tiny_disk: Path) -> None:
     done = submit(tiny, f"workspace={tiny_disk}", "data.resize=0", "--local")
     left = [file.name for file in (tiny_disk / "shards").rglob("*") if file.is_file() and file.name != ".lock"]
