@@ -30,7 +30,6 @@ from tlbatch.data.synthetic.paint import (
     sensed,
     stream,
 )
-from tlbatch.data.synthetic.plan import MIN_SIDE, require
 
 EyeSide = Literal["left", "right"]
 _VESSEL: Final = (0.36, 0.66, 0.52)
@@ -60,27 +59,19 @@ def draw(seed: int, patient: int, eye_side: EyeSide, *, grade: int, side: int) -
     Parameters
     ----------
     seed, patient
-        Not negative; they identify the patient, whose two eyes share pigment, vessel tortuosity and camera.
+        They identify the patient, whose two eyes share pigment, vessel tortuosity and camera.
     eye_side
         The optic disc lies on the right in an image of a right eye, and on the left in one of a left eye.
     grade
         International Clinical Diabetic Retinopathy grade, 0 to 4 (Wilkinson et al., Ophthalmology 110:1677, 2003).
     side
-        Height and width in pixels, at least 64.
+        Height and width in pixels.
 
     Returns
     -------
     numpy.ndarray
         uint8 RGB of shape (side, side, 3), black outside the round field.
-
-    Raises
-    ------
-    ValueError
-        When grade or side is out of range.
     """
-    if grade not in range(len(BURDENS)):
-        raise ValueError(f"grade must be 0 to {len(BURDENS) - 1} (got {grade})")
-    require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
     traits = _traits(stream(seed, patient))
     # One stream per layer: another lesion must not move a vessel or change the sensor noise.
     anatomy, specks, lesions, camera = (stream(seed, patient, int(eye_side == "right"), layer) for layer in range(4))

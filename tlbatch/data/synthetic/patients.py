@@ -10,10 +10,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.config.data import Synthetic
+from tlbatch.core.files import to_csv
 from tlbatch.data.synthetic.fundus import EyeSide, draw
 from tlbatch.data.synthetic.lesions import BURDENS
 from tlbatch.data.synthetic.paint import stream
-from tlbatch.data.synthetic.plan import MIN_SIDE, Plan, require, table
+from tlbatch.data.synthetic.plan import Plan
 
 _NUM_GRADES: Final = len(BURDENS)
 _EYE_SIDES: Final[tuple[EyeSide, EyeSide]] = ("left", "right")
@@ -56,37 +58,17 @@ class Photograph:
         return draw(seed, self.patient, self.eye_side, grade=self.truth, side=side)
 
 
-def plan_fundus(*, images_per_grade: int, side: int, grader_noise: float, seed: int) -> Plan:
-    """Plan trainLabels.csv and truth.csv (both image,level), train/<patient>_left.jpeg and _right.jpeg.
-
-    Parameters
-    ----------
-    images_per_grade
-        Exact number of images of each label, 0 to 4; at least 1.
-    side
-        Height and width in pixels, at least 64.
-    grader_noise
-        Probability from 0 to 1 that the drawn grade is a neighbour of the label.
-    seed
-        Random seed; not negative.
-
-    Raises
-    ------
-    ValueError
-        When an argument is out of range.
-    """
-    require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
-    pictures = photographs(images_per_grade, grader_noise=grader_noise, seed=seed)
-    readme = _README.format(
-        num=len(pictures), side=side, images_per_grade=images_per_grade, seed=seed, grader_noise=grader_noise
-    )
+def plan_fundus(settings: Synthetic) -> Plan:
+    """Plan trainLabels.csv and truth.csv (both image,level), train/<patient>_left.jpeg and _right.jpeg."""
+    seed = settings.seed
+    pictures = photographs(settings.images_per_grade, grader_noise=settings.grader_noise, seed=seed)
     header = ("image", "level")
     files = {
-        "trainLabels.csv": table(header, ((photo.name, photo.label) for photo in pictures)),
-        "truth.csv": table(header, ((photo.name, photo.truth) for photo in pictures)),
-        "README.txt": readme,
+        "trainLabels.csv": to_csv(header, ((photo.name, photo.label) for photo in pictures)),
+        "truth.csv": to_csv(header, ((photo.name, photo.truth) for photo in pictures)),
+        "README.txt": _README.format(num=len(pictures), **settings.model_dump()),
     }
-    return Plan(pictures, "train", files, seed, side)
+    return Plan(pictures, "train", files, seed, settings.side)
 
 
 def photographs(images_per_grade: int, *, grader_noise: float, seed: int) -> list[Photograph]:
@@ -94,15 +76,7 @@ def photographs(images_per_grade: int, *, grader_noise: float, seed: int) -> lis
 
     The eyes are ranked by a severity that the two eyes of a patient mostly share, and cut into five equal parts, so
     that each label has exactly as many images as wanted and labels are similar within a patient.
-
-    Raises
-    ------
-    ValueError
-        When an argument is out of range.
     """
-    require(images_per_grade >= 1, "images_per_grade", "at least 1", images_per_grade)
-    require(0 <= grader_noise <= 1, "grader_noise", "from 0 to 1", grader_noise)
-    require(seed >= 0, "seed", "at least 0", seed)
     num = _NUM_GRADES * images_per_grade
     # Patients are numbered from 1; stream 0 is for the labels.
     rng = stream(seed, 0)

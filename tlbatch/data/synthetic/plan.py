@@ -1,14 +1,11 @@
 """Plan of a synthetic data set of any kind."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-MIN_SIDE: Final = 64
-"""Smallest height and width in pixels at which an image is recognisable."""
 
 
 class Picture(Protocol):
@@ -33,20 +30,3 @@ class Plan:
     """Text of the other files, by name."""
     seed: int
     side: int
-
-
-def require(holds: bool, name: str, wanted: str, value: float) -> None:  # noqa: FBT001
-    """Raise if an argument is out of range.
-
-    Raises
-    ------
-    ValueError
-        With the name of the argument, its valid range, and its value.
-    """
-    if not holds:
-        raise ValueError(f"{name} must be {wanted} (got {value})")
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str | int]]) -> str:
-    """Format a CSV table whose values contain neither commas nor quotes."""
-    return "".join(f"{','.join(map(str, row))}\n" for row in (header, *rows))

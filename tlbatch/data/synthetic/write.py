@@ -15,15 +15,15 @@ from tlbatch.config.data import Synthetic
 from tlbatch.core.files import DRAFT_LASTS_S, atomic_file, atomic_folder, remove_drafts, write_text
 from tlbatch.data.synthetic.garments.products import plan_garments
 from tlbatch.data.synthetic.patients import plan_fundus
-from tlbatch.data.synthetic.plan import Picture, Plan, require
+from tlbatch.data.synthetic.plan import Picture, Plan
 
 log = logging.getLogger(__name__)
 _COMMENT: Final = "synthetic image by tlbatch"
 _QUALITY: Final = 90
 
 
-def make(folder: Path, plan: Plan, *, workers: int = 1) -> None:
-    """Write a synthetic data set; the same plan always gives the same bytes.
+def make(folder: Path, settings: Synthetic, *, workers: int = 1) -> None:
+    """Write a synthetic data set; the same settings always give the same bytes.
 
     This holds for fixed versions of numpy and Pillow. The folder appears under its final name only when it is complete.
 
@@ -38,12 +38,11 @@ def make(folder: Path, plan: Plan, *, workers: int = 1) -> None:
     ------
     FileExistsError
         When the folder exists.
-    ValueError
-        When an argument is out of range.
     """
-    require(workers >= 1, "workers", "at least 1", workers)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
+    plan = plan_garments(settings) if settings.kind == "garments" else plan_fundus(settings)
+    log.info("drawing %d synthetic images (%s) in %s", len(plan.pictures), settings.kind, folder)
     with atomic_folder(folder) as draft:
         (draft / plan.inside).mkdir()
         _draw_all(plan, draft / plan.inside, workers=workers)
@@ -51,27 +50,14 @@ def make(folder: Path, plan: Plan, *, workers: int = 1) -> None:
             write_text(draft / name, text)
 
 
-def make_once(folder: Path, phantom: Synthetic, *, workers: int) -> None:
+def make_once(folder: Path, settings: Synthetic, *, workers: int) -> None:
     """Write the data set of a job, unless it exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if folder.exists():
             return
         remove_drafts(folder.parent, older_s=DRAFT_LASTS_S)
-        plan = _plan(phantom)
-        log.info("drawing %d synthetic images (%s) in %s", len(plan.pictures), phantom.kind, folder)
-        make(folder, plan, workers=workers)
-
-
-def _plan(phantom: Synthetic) -> Plan:
-    if phantom.kind == "garments":
-        return plan_garments(num_images=phantom.num_images, side=phantom.side, seed=phantom.seed)
-    return plan_fundus(
-        images_per_grade=phantom.images_per_grade,
-        side=phantom.side,
-        grader_noise=phantom.grader_noise,
-        seed=phantom.seed,
-    )
+        make(folder, settings, workers=workers)
 
 
 def _draw_all(plan: Plan, folder: Path, *, workers: int) -> None:

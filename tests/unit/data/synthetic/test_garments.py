@@ -11,6 +11,7 @@ from PIL import Image
 
 from tlbatch import shard
 from tlbatch.cluster.create import make_run, resolve
+from tlbatch.config.data import Synthetic
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
 from tlbatch.data.synthetic.__main__ import main
@@ -26,7 +27,8 @@ DRESS = Garment("dress", "red", "floral", "short-sleeved", "midi")
 
 
 def _make(folder: Path, *, workers: int = 1, **changes: Any) -> Path:
-    make(folder, plan_garments(**({"num_images": 8, "side": 64, "seed": 5} | changes)), workers=workers)
+    settings = Synthetic(**({"kind": "garments", "num_images": 8, "side": 64, "seed": 5} | changes))
+    make(folder, settings, workers=workers)
     return folder
 
 
@@ -155,7 +157,7 @@ def test_the_attributes_can_be_read_from_every_phrase() -> None:
 
 
 def _table(num_images: int, seed: int) -> str:
-    return plan_garments(num_images=num_images, side=64, seed=seed).files["garments.csv"]
+    return plan_garments(Synthetic(num_images=num_images, seed=seed)).files["garments.csv"]
 
 
 @pytest.mark.parametrize(
@@ -229,36 +231,6 @@ def test_a_colour_histogram_alone_does_not_tell_the_garments_apart() -> None:
 def _histogram(image: Any) -> Any:
     cells = (image // 64).astype(int) @ (16, 4, 1)
     return np.bincount(cells.ravel(), minlength=64) / cells.size
-
-
-@pytest.mark.parametrize(
-    ("garment", "words"),
-    [
-        (replace(DRESS, colour="mauve"), r"colour of a garment must be one of black, .* \(got 'mauve'\)"),
-        (replace(DRESS, sleeve=""), r"sleeve of a garment must be one of sleeveless, .* \(got ''\)"),
-        (
-            Garment("skirt", "red", "plain", "sleeveless", "midi"),
-            r"sleeve of a garment must be .* \(got 'sleeveless'\)",
-        ),
-        (Garment("hat", "red", "plain", "", ""), r"type of a garment must be one of dress, .* \(got 'hat'\)"),
-    ],
-)
-def test_a_garment_that_is_not_made_is_refused(garment: Garment, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        draw(0, 1, 1, garment=garment, side=64)
-
-
-@pytest.mark.parametrize(("number", "side"), [(0, 64), (1, 63)])
-def test_a_photograph_of_an_impossible_number_or_size_is_refused(number: int, side: int) -> None:
-    with pytest.raises(ValueError, match="must be at least"):
-        draw(0, 1, number, garment=DRESS, side=side)
-
-
-@pytest.mark.parametrize(("name", "value"), [("num_images", 1), ("side", 63), ("seed", -1), ("workers", 0)])
-def test_an_error_names_the_argument_and_its_value(tmp_path: Path, name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} must be .* \(got {value}\)$"):
-        _make(tmp_path / "made", **{name: value})
-    assert not list(tmp_path.iterdir())
 
 
 def test_every_kind_of_garment_can_be_drawn_at_the_smallest_size() -> None:

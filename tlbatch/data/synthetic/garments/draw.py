@@ -13,11 +13,10 @@ from numpy.random import Generator
 
 from tlbatch.data.synthetic.garments.background import draw_room, lay_over
 from tlbatch.data.synthetic.garments.fabric import Fabric, Threads, fabric, lay_cloth
-from tlbatch.data.synthetic.garments.phrases import Garment, check_garment
+from tlbatch.data.synthetic.garments.phrases import Garment
 from tlbatch.data.synthetic.garments.seams import Silhouette, fit_of
 from tlbatch.data.synthetic.garments.shapes import reach, silhouette
 from tlbatch.data.synthetic.paint import SHADOW, Grid, Plane, Points, absorb, cover, enlarge, mask_of, sensed, stream
-from tlbatch.data.synthetic.plan import MIN_SIDE, require
 
 _LINING: Final = 0.45
 """Brightness of the lining of a garment, whose colour is the opposite of its cloth."""
@@ -50,27 +49,19 @@ def draw(seed: int, product: int, number: int, *, garment: Garment, side: int) -
     Parameters
     ----------
     seed, product
-        Not negative; they identify the garment, whose photographs share cut and cloth.
+        They identify the garment, whose photographs share cut and cloth.
     number
         Number of the photograph of the garment, from 1; each has its own background, pose, light and camera.
     garment
         What to draw.
     side
-        Height and width in pixels, at least 64.
+        Height and width in pixels.
 
     Returns
     -------
     numpy.ndarray
         uint8 RGB of shape (side, side, 3).
-
-    Raises
-    ------
-    ValueError
-        When the garment is invalid, or number or side is out of range.
     """
-    check_garment(garment)
-    require(number >= 1, "number", "at least 1", number)
-    require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
     cut, cloth = (stream(seed, product, 0, layer) for layer in range(2))
     # One stream per layer: a longer sleeve must not move the furniture or change the sensor noise.
     room, lie, creases, camera = (stream(seed, product, number, layer) for layer in range(4))

@@ -69,22 +69,3 @@ def phrase(garment: Garment) -> str:
 
 def _spoken(word: str, possible: tuple[str, ...]) -> str:
     return "" if word in possible[:1] else word
-
-
-def check_garment(garment: Garment) -> None:
-    """Raise if a combination of attributes does not exist.
-
-    Raises
-    ------
-    ValueError
-        When a value does not belong to its attribute, or the type cannot have it.
-    """
-    possible = {
-        **ATTRIBUTES,
-        "sleeve": SLEEVES_OF.get(garment.type, ("",)),
-        "length": LENGTHS_OF.get(garment.type, ("",)),
-    }
-    for attribute, words in possible.items():
-        word = getattr(garment, attribute)
-        if word not in words:
-            raise ValueError(f"{attribute} of a garment must be one of {', '.join(words) or 'none'} (got {word!r})")

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
+from tlbatch.config.data import Synthetic
+from tlbatch.core.files import to_csv
 from tlbatch.data.synthetic.garments.draw import draw
 from tlbatch.data.synthetic.garments.phrases import ATTRIBUTES, LENGTHS_OF, SLEEVES_OF, Garment, phrase
 from tlbatch.data.synthetic.paint import stream
-from tlbatch.data.synthetic.plan import MIN_SIDE, Plan, require, table
+from tlbatch.data.synthetic.plan import Plan
 
-MIN_IMAGES: Final = 2
 _MOST_PHOTOGRAPHS: Final = 3
 _TYPES: Final = (0.20, 0.18, 0.13, 0.11, 0.09, 0.07, 0.11, 0.11)
 _COLOURS: Final = (0.19, 0.13, 0.12, 0.09, 0.08, 0.11, 0.18, 0.10)
@@ -41,7 +42,7 @@ Synthetic photographs of garments
 All of this is synthetic. No image shows a real product, and results on it say nothing about real photographs. It was
 drawn by `python -m tlbatch.data.synthetic` to try out and to test software.
 
-{num} images of {side} x {side} pixels, of {products} garments; seed {seed}.
+{num_images} images of {side} x {side} pixels, of {products} garments; seed {seed}.
 
 garments.csv  image, phrase, and the attributes of the garment: type, colour, pattern, sleeve, length; the last two are
               empty for types that do not have them
@@ -71,45 +72,22 @@ class Photograph:
         return draw(seed, self.product, self.number, garment=self.garment, side=side)
 
 
-def plan_garments(*, num_images: int, side: int, seed: int) -> Plan:
-    """Plan garments.csv (image, phrase, type, colour, pattern, sleeve, length) and images/<product>_<n>.jpeg.
-
-    Parameters
-    ----------
-    num_images
-        At least 2.
-    side
-        Height and width in pixels, at least 64.
-    seed
-        Random seed; not negative.
-
-    Raises
-    ------
-    ValueError
-        When an argument is out of range.
-    """
-    require(side >= MIN_SIDE, "side", f"at least {MIN_SIDE} pixels", side)
-    pictures = photographs(num_images, seed=seed)
-    readme = _README.format(num=num_images, side=side, products=pictures[-1].product, seed=seed, most=_MOST_PHOTOGRAPHS)
+def plan_garments(settings: Synthetic) -> Plan:
+    """Plan garments.csv (image, phrase, type, colour, pattern, sleeve, length) and images/<product>_<n>.jpeg."""
+    pictures = photographs(settings.num_images, seed=settings.seed)
+    readme = _README.format(products=pictures[-1].product, most=_MOST_PHOTOGRAPHS, **settings.model_dump())
     rows = (
         (each.name, phrase(each.garment), *(getattr(each.garment, name) for name in ATTRIBUTES)) for each in pictures
     )
-    files = {"garments.csv": table(("image", "phrase", *ATTRIBUTES), rows), "README.txt": readme}
-    return Plan(pictures, "images", files, seed, side)
+    files = {"garments.csv": to_csv(("image", "phrase", *ATTRIBUTES), rows), "README.txt": readme}
+    return Plan(pictures, "images", files, settings.seed, settings.side)
 
 
 def photographs(num_images: int, *, seed: int) -> list[Photograph]:
     """List one to three photographs of each product, by product number, ``num_images`` in total.
 
     A longer list begins with any shorter one of the same seed.
-
-    Raises
-    ------
-    ValueError
-        When an argument is out of range.
     """
-    require(num_images >= MIN_IMAGES, "num_images", f"at least {MIN_IMAGES}", num_images)
-    require(seed >= 0, "seed", "at least 0", seed)
     found: list[Photograph] = []
     # Products are numbered from 1; stream 0 is for this list.
     rng = stream(seed, 0)
