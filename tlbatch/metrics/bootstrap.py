@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
-from scipy.stats import binomtest
 
 from tlbatch.core.typing import Floats, Ints
 from tlbatch.runs.report import Estimate
@@ -142,5 +141,7 @@ def wilson(successes: int, total: int) -> Estimate:
     """Return a proportion of independent trials with Wilson's interval (1927)."""
     if total == 0:
         return Estimate(value=None, undefined="no images")
+    from scipy.stats import binomtest  # noqa: PLC0415 (takes a second to import)
+
     found = binomtest(successes, total).proportion_ci(method="wilson")
     return Estimate(value=successes / total, low=float(found.low), high=float(found.high))

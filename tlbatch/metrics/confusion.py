@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tlbatch.core.typing import Floats, Ints
 from tlbatch.metrics.bootstrap import GroupSums, estimate, group_sums_of_cells, numbered, proportion, resample
@@ -247,6 +246,8 @@ def confusion(decided: Classified) -> tuple[tuple[int, ...], ...]:
     """Count the images: rows are true classes, columns predicted classes."""
     if not len(decided.y_true):
         return ((0,) * decided.num_classes,) * decided.num_classes
+    from sklearn.metrics import confusion_matrix  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
     matrix = confusion_matrix(decided.y_true, decided.y_pred, labels=range(decided.num_classes))
     return tuple(tuple(row) for row in matrix.tolist())
 
@@ -254,6 +255,8 @@ def confusion(decided: Classified) -> tuple[tuple[int, ...], ...]:
 def _by_class(
     decided: Classified, tables: Tables, classes: Sequence[str], ranked: Sequence[Ranked]
 ) -> tuple[ClassScores, ...]:
+    from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
     codes, cell = np.unique(decided.y_true * decided.num_classes + decided.y_pred, return_inverse=True)
     found = precision_recall_fscore_support(
         codes // decided.num_classes,

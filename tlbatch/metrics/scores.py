@@ -5,7 +5,6 @@ from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import log_loss
 
 from tlbatch.config.base import Metric
 from tlbatch.core.typing import Floats, Ints
@@ -88,5 +87,7 @@ def mean_log_loss(labels: Labels, probabilities: npt.NDArray[np.floating[Any]]) 
     """
     if len(labels) == 0:
         return None
+    from sklearn.metrics import log_loss  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
     exact = probabilities / probabilities.sum(axis=1, keepdims=True)  # float32 rows make log_loss warn
     return float(log_loss(labels, exact, labels=range(probabilities.shape[1])))

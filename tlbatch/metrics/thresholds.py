@@ -2,8 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
-from sklearn.model_selection import GroupKFold
 
 from tlbatch.core.typing import Floats
 from tlbatch.metrics.confusion import kappa_of_codes
@@ -45,6 +43,8 @@ def fit_thresholds(
     -------
     (num_classes - 1,), in increasing order.
     """
+    from sklearn.model_selection import GroupKFold  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
     plain = rounding(num_classes)
     if len(np.unique(groups)) < _LEAST:
         return plain
@@ -74,6 +74,8 @@ def _matched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Fl
 
 def _searched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
     """Optimise the thresholds from two starts, rounding and the quantiles of the grades, and return the better."""
+    from scipy.optimize import minimize  # noqa: PLC0415 (takes a second to import)
+
     num_classes = len(plain) + 1
     shares = np.bincount(grades, minlength=num_classes).cumsum()[:-1] / len(grades)
     found = [
