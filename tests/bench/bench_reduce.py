@@ -49,8 +49,8 @@ def merge(folder: Path, num: int) -> None:
     print(f"merge {num / 1e6:g} million: {time.perf_counter() - start:.1f} s, {memory()}")
     some = np.arange(min(num, 1_000_000))
     found = Predictions(
-        tuple("01234"), keys[some], keys[some], np.full(len(some), 2), y_true[some], merged.probabilities[some],
-        np.full(len(some), "", np.object_),
+        keys[some], keys[some], np.full(len(some), 2), np.full(len(some), "", np.object_), tuple("01234"), y_true[some],
+        merged.probabilities[some],
     )  # fmt: skip
     start = time.perf_counter()
     write_predictions(folder / "predictions.csv", found)

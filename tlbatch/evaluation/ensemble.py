@@ -1,6 +1,8 @@
 """Ensembling: combine the predictions of several runs or folds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -34,23 +36,19 @@ def together(members: Sequence[Predictions], names: Sequence[str], how: Ensemble
     val = [member.of("val") for member in members]
     if len(val[0].keys) and all(np.array_equal(member.keys, val[0].keys) for member in val):
         parts.insert(0, _mean(val, how, names))
-    return Predictions(
-        test.classes,
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in
-          ("keys", "groups", "splits", "labels", "probabilities", "errors")),
-    )  # fmt: skip
+    return replace(test, **_columns(parts))
+
+
+def _columns(members: Sequence[Predictions]) -> dict[str, Any]:
+    return {name: np.concatenate([member.arrays[name] for member in members]) for name in members[0].arrays}
 
 
 def _mean(members: Sequence[Predictions], how: Ensemble, names: Sequence[str]) -> Predictions:
-    keys, first, place = np.unique(
-        np.concatenate([member.keys for member in members]), return_index=True, return_inverse=True
-    )
+    columns = _columns(members)
+    keys, first, place = np.unique(columns["keys"], return_index=True, return_inverse=True)
     times = np.bincount(place, minlength=len(keys))
-    groups, labels, splits, errors = (
-        np.concatenate([getattr(member, name) for member in members])
-        for name in ("groups", "labels", "splits", "errors")
-    )
-    for what, column in (("label", labels), ("group", groups)):
+    for what in ("label", "group"):
+        column = columns[f"{what}s"]
         other = np.flatnonzero(column != column[first][place])
         if len(other):
             raise UserError(
@@ -65,12 +63,11 @@ def _mean(members: Sequence[Predictions], how: Ensemble, names: Sequence[str]) -
     if how == "rank":
         mean = _at_ranks(mean, np.concatenate(given))
     mean = softmax(mean, axis=1) if how == "log-mean" else mean / mean.sum(axis=1, keepdims=True)
-    why = errors[first].copy()
-    for number in np.flatnonzero(errors != ""):
-        why[place[number]] = errors[number]
-    return Predictions(
-        members[0].classes, keys, groups[first], splits[first], labels[first], mean.astype(np.float32), why
-    )
+    errors = columns["errors"][first]
+    for number in np.flatnonzero(columns["errors"] != ""):
+        errors[place[number]] = columns["errors"][number]
+    each = {name: column[first] for name, column in columns.items()}
+    return replace(members[0], **each | {"probabilities": mean.astype(np.float32), "errors": errors})
 
 
 def _comparable(probabilities: Floats, how: Ensemble) -> Floats:

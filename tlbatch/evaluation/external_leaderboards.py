@@ -2,7 +2,6 @@
 
 import csv
 import logging
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import splitext
@@ -76,8 +75,7 @@ def read_board(file: Path) -> list[float]:
 def place(score: float, board: Sequence[float]) -> str:
     """Describe the rank of a score on ``board``, which is sorted best first; higher is better."""
     score = round(score, _DECIMALS)
-    rising = sorted(board)
-    above, level = len(board) - bisect_right(rising, score), bisect_right(rising, score) - bisect_left(rising, score)
+    above, level = sum(other > score for other in board), board.count(score)
     total = f"of {len(board)}"
     if level:
         ranks = f"rank {above + 1}" if level == 1 else f"ranks {above + 1} to {above + level}"
@@ -107,17 +105,10 @@ def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed,
         if reporting.solution is not None:
             some, warnings = _part(tested, reporting.solution, name)
         decided = tested.decided.where(some)
-        score = point_scores(decided)[metric] if len(decided.y_true) else np.nan
-        text = "undefined on these images" if np.isnan(score) else f"{score:.5f}: {place(score, read_board(file))}"
-        found.append(
-            Placed(
-                board=name,
-                n=len(decided.y_true),
-                score=None if np.isnan(score) else float(score),
-                text=text,
-                warnings=tuple(warnings),
-            )
-        )
+        value = point_scores(decided)[metric] if len(decided.y_true) else np.nan
+        score = None if np.isnan(value) else float(value)
+        text = "undefined on these images" if score is None else f"{score:.5f}: {place(score, read_board(file))}"
+        found.append(Placed(board=name, n=len(decided.y_true), score=score, text=text, warnings=tuple(warnings)))
     return tuple(found)
 
 
@@ -136,19 +127,19 @@ def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool
     warnings = []
     if not theirs:
         warnings.append(f"no row of the solution has Usage {name.capitalize()}")
-    if int(mine.sum()) < len(theirs):
-        warnings.append(f"scored on {int(mine.sum())} of its {len(theirs)} images: the rank is hypothetical")
+    if mine.sum() < len(theirs):
+        warnings.append(f"scored on {mine.sum()} of its {len(theirs)} images: the rank is hypothetical")
     unknown = sorted({one for one in theirs.values() if one not in tested.classes})
     if unknown:
         warnings.append(f"labels of the solution that are not classes of this run: {', '.join(unknown[:5])}")
-    own = [tested.classes[number] for number in tested.decided.y_true[mine]]
-    there = [theirs[one] for one, ok in zip(tested.names, mine, strict=True) if ok]
-    others = sum(one != other for one, other in zip(own, there, strict=True))
+    own = zip(tested.names, tested.decided.y_true, strict=True)
+    others = sum(theirs.get(name, tested.classes[number]) != tested.classes[number] for name, number in own)
     if others:
         warnings.append(f"{others} images have a different label in the solution: scored with the labels of this run")
-    counts = np.array([
-        [int((tested.decided.y_true[mine] == number).sum()), list(theirs.values()).count(one)]
-        for number, one in enumerate(tested.classes)
+    labels = list(theirs.values())
+    counts = np.column_stack([
+        np.bincount(tested.decided.y_true[mine], minlength=len(tested.classes)),
+        [labels.count(one) for one in tested.classes],
     ])  # fmt: skip
     counts = counts[counts.sum(axis=1) > 0]
     if len(counts) > 1 and (counts.sum(axis=0) > 0).all() and chi2_contingency(counts).pvalue < _UNLIKE:

@@ -124,9 +124,7 @@ def _predict_rows(
     job, model, ranks, world = context.record.job, context.model, context.ranks, context.ranks.world
     cut = prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
     is_new = ~np.isin(rows, context.known)
-    batches = [
-        batch[is_new[batch]] for batch in cut
-    ]  # split before filtering, so that batches keep the same composition
+    batches = [batch[is_new[batch]] for batch in cut]  # cut before filtering: batches keep their images
     done, total = 0, sum(map(len, batches))
     if not total:
         return

@@ -67,15 +67,15 @@ def load_entries(runs: Path) -> list[Entry]:
     """
     found, left_out = [], []
     for file in sorted(runs.glob("*/report/report.json")):
+        run = file.parent.parent.name
         try:
-            entry = Entry(file.parent, load_record(Report, file, missing="run reduce again"))
+            report = load_record(Report, file, missing="run reduce again")
         except UserError:
-            left_out.append(file.parent.parent.name)
-            continue
-        if entry.report.run == file.parent.parent.name:
-            found.append(entry)
+            report = None
+        if report is not None and report.run == run:
+            found.append(Entry(file.parent, report))
         else:
-            left_out.append(file.parent.parent.name)
+            left_out.append(run)
     if left_out:
         log.warning(
             "leaderboard: skipped %d runs whose report is damaged, a copy or from another version, e.g. %s",
@@ -84,7 +84,7 @@ def load_entries(runs: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.order)
 
 
-def compare_entries(first: Entry, other: Entry, *, seed: int = 0) -> Comparison | None:
+def compare_entries(first: Entry, other: Entry) -> Comparison | None:
     """Compare two runs, paired on the images that both could read, in the metric of the first.
 
     None if they share less than half of their images, or if classes or labels differ.
@@ -98,7 +98,7 @@ def compare_entries(first: Entry, other: Entry, *, seed: int = 0) -> Comparison 
     one, two = one.where(mine), two.where(theirs)
     if not np.array_equal(one.labels, two.labels):
         return None
-    return compare(first.report.metric, one.decided, two.decided, name=other.report.run, seed=seed)
+    return compare(first.report.metric, one.decided, two.decided, name=other.report.run, seed=0)
 
 
 def rival_of(run: str, entries: Sequence[Entry]) -> Comparison | None:
@@ -147,8 +147,8 @@ def _ranked(group: Sequence[Entry]) -> pd.DataFrame:
         found = _compared(leader, entry) if entry.report.score is not None else None
         if found is None:
             continue
-        row |= {"behind": found.difference.value, "behind_low": found.difference.low}
-        row |= {"behind_high": found.difference.high}
+        apart = found.difference
+        row |= {"behind": apart.value, "behind_low": apart.low, "behind_high": apart.high}
         if found.verdict == "not different":
             row["tied_with"] = leader.report.run
             tied.append(entry.report.run)

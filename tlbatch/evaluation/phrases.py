@@ -8,15 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
-from tlbatch.core.errors import UserError
-from tlbatch.core.files import atomic_file, plain_text
 from tlbatch.data.dataset import ImageSet
 from tlbatch.data.phrase_checks import odd_phrases
 from tlbatch.data.sources.base import name_of
 from tlbatch.evaluation.prediction_parts import Part
-from tlbatch.evaluation.predictions import PredictionTable, exact_bytes, texts
+from tlbatch.evaluation.predictions import PredictionTable, located, read_columns, write_predictions
 from tlbatch.evaluation.scoring import Scoring
 from tlbatch.evaluation.summary import values_of
 from tlbatch.metrics.bootstrap import numbered
@@ -25,10 +22,6 @@ from tlbatch.metrics.phrases import Vocabulary, score_tags
 from tlbatch.runs.records import SPLITS, Best
 from tlbatch.runs.report import SCORES, Estimate, Scored, ScoreName, Subgroup
 
-_COLUMNS = {
-    "key": pl.String, "group": pl.String, "split": pl.String, "label": pl.String, "prediction": pl.String,
-    "log_probability": pl.Float32, "error": pl.String,
-}  # fmt: skip
 _NO_CLASSES = Estimate(value=None, undefined="not defined for phrases")
 
 
@@ -36,17 +29,11 @@ _NO_CLASSES = Estimate(value=None, undefined="not defined for phrases")
 class Phrases(PredictionTable):
     """Images with their true and predicted phrases, each as one text."""
 
-    keys: npt.NDArray[np.bytes_]
-    """(n,), sorted within a split."""
-    groups: npt.NDArray[np.bytes_]
-    splits: npt.NDArray[np.int64]
     labels: npt.NDArray[np.object_]
     written: npt.NDArray[np.object_]
     """Predicted phrase; empty where an image could not be read."""
     log_probabilities: npt.NDArray[np.float32]
     """Log probability of the predicted phrase, (n,); NaN where an image could not be read."""
-    errors: npt.NDArray[np.object_]
-    """Reason why the image could not be read, (n,); else empty."""
 
     @property
     def is_read(self) -> npt.NDArray[np.bool_]:
@@ -64,20 +51,11 @@ class Phrases(PredictionTable):
         right = self.is_right.astype(np.int64)
         return Classified(np.ones_like(right), right, numbered(self.groups), 2)
 
-
-def write_phrases(path: Path, found: Phrases) -> None:
-    """Write predictions.csv; text cells are safe from formula injection."""
-    columns = {
-        "key": texts(found.keys),
-        "group": texts(found.groups),
-        "split": pl.Series([SPLITS[number] for number in found.splits], dtype=pl.String),
-        "label": pl.Series([plain_text(text) for text in found.labels], dtype=pl.String),
-        "prediction": pl.Series([plain_text(text) for text in found.written], dtype=pl.String),
-        "log_probability": pl.Series(found.log_probabilities).fill_nan(None),
-        "error": pl.Series([plain_text(text) for text in found.errors], dtype=pl.String),
-    }
-    with atomic_file(path) as file:
-        pl.DataFrame(columns).write_csv(file)
+    @property
+    def columns(self) -> tuple[Mapping[str, Sequence[str]], Mapping[str, npt.NDArray[np.float32]]]:
+        """True and predicted phrase, and its log probability."""
+        texts = {"label": self.labels.tolist(), "prediction": self.written.tolist()}
+        return texts, {"log_probability": self.log_probabilities}
 
 
 def read_phrases(path: Path) -> Phrases:
@@ -88,19 +66,9 @@ def read_phrases(path: Path) -> Phrases:
     UserError
         When it is missing or damaged.
     """
-    try:
-        table = pl.read_csv(path, schema=_COLUMNS)
-        columns = {name: table[name].fill_null("").to_list() for name in _COLUMNS if name != "log_probability"}
-        splits = np.array([SPLITS.index(name) for name in columns["split"]], np.int64)
-        values = table["log_probability"].fill_null(np.nan).to_numpy().astype(np.float32)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: missing or damaged ({first}); run reduce again: python -m tlbatch.reduce RUN"
-        ) from None
-    labels, written, errors = (np.array(columns[name], np.object_) for name in ("label", "prediction", "error"))
-    keys, groups = exact_bytes(columns["key"]), exact_bytes(columns["group"])
-    return Phrases(keys, groups, splits, labels, written, values, errors)
+    shared, texts, values = read_columns(path, ["log_probability"])
+    labels, written = (np.array(texts[name], np.object_) for name in ("label", "prediction"))
+    return Phrases(**shared, labels=labels, written=written, log_probabilities=values[:, 0])
 
 
 class Tagged(NamedTuple):
@@ -183,18 +151,14 @@ def write_scored_phrases(
     """
     job, manifest = scoring.record.job, scoring.manifest
     index, separator = images.index, job.data.tag_separator
-    rows = index[merged.rows]
-    truth, written = _tags(rows["tags"], manifest.classes), _tags(merged.phrases, best.classes)
+    truth, written = _tags(index["tags"][merged.rows], manifest.classes), _tags(merged.phrases, best.classes)
     found = Phrases(
-        keys=rows["key"],
-        groups=rows["group"],
-        splits=rows["split"].astype(np.int64),
+        **located(index, merged),
         labels=np.array([separator.join(tags) for tags in truth], np.object_),
         written=np.array([separator.join(tags) for tags in written], np.object_),
         log_probabilities=merged.grades,
-        errors=np.array([merged.errors.get(row, "") for row in merged.rows.tolist()], np.object_),
     )
-    write_phrases(scoring.folder / "predictions.csv", found)
+    write_predictions(scoring.folder / "predictions.csv", found)
     test = found.of("test")
     names = [name_of(key.decode()) for key in test.keys]
     (commonest, _), *_ = Counter(_tags(images.tags("train"), manifest.classes)).most_common(1)

@@ -14,22 +14,24 @@ import xxhash
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, to_json
+from tlbatch.core.typing import Ints
 from tlbatch.runs.records import Best
 
 log = logging.getLogger(__name__)
 _OFF = 1e-3
 _AGAIN = "submit the job again for a new run folder"
+Table = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Part:
     """Predictions for some images."""
 
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     """Row of each image in the set's index, (n,)."""
-    probabilities: npt.NDArray[np.float32]
+    probabilities: Table
     """(n, num_classes); NaN where an image could not be read."""
-    grades: npt.NDArray[np.float32]
+    grades: Table
     """Regression output to be thresholded, or the log probability of a phrase, (n,); NaN where there is neither."""
     errors: Mapping[int, str]
     """Reason why an image could not be read, by its row."""
@@ -37,12 +39,7 @@ class Part:
     """Indices of the predicted tags, (n, max_tags), padded with -1; (n, 0) for classes."""
 
     @staticmethod
-    def of_classes(
-        rows: npt.NDArray[np.int64],
-        probabilities: npt.NDArray[np.float32],
-        grades: npt.NDArray[np.float32],
-        errors: Mapping[int, str],
-    ) -> "Part":
+    def of_classes(rows: Ints, probabilities: Table, grades: Table, errors: Mapping[int, str]) -> "Part":
         """Create a part without phrases."""
         return Part(rows, probabilities, grades, errors, np.empty((len(rows), 0), np.int32))
 
@@ -71,9 +68,8 @@ class Width(NamedTuple):
 
     def no_images(self) -> Part:
         """Return an empty part, for a rank without images."""
-        nothing = np.empty(0, np.float32)
         probabilities, phrases = np.empty((0, self.num_classes), np.float32), np.empty((0, self.max_tags), np.int32)
-        return Part(np.empty(0, np.int64), probabilities, nothing, {}, phrases)
+        return Part(np.empty(0, np.int64), probabilities, np.empty(0, np.float32), {}, phrases)
 
 
 def write_part(folder: Path, part: Part, header: Mapping[str, str]) -> None:
@@ -91,7 +87,7 @@ def write_part(folder: Path, part: Part, header: Mapping[str, str]) -> None:
         )
 
 
-def read_rows(folder: Path, header: Mapping[str, str], width: Width) -> npt.NDArray[np.int64]:
+def read_rows(folder: Path, header: Mapping[str, str], width: Width) -> Ints:
     """Return the rows predicted by earlier attempts of the stage; invalid parts are removed."""
     rows = [np.empty(0, np.int64)]
     for file in sorted(folder.glob("part-*.npz")):
@@ -104,12 +100,7 @@ def read_rows(folder: Path, header: Mapping[str, str], width: Width) -> npt.NDAr
 
 
 def merge_parts(
-    folder: Path,
-    header: Mapping[str, str],
-    expected: npt.NDArray[np.int64],
-    *,
-    keys: npt.NDArray[np.bytes_],
-    width: Width,
+    folder: Path, header: Mapping[str, str], expected: Ints, *, keys: npt.NDArray[np.bytes_], width: Width
 ) -> Part:
     """Merge the parts of all ranks into the order of the index.
 
@@ -151,7 +142,7 @@ def merge_parts(
     return Part(expected, probabilities, grades, {row: errors[row] for row in sorted(errors)}, phrases)
 
 
-def _refuse(wrong: str, rows: npt.NDArray[np.int64], folder: Path, keys: npt.NDArray[np.bytes_]) -> None:
+def _refuse(wrong: str, rows: Ints, folder: Path, keys: npt.NDArray[np.bytes_]) -> None:
     if len(rows):
         row = int(rows.min())
         first = keys[row].decode() if 0 <= row < len(keys) else f"row {row}"

@@ -20,7 +20,7 @@ from tlbatch.data.sources.base import name_of
 from tlbatch.data.sources.table import label_columns
 from tlbatch.evaluation.external_leaderboards import submission
 from tlbatch.evaluation.prediction_parts import Part
-from tlbatch.evaluation.predictions import Predictions, write_predictions
+from tlbatch.evaluation.predictions import Predictions, located, write_predictions
 from tlbatch.evaluation.summary import Asked, evaluate_thresholds, fit_temperature_on, summarise, temper
 from tlbatch.metrics.thresholds import rounding
 from tlbatch.runs.attempts import read_attempts
@@ -65,12 +65,10 @@ class Scoring:
         write_predictions(self.folder / "predictions.csv", found)
         test = found.of("test")
         names = [name_of(key.decode()) for key in test.keys]
-        classes, read = self.manifest.classes, test.is_read
-        chosen = np.where(read, np.nan_to_num(test.probabilities).argmax(axis=1), 0).tolist()
-        answers = {name: classes[at] if ok else "" for name, at, ok in zip(names, chosen, read, strict=True)}
-        self.write_submission(answers, classes[int(np.argmax(self.manifest.counts["train"]))])
-        job = self.record.job
-        asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), _ordered(job, self.manifest.classes))
+        job, classes = self.record.job, self.manifest.classes
+        commonest = classes[int(np.argmax(self.manifest.counts["train"]))]
+        self.write_submission(dict(zip(names, test.predicted, strict=True)), commonest)
+        asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), _ordered(job, classes))
         return found, summarise(found, raw, held_out, fitted, asked, names=names, thresholds=thresholds)
 
     def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:
@@ -108,16 +106,8 @@ def _ordered(job: Job, classes: Sequence[str]) -> bool:
 
 def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Predictions:
     """Combine the merged predictions with keys, groups, splits and labels from the index."""
-    rows = index[merged.rows]
-    return Predictions(
-        classes=classes,
-        keys=rows["key"],
-        groups=rows["group"],
-        splits=rows["split"].astype(np.int64),
-        labels=rows["label"].astype(np.int64),
-        probabilities=merged.probabilities,
-        errors=np.array([merged.errors.get(row, "") for row in merged.rows.tolist()], np.object_),
-    )
+    labels = index["label"][merged.rows].astype(np.int64)
+    return Predictions(**located(index, merged), classes=classes, labels=labels, probabilities=merged.probabilities)
 
 
 @dataclass(frozen=True)
@@ -145,9 +135,8 @@ def held_out_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -
         raise UserError(f"{file}: missing or modified since training; submit the job again")
     with np.load(file, allow_pickle=False) as data:
         labels, groups = data["labels"], data["groups"]
-        none = np.full(len(labels), "", np.object_)
-        splits = np.full(len(labels), SPLITS.index("train"))
-        images = Predictions(found.classes, groups, groups, splits, labels, data["probabilities"], none)
+        splits, errors = np.full(len(labels), SPLITS.index("train")), np.full(len(labels), "", np.object_)
+        images = Predictions(groups, groups, splits, errors, found.classes, labels, data["probabilities"])
         return HeldOut(images, data["grades"])
 
 

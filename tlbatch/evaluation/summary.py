@@ -23,7 +23,6 @@ from tlbatch.metrics.confusion import (
 from tlbatch.metrics.roc import at_threshold, rank, threshold_for
 from tlbatch.runs.records import SPLITS
 from tlbatch.runs.report import (
-    Calibration,
     Deployed,
     Estimate,
     OperatingPoint,
@@ -56,9 +55,7 @@ class Asked:
 
     def meant(self, scores: Mapping[ScoreName, Estimate]) -> dict[ScoreName, Estimate]:
         """Return the scores, with those of ordered classes undefined where the classes have no order."""
-        return (
-            dict(scores) if self.ordered else {**scores, **{name: _NO_ORDER for name in _OF_GRADES if name in scores}}
-        )
+        return {name: found if self.ordered or name not in _OF_GRADES else _NO_ORDER for name, found in scores.items()}
 
 
 def fit_temperature_on(tuning: Predictions) -> Fitted:
@@ -110,8 +107,8 @@ def summarise(
     names
         Names of the test images, readable or not.
     """
-    every = found.of("test")
-    read = every.is_read
+    every, uncalibrated = found.of("test"), raw.of("test")
+    read, uncalibrated = every.is_read, uncalibrated.where(uncalibrated.is_read)
     test, seed, reporting = every.where(read), asked.seed, asked.reporting
     decided = test.decided
     few = len(found.classes) <= _MOST_CURVES
@@ -131,9 +128,9 @@ def summarise(
         classes=classes,
         confusion=confusion(decided),
         questions=tuple(
-            _question(name, positive, found.of("test"), tuning, asked) for name, positive in reporting.questions.items()
+            _question(name, positive, test, tuning, asked) for name, positive in reporting.questions.items()
         ),
-        calibration=_calibration(raw, fitted, seed),
+        calibration=calibrate(uncalibrated.probabilities, test.labels, decided.groups, fitted, seed=seed),
         thresholds=thresholds,
         deployed=_deployed(decided, found.classes, asked),
         subgroups=tuple(_subgroups(decided, columns, asked)),
@@ -143,12 +140,6 @@ def summarise(
             reporting,
         ),
     )
-
-
-def _calibration(raw: Predictions, fitted: Fitted, seed: int) -> Calibration | None:
-    test = raw.of("test")
-    test = test.where(test.is_read)
-    return calibrate(test.probabilities, test.labels, numbered(test.groups), fitted, seed=seed)
 
 
 def _deployed(decided: Classified, classes: Sequence[str], asked: Asked) -> Deployed | None:
@@ -162,19 +153,18 @@ def _deployed(decided: Classified, classes: Sequence[str], asked: Asked) -> Depl
     )
 
 
-def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Predictions, asked: Asked) -> Question:
+def _question(name: str, positive: Sequence[str], images: Predictions, tuning: Predictions, asked: Asked) -> Question:
     """Answer a question on the test images, with thresholds chosen on ``tuning``."""
-    yes = np.isin(np.arange(len(found.classes)), [found.classes.index(one) for one in positive])
-    images, tuning = (some.where(some.is_read) for some in (found, tuning))
+    yes = np.isin(np.array(images.classes, np.object_), positive)
+    tuning = tuning.where(tuning.is_read)
     (truth, scores), others = (
         (yes[some.labels], some.probabilities[:, yes].astype(np.float64).sum(axis=1)) for some in (images, tuning)
     )
     where = "validation" if _is_val(tuning) else "out-of-fold predictions"
     groups = numbered(images.groups)
     decided = yes[images.decided.y_pred]
-    points = [
-        at_threshold(truth, decided, groups, aim="predicted class, no threshold", threshold=None, seed=asked.seed)
-    ]
+    aim = "predicted class, no threshold"
+    points = [at_threshold(truth, decided, groups, aim=aim, threshold=None, seed=asked.seed)]
     aims = [(f"sensitivity {value:g}", value, 0.0) for value in asked.reporting.sensitivity]
     aims += [(f"specificity {value:g}", 0.0, value) for value in asked.reporting.specificity]
     for wanted, sensitivity, specificity in aims:
@@ -182,10 +172,8 @@ def _question(name: str, positive: Sequence[str], found: Predictions, tuning: Pr
         aim = f"{wanted} on {where}"
         if threshold is None:
             points.append(_not_found(f"{aim}: positive and negative images required"))
-        else:
-            points.append(
-                at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed)
-            )
+            continue
+        points.append(at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed))
     ranked = rank(truth, scores, groups)
     return Question(
         **dict(ranked), name=name, positive=tuple(positive), num_positive=int(truth.sum()), points=tuple(points)

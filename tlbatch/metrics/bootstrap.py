@@ -139,8 +139,6 @@ def proportion(successes: float, total: float, replicates: Floats, *, num_groups
 
 def wilson(successes: int, total: int) -> Estimate:
     """Return a proportion of independent trials with Wilson's interval (1927)."""
-    if total == 0:
-        return Estimate(value=None, undefined="no images")
     from scipy.stats import binomtest  # noqa: PLC0415 (takes a second to import)
 
     found = binomtest(successes, total).proportion_ci(method="wilson")

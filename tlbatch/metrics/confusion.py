@@ -15,7 +15,6 @@ from tlbatch.runs.report import SCORES, ClassScores, Estimate, Ranked, ScoreName
 
 _TRUE, _CHOSEN, _RIGHT, _APART, _GRADES, _SQUARES = range(6)
 _COLUMNS = 6
-_SHARES: tuple[ScoreName, ...] = ("accuracy",)
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,24 @@ class Classified:
         """Select some of the images."""
         return Classified(self.y_true[some], self.y_pred[some], numbered(self.groups[some]), self.num_classes)
 
+    @property
+    def cells(self) -> Ints:
+        """Cell of each image in the confusion matrix, row by row, (n,)."""
+        return self.y_true * self.num_classes + self.y_pred
 
-def effects(y_true: Ints, y_pred: Ints, num_classes: int) -> csr_array:
+
+def effects(cells: Ints, num_classes: int) -> csr_array:
     """Return the contribution of an image in each cell to the sums of `table_scores`, (cells, 6 x num_classes).
 
     Every score depends only on these sums per class: images of the class; images predicted as the class; correct
     predictions; distance, predicted grade and its square, by true class. A replicate therefore never needs the full
     matrix of num_classes^2 cells.
     """
-    rows = np.arange(len(y_true))
+    y_true, y_pred = np.divmod(cells, num_classes)
+    rows, ones = np.arange(len(cells)), np.ones(len(cells))
     columns = (
-        (_TRUE, y_true, np.ones(len(y_true))),
-        (_CHOSEN, y_pred, np.ones(len(y_true))),
+        (_TRUE, y_true, ones),
+        (_CHOSEN, y_pred, ones),
         (_RIGHT, y_true, (y_true == y_pred).astype(np.float64)),
         (_APART, y_true, np.abs(y_true - y_pred)),
         (_GRADES, y_true, y_pred),
@@ -58,7 +63,7 @@ def effects(y_true: Ints, y_pred: Ints, num_classes: int) -> csr_array:
     )
     values = np.concatenate([np.asarray(value, np.float64) for _, _, value in columns])
     at = np.concatenate([number * num_classes + place for number, place, _ in columns])
-    return csr_array((values, (np.tile(rows, _COLUMNS), at)), shape=(len(y_true), _COLUMNS * num_classes))
+    return csr_array((values, (np.tile(rows, _COLUMNS), at)), shape=(len(cells), _COLUMNS * num_classes))
 
 
 def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
@@ -152,8 +157,8 @@ class Tables:
 
 def bootstrap_tables(decided: Classified, *, seed: int) -> Tables:
     """Resample the groups, 10,000 replicates."""
-    cells, used = group_sums_of_cells(decided.y_true * decided.num_classes + decided.y_pred, decided.groups)
-    kinds = cells.times(effects(used // decided.num_classes, used % decided.num_classes, decided.num_classes))
+    cells, used = group_sums_of_cells(decided.cells, decided.groups)
+    kinds = cells.times(effects(used, decided.num_classes))
     return Tables(kinds, np.concatenate(list(resample(kinds, seed=seed))), decided.num_classes)
 
 
@@ -168,10 +173,8 @@ def _scored(decided: Classified, tables: Tables) -> dict[ScoreName, Estimate]:
     replicates, points = table_scores(tables.sums), point_scores(decided)
     found = {name: estimate(points[name], replicates[name], undefined=_why(decided)) for name in SCORES}
     total, right = len(decided.y_true), int((decided.y_true == decided.y_pred).sum())
-    groups = tables.kinds.num_groups
-    return found | {
-        name: proportion(right, total, replicates[name], num_groups=groups, undefined="no images") for name in _SHARES
-    }
+    accuracy, groups = replicates["accuracy"], tables.kinds.num_groups
+    return found | {"accuracy": proportion(right, total, accuracy, num_groups=groups, undefined="no images")}
 
 
 def score_all_with_intervals(
@@ -206,17 +209,16 @@ def score_deployed(
     if absent:
         return {name: Estimate(value=None, undefined=f"no test images of class {absent[0]}") for name in SCORES}
     decided = decided.where(prior[decided.y_true] > 0)
-    points = point_scores(
-        decided, (prior / np.maximum(1, np.bincount(decided.y_true, minlength=len(prior))))[decided.y_true]
-    )
-    cells, used = group_sums_of_cells(decided.y_true * decided.num_classes + decided.y_pred, decided.groups)
-    of, y_pred = used // decided.num_classes, used % decided.num_classes
+    counts = np.maximum(1, np.bincount(decided.y_true, minlength=len(prior)))
+    points = point_scores(decided, (prior / counts)[decided.y_true])
+    cells, used = group_sums_of_cells(decided.cells, decided.groups)
+    of = used // decided.num_classes
     true = csr_array((np.ones(len(used)), (range(len(used)), of)), shape=(len(used), len(prior)))
     sums = []
     with np.errstate(divide="ignore", invalid="ignore"):
         for drawn in resample(cells, seed=seed):
             weights = np.where(prior > 0, prior / (drawn @ true), 0)
-            sums.append((drawn * weights[:, of]) @ effects(of, y_pred, decided.num_classes))
+            sums.append((drawn * weights[:, of]) @ effects(used, decided.num_classes))
     replicates = table_scores(np.concatenate(sums))
     return {name: estimate(points[name], replicates[name], undefined=_why(decided)) for name in SCORES}
 
@@ -229,64 +231,43 @@ def point_scores(decided: Classified, weights: npt.NDArray[np.floating[Any]] | N
     weights
         Of the images, (n,); None: equal weights.
     """
-    codes, cell = np.unique(decided.y_true * decided.num_classes + decided.y_pred, return_inverse=True)
-    each = np.bincount(cell, weights, minlength=len(codes)).astype(np.float64)
-    of_cells = effects(codes // decided.num_classes, codes % decided.num_classes, decided.num_classes)
-    scores = table_scores(np.asarray(each @ of_cells)[None])
+    cells, of = np.unique(decided.cells, return_inverse=True)
+    each = np.bincount(of, weights, minlength=len(cells)).astype(np.float64)
+    scores = table_scores(np.asarray(each @ effects(cells, decided.num_classes))[None])
     return {name: float(values[0]) for name, values in scores.items()}
 
 
 def _why(decided: Classified) -> str:
-    if len(np.unique(decided.y_true)) == 1:
-        return "all images belong to one class"
-    return "all images are predicted as one class"
+    one_class = len(np.unique(decided.y_true)) == 1
+    return "all images belong to one class" if one_class else "all images are predicted as one class"
 
 
 def confusion(decided: Classified) -> tuple[tuple[int, ...], ...]:
     """Count the images: rows are true classes, columns predicted classes."""
-    if not len(decided.y_true):
-        return ((0,) * decided.num_classes,) * decided.num_classes
-    from sklearn.metrics import confusion_matrix  # noqa: PLC0415 (scikit-learn takes seconds to import)
-
-    matrix = confusion_matrix(decided.y_true, decided.y_pred, labels=range(decided.num_classes))
-    return tuple(tuple(row) for row in matrix.tolist())
+    counts = np.bincount(decided.cells, minlength=decided.num_classes**2)
+    return tuple(tuple(row) for row in counts.reshape(decided.num_classes, -1).tolist())
 
 
 def _by_class(
     decided: Classified, tables: Tables, classes: Sequence[str], ranked: Sequence[Ranked]
 ) -> tuple[ClassScores, ...]:
-    from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415 (scikit-learn takes seconds to import)
-
-    codes, cell = np.unique(decided.y_true * decided.num_classes + decided.y_pred, return_inverse=True)
-    found = precision_recall_fscore_support(
-        codes // decided.num_classes,
-        codes % decided.num_classes,
-        labels=range(len(classes)),
-        sample_weight=np.bincount(cell).astype(np.float64),
-        zero_division=np.nan,
-    )
-    predicted = np.bincount(decided.y_pred, minlength=len(classes))
-    rows = []
+    matrix, rows = np.array(confusion(decided)), []
     for number, name in enumerate(classes):
+        hits, support, total = int(matrix[number, number]), int(matrix[number].sum()), int(matrix[:, number].sum())
         true, y_pred, right = (tables.of_class(part, number) for part in (_TRUE, _CHOSEN, _RIGHT))
-        support, total = int(found[3][number]), int(predicted[number])
-        hits = found[1][number] * support if support else 0
-        having = {part: tables.kinds.having(part * tables.num_classes + number) for part in (_TRUE, _CHOSEN)}
+        having, chosen = (tables.kinds.having(part * tables.num_classes + number) for part in (_TRUE, _CHOSEN))
         with np.errstate(divide="ignore", invalid="ignore"):
-            replicates = (right / y_pred, right / true, 2 * right / (true + y_pred))
+            precision, recall, f1 = right / y_pred, right / true, 2 * right / (true + y_pred)
+        point = 2 * hits / (support + total) if support + total else None
         rows.append(
             ClassScores(
                 **dict(ranked[number]),
                 name=name,
                 support=support,
                 predicted=total,
-                precision=proportion(
-                    hits, total, replicates[0], num_groups=having[_CHOSEN], undefined="never predicted"
-                ),
-                recall=proportion(
-                    hits, support, replicates[1], num_groups=having[_TRUE], undefined="no images of this class"
-                ),
-                f1=estimate(found[2][number], replicates[2], undefined="neither present nor predicted"),
+                precision=proportion(hits, total, precision, num_groups=chosen, undefined="never predicted"),
+                recall=proportion(hits, support, recall, num_groups=having, undefined="no images of this class"),
+                f1=estimate(point, f1, undefined="neither present nor predicted"),
             )
         )
     return tuple(rows)

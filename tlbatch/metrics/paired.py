@@ -72,9 +72,9 @@ def difference(
     if not len(first.y_true):
         return None, np.empty(0)
     num = first.num_classes
-    cells, used = group_sums_of_cells((first.y_true * num + first.y_pred) * num + other.y_pred, first.groups)
-    y_true, one, two = used // num**2, used // num % num, used % num
-    both = csr_array(hstack([effects(y_true, one, num), effects(y_true, two, num)]))
+    cells, used = group_sums_of_cells(first.cells * num + other.y_pred, first.groups)
+    one, two = used // num, used // num**2 * num + used % num
+    both = csr_array(hstack([effects(one, num), effects(two, num)]))
     drawn = np.concatenate(list(resample(cells.times(both), seed=seed)))
     half = drawn.shape[1] // 2
     replicates = table_scores(drawn[:, :half])[metric] - table_scores(drawn[:, half:])[metric]

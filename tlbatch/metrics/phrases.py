@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -135,11 +135,13 @@ def _drawn_sums(
     """
     coder = MultiLabelBinarizer(classes=list(vocabulary.tags))
     yes, answered = coder.fit_transform(truth), coder.transform(predicted)
-    judged = _PhraseScorer(truth, vocabulary.attributes)
-    rows = [judged(tuple(one), tuple(other)) for one, other in zip(truth, predicted, strict=True)]
+    orders = range(1, 1 + max(1, min(_ORDERS, max(len(phrase) for phrase in truth))))
+    attributes = [set(tags) for tags in vocabulary.attributes.values()]
+    scored = cache(partial(_scored, orders=orders, attributes=attributes))  # far fewer distinct pairs than images
+    rows = [scored(tuple(one), tuple(other)) for one, other in zip(truth, predicted, strict=True)]
     columns = {
         "one": np.ones((len(truth), 1)),
-        **{name: np.array([getattr(row, name) for row in rows], np.float64) for name in _ScoredPhrases._fields},
+        **{name: np.array([row[name] for row in rows], np.float64) for name in rows[0]},
         "hits": yes * answered,
         "sizes": yes + answered,
     }
@@ -150,43 +152,20 @@ def _drawn_sums(
     return dict(zip(columns, np.split(drawn, edges, axis=1), strict=True)), kinds.num_groups
 
 
-class _ScoredPhrases(NamedTuple):
-    """Sums of one image."""
+def _scored(
+    truth: Phrase, predicted: Phrase, *, orders: range, attributes: Sequence[set[str]]
+) -> dict[str, list[float]]:
+    """Return the sums of one image.
 
-    exact: list[float]
-    edits: list[float]
-    sequences: list[float]
-    """For BLEU, by length: matched, predicted and true n-grams; the first of each are single tags."""
-    attributes: list[float]
-    """1 where the attribute is correct, else 0."""
-
-
-class _PhraseScorer:
-    """Scores a phrase against the true one; results are cached, as there are far fewer distinct pairs than images."""
-
-    def __init__(self, truth: Sequence[Phrase], attributes: Mapping[str, Sequence[str]]) -> None:
-        self._orders = _num_orders(truth)
-        self._attributes = [set(tags) for tags in attributes.values()]
-        self._known: dict[tuple[Phrase, Phrase], _ScoredPhrases] = {}
-
-    def __call__(self, truth: Phrase, predicted: Phrase) -> _ScoredPhrases:
-        pair = truth, predicted
-        if pair not in self._known:
-            orders = range(1, self._orders + 1)
-            found = [
-                modified_precision([truth], predicted, order).numerator for order in orders
-            ]  # a fraction that is not reduced
-            self._known[pair] = _ScoredPhrases(
-                [float(truth == predicted)],
-                [float(edit_distance(list(truth), list(predicted)))],
-                [*found, *(max(0, len(phrase) - order + 1) for phrase in (predicted, truth) for order in orders)],
-                [float(tags & set(truth) == tags & set(predicted)) for tags in self._attributes],
-            )
-        return self._known[pair]
-
-
-def _num_orders(truth: Sequence[Phrase]) -> int:
-    return max(1, min(_ORDERS, max(len(phrase) for phrase in truth)))
+    Those of ``sequences`` are, for BLEU, the matched, predicted and true n-grams of each order.
+    """
+    matched = [modified_precision([truth], predicted, order).numerator for order in orders]  # it is not reduced
+    return {
+        "exact": [truth == predicted],
+        "edits": [edit_distance(list(truth), list(predicted))],
+        "sequences": [*matched, *(max(0, len(one) - order + 1) for one in (predicted, truth) for order in orders)],
+        "attributes": [tags & set(truth) == tags & set(predicted) for tags in attributes],
+    }
 
 
 def _bleu(sums: Floats) -> Estimate:

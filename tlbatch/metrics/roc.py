@@ -64,10 +64,11 @@ def threshold_for(positive: Bools, scores: Floats, *, sensitivity: float = 0, sp
     if positive.all() or not positive.any():
         return None
     found, reached, thresholds = roc_curve(positive, scores, drop_intermediate=False)
-    good = (
-        np.flatnonzero(reached >= sensitivity) if sensitivity else np.flatnonzero(found <= 1 - specificity + _ROUNDING)
-    )
-    return float(min(thresholds[good[0] if sensitivity else good[-1]], _NEVER))
+    if sensitivity:
+        best = np.flatnonzero(reached >= sensitivity)[0]
+    else:
+        best = np.flatnonzero(found <= 1 - specificity + _ROUNDING)[-1]
+    return float(min(thresholds[best], _NEVER))
 
 
 def at_threshold(
@@ -101,23 +102,14 @@ def at_threshold(
 
 def rank(truth: Bools, scores: Floats, groups: Ints, *, curves: bool = True) -> Ranked:
     """Compute the areas and, if asked for, curves of at most 101 points."""
-    both, none = bool(truth.any() and not truth.all()), Curve(x=(), y=())
-    return Ranked(
-        auc=area(truth, scores, groups),
-        average_precision=float(average_precision_score(truth, scores)) if both else None,
-        roc=_roc_points(truth, scores) if both and curves else none,
-        pr=_pr_points(truth, scores) if both and curves else none,
-    )
-
-
-def _roc_points(truth: Bools, scores: Floats) -> Curve:
-    x, y, _ = roc_curve(truth, scores)
-    return _thinned(x, y)
-
-
-def _pr_points(truth: Bools, scores: Floats) -> Curve:
-    precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
-    return _thinned(recall[::-1], precision[::-1])
+    both = bool(truth.any() and not truth.all())
+    roc = pr = Curve(x=(), y=())
+    if both and curves:
+        x, y, _ = roc_curve(truth, scores)
+        precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+        roc, pr = _thinned(x, y), _thinned(recall[::-1], precision[::-1])
+    average_precision = float(average_precision_score(truth, scores)) if both else None
+    return Ranked(auc=area(truth, scores, groups), average_precision=average_precision, roc=roc, pr=pr)
 
 
 def _thinned(x: Floats, y: Floats) -> Curve:

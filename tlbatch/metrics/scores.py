@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from tlbatch.config.base import Metric
 from tlbatch.core.typing import Floats, Ints
+from tlbatch.metrics.bootstrap import numbered
 from tlbatch.metrics.confusion import kappa_of_codes, quadratic_kappa
 
 _DRAWS = 200
@@ -38,12 +39,7 @@ def score(metric: Metric, labels: Labels, predictions: Labels) -> float | None:
 
 
 def bootstrap_scores(
-    metric: Metric,
-    labels: Ints,
-    predictions: Sequence[Ints],
-    groups: npt.NDArray[np.generic],
-    *,
-    seed: int,
+    metric: Metric, labels: Ints, predictions: Sequence[Ints], groups: npt.NDArray[np.generic], *, seed: int
 ) -> Floats:
     """Bootstrap the scores of several predictions of the same samples over groups (Efron 1979).
 
@@ -55,7 +51,7 @@ def bootstrap_scores(
     (200, len(predictions)); the standard error of a score, or of a difference, is its standard deviation over the
     replicates. NaN where a score is undefined.
     """
-    _, of = np.unique(groups, return_inverse=True)
+    of = numbered(groups)
     number = int(of.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=_DRAWS)
 

@@ -11,8 +11,8 @@ from tlbatch.evaluation.predictions import Predictions
 def member(keys: list[str], probabilities: list[list[float]], *, split: int = 2) -> Predictions:
     coded = np.array([key.encode() for key in keys], np.bytes_)
     return Predictions(
-        ("a", "b"), coded, coded, np.full(len(keys), split), np.zeros(len(keys), np.int64),
-        np.array(probabilities, np.float32), np.array([""] * len(keys), np.object_),
+        coded, coded, np.full(len(keys), split), np.array([""] * len(keys), np.object_),
+        ("a", "b"), np.zeros(len(keys), np.int64), np.array(probabilities, np.float32),
     )  # fmt: skip
 
 
@@ -75,10 +75,7 @@ def test_a_copy_that_two_folds_test_counts_once() -> None:
 def test_validation_images_count_where_all_runs_have_the_same() -> None:
     def with_val(test: Predictions, keys: list[str]) -> Predictions:
         val = member(keys, [[0.5, 0.5]] * len(keys), split=1)
-        names = ("keys", "groups", "splits", "labels", "probabilities", "errors")
-        return Predictions(
-            ("a", "b"), *(np.concatenate([getattr(val, name), getattr(test, name)]) for name in names)
-        )  # fmt: skip
+        return replace(val, **{name: np.concatenate([val.arrays[name], test.arrays[name]]) for name in val.arrays})
 
     same = together([with_val(ONE, ["v"]), with_val(TWO, ["v"])], ["one", "two"], "mean")
     assert same.splits.tolist() == [1, 2, 2]

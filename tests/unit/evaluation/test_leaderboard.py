@@ -24,7 +24,7 @@ def add(runs: Path, run: str, *, wrong: float, test: str = "t1", seed: int = 0, 
     probabilities = np.where(missed[:, None], 1 - np.eye(2)[truth], np.eye(2)[truth]) * 0.8 + 0.1
     keys = np.array([f"{n:03}".encode() for n in range(200)], np.bytes_)
     none = np.array([""] * 200, np.object_)
-    found = Predictions(("0", "1"), keys, keys, np.full(200, 2), truth, probabilities.astype(np.float32), none)
+    found = Predictions(keys, keys, np.full(200, 2), none, ("0", "1"), truth, probabilities.astype(np.float32))
     asked = Asked("accuracy", Reporting(), 0, {}, ordered=True)
     scored = summarise(
         found, found, found.of("val"), (None, False, ""), asked, names=[key.decode() for key in keys], thresholds=None

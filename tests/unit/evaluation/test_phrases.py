@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tlbatch.core.errors import UserError
-from tlbatch.evaluation.phrases import Phrases, Tagged, read_phrases, summarise_phrases, write_phrases
+from tlbatch.evaluation.phrases import Phrases, Tagged, read_phrases, summarise_phrases
+from tlbatch.evaluation.predictions import write_predictions
 from tlbatch.metrics.paired import compare
 from tlbatch.metrics.phrases import Vocabulary
 from tlbatch.runs.report import OddPhrases
@@ -23,10 +24,10 @@ def phrases(labels: list[str], written: list[str], splits: list[int] | None = No
         np.array([f"k{at}" for at in range(number)], np.bytes_),
         np.array([f"g{at // 2}" for at in range(number)], np.bytes_),
         np.array(splits or [2] * number),
+        np.array(["" if ok else "cannot be read" for ok in read], np.object_),
         np.array(labels, np.object_),
         np.array(written, np.object_),
         np.where(read, -0.25 * np.arange(number), np.nan).astype(np.float32),
-        np.array(["" if ok else "cannot be read" for ok in read], np.object_),
     )
 
 
@@ -35,7 +36,7 @@ SOME = phrases(["=red coat", "long coat", "hat", "coat"], ["=red coat", "coat lo
 
 def test_what_is_written_is_read_back_and_no_cell_begins_a_formula(tmp_path: Path) -> None:
     file = tmp_path / "predictions.csv"
-    write_phrases(file, SOME)
+    write_predictions(file, SOME)
     lines = file.read_text("utf-8").splitlines()
     assert lines[0] == "key,group,split,label,prediction,log_probability,error"
     assert lines[1].startswith("k0,g0,val,'=red coat,'=red coat,-0.0")
@@ -52,7 +53,7 @@ def test_what_is_written_is_read_back_and_no_cell_begins_a_formula(tmp_path: Pat
 )
 def test_a_damaged_file_is_named(tmp_path: Path, spoiled: str) -> None:
     file = tmp_path / "predictions.csv"
-    write_phrases(file, SOME)
+    write_predictions(file, SOME)
     head = file.read_text("utf-8").splitlines()[0]
     file.write_text(spoiled.format(head=head), encoding="utf-8")
     with pytest.raises(UserError, match=r"predictions\.csv: missing or damaged .*run reduce again"):

@@ -20,7 +20,7 @@ def predictions(keys: list[str], classes: tuple[str, ...] = ("cat", "dog"), *, l
         probabilities[lost], errors[lost] = np.nan, "=cannot, be read"
     coded = np.array([key.encode() for key in keys], np.bytes_)
     labels = np.arange(len(keys)) % len(classes)
-    return Predictions(classes, coded, coded, 1 + np.arange(len(keys)) % 2, labels, probabilities, errors)
+    return Predictions(coded, coded, 1 + np.arange(len(keys)) % 2, errors, classes, labels, probabilities)
 
 
 def test_predictions_come_back_from_their_file_to_the_last_bit(tmp_path: Path) -> None:
