@@ -13,10 +13,10 @@ import shutil
 from pathlib import Path
 
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import ImageSet, open_set
+from tlbatch.data.dataset import ImageSet, open_images
 from tlbatch.distributed.process_group import join_process_group
-from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import RunRecord, job_digest
+from tlbatch.runs.records import job_digest
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import run_once, stage_main
 from tlbatch.runs.world import World, read_world
 from tlbatch.training.candidates import choose
@@ -27,24 +27,23 @@ log = logging.getLogger(__name__)
 
 def run(run_dir: Path) -> None:
     """Make the choices for the run, unless they are made."""
-    paths, world = RunPaths(run_dir), read_world(os.environ)
-    record = paths.load_submitted()
-    if not record.job.chooses:
+    run, world = Run.load_submitted(run_dir), read_world(os.environ)
+    if not run.job.chooses:
         raise UserError(
-            f"{paths.folder}: its job has no cut or strategy that is auto, so there is nothing to choose; run cache"
+            f"{run_dir}: its job has no cut or strategy that is auto, so there is nothing to choose; run cache"
         )
-    images = open_set(paths.set_paths(record.job), record.job.slurm)
-    inputs = {"job": job_digest(record), "set": images.manifest.index_digest}
-    run_once("choose", paths, inputs, world, lambda: _join_and_choose(record, images, paths, world))
+    images = open_images(run, staged=True)
+    inputs = {"job": job_digest(run.record), "set": images.manifest.index_digest}
+    run_once("choose", run.paths, inputs, world, lambda: _join_and_choose(run, images, world))
     if world.is_main:
-        shutil.rmtree(paths.trials, ignore_errors=True)
+        shutil.rmtree(run.paths.trials, ignore_errors=True)
 
 
-def _join_and_choose(record: RunRecord, images: ImageSet, paths: RunPaths, world: World) -> None:
-    with join_process_group("choose", paths, world, record.job) as ranks:
-        found = choose(Study(record, images, ranks, paths.trials))
+def _join_and_choose(run: Run, images: ImageSet, world: World) -> None:
+    with join_process_group("choose", run, world) as ranks:
+        found = choose(Study(run.record, images, ranks, run.paths.trials))
         if world.is_main:
-            found.save(paths.strategy)
+            found.save(run.paths.strategy)
         ranks.accelerator.wait_for_everyone()
 
 

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from tlbatch.core.cli import run_command
-from tlbatch.data.dataset import open_set
+from tlbatch.data.dataset import open_images
 from tlbatch.deploy.predict_files import predict_files
 from tlbatch.deploy.record import RECORD
 from tlbatch.evaluation.inference import join_and_predict
 from tlbatch.model.checkpoint import load_best
-from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import job_digest
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
@@ -25,21 +25,16 @@ log = logging.getLogger(__name__)
 
 def run(run_dir: Path) -> None:
     """Predict with the run's checkpoint, unless it is done."""
-    paths, world = RunPaths(run_dir), read_world(os.environ)
-    record = paths.load()
-    require_finished("train", paths, record)
-    best, weights = load_best(paths)
-    images = open_set(paths.set_paths(record.job), record.job.slurm)
-    inputs = {"job": job_digest(record), "weights": best.digest, "set": images.manifest.index_digest}
-    there = any(paths.predictions.glob("part-*.npz"))
-    run_once(
-        "predict",
-        paths,
-        inputs,
-        world,
-        lambda: join_and_predict(record, images, best, weights, paths, world),
-        is_there=there,
-    )
+    run, world = Run.load(run_dir), read_world(os.environ)
+    require_finished("train", run)
+    best, weights = load_best(run.paths)
+    images = open_images(run, staged=True)
+    inputs = {"job": job_digest(run.record), "weights": best.digest, "set": images.manifest.index_digest}
+
+    def work() -> None:
+        join_and_predict(run, images, best, weights, world)
+
+    run_once("predict", run.paths, inputs, world, work, is_there=any(run.paths.predictions.glob("part-*.npz")))
 
 
 def main() -> None:

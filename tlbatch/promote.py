@@ -17,6 +17,7 @@ from tlbatch.promotion.registry import Decision, Registry, promotion_file
 from tlbatch.promotion.rescoring import make_rescoring
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import load_record
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
@@ -31,24 +32,24 @@ def run(run_dir: Path, overruled: str = "") -> None:
     overruled
         Reason to promote it whatever the rule says; empty: the rule decides.
     """
-    paths, world = RunPaths(run_dir), read_world(os.environ)
-    record = paths.load()
-    if record.checkpoint_of is not None:
+    run, world = Run.load(run_dir), read_world(os.environ)
+    paths = run.paths
+    if run.record.checkpoint_of is not None:
         raise UserError(f"{run_dir}: holds new predictions of a champion, so it is no challenger; name another run")
-    record.job.require_classes("a registry")
-    reduced = require_finished("reduce", paths, record)
+    run.job.require_classes("a registry")
+    reduced = require_finished("reduce", run)
     if overruled:
         paths.marker("promote").unlink(missing_ok=True)
         promotion_file(paths).unlink(missing_ok=True)
     else:
         overruled = overruled_before(paths)
     inputs = {"job": reduced.inputs["job"], "predictions": reduced.inputs["predictions"], "overruled": overruled}
-    if not run_once("promote", paths, inputs, world, lambda: promote_run(record, paths, overruled)):
+    if not run_once("promote", paths, inputs, world, lambda: promote_run(run, overruled)):
         decision = load_record(Decision, promotion_file(paths), missing="--override REASON decides again")
         log.info("%s: %s; --override REASON overrules it", decision.outcome, "; ".join(decision.reasons))
 
 
-def _rescore(paths: RunPaths) -> None:
+def _rescore(run: Run) -> None:
     """Let the champion predict the run's test images on this machine, unless it has.
 
     Raises
@@ -56,9 +57,8 @@ def _rescore(paths: RunPaths) -> None:
     UserError
         If that fails.
     """
-    record = paths.load()
-    champion = Registry.of(record.job).champion()
-    other = make_rescoring(record, paths, champion) if champion and champion.run != record.run else None
+    champion = Registry.of(run.job).champion()
+    other = make_rescoring(run, champion) if champion and champion.run != run.name else None
     if other is None:
         return
     command = [sys.executable, "-m", "tlbatch.submit", "--local", str(other.folder)]
@@ -75,7 +75,7 @@ def main() -> None:
 
     def work(folder: Path) -> None:
         if not given.override and not RunPaths(folder).marker("promote").exists():
-            _rescore(RunPaths(folder))
+            _rescore(Run.load(folder))
         run(folder, given.override)
 
     sys.exit(run_guarded("promote", work, given.run))

@@ -16,8 +16,8 @@ from tlbatch.core.files import digest_of
 from tlbatch.report.build import build_report, parts_digest, rank_run, read_by
 from tlbatch.report.comparison import compare_runs
 from tlbatch.report.ensemble import average_runs
-from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.report import Ensemble
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
@@ -26,15 +26,14 @@ log = logging.getLogger(__name__)
 
 def run(run_dir: Path) -> None:
     """Write the run's report and add the run to the leaderboard, unless it is done."""
-    paths, world = RunPaths(run_dir), read_world(os.environ)
-    record = paths.load()
-    predicted = require_finished("predict", paths, record)
-    inputs = predicted.inputs | {"predictions": parts_digest(paths)}
-    inputs["report"] = digest_of([record.job.report.model_dump(mode="json"), read_by(record)])
+    run, world = Run.load(run_dir), read_world(os.environ)
+    paths = run.paths
+    inputs = require_finished("predict", run).inputs | {"predictions": parts_digest(paths)}
+    inputs["report"] = digest_of([run.job.report.model_dump(mode="json"), read_by(run.job)])
     tables = [paths.report / name for name in ("predictions.csv", "submission.csv")]
     there = all(file.exists() for file in (paths.report_json, paths.report_page, *tables))
-    if not run_once("reduce", paths, inputs, world, lambda: build_report(record, paths, world), is_there=there):
-        rank_run(record, paths)
+    if not run_once("reduce", paths, inputs, world, lambda: build_report(run, world), is_there=there):
+        rank_run(run)
 
 
 def main() -> None:

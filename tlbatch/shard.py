@@ -14,8 +14,8 @@ from tlbatch.data.shards.store import read_store
 from tlbatch.data.shards.writer import indexed, plan_shards, write_chunks
 from tlbatch.data.sources.read import digest_lists, read_images
 from tlbatch.data.sources.table import label_columns
-from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import ProgressReporter
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import run_once, stage_main
 from tlbatch.runs.workspace import SetPaths, data_digest, set_folder
 from tlbatch.runs.world import read_world
@@ -31,9 +31,8 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     share
         Number of an array task and the number of tasks: write only this share of the shards, and no index.
     """
-    paths = RunPaths(run_dir)
-    job = paths.load_submitted().job
-    world = read_world(os.environ)
+    run, world = Run.load_submitted(run_dir), read_world(os.environ)
+    job, paths = run.job, run.paths
     folder = set_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     source = read_images(job, workers=world.num_threads)
@@ -66,7 +65,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
             log.info("wrote the index %s", index.index_folder)
         return {"index": index.index}
 
-    there = not paths.marker("shard").exists() or paths.set_paths(job).manifest.exists()
+    there = not paths.marker("shard").exists() or run.set_paths.manifest.exists()
     with FileLock(folder / ".lock"):
         run_once("shard", paths, inputs, world, work, is_there=there)
 

@@ -64,21 +64,22 @@ def _submit(options: argparse.Namespace) -> int:
     launch.check_place(launch.target_of(options))
     runs = open_runs(options, make=True)
     if len(runs) == 1:
-        return submit_one(*runs[0], options)
+        return submit_one(runs[0], options)
     left = runs_left(runs)
     if options.local or options.in_allocation:
-        for record, paths in left:
-            print(f"run folder  {paths.folder}", flush=True)
-            code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
+        for run in left:
+            print(f"run folder  {run.folder}", flush=True)
+            code = launch.run_here(run) if options.local else launch.run_in_allocation(run, os.environ)
             if code == EXIT_AGAIN:
                 return code
         return end_of_several(runs)
     at_work = job_arrays.at_work(left)
-    for _, paths in left:
-        print(f"run folder  {paths.folder}{f'  active, job {at_work[paths]}' if paths in at_work else ''}", flush=True)
-    missing = [run for run in left if run[1] not in at_work]
+    for run in left:
+        active = f"  active, job {at_work[run.paths]}" if run.paths in at_work else ""
+        print(f"run folder  {run.folder}{active}", flush=True)
+    missing = [run for run in left if run.paths not in at_work]
     if len(missing) == 1:
-        print_jobs(launch.submit_chain(*missing[0]))
+        print_jobs(launch.submit_chain(missing[0]))
     elif missing:
         job_arrays.submit_runs(missing)
     if not options.wait:

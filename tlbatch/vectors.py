@@ -15,17 +15,17 @@ from tlbatch.activations.store import open_stores, view_keys
 from tlbatch.core.cli import run_command
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, write_text
-from tlbatch.data.dataset import labels_of, open_set
+from tlbatch.data.dataset import labels_of, open_images
 from tlbatch.data.sources.base import name_of
-from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished
 
 _CHUNK = 256
 Table = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str], list[str]]
 
 
-def read_vectors(paths: RunPaths, *, phase: int) -> Table:
+def read_vectors(run: Run, *, phase: int) -> Table:
     """Read the vector of the unchanged view of every image at the cut of a phase.
 
     Returns
@@ -37,10 +37,9 @@ def read_vectors(paths: RunPaths, *, phase: int) -> Table:
     UserError
         If the phase has not been cached, or only in random crops.
     """
-    record = paths.load()
-    images = open_set(paths.set_paths(record.job), record.job.slurm)
-    cached = require_finished("cache", paths, record)
-    if record.job.train.crop_scale < 1:
+    images = open_images(run, staged=True)
+    cached = require_finished("cache", run)
+    if run.job.train.crop_scale < 1:
         raise UserError(
             "the training images are cached as random crops; set train.crop_scale=1 to export their vectors"
         )
@@ -49,9 +48,9 @@ def read_vectors(paths: RunPaths, *, phase: int) -> Table:
     chosen = []
     for split in SPLITS:
         rows = images.rows(split)
-        store = open_stores(record.job, cached.outputs, phase=phase, split=split)
+        store = open_stores(run.job, cached.outputs, phase=phase, split=split)
         if store is None:
-            raise UserError(f"phase {phase} of {paths.folder} is not cached; name another with --phase")
+            raise UserError(f"phase {phase} of {run.folder} is not cached; name another with --phase")
         places = store.find(view_keys(index["content"][rows], (0,)))
         vectors.extend(
             store.read(places[start : start + _CHUNK]).float().flatten(1).numpy()
@@ -95,7 +94,7 @@ def main() -> None:
     folder = options.out or options.run / "vectors"
 
     def work() -> int:
-        write_vectors(folder, read_vectors(RunPaths(options.run), phase=options.phase), text=options.text)
+        write_vectors(folder, read_vectors(Run.load(options.run), phase=options.phase), text=options.text)
         print(folder)
         return 0
 

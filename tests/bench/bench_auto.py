@@ -114,7 +114,7 @@ def main() -> None:
                 began, parts, chosen = time.monotonic(), list[pd.DataFrame](), list[str]()
                 for fold in folds:
                     where = [f"workspace={space}", f"run=r{time.time_ns()}"]
-                    paths = make_run(resolve(load_job([space / "job.toml"], [*fold, *settings, *where])))
+                    paths = make_run(resolve(load_job([space / "job.toml"], [*fold, *settings, *where]))).paths
                     parts.append(predictions(paths))
                     found = paths.load_strategy()
                     chosen += [found.chosen] if found else []

@@ -44,7 +44,7 @@ def prepared(images: Path, space: Path, *overrides: str) -> RunPaths:
         "train.random_views=0",
         "figures=false",
     ]
-    paths = make_run(resolve(load_job([JOB], [*where, *overrides, f"run=r{time.time_ns()}"])))
+    paths = make_run(resolve(load_job([JOB], [*where, *overrides, f"run=r{time.time_ns()}"]))).paths
     shard.run(paths.folder)
     return paths
 

@@ -34,12 +34,13 @@ from torchvision.datasets import ImageFolder
 from tlbatch import shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, open_set
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, open_images
 from tlbatch.data.index import new_index, read_index, split_rows, write_index
 from tlbatch.data.sampler import EpochOrder, Positions, SamplerState, prediction_batches, training_batches
 from tlbatch.data.views import Samples, Views
 from tlbatch.distributed.process_group import keep_freed_memory
 from tlbatch.model.symmetries import apply_symmetries
+from tlbatch.runs.run import Run
 
 BATCH = 64
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,9 +54,9 @@ def medium(space: Path) -> tuple[Path, list[Path], ImageSet]:
     job = Path(__file__).parents[1] / "tiny.toml"
     more = [f"data.images={folder}", f"workspace={space}", "data.resize=512", "data.shard_images=100"]
     more += ["data.audit=warn", "data.split.test=0.01", "data.split.val=0", f"run=r{time.time_ns()}"]
-    run = make_run(resolve(load_job([job], more)))
+    run = make_run(resolve(load_job([job], more))).paths
     shard.run(run.folder)
-    return folder, sorted(folder.rglob("*.jpg")), open_set(run.set_paths(run.load().job))
+    return folder, sorted(folder.rglob("*.jpg")), open_images(Run.load(run.folder))
 
 
 def reader(images: ImageSet, views: Views, *, strict: bool = True) -> SplitDataset:

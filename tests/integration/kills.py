@@ -31,6 +31,7 @@ from PIL import Image
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import STAGES, StageName, stages_of
 
 Way = Literal["time", "step"]
@@ -159,7 +160,7 @@ def kill_chain(name: str, job: Job, todo: dict[tuple[str, StageName], int], tall
                 break
         if stage in LAST and job.run.marker(stage).exists():
             continue
-        if stage not in (*LAST, *job.run.stages_left(job.run.load_submitted().job)):
+        if stage not in (*LAST, *Run.load_submitted(job.run.folder).stages_left):
             continue  # as submit does when it resumes a run
         if run_attempt(stage, job.run.folder, job.log).code:
             tally.wrong.append(f"{name}: {stage} failed after {kills}: {job.last_words()}")

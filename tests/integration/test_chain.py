@@ -117,7 +117,7 @@ for paths in (RunPaths(Path(folder)) for folder in sys.argv[1:]):
 
 def prepared(tiny: Path, run: str, *sections: str) -> RunPaths:
     job = load_job([tiny / "tiny.toml"], arguments(tiny, f"run={run}", *sections)[1:])
-    paths = make_run(resolve(job))
+    paths = make_run(resolve(job)).paths
     shard.run(paths.folder)
     return paths
 

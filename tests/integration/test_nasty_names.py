@@ -16,14 +16,12 @@ from slurm_cluster import SlurmCluster
 from tlbatch.cluster import launch, sbatch
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
-from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import RunRecord
+from tlbatch.runs.run import Run
 
 pytestmark = pytest.mark.cluster
 WORKSPACE = "a b'c\"d $(touch pwned) `touch pwned` #e;f&g|h*i?[j]{k}~!ü"
 IMAGES = f"{WORKSPACE} %j %% back\\slash\\ new\nline"
 VALUE = f"{IMAGES}\n#SBATCH --qos=high\n,x=y\t"
-Prepared = tuple[RunRecord, RunPaths]
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +34,21 @@ def options(images: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture
-def prepare(
-    images: Path, tiny_job: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Prepared]:
+def prepare(images: Path, tiny_job: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Return a function that creates runs, with this process configured for the cluster."""
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
 
-    def prepared(*more: str, **values: object) -> Prepared:
+    def prepared(*more: str, **values: object) -> Run:
         job = load_job([tiny_job], options(images, *more))
         section = type(job.slurm).model_validate(job.slurm.model_dump() | values)
-        record = resolve(job.model_copy(update={"slurm": section}))
-        return record, make_run(record)
+        return make_run(resolve(job.model_copy(update={"slurm": section})))
 
     return prepared
 
 
-def submit_work(prepared: Prepared, folder: Path) -> str:
+def submit_work(run: Run, folder: Path) -> str:
     """Submit a job that records the variable in each task, with the script of the stage train; return its id."""
-    record, paths = prepared
 
     def write(folder: str) -> None:  # pickled whole, since no task could import this file
         Path(folder, os.environ["SLURM_PROCID"]).write_text(os.environ["VALUE"], encoding="utf-8")
@@ -63,9 +57,9 @@ def submit_work(prepared: Prepared, folder: Path) -> str:
         marker.touch()
 
     folder.mkdir()
-    executor = submitit.SlurmExecutor(paths.logs)
+    executor = submitit.SlurmExecutor(run.paths.logs)
     executor.update_parameters(
-        **sbatch.slurm_parameters(record.job.slurm, sbatch.one_run(record, paths, "train"), "train", after=None)
+        **sbatch.slurm_parameters(run.job.slurm, sbatch.one_run(run, "train"), "train", after=None)
     )
     job_id: str = executor.submit(write, str(folder)).job_id
     return job_id
@@ -100,11 +94,11 @@ def test_chain_runs_with_any_folder_names_and_prints_no_secret(
 
 @pytest.mark.parametrize("export", ["ALL", "NONE"])
 def test_every_task_on_every_node_has_the_variables_unchanged(
-    prepare: Callable[..., Prepared], slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: str
+    prepare: Callable[..., Run], slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: str
 ) -> None:
     monkeypatch.setenv("SBATCH_EXPORT", export)
-    prepared = prepare(f"run={export}", nodes=2, environment={"VALUE": VALUE}, setup=["cd /"])
-    job_id = submit_work(prepared, tmp_path / "seen")
+    run = prepare(f"run={export}", nodes=2, environment={"VALUE": VALUE}, setup=["cd /"])
+    job_id = submit_work(run, tmp_path / "seen")
     assert slurm.wait([job_id], 60) == {job_id: "COMPLETED"}
     assert {file.name: file.read_text("utf-8") for file in (tmp_path / "seen").iterdir()} == {"0": VALUE, "1": VALUE}
 
@@ -113,38 +107,36 @@ def test_every_task_on_every_node_has_the_variables_unchanged(
     "line", ["true; false", "false; true", "false && true", "false\ntrue", "it's open", "no-such # x"]
 )
 def test_a_failing_setup_line_stops_the_job_before_it_starts(
-    prepare: Callable[..., Prepared], slurm: SlurmCluster, tmp_path: Path, line: str
+    prepare: Callable[..., Run], slurm: SlurmCluster, tmp_path: Path, line: str
 ) -> None:
-    prepared = prepare(f"run={line.encode().hex()}", environment={"VALUE": VALUE}, setup=["true", line])
-    job_id = submit_work(prepared, tmp_path / "seen")
+    run = prepare(f"run={line.encode().hex()}", environment={"VALUE": VALUE}, setup=["true", line])
+    job_id = submit_work(run, tmp_path / "seen")
     assert slurm.wait([job_id], 60) == {job_id: "FAILED"}
     assert slurm.job_field(job_id, "ExitCode") == "78:0"
     assert list((tmp_path / "seen").iterdir()) == []
-    log = (prepared[1].logs / f"{job_id}_0_log.out").read_text("utf-8")
+    log = (run.paths.logs / f"{job_id}_0_log.out").read_text("utf-8")
     assert log.endswith("error: slurm.setup.1 failed; fix this line of the job, or ignore the failure with || true\n")
 
 
-def test_a_run_folder_that_was_opened_since_stops_the_job(
-    prepare: Callable[..., Prepared], slurm: SlurmCluster
-) -> None:
-    record, paths = prepare("run=opened")
+def test_a_run_folder_that_was_opened_since_stops_the_job(prepare: Callable[..., Run], slurm: SlurmCluster) -> None:
+    run = prepare("run=opened")
     slurm.run("scontrol", "update", "partition=main", "state=down")
-    jobs = launch.submit_chain(record, paths)
-    paths.folder.chmod(0o770)
+    jobs = launch.submit_chain(run)
+    run.folder.chmod(0o770)
     slurm.run("scontrol", "update", "partition=main", "state=up")
     assert slurm.wait([jobs["shard"]], 60) == {jobs["shard"]: "FAILED"}
     assert slurm.job_field(jobs["shard"], "ExitCode") == "78:0"
-    log = (paths.logs / f"{jobs['shard']}_0_log.out").read_text("utf-8")
-    assert log == f"error: others can write to the run folder: {paths.folder}; submit the job as a new run\n"
+    log = (run.paths.logs / f"{jobs['shard']}_0_log.out").read_text("utf-8")
+    assert log == f"error: others can write to the run folder: {run.folder}; submit the job as a new run\n"
 
 
 @pytest.mark.parametrize("key", ["account", "constraint"])
-def test_names_reach_slurm_as_they_are(prepare: Callable[..., Prepared], slurm: SlurmCluster, key: str) -> None:
+def test_names_reach_slurm_as_they_are(prepare: Callable[..., Run], slurm: SlurmCluster, key: str) -> None:
     name = 'it\'s "a" $(b) #c;d' if key == "account" else "a&b"
-    record, paths = prepare(f"run={key}", **{key: name})
-    text = sbatch.render(record.job.slurm, sbatch.one_run(record, paths, "shard"), "shard", after=None)
+    run = prepare(f"run={key}", **{key: name})
+    text = sbatch.render(run.job.slurm, sbatch.one_run(run, "shard"), "shard", after=None)
     assert re.search(rf"^#SBATCH --{key}='", text, re.MULTILINE)
-    file = paths.folder / "script.sh"
+    file = run.folder / "script.sh"
     file.write_text(text.replace("srun", "true srun"), encoding="utf-8")
     done = slurm.run("sbatch", "--hold", "--parsable", str(file))
     if key == "constraint":  # no node has them, which SLURM says at once

@@ -33,7 +33,7 @@ def make(
 
     def made(run: str, *more: str) -> RunPaths:
         options = [f"data.images={images}", f"workspace={folder / 'space'}", f"run={run}", "phase.1.epochs=40", *more]
-        paths = make_run(resolve(load_job([tiny_job], [*options, "phase.1.optimizer={name='sgd', lr=1e-3}"])))
+        paths = make_run(resolve(load_job([tiny_job], [*options, "phase.1.optimizer={name='sgd', lr=1e-3}"]))).paths
         shard.run(paths.folder)
         cache.run(paths.folder)
         return paths

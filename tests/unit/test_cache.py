@@ -18,12 +18,13 @@ from tlbatch.activations.store import ActivationStore, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import SplitDataset, open_set
+from tlbatch.data.dataset import SplitDataset, open_images
 from tlbatch.data.views import Samples, Views
 from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.build import build_classifier
 from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.run import Run
 from tlbatch.training.step import RunningPhase
 
 pytestmark = pytest.mark.chain
@@ -37,7 +38,7 @@ def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> M
 
     def made(*overrides: str) -> RunPaths:
         where = [f"data.images={images}", f"workspace={tmp_path / 'space'}", "data.split.val=0.25", "data.audit=warn"]
-        return make_run(resolve(load_job([tiny_job], [*where, *overrides])))
+        return make_run(resolve(load_job([tiny_job], [*where, *overrides]))).paths
 
     return made
 
@@ -116,7 +117,7 @@ def test_a_second_run_another_fold_another_head_and_other_views_compute_only_wha
     run(make("run=two", "data.split.fold=1", "head.widths=[8]", "seed=0", *folds))
     assert blocks(tmp_path) == before
     three = run(make("run=three", "data.split.fold=1", "data.split.folds=3", "train.augment=rot4"))
-    num_train = open_set(three.set_paths(three.load().job)).manifest.num_images["train"]
+    num_train = open_images(Run.load(three.folder)).manifest.num_images["train"]
     assert num_rows(tmp_path) == 2 * (36 + 3 * num_train)
     caplog.set_level(logging.INFO)
     run(make("run=four", "data.split.fold=1", "data.split.folds=3", "train.augment=rot4"))
@@ -142,7 +143,7 @@ def test_views_that_splits_share_are_computed_once(make: Make, tmp_path: Path) -
     paths = make("train.augment=none")
     run(paths, shard)
     record = paths.load()
-    images = open_set(paths.set_paths(record.job))
+    images = open_images(Run.load(paths.folder))
     rows = images.rows("train")
     ranks = RankContext.single_process("cache", paths)
     fill_cache(record, images.only(train=rows, val=rows), pretrained_classifier(record, images.manifest), ranks)
@@ -276,7 +277,7 @@ def test_vectors_are_exported_as_npz_and_text_with_parallel_rows(make: Make) -> 
         ("blue", "0"), ("green", "1"), ("red", "2"),
     }  # fmt: skip
     record = paths.load()
-    images = open_set(paths.set_paths(record.job))
+    images = open_images(Run.load(paths.folder))
     model = build_classifier(record.job, 3).eval()
     model.set_cut("pool", freeze_batch_norm=True)
     rows = images.rows("test")[:3]

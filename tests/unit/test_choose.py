@@ -16,10 +16,11 @@ from tlbatch.activations.store import ActivationStore, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import open_set
+from tlbatch.data.dataset import open_images
 from tlbatch.data.views import Views
 from tlbatch.distributed.process_group import RankContext
 from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.run import Run
 from tlbatch.runs.strategy import Trial
 from tlbatch.training import candidates, search
 from tlbatch.training.search import Candidate, Study
@@ -37,7 +38,7 @@ def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> M
         if not images.exists():
             make_folders()
         where = [f"data.images={images}", f"workspace={tmp_path / 'space'}"]
-        return make_run(resolve(load_job([tiny_job], [*where, *overrides])))
+        return make_run(resolve(load_job([tiny_job], [*where, *overrides]))).paths
 
     return made
 
@@ -53,7 +54,7 @@ def test_the_choice_is_made_on_training_images_and_the_later_stages_follow_it(ma
     names = [trial.name for trial in found.short_list]
     assert found.chosen in names
     assert sum(name.startswith("fine-tuned") for name in names) in (1, 2)
-    images = open_set(paths.set_paths(paths.load().job))
+    images = open_images(Run.load(paths.folder))
     num_train = images.manifest.num_images["train"]
     assert {trial.num_images for trial in (*found.profile, *found.short_list)} == {num_train}
     held_out = images.index["content"][np.concatenate([images.rows("val"), images.rows("test")])]
@@ -179,8 +180,8 @@ def test_the_cheapest_of_equals_wins_or_where_unlike_what_is_tuned_and_most_is_t
 ) -> None:
     paths = make(*AUTO)
     shard.run(paths.folder)
-    record = paths.load_submitted()
-    images = open_set(paths.set_paths(record.job))
+    run = Run.load_submitted(paths.folder)
+    record, images = run.record, open_images(run)
     script = Scripted(Study(record, images, RankContext.single_process("choose", paths), paths.folder), dict(scores))
     original = candidates._tuned
 
@@ -225,8 +226,8 @@ def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(
 ) -> None:
     paths = make(*AUTO, "strategy_minutes=1e-9", "data.split.val=0")
     shard.run(paths.folder)
-    record = paths.load_submitted()
-    images = open_set(paths.set_paths(record.job))
+    run = Run.load_submitted(paths.folder)
+    record, images = run.record, open_images(run)
     ranks = RankContext.single_process("choose", paths)
     monkeypatch.setattr(Study, "_stored", lambda *_: (images, {}))
     monkeypatch.setattr(
@@ -244,8 +245,8 @@ def test_what_would_take_too_long_is_left_out_unless_one_fold_is_all(
 def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = make(*AUTO)
     shard.run(paths.folder)
-    record = paths.load_submitted()
-    images = open_set(paths.set_paths(record.job))
+    run = Run.load_submitted(paths.folder)
+    record, images = run.record, open_images(run)
     rows = np.resize(images.rows("train"), 4000)
     many = replace(images, chosen={"train": rows, "val": rows[:0], "test": rows[:0]})
     monkeypatch.setattr(type(many), "labels", lambda *_: np.arange(4000) % 3)
@@ -259,8 +260,8 @@ def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypa
 def test_heads_of_a_small_set_are_judged_on_three_divisions_into_folds_and_their_scores_averaged(make: Make) -> None:
     paths = make(*AUTO)
     shard.run(paths.folder)
-    record = paths.load_submitted()
-    images = open_set(paths.set_paths(record.job))
+    run = Run.load_submitted(paths.folder)
+    record, images = run.record, open_images(run)
     study = Study(record, images, RankContext.single_process("choose", paths), paths.folder)
     generator = np.random.default_rng(0)
     features = np.eye(study.num_classes)[study.labels] + generator.normal(

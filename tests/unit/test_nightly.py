@@ -28,6 +28,7 @@ from tlbatch.promotion.registry import Champion, Decision, Registry, promotion_f
 from tlbatch.promotion.rescoring import rescoring_paths
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, RunRecord
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import run_guarded
 from tlbatch.runs.stages import StageName, stages_of
 
@@ -95,9 +96,9 @@ class Site:
 def site(tmp_path: Path, tiny_job: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     numbers = iter(range(1000))
 
-    def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> int:
-        codes = (run_guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, paths.folder)
-                 for stage in stages or stages_of(record.job))  # fmt: skip
+    def run_here(run: Run, stages: Sequence[StageName] = ()) -> int:
+        codes = (run_guarded(stage, importlib.import_module(f"tlbatch.{stage}").run, run.folder)
+                 for stage in stages or stages_of(run.job))  # fmt: skip
         return next((code for code in codes if code), 0)
 
     def named(job: Any) -> RunRecord:
@@ -157,7 +158,7 @@ def test_a_night_computes_what_is_new_and_compares_on_tonights_test_images(site:
 
 
 def keys_tested(run: RunPaths) -> dict[bytes, bytes]:
-    index = read_index(run.set_paths(run.load_submitted().job).index_file)
+    index = read_index(Run.load_submitted(run.folder).set_paths.index_file)
     test = index[index["split"] == SPLITS.index("test")]
     return dict(zip(test["key"].tolist(), test["group"].tolist(), strict=True))
 
@@ -353,7 +354,7 @@ def test_run_is_compared_with_the_current_champion(site: Site, monkeypatch: pyte
     third = site.last_run()
     promote.run(second.folder, "asked by the clinic")
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
-    promote._rescore(third)
+    promote._rescore(Run.load(third.folder))
     assert rescoring_paths(third).load_submitted().checkpoint_of == str(second.folder)
 
 

@@ -22,7 +22,7 @@ from tlbatch.activations.store import open_stores, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import SplitDataset, open_set
+from tlbatch.data.dataset import SplitDataset, open_images
 from tlbatch.data.views import Samples, Views
 from tlbatch.evaluation.prediction_parts import Part, Width, write_part
 from tlbatch.model import checkpoint
@@ -31,6 +31,7 @@ from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, Marker, load_record
 from tlbatch.runs.report import SCORES
+from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import leaderboard
 from tlbatch.runs.world import World
 from tlbatch.training import phases
@@ -47,7 +48,7 @@ def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> C
             make_folders()
         return make_run(
             resolve(load_job([tiny_job], [f"data.images={images}", f"workspace={tmp_path / 'space'}", *overrides]))
-        )
+        ).paths
 
     return made
 
@@ -133,7 +134,7 @@ def test_the_leaderboard_is_written_before_the_marker_without_which_a_run_goes_o
         with pytest.raises(KeyboardInterrupt):
             reduce.run(paths.folder)
     assert pd.read_csv(board)["run"].tolist() == ["killed"]
-    assert paths.stages_left(paths.load().job) == ("reduce",)
+    assert Run.load(paths.folder).stages_left == ("reduce",)
 
 
 def test_a_training_that_was_killed_before_it_removed_its_snapshots_goes_on_to_do_so(
@@ -142,14 +143,13 @@ def test_a_training_that_was_killed_before_it_removed_its_snapshots_goes_on_to_d
     paths = make()
     for stage in (shard, cache, train):
         stage.run(paths.folder)
-    job = paths.load().job
-    assert paths.stages_left(job) == ("predict", "reduce")
+    assert Run.load(paths.folder).stages_left == ("predict", "reduce")
     before = paths.best.stat().st_mtime_ns
     (paths.snapshots / "step-1.1.3").mkdir(parents=True)
-    assert paths.stages_left(job) == ("train", "predict", "reduce")
+    assert Run.load(paths.folder).stages_left == ("train", "predict", "reduce")
     train.run(paths.folder)
     assert paths.best.stat().st_mtime_ns == before
-    assert paths.stages_left(job) == ("predict", "reduce")
+    assert Run.load(paths.folder).stages_left == ("predict", "reduce")
 
 
 def test_a_stage_removes_what_kills_have_left_in_its_run_folder(make: Callable[..., RunPaths]) -> None:
@@ -233,7 +233,7 @@ def test_what_was_changed_or_removed_after_a_stage_is_noticed(make: Callable[...
         with pytest.raises(UserError, match=f"{done} finished here with another job"):
             stage.run(paths.folder)
     record.save(paths.record)
-    index = paths.set_paths(record.job).index_file
+    index = Run.load(paths.folder).set_paths.index_file
     rows = np.load(index)
     rows["label"][0] = 1 - rows["label"][0]
     np.save(index, rows)
@@ -319,7 +319,7 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
 def test_a_test_image_that_rots_after_sharding_is_an_error_row_and_not_scored(make: Callable[..., RunPaths]) -> None:
     paths = make()
     shard.run(paths.folder)
-    images = open_set(paths.set_paths(paths.load().job))
+    images = open_images(Run.load(paths.folder))
     row = images.index[images.rows("test")][4]
     shard_file = images.shards[row["shard"]]
     data = bytearray(shard_file.read_bytes())
@@ -396,7 +396,7 @@ def test_fewer_images_in_a_batch_than_ranks_are_refused(make: Callable[..., RunP
     shard.run(paths.folder)
     job = paths.load().job
     with pytest.raises(UserError, match="21 training images in batches of 1 are too few for 2 ranks"):
-        _check_batches(job, open_set(paths.set_paths(job)), World(world_size=2))
+        _check_batches(job, open_images(Run.load(paths.folder)), World(world_size=2))
 
 
 @pytest.mark.parametrize("fit", ["logistic", "svm", "kernel-logistic", "neighbours"])
@@ -435,7 +435,7 @@ def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPath
     ]
     paths = make(*pairs, "train.augment=none", "data.split.val=0")
     run_all(paths)
-    job, images = paths.load().job, open_set(paths.set_paths(paths.load().job))
+    job, images = paths.load().job, open_images(Run.load(paths.folder))
     names = load_record(Marker, paths.marker("cache"), missing="").outputs
     rows = images.rows("train")
     stored = open_stores(job, names, phase=0, split="train")
@@ -507,7 +507,7 @@ def test_views_are_averaged_in_prediction_where_validation_says_so(
     for stage in (predict, reduce):
         stage.run(paths.folder)
     record = paths.load()
-    images = open_set(paths.set_paths(record.job))
+    images = open_images(Run.load(paths.folder))
     rows = images.rows("test")
     model = trained_classifier(record, 3, paths.checkpoints / best.weights).eval()
     dataset = SplitDataset(images, rows, Samples(len(rows), Views(32)))

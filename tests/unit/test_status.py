@@ -81,7 +81,7 @@ def make(tmp_path: Path, tiny_job: Path) -> Callable[[str], RunPaths]:
 
     def made(run: str) -> RunPaths:
         where = [f"data.images={tmp_path / 'images'}", f"workspace={tmp_path / 'space'}", f"run={run}"]
-        return make_run(resolve(load_job([tiny_job], [*where, "slurm.gpus_per_node=2"])))
+        return make_run(resolve(load_job([tiny_job], [*where, "slurm.gpus_per_node=2"]))).paths
 
     return made
 

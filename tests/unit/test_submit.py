@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tlbatch.cluster.create import resolve, run_paths
+from tlbatch.cluster.create import new_run, resolve
 from tlbatch.cluster.sbatch import HOST, one_run, render
 from tlbatch.config.load import load_job
 
@@ -67,11 +67,10 @@ def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path
         "slurm.environment.NCCL_DEBUG=WARN",
     ]  # fmt: skip
     record = resolve(load_job([jobs / "flowers17.toml"], [*options, f"data.images={tmp_path}", f"workspace={space}"]))
-    run = space / "runs" / "r"
-    slurm, paths = record.job.slurm, run_paths(record)
-    text = render(slurm, one_run(record, paths, "train"), "train", after="afterok:17")
-    assert text == GOLDEN.format(run=run, logs=run / "logs", python=sys.executable, host=HOST).rstrip()
-    alone = render(slurm, one_run(record, paths, "shard"), "shard", after=None)
+    slurm, run, folder = record.job.slurm, new_run(record), space / "runs" / "r"
+    text = render(slurm, one_run(run, "train"), "train", after="afterok:17")
+    assert text == GOLDEN.format(run=folder, logs=folder / "logs", python=sys.executable, host=HOST).rstrip()
+    alone = render(slurm, one_run(run, "shard"), "shard", after=None)
     assert "#SBATCH --nodes=1" in alone
     assert "gpus" not in alone
     assert "dependency" not in alone

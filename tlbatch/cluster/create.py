@@ -19,9 +19,7 @@ from tlbatch.runs.paths import RunPaths, weights_file
 from tlbatch.runs.permissions import claim_logs, folder_mode
 from tlbatch.runs.provenance import checkout_commit
 from tlbatch.runs.records import Best, RunRecord, load_record
-
-Run = tuple[RunRecord, RunPaths]
-"""The record of a run, and the paths of its folder."""
+from tlbatch.runs.run import Run
 
 
 def resolve(job: Job) -> RunRecord:
@@ -134,33 +132,37 @@ def _library_weights(backbone: str, folder: Path, slurm: Slurm) -> Path:
     return file
 
 
-def run_paths(record: RunRecord) -> RunPaths:
-    """Return the paths of a new run.
+def new_run(record: RunRecord) -> Run:
+    """Return a new run, whose folder does not exist yet.
 
     Raises
     ------
     UserError
         If a run of that name exists already, or a name in the job cannot be stored or passed to SLURM.
     """
-    paths = RunPaths(record.job.workspace / "runs" / record.run)
-    _check_names(record, paths)
-    check_container(record.job.slurm, mounts_of([record]))
-    if paths.folder.exists():
+    run = Run(record, _paths_of(record))
+    _check_names(run)
+    check_container(run.job.slurm, mounts_of([record]))
+    if run.folder.exists():
         raise UserError(
-            f"{paths.folder}: a run of this name exists already; choose another with run=NAME, or resume it: "
-            f"python -m tlbatch.submit {shlex.quote(str(paths.folder))}"
+            f"{run.folder}: a run of this name exists already; choose another with run=NAME, or resume it: "
+            f"python -m tlbatch.submit {shlex.quote(str(run.folder))}"
         )
-    return paths
+    return run
 
 
-def _check_names(record: RunRecord, paths: RunPaths) -> None:
-    if set("%\\") & set(str(paths.folder)) or not str(paths.folder).isprintable():
+def _paths_of(record: RunRecord) -> RunPaths:
+    return RunPaths(record.job.workspace / "runs" / record.run)
+
+
+def _check_names(run: Run) -> None:
+    if set("%\\") & set(str(run.folder)) or not str(run.folder).isprintable():
         raise UserError(
-            f"workspace: {str(record.job.workspace)!r} contains %, a backslash or a control character, which SLURM "
+            f"workspace: {str(run.job.workspace)!r} contains %, a backslash or a control character, which SLURM "
             "interprets in the names of logs; choose another with workspace=PATH"
         )
     try:
-        to_json(record.model_dump(mode="json")).encode()
+        to_json(run.record.model_dump(mode="json")).encode()
     except UnicodeEncodeError as error:
         line = error.object[: error.end].splitlines()[-1].strip()
         raise UserError(f"{line!r} is not valid UTF-8, as job.json must be; rename it, or choose another") from None
@@ -174,19 +176,18 @@ def open_run(folder: Path, overrides: Sequence[str]) -> Run:
     UserError
         If the folder is no run, or an override is not in the section ``slurm``.
     """
-    paths = RunPaths(absolute(folder))
-    record = paths.load_submitted()
-    slurm = _slurm(with_slurm(record.job, overrides).slurm) if overrides else record.job.slurm
-    again = record.resubmitted(slurm, _images(slurm))
+    run = Run.load_submitted(absolute(folder))
+    slurm = _slurm(with_slurm(run.job, overrides).slurm) if overrides else run.job.slurm
+    again = run.record.resubmitted(slurm, _images(slurm))
     check_container(slurm, mounts_of([again]))
-    if again != record:
-        again.save(paths.record)
-    return again, paths
+    if again != run.record:
+        again.save(run.paths.record)
+    return Run(again, run.paths)
 
 
 def taken_up(record: RunRecord, *, save: bool) -> Run | None:
     """Return the existing run of this name if its job is the same; the new slurm section replaces its own."""
-    paths = RunPaths(record.job.workspace / "runs" / record.run)
+    paths = _paths_of(record)
     if not paths.record.exists():
         return None
     found = paths.load_submitted()
@@ -196,25 +197,25 @@ def taken_up(record: RunRecord, *, save: bool) -> Run | None:
     updated = found.resubmitted(record.job.slurm, record.images)
     if save and updated != found:
         updated.save(paths.record)
-    return updated, paths
+    return Run(updated, paths)
 
 
 def begun_in(allocation: str, record: RunRecord) -> Run | None:
     """Return the run that an earlier attempt of the SLURM job created for this job, if any."""
     for file in sorted((record.job.workspace / "runs").glob("*/job.json"), reverse=True):
         try:
-            found = load_record(RunRecord, file, missing="submit again")
+            run = Run.load_submitted(file.parent)
         except UserError:
             continue
-        if found.allocation == allocation and found.job.name == record.job.name:
-            return found, RunPaths(file.parent)
+        if run.record.allocation == allocation and run.job.name == record.job.name:
+            return run
     return None
 
 
-def make_run(record: RunRecord) -> RunPaths:
+def make_run(record: RunRecord) -> Run:
     """Create the run folder and save the resolved job in it."""
-    paths = run_paths(record)
-    with atomic_folder(paths.folder, mode=folder_mode(private=record.job.private)) as draft:
+    run = new_run(record)
+    with atomic_folder(run.folder, mode=folder_mode(private=record.job.private)) as draft:
         record.save(RunPaths(draft).record)
         claim_logs(RunPaths(draft))
-    return paths
+    return run

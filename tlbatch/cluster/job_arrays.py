@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tlbatch.cluster.create import Run
 from tlbatch.cluster.display import Lines, survey
 from tlbatch.cluster.failures import report_failure
 from tlbatch.cluster.launch import executor_of, forget_failures, refusal_named, submit_shares, submit_stage
@@ -19,7 +18,7 @@ from tlbatch.core.errors import UserError
 from tlbatch.runs.attempts import note_job, read_jobs
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import OWN, claim_logs
-from tlbatch.runs.records import RunRecord
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import SHARED_STAGES, TABLE, StageName
 from tlbatch.runs.task import run_each, run_stage
 from tlbatch.runs.workspace import set_folder
@@ -48,8 +47,8 @@ class Step:
     def batch(self) -> SbatchScript:
         """Return the description of its batch script."""
         if len(self.runs) == 1:
-            return one_run(*self.runs[0], self.stage)
-        name = common_name([record.job.name for record, _ in self.runs])
+            return one_run(self.runs[0], self.stage)
+        name = common_name([run.job.name for run in self.runs])
         made = each_run if self.is_array else all_runs
         return made(name, place_of(self.runs), self.runs, self.stage)
 
@@ -66,7 +65,7 @@ def plan(runs: Sequence[Run]) -> tuple[Step, ...]:
     without a counterpart is cancelled if any of the others fails.
     """
     steps: list[Step] = []
-    left = [paths.stages_left(record.job) for record, paths in runs]
+    left = [run.stages_left for run in runs]
     for stage in _COMMON:
         lacking = tuple(run for run, stages in zip(runs, left, strict=True) if stage in stages)
         if lacking:
@@ -95,20 +94,20 @@ def common_name(names: Sequence[str]) -> str:
 
 def place_of(runs: Sequence[Run]) -> RunPaths:
     """Return the folder for what several runs share: scripts, pickles and the logs of shared jobs."""
-    return RunPaths(runs[0][0].job.workspace / "sweeps" / common_name([record.run for record, _ in runs]))
+    return RunPaths(runs[0].job.workspace / "sweeps" / common_name([run.name for run in runs]))
 
 
 def scripts(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
     """Yield the title of every job, its script, and the script without its dependency."""
     check_alike(runs)
-    for paths, record in _first_of_sets(runs):
-        slurm = record.job.slurm
-        text = render(slurm, one_share(record, paths), "shard", after=None, elements=slurm.shard_tasks)
-        yield f"shard, first, of {paths.folder.name}", text, text
+    for run in _first_of_sets(runs):
+        slurm = run.job.slurm
+        text = render(slurm, one_share(run), "shard", after=None, elements=slurm.shard_tasks)
+        yield f"shard, first, of {run.folder.name}", text, text
     steps = plan(runs)
     ids = [f"<id of {step.stage}>" for step in steps]
     for step in steps:
-        slurm, elements = step.runs[0][0].job.slurm, len(step.runs) if step.is_array else None
+        slurm, elements = step.runs[0].job.slurm, len(step.runs) if step.is_array else None
         script, alone = (
             render(slurm, step.batch(), step.stage, after=after, elements=elements)
             for after in (step.dependency(ids), None)
@@ -118,7 +117,7 @@ def scripts(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
 
 def _of(step: Step) -> str:
     if len(step.runs) == 1:
-        return step.runs[0][0].run
+        return step.runs[0].name
     return f"{len(step.runs)} runs, {'an array' if step.is_array else 'one after another'}"
 
 
@@ -130,11 +129,11 @@ def check_alike(runs: Sequence[Run]) -> None:
     UserError
         If any do.
     """
-    first = runs[0][0]
-    for record, _ in runs:
-        if record.job.slurm != first.job.slurm:
+    first = runs[0]
+    for run in runs:
+        if run.job.slurm != first.job.slurm:
             raise UserError(
-                f"slurm: {record.run} and {first.run} differ in this section, which all elements of a job array share; "
+                f"slurm: {run.name} and {first.name} differ in this section, which all elements of a job array share; "
                 "submit the runs one at a time"
             )
 
@@ -150,10 +149,10 @@ def submit_runs(runs: Sequence[Run]) -> None:
     check_alike(runs)
     place = place_of(runs)
     place.folder.mkdir(mode=OWN, parents=True, exist_ok=True)
-    for paths in (place, *(paths for _, paths in runs)):
+    for paths in (place, *(run.paths for run in runs)):
         claim_logs(paths)
         forget_failures(paths)
-    shares = [array for paths, record in _first_of_sets(runs) if (array := submit_shares(record, paths))]
+    shares = [array for run in _first_of_sets(runs) if (array := submit_shares(run))]
     ids: list[str] = []
     for step in plan(runs):
         after = step.dependency(ids) or (f"afterany:{':'.join(shares)}" if shares and step.stage == "shard" else None)
@@ -162,48 +161,46 @@ def submit_runs(runs: Sequence[Run]) -> None:
         print(f"job {ids[-1]:>8}  {step.stage}, {_of(step)}", flush=True)
 
 
-def _first_of_sets(runs: Sequence[Run]) -> list[tuple[RunPaths, RunRecord]]:
+def _first_of_sets(runs: Sequence[Run]) -> list[Run]:
     """Return one run for each set of shards that a job array is to write."""
-    lacking = [(record, paths) for record, paths in runs if not paths.marker("shard").exists()]
-    first = {set_folder(record.job): (paths, record) for record, paths in reversed(lacking)}
-    return [(paths, record) for paths, record in first.values() if record.job.slurm.shard_tasks > 1]
+    first = {set_folder(run.job): run for run in reversed(runs) if not run.paths.marker("shard").exists()}
+    return [run for run in first.values() if run.job.slurm.shard_tasks > 1]
 
 
 def _submit(step: Step, after: str | None) -> str:
     if len(step.runs) == 1:
-        return submit_stage(*step.runs[0], step.stage, after=after)
-    executor = executor_of(step.runs[0][0].job.slurm, step.batch(), step.stage, after=after)
-    folders = [str(paths.folder) for _, paths in step.runs]
+        return submit_stage(step.runs[0], step.stage, after=after)
+    executor = executor_of(step.runs[0].job.slurm, step.batch(), step.stage, after=after)
+    folders = [str(run.folder) for run in step.runs]
     if not step.is_array:
         job_id: str = executor.submit(run_each, step.stage, folders).job_id
-        for _, paths in step.runs:
-            note_job(paths, step.stage, job_id)
+        for run in step.runs:
+            note_job(run.paths, step.stage, job_id)
         return job_id
     elements = executor.map_array(run_stage, [step.stage] * len(folders), folders)
-    for (_, paths), element in zip(step.runs, elements, strict=True):
-        note_job(paths, step.stage, element.job_id)
+    for run, element in zip(step.runs, elements, strict=True):
+        note_job(run.paths, step.stage, element.job_id)
     return str(elements[0].job_id).partition("_")[0]
 
 
 def at_work(runs: Sequence[Run]) -> dict[RunPaths, str]:
     """Map runs to the SLURM job that is queued or running for their next stage, for those that have one."""
-    files = [read_run_files(paths) for _, paths in runs]
+    files = [read_run_files(run.paths) for run in runs]
     queue = Squeue().query(job for one in files for job in one.jobs) or {}
-    return {one.paths: job for one in files if (job := job_at_work(one, queue))}
+    return {one.run.paths: job for one in files if (job := job_at_work(one, queue))}
 
 
 def wait_for_runs(runs: Sequence[Run]) -> None:
     """Show the state of the runs until all have ended, then explain the failures."""
     squeue, lines, num_ended = Squeue(), Lines(as_json=False), 0
-    folders = [paths for _, paths in runs]
+    folders = [run.paths for run in runs]
     while num_ended < 2:  # a marker can appear a little later
         found = survey(folders, squeue, time.time(), named=True)
         lines.show(found)
         num_ended = num_ended + 1 if all(one.has_ended for one in found) else 0
         time.sleep(_POLL_S)
-    for record, paths in runs:
-        left = paths.stages_left(record.job)
-        if left:
-            sys.stderr.write(f"{record.run}: failed\n")
-            jobs = [one.job for one in read_jobs(paths) if one.stage == left[0]]
-            report_failure(left[0], paths, jobs[-1] if jobs else "")
+    for run in runs:
+        if left := run.stages_left:
+            sys.stderr.write(f"{run.name}: failed\n")
+            jobs = [one.job for one in read_jobs(run.paths) if one.stage == left[0]]
+            report_failure(left[0], run.paths, jobs[-1] if jobs else "")

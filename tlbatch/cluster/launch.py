@@ -24,7 +24,7 @@ from tlbatch.core.errors import UserError
 from tlbatch.runs.attempts import note_job
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import claim_logs
-from tlbatch.runs.records import RunRecord
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import AGAIN
 from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 from tlbatch.runs.task import run_chain, run_share, run_stage
@@ -72,7 +72,7 @@ def check_start(where: Target, slurm: Slurm) -> None:
         raise UserError(f"slurm.container: {program} is not on PATH; load it, or set slurm.container=none")
 
 
-def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
+def submit_chain(run: Run, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
     """Submit all remaining stages at once, each to start after the one before succeeds, and return job ids by stage.
 
     Parameters
@@ -85,37 +85,36 @@ def submit_chain(record: RunRecord, paths: RunPaths, stages: Sequence[StageName]
     UserError
         If sbatch refuses a stage; those submitted before are cancelled.
     """
-    claim_logs(paths)
-    forget_failures(paths)
+    claim_logs(run.paths)
+    forget_failures(run.paths)
     jobs: dict[StageName, str] = {}
-    array = submit_shares(record, paths)
+    array = submit_shares(run)
     after = f"afterok:{array}" if array else None
-    for stage in stages or paths.stages_left(record.job):
+    for stage in stages or run.stages_left:
         with refusal_named(stage, [*filter(None, [array]), *jobs.values()]):
-            jobs[stage] = submit_stage(record, paths, stage, after=after)
+            jobs[stage] = submit_stage(run, stage, after=after)
         after = f"afterok:{jobs[stage]}"
     return jobs
 
 
-def submit_stage(record: RunRecord, paths: RunPaths, stage: StageName, *, after: str | None) -> str:
+def submit_stage(run: Run, stage: StageName, *, after: str | None) -> str:
     """Submit a stage of a run and return the job id."""
-    executor = executor_of(record.job.slurm, one_run(record, paths, stage), stage, after=after)
-    job_id: str = executor.submit(run_stage, stage, str(paths.folder)).job_id
-    note_job(paths, stage, job_id)
+    executor = executor_of(run.job.slurm, one_run(run, stage), stage, after=after)
+    job_id: str = executor.submit(run_stage, stage, str(run.folder)).job_id
+    note_job(run.paths, stage, job_id)
     return job_id
 
 
-def submit_shares(record: RunRecord, paths: RunPaths) -> str | None:
+def submit_shares(run: Run) -> str | None:
     """Submit the job array that writes shards in parallel and return its id; None where one task is enough."""
-    total = record.job.slurm.shard_tasks
-    if total == 1 or paths.marker("shard").exists():
+    total = run.job.slurm.shard_tasks
+    if total == 1 or run.paths.marker("shard").exists():
         return None
-    executor = executor_of(record.job.slurm, one_share(record, paths), "shard", after=None)
-    folder = str(paths.folder)
+    executor = executor_of(run.job.slurm, one_share(run), "shard", after=None)
     with refusal_named("shard", []):
-        first, *_ = executor.map_array(run_share, [folder] * total, range(total), [total] * total)
+        first, *_ = executor.map_array(run_share, [str(run.folder)] * total, range(total), [total] * total)
     array: str = first.job_id.split("_")[0]
-    note_job(paths, "shard", array)
+    note_job(run.paths, "shard", array)
     print(f"job {array:>8}  shard, {total} shares", flush=True)
     return array
 
@@ -141,52 +140,45 @@ def refusal_named(stage: StageName, submitted: Sequence[str]) -> Iterator[None]:
         ) from None
 
 
-def run_here(record: RunRecord, paths: RunPaths, stages: Sequence[StageName] = ()) -> int:
+def run_here(run: Run, stages: Sequence[StageName] = ()) -> int:
     """Run all or some stages in turn with submitit's local executor, showing rank 0's log, and return the exit code.
 
     With a single task they share a process, since importing torch takes longer than many a stage.
     """
-    slurm, stages = record.job.slurm, stages or stages_of(record.job)
+    slurm, paths, stages = run.job.slurm, run.paths, stages or stages_of(run.job)
     forget_failures(paths)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: ignored, all tasks run on this machine", flush=True)
     if slurm.num_cpus_per_task:
         os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.num_cpus_per_task)
     if slurm.num_tasks_per_node == 1:
-        job_id = _run_locally(record, paths, len(stages), run_chain, str(paths.folder), stages)
+        job_id = _run_locally(run, len(stages), run_chain, str(run.folder), stages)
         failed = [stage for stage in stages if not paths.marker(stage).exists()]
         return report_failure(failed[0], paths, job_id) if failed else 0
     for stage in stages:
-        job_id = _run_locally(
-            record, paths, 1, run_stage, stage, str(paths.folder), uses_all_ranks=stage in RANKED_STAGES
-        )
+        job_id = _run_locally(run, 1, run_stage, stage, str(run.folder), uses_all_ranks=stage in RANKED_STAGES)
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, job_id)
     return 0
 
 
 def _run_locally(
-    record: RunRecord,
-    paths: RunPaths,
-    num_stages: int,
-    work: Callable[..., None],
-    *arguments: object,
-    uses_all_ranks: bool = True,
+    run: Run, num_stages: int, work: Callable[..., None], *arguments: object, uses_all_ranks: bool = True
 ) -> str:
     """Start processes for some stages, wait for their end, and return submitit's job id."""
-    slurm = record.job.slurm
-    python = command_of(slurm, mounts_of([record]), [], gpus=uses_all_ranks and slurm.gpus_per_node > 0)
-    executor = submitit.LocalExecutor(paths.logs, python=shlex.join(python))
+    slurm = run.job.slurm
+    python = command_of(slurm, mounts_of([run.record]), [], gpus=uses_all_ranks and slurm.gpus_per_node > 0)
+    executor = submitit.LocalExecutor(run.paths.logs, python=shlex.join(python))
     executor.update_parameters(
         timeout_min=slurm.timeout_min * num_stages,
         tasks_per_node=slurm.num_tasks_per_node if uses_all_ranks else 1,
         gpus_per_node=slurm.gpus_per_node if uses_all_ranks else 0,
         stderr_to_stdout=True,
     )
-    claim_logs(paths)
+    claim_logs(run.paths)
     with environment_variables(**slurm.environment):
         job = executor.submit(work, *arguments)
-    follower = Follower(paths, f"{job.job_id}_0_log.out")
+    follower = Follower(run.paths, f"{job.job_id}_0_log.out")
     try:
         while not job.done():
             follower.show()
@@ -199,7 +191,7 @@ def _run_locally(
     return job.job_id
 
 
-def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
+def run_in_allocation(run: Run, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
     """Run all or some stages one after another with srun in the current allocation, and return the exit code.
 
     Raises
@@ -218,9 +210,8 @@ def run_in_allocation(paths: RunPaths, environment: Mapping[str, str], stages: S
             f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
         )
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
+    job, paths, mounts = run.job, run.paths, mounts_of([run.record])
     forget_failures(paths)
-    record = paths.load_submitted()
-    job, mounts = record.job, mounts_of([record])
     own = {**environment, **job.slurm.environment}
 
     def step(shape: Sequence[str], arguments: Sequence[str], *, gpus: bool = False) -> list[str]:

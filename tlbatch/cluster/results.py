@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tlbatch.cluster.container import command_of, mounts_of
-from tlbatch.cluster.create import Run
 from tlbatch.core.files import digest_of
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import RunRecord
+from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import leaderboard
 
 _MOST_COMPARED = 20
@@ -26,10 +25,10 @@ def show_end(runs: Sequence[Run]) -> None:
     whole: dict[RunPaths, RunPaths] = {}
     for folds in _whole_sets(runs):
         if made := _put_together(folds):
-            whole |= {paths: made for _, paths in folds}
-    ended = list(dict.fromkeys(whole.get(paths, paths) for _, paths in runs))
+            whole |= {run.paths: made for run in folds}
+    ended = list(dict.fromkeys(whole.get(run.paths, run.paths) for run in runs))
     reports = [_report(paths) for paths in ended]
-    print_board(reports, leaderboard(runs[0][0].job))
+    print_board(reports, leaderboard(runs[0].job))
     for paths in dict.fromkeys(whole.values()):
         print(f"folds together  {paths.folder}")
     _compare(runs, ended, reports)
@@ -38,31 +37,31 @@ def show_end(runs: Sequence[Run]) -> None:
 def print_folds(runs: Sequence[Run]) -> None:
     """Print the command that combines the folds of a job, for every job with a complete set of them."""
     for folds in _whole_sets(runs):
-        names = shlex.join(str(paths.folder) for _, paths in folds)
+        names = shlex.join(str(run.folder) for run in folds)
         print(f"folds together  python -m tlbatch.reduce {names} --ensemble")
 
 
 def _whole_sets(runs: Sequence[Run]) -> list[list[Run]]:
     """Return the folds of each job that has a complete set of them."""
     of_job: dict[str, list[Run]] = {}
-    for record, paths in runs:
-        if record.job.objective == "tags":  # phrases have no mean
+    for run in runs:
+        if run.job.objective == "tags":  # phrases have no mean
             continue
-        tree = record.job.model_dump(mode="json", exclude={"name", "run", "slurm"})
+        tree = run.job.model_dump(mode="json", exclude={"name", "run", "slurm"})
         del tree["data"]["split"]["fold"]
-        of_job.setdefault(digest_of(tree), []).append((record, paths))
-    return [folds for folds in of_job.values() if len(folds) == folds[0][0].job.data.split.folds]
+        of_job.setdefault(digest_of(tree), []).append(run)
+    return [folds for folds in of_job.values() if len(folds) == folds[0].job.data.split.folds]
 
 
 def _put_together(folds: Sequence[Run]) -> RunPaths | None:
     """Make one report of all folds, named as the run without its fold; None if reduce refuses, and print why."""
-    record, paths = folds[0]
-    name = re.sub(rf"-fold{record.job.data.split.fold}(?=-|$)", "", record.run, count=1)
-    name = f"{name}-folds" if name == record.run else name
-    said = _reduce(folds, [paths for _, paths in folds], "--ensemble", "--name", name)
+    first = folds[0]
+    name = re.sub(rf"-fold{first.job.data.split.fold}(?=-|$)", "", first.name, count=1)
+    name = f"{name}-folds" if name == first.name else name
+    said = _reduce(folds, [run.paths for run in folds], "--ensemble", "--name", name)
     if said:
         print(f"folds together  {said}")
-    return None if said else RunPaths(paths.folder.parent / name)
+    return None if said else RunPaths(first.folder.parent / name)
 
 
 def _compare(runs: Sequence[Run], ended: Sequence[RunPaths], reports: Sequence[dict[str, Any]]) -> None:
@@ -77,9 +76,8 @@ def _reduce(runs: Sequence[Run], ended: Sequence[RunPaths], *options: str) -> st
 
     A separate process runs it, since it imports libraries that commands on login nodes do not load.
     """
-    records = [record for record, _ in runs]
     arguments = ["-m", "tlbatch.reduce", *(str(paths.folder) for paths in ended), *options]
-    command = command_of(records[0].job.slurm, mounts_of(records), arguments)
+    command = command_of(runs[0].job.slurm, mounts_of(run.record for run in runs), arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
     return said if done.returncode else ""
@@ -138,9 +136,9 @@ def estimated(estimate: Mapping[str, float | None]) -> str:
     return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
 
 
-def print_scores(record: RunRecord, paths: RunPaths) -> None:
+def print_scores(run: Run) -> None:
     """Print the scores of a run, and where its report is."""
-    report = json.loads(paths.report_json.read_text(encoding="utf-8"))
+    report = _report(run.paths)
     ceilings = {ceiling["metric"]: ceiling for ceiling in report["ceilings"]}
     print()
     if report["synthetic"]:
@@ -163,5 +161,5 @@ def print_scores(record: RunRecord, paths: RunPaths) -> None:
     for pair, num in report["audit"]["across"].items():
         if num:
             print(f"leak            {pair}: {num} images or their duplicates or groups; do not trust the scores")
-    print(f"report          {paths.report_page}")
-    print(f"leaderboard     {leaderboard(record.job)}")
+    print(f"report          {run.paths.report_page}")
+    print(f"leaderboard     {leaderboard(run.job)}")

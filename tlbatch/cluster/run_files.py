@@ -6,7 +6,7 @@ from pathlib import Path
 from tlbatch.runs.attempts import Attempt, Submitted, read_attempts, read_jobs
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import Progress, load_progress
-from tlbatch.runs.records import RunRecord
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import StageName, stages_of
 
 
@@ -14,8 +14,7 @@ from tlbatch.runs.stages import StageName, stages_of
 class RunFiles:
     """The contents of a run folder."""
 
-    paths: RunPaths
-    record: RunRecord
+    run: Run
     stage: StageName | None
     """The first stage without a marker."""
     attempts: tuple[Attempt, ...]
@@ -62,12 +61,11 @@ def read_run_files(paths: RunPaths) -> RunFiles:
     UserError
         If it is no run folder, or damaged.
     """
-    record = paths.load_submitted()
-    stage = next((one for one in stages_of(record.job) if not paths.marker(one).exists()), None)
+    run = Run.load_submitted(paths.folder)
+    stage = next((one for one in stages_of(run.job) if not paths.marker(one).exists()), None)
     causes = paths.marker(stage).parent.glob(f"{stage}.failed.*.json") if stage else ()
     return RunFiles(
-        paths=paths,
-        record=record,
+        run=run,
         stage=stage,
         attempts=read_attempts(paths),
         submitted=tuple(one for one in read_jobs(paths) if one.stage == stage),

@@ -106,7 +106,7 @@ def _own_jobs(files: RunFiles, queue: Queue) -> list[QueuedJob]:
     """
     found = [job for name in dict.fromkeys(files.jobs) for job in queue.get(name, ())]
     submitted = {one.job for one in files.submitted}
-    name = files.record.job.name
+    name = files.run.job.name
     return [
         job
         for job in found
@@ -137,7 +137,7 @@ def _cause_in(files: RunFiles) -> Failure | UserError | None:
     """Return the failure record of the stage, or the error that kept it from being read."""
     assert files.stage is not None
     try:
-        return cause_of(files.stage, files.paths)
+        return cause_of(files.stage, files.run.paths)
     except UserError as error:
         return error
 
@@ -166,10 +166,10 @@ def describe(files: RunFiles, queue: Queue | None, squeue: Squeue, now: float) -
         one.gpu_hours_until(now) if is_open and one is files.attempts[-1] else one.gpu_hours for one in files.attempts
     ]
     has_failed = state in ("stopped", "failed", "dead")
-    log = next(iter(newest_logs(files.paths)), None) if has_failed else None
+    log = next(iter(newest_logs(files.run.paths)), None) if has_failed else None
     return Status(
-        run=files.record.run,
-        folder=str(files.paths.folder),
+        run=files.run.name,
+        folder=str(files.run.folder),
         stage=files.stage,
         state=state,
         why=why,
@@ -210,20 +210,20 @@ def _cause(files: RunFiles, state: State, squeue: Squeue, now: float) -> str:
     end = ""
     if files.jobs and now - files.sign_of_life < _REMEMBERED_S:
         end = squeue.final_state(files.jobs[-1] if not files.submitted else files.submitted[-1].job)
-    way_out = f"resume with python -m tlbatch.submit {shlex.quote(str(files.paths.folder))}"
+    way_out = f"resume with python -m tlbatch.submit {shlex.quote(str(files.run.folder))}"
     begun = "ended without a result" if files.last else "did not start"
     return f"{begun} ({end or 'killed, out of memory, or cancelled'}); {way_out}"
 
 
 def _metric(files: RunFiles) -> str:
     """Return the test metric from the report; before there is one, the latest from progress or metrics.jsonl."""
-    name = files.record.job.metric
+    name = files.run.job.metric
     if files.stage is None:
-        report = _json(files.paths.report_json)
+        report = _json(files.run.paths.report_json)
         return f"test {name} {report['score']:.4f}" if report.get("score") is not None else ""
     if files.told and files.told.metric:
         return files.told.metric
-    value = _parsed("".join(_end_of(files.paths.metrics, 1))).get(f"val_{name}")
+    value = _parsed("".join(_end_of(files.run.paths.metrics, 1))).get(f"val_{name}")
     return "" if value is None else f"validation {name} {value:.4f}"
 
 

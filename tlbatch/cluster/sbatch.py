@@ -2,18 +2,17 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
 from tlbatch.cluster.container import Mount, mounts_of, start_of
-from tlbatch.cluster.create import Run
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.shell import ownership_line, setup_lines
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import RunRecord
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 
 HOST = Path(__file__).with_name("host.sh").read_text(encoding="utf-8")
@@ -43,34 +42,30 @@ class SbatchScript:
     """File that must exist at the start, where the jobs before cannot guarantee it."""
 
 
-def one_run(record: RunRecord, paths: RunPaths, stage: StageName) -> SbatchScript:
+def one_run(run: Run, stage: StageName) -> SbatchScript:
     """Return the script for a stage of one run."""
-    folder, logs, marker = map(_word, (paths.folder, paths.logs, paths.marker(stage)))
-    return SbatchScript(record.job.name, paths.logs, (), folder, (folder, logs), mounts_of([record]), marker)
+    folder, logs, marker = map(_word, (run.folder, run.paths.logs, run.paths.marker(stage)))
+    return SbatchScript(run.job.name, run.paths.logs, (), folder, (folder, logs), mounts_of([run.record]), marker)
 
 
-def one_share(record: RunRecord, paths: RunPaths) -> SbatchScript:
+def one_share(run: Run) -> SbatchScript:
     """Return the script for a job array that writes shards in parallel."""
-    folder, logs = _word(paths.folder), _word(paths.logs)
-    done = f"{_word(paths.share(0).with_suffix(''))}.$SLURM_ARRAY_TASK_ID"
-    mounts = mounts_of([record])
-    return SbatchScript(
-        record.job.name, paths.logs, (), folder, (folder, logs), mounts, done, record.job.slurm.shard_tasks
-    )
+    done = f"{_word(run.paths.share(0).with_suffix(''))}.$SLURM_ARRAY_TASK_ID"
+    return replace(one_run(run, "shard"), done=done, at_once=run.job.slurm.shard_tasks)
 
 
 def each_run(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) -> SbatchScript:
     """Return the script for a stage of several runs, each an array element; submitit writes to the shared folder."""
-    folder, job = '"$tlbatch_run"', runs[0][0].job
+    folder, job = '"$tlbatch_run"', runs[0].job
     owned = (_word(place.folder), _word(place.logs), folder, f"{folder}/logs")
     before = stages_of(job)[stages_of(job).index(stage) - 1]
     return SbatchScript(
         name=name,
         logs=place.logs,
-        runs=_folders(runs),
+        runs=tuple(run.folder for run in runs),
         folder=folder,
         owned=owned,
-        mounts=mounts_of(record for record, _ in runs),
+        mounts=mounts_of(run.record for run in runs),
         done=f"{folder}/markers/{stage}.json",
         at_once=job.slurm.array_parallelism,
         needed=f"{folder}/markers/{before}.json",
@@ -81,16 +76,12 @@ def all_runs(name: str, place: RunPaths, runs: Sequence[Run], stage: StageName) 
     """Return the script for a stage of several runs in a single job, whose logs lie in the shared folder."""
     folder, runs_, logs = _word(place.folder), '"${tlbatch_runs[@]}"', '"${tlbatch_runs[@]/%//logs}"'
     done = f'"${{tlbatch_runs[@]/%//markers/{stage}.json}}"'
-    owned, mounts = (folder, _word(place.logs), runs_, logs), mounts_of(record for record, _ in runs)
-    return SbatchScript(name, place.logs, _folders(runs), folder, owned, mounts, done)
+    owned, mounts = (folder, _word(place.logs), runs_, logs), mounts_of(run.record for run in runs)
+    return SbatchScript(name, place.logs, tuple(run.folder for run in runs), folder, owned, mounts, done)
 
 
 def _word(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-def _folders(runs: Sequence[Run]) -> tuple[Path, ...]:
-    return tuple(paths.folder for _, paths in runs)
 
 
 def slurm_parameters(slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None) -> dict[str, Any]:

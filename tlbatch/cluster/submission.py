@@ -9,34 +9,33 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
-from tlbatch.cluster.create import Run, begun_in, make_run, open_run, resolve, run_paths, taken_up
+from tlbatch.cluster.create import begun_in, make_run, new_run, open_run, resolve, taken_up
 from tlbatch.cluster.follow import wait_for_chain
 from tlbatch.cluster.results import print_scores, show_end
 from tlbatch.config.load import load_jobs, split_arguments
 from tlbatch.core.errors import UserError
-from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import RunRecord
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import StageName
 
 
-def submit_one(record: RunRecord, paths: RunPaths, options: argparse.Namespace) -> int:
+def submit_one(run: Run, options: argparse.Namespace) -> int:
     """Submit or run a single run and return the exit code."""
     from tlbatch.cluster import job_arrays, launch  # noqa: PLC0415 (as above)
 
-    at_work = {} if options.local or options.in_allocation else job_arrays.at_work([(record, paths)])
-    if paths in at_work:
-        raise UserError(f"{paths.folder}: job {at_work[paths]} is working on it; wait for it, or scancel it first")
-    print(f"run folder  {paths.folder}", flush=True)
+    at_work = {} if options.local or options.in_allocation else job_arrays.at_work([run])
+    if run.paths in at_work:
+        raise UserError(f"{run.folder}: job {at_work[run.paths]} is working on it; wait for it, or scancel it first")
+    print(f"run folder  {run.folder}", flush=True)
     if options.local or options.in_allocation:
-        code = launch.run_here(record, paths) if options.local else launch.run_in_allocation(paths, os.environ)
+        code = launch.run_here(run) if options.local else launch.run_in_allocation(run, os.environ)
     else:
-        jobs = launch.submit_chain(record, paths)
+        jobs = launch.submit_chain(run)
         print_jobs(jobs)
         if not options.wait:
             return 0
-        code = wait_for_chain(jobs, paths)
+        code = wait_for_chain(jobs, run.paths)
     if code == 0:
-        print_scores(record, paths)
+        print_scores(run)
     return code
 
 
@@ -48,28 +47,25 @@ def print_jobs(jobs: Mapping[StageName, str]) -> None:
 
 def runs_left(runs: Sequence[Run]) -> list[Run]:
     """Return the runs that have not finished, and print those that have."""
-    for record, paths in runs:
-        if not paths.stages_left(record.job):
-            print(f"run folder  {paths.folder}  finished already", flush=True)
-    return [(record, paths) for record, paths in runs if paths.stages_left(record.job)]
+    left = [run for run in runs if run.stages_left]
+    for run in runs:
+        if run not in left:
+            print(f"run folder  {run.folder}  finished already", flush=True)
+    return left
 
 
 def end_of_several(runs: Sequence[Run]) -> int:
     """Print the scores of the runs that succeeded and the names of those that failed, and return the exit code."""
-    failed = _unfinished(runs)
+    failed = [run for run in runs if run.stages_left]
     ended = [run for run in runs if run not in failed]
     if ended:
         show_end(ended)
     if failed:
-        names = " ".join(shlex.quote(str(paths.folder)) for _, paths in failed)
+        names = shlex.join(str(run.folder) for run in failed)
         sys.stderr.write(
             f"error: {len(failed)} of {len(runs)} runs failed; resume with python -m tlbatch.submit {names}\n"
         )
     return int(bool(failed))
-
-
-def _unfinished(runs: Sequence[Run]) -> list[Run]:
-    return [(record, paths) for record, paths in runs if paths.stages_left(record.job)]
 
 
 def open_runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
@@ -91,22 +87,22 @@ def open_runs(options: argparse.Namespace, *, make: bool) -> list[Run]:
     known = [begun_in(str(allocation), record) if restarted else None for record in records]
     if len(records) > 1:
         known = [one or taken_up(record, save=make) for one, record in zip(known, records, strict=True)]
-    placed = [one or (record, run_paths(record)) for one, record in zip(known, records, strict=True)]
+    placed = [one or new_run(record) for one, record in zip(known, records, strict=True)]
     if len(placed) > 1 and not (options.local or options.in_allocation):
         job_arrays.check_alike(placed)
     _check_starts(placed, options, make=make)
     if make:
-        for record, paths in placed:
-            if not paths.record.exists():
-                make_run(record)
+        for run in placed:
+            if not run.paths.record.exists():
+                make_run(run.record)
     return placed
 
 
 def _check_starts(runs: Sequence[Run], options: argparse.Namespace, *, make: bool) -> None:
     from tlbatch.cluster import launch  # noqa: PLC0415 (as above)
 
-    for record, _ in runs if make else ():
-        launch.check_start(launch.target_of(options), record.job.slurm)
+    for run in runs if make else ():
+        launch.check_start(launch.target_of(options), run.job.slurm)
 
 
 def show_scripts(runs: Sequence[Run], *, test_only: bool) -> None:
@@ -114,26 +110,26 @@ def show_scripts(runs: Sequence[Run], *, test_only: bool) -> None:
     from tlbatch.cluster import job_arrays  # noqa: PLC0415 (as above)
 
     left = runs_left(runs) if len(runs) > 1 else runs
-    for _, paths in left:
-        print(f"run folder  {paths.folder}")
-    shown = list(job_arrays.scripts(left)) if len(left) > 1 else [one for run in left for one in _scripts(*run)]
+    for run in left:
+        print(f"run folder  {run.folder}")
+    shown = list(job_arrays.scripts(left)) if len(left) > 1 else [one for run in left for one in _scripts(run)]
     for title, script, _ in shown:
         print(f"\n##### {title}\n{script}")
     if test_only:
         _test_only([(title, alone) for title, _, alone in shown])
 
 
-def _scripts(record: RunRecord, paths: RunPaths) -> Iterator[tuple[str, str, str]]:
+def _scripts(run: Run) -> Iterator[tuple[str, str, str]]:
     """Yield the title of each job of a run, its script, and the script without its dependency."""
     from tlbatch.cluster.sbatch import one_run, one_share, render  # noqa: PLC0415 (as above)
 
-    slurm, stages = record.job.slurm, paths.stages_left(record.job)
+    slurm, stages = run.job.slurm, run.stages_left
     if slurm.shard_tasks > 1 and "shard" in stages:
-        shares = render(slurm, one_share(record, paths), "shard", after=None, elements=slurm.shard_tasks)
+        shares = render(slurm, one_share(run), "shard", after=None, elements=slurm.shard_tasks)
         yield "shard, first", shares, shares
     for stage, before in zip(stages, (None, *stages), strict=False):
         after = before and f"afterok:<id of {before}>"
-        script, alone = (render(slurm, one_run(record, paths, stage), stage, after=one) for one in (after, None))
+        script, alone = (render(slurm, one_run(run, stage), stage, after=one) for one in (after, None))
         yield stage, script, alone
 
 

@@ -28,6 +28,7 @@ from tlbatch.data.sources.base import name_of
 from tlbatch.data.views import Samples
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.records import load_record
+from tlbatch.runs.run import Run
 from tlbatch.runs.signals import ignore_in_worker, signals_held
 from tlbatch.runs.workspace import SetPaths
 from tlbatch.runs.world import World
@@ -108,6 +109,11 @@ def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:
         raise UserError(f"{paths.index_file}: missing or not as it was written; remove its folder and submit again")
     shards = tuple(paths.shard(shard.name) for shard in manifest.shards)
     return ImageSet(manifest, paths, stage_locally(shards, slurm.local_folder) if slurm else shards)
+
+
+def open_images(run: Run, *, staged: bool = False) -> ImageSet:
+    """Open the set of a run; ``staged``: with its shards copied to this node if the job asks for it."""
+    return open_set(run.set_paths, run.job.slurm if staged else None)
 
 
 class SplitDataset(Dataset[SampleBatch]):

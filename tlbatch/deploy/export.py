@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 """Largest difference of a probability that counts as rounding."""
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
 Make = Callable[[ExportedProgram], bytes]
-Run = Callable[[bytes, torch.Tensor], Floats]
+Infer = Callable[[bytes, torch.Tensor], Floats]
 
 
 def export_run(paths: RunPaths, folder: Path) -> Exported:
@@ -116,7 +116,7 @@ def _checked(model: ExportedModel, reference: ParitySample, checkpoint: Path) ->
 
 def _graphs(model: ExportedModel, reference: ParitySample, folder: Path) -> dict[FormName, Form]:
     """Write the formats that hold the complete graph from square images to probabilities."""
-    ways: dict[FormName, tuple[Make, Run]] = {"onnx": (to_onnx, run_onnx), "pt2": (to_pt2, run_pt2)}
+    ways: dict[FormName, tuple[Make, Infer]] = {"onnx": (to_onnx, run_onnx), "pt2": (to_pt2, run_pt2)}
     if model.draws_crops:
         why = "head.view_mean averages random crops of the full image, but a graph only gets its central square"
     elif model.answering.model.by_hand:
@@ -133,7 +133,7 @@ def _graphs(model: ExportedModel, reference: ParitySample, folder: Path) -> dict
 
 
 def _graph(
-    program: ExportedProgram, reference: ParitySample, folder: Path, name: FormName, make: Make, run: Run
+    program: ExportedProgram, reference: ParitySample, folder: Path, name: FormName, make: Make, infer: Infer
 ) -> Form:
     """Export one format, and write it if its probabilities match the run's."""
     file = f"model.{name}"
@@ -143,7 +143,7 @@ def _graph(
         return Form(file=file, difference=None, left_out=why)
     try:
         data = make(program)
-        difference = _difference(run(data, reference.squares), reference)
+        difference = _difference(infer(data, reference.squares), reference)
     except Exception as error:  # noqa: BLE001 (exporters and runtimes may raise anything)
         return Form(file=file, difference=None, left_out=reason_of(error))
     if not difference <= TOLERANCE:

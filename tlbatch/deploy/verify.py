@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Floats
-from tlbatch.data.dataset import ImageSet, SplitDataset, open_set
+from tlbatch.data.dataset import ImageSet, SplitDataset, open_images
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.evaluation.predictions import Predictions, read_predictions
@@ -25,6 +25,7 @@ from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, RunRecord, load_record
 from tlbatch.runs.report import Report
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished
 
 _MOST = 32
@@ -76,15 +77,15 @@ def load_reported(paths: RunPaths) -> ReportedRun:
         members = load_record(Report, paths.report_json, missing=missing).members
         if members:
             raise UserError(f"{paths.folder}: an ensemble has no weights; export its members: {' '.join(members)}")
-    record = paths.load()
-    record.job.require_classes("an export")
-    require_finished("reduce", paths, record)
+    run = Run.load(paths.folder)
+    run.job.require_classes("an export")
+    require_finished("reduce", run)
     report = load_record(Report, paths.report_json, missing=missing)
     best, checkpoint = load_best(paths)
     if report.checkpoint is None or report.checkpoint.digest != best.digest:
         raise UserError(f"{paths.report_json}: not from checkpoint {checkpoint.name}; submit the job again")
     scored = read_predictions(paths.report / "predictions.csv", best.classes)
-    return ReportedRun(record, report, best, checkpoint, open_set(paths.set_paths(record.job)), scored.of("test"))
+    return ReportedRun(run.record, report, best, checkpoint, open_images(run), scored.of("test"))
 
 
 def predict_sample(run: ReportedRun) -> ParitySample:

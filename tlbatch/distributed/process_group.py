@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
-from tlbatch.config.job import Job
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.distributed.rendezvous import join_ranks
 from tlbatch.distributed.watchdog import Heartbeat, Stall, Watchdog
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import ProgressReporter
+from tlbatch.runs.run import Run
 from tlbatch.runs.signals import StopFlag
 from tlbatch.runs.stage import record_failure
 from tlbatch.runs.stages import StageName
@@ -77,7 +77,7 @@ class RankContext:
 
 
 @contextmanager
-def join_process_group(stage: StageName, paths: RunPaths, world: World, job: Job) -> Iterator[RankContext]:
+def join_process_group(stage: StageName, run: Run, world: World) -> Iterator[RankContext]:
     """Join the ranks of a stage into a process group, with signals caught and a watchdog running.
 
     Raises
@@ -85,6 +85,7 @@ def join_process_group(stage: StageName, paths: RunPaths, world: World, job: Job
     UserError
         If the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
     """
+    job, paths = run.job, run.paths
     stop = StopFlag()
     stop.install()
     on_gpu = _wants_gpu(world, job.slurm)

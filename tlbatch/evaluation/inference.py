@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from tlbatch.activations.batches import BatchSource
 from tlbatch.activations.store import StoreGroup, open_stores, view_keys
 from tlbatch.config.base import SplitName
+from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.data.dataset import ImageSet, num_workers
 from tlbatch.data.sampler import Positions, prediction_batches
@@ -23,9 +24,9 @@ from tlbatch.evaluation.prediction_parts import Part, Width, read_rows, write_pa
 from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.model.classifier import Classifier, predicted
 from tlbatch.model.phrase_decoder import NONE, PhraseHead, unpacked
-from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import rank_0_of
-from tlbatch.runs.records import Best, Marker, RunRecord
+from tlbatch.runs.records import Best, Marker
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished
 from tlbatch.runs.world import World
 
@@ -37,7 +38,7 @@ PREDICTED: tuple[SplitName, ...] = ("val", "test")
 class InferenceContext:
     """Everything shared by the prediction of all splits."""
 
-    record: RunRecord
+    job: Job
     images: ImageSet
     best: Best
     cached: Marker
@@ -47,22 +48,20 @@ class InferenceContext:
     """Rows already predicted by an earlier attempt of the stage."""
 
 
-def join_and_predict(
-    record: RunRecord, images: ImageSet, best: Best, weights: Path, paths: RunPaths, world: World
-) -> None:
+def join_and_predict(run: Run, images: ImageSet, best: Best, weights: Path, world: World) -> None:
     """Join the process group and write this rank's prediction parts."""
-    cached = require_finished("cache", paths, record)
-    model = trained_classifier(record, len(best.classes), weights)
-    header = {"run": record.run, "weights": best.digest, "index": images.manifest.index_digest}
-    with join_process_group("predict", paths, world, record.job) as ranks:
+    paths, cached = run.paths, require_finished("cache", run)
+    model = trained_classifier(run.record, len(best.classes), weights)
+    header = {"run": run.name, "weights": best.digest, "index": images.manifest.index_digest}
+    with join_process_group("predict", run, world) as ranks:
         found = [read_rows(paths.predictions, header, Width.of(best)) if world.is_main else None]
         (known,) = broadcast_object_list(found)
         assert known is not None
         if len(known):
             log.info("%d images were already predicted by an earlier attempt", len(known))
         model.to(ranks.device)
-        model.set_cut(record.job.phase[best.phase].cut, freeze_batch_norm=False)
-        context = InferenceContext(record, images, best, cached, model, ranks, known)
+        model.set_cut(run.job.phase[best.phase].cut, freeze_batch_norm=False)
+        context = InferenceContext(run.job, images, best, cached, model, ranks, known)
         began = time.monotonic()
         num = _write_parts(context, paths.predictions, header)
         ranks.end_if_stopped(f"after {num} images on rank {world.rank}", own_s=time.monotonic() - began)
@@ -71,7 +70,7 @@ def join_and_predict(
 
 def _write_parts(context: InferenceContext, folder: Path, header: Mapping[str, str]) -> int:
     """Predict the images of this rank, writing parts periodically, until asked to stop; return how many."""
-    ranks, every_s = context.ranks, 60 * context.record.job.slurm.snapshot_interval_min
+    ranks, every_s = context.ranks, 60 * context.job.slurm.snapshot_interval_min
     nothing = Width.of(context.best).no_images()
     parts, num, written = [nothing], 0, time.monotonic()
     for part in _share(context):
@@ -103,7 +102,7 @@ def _write(context: InferenceContext, folder: Path, part: Part, header: Mapping[
 def _sources(context: InferenceContext, split: SplitName) -> list[tuple[Positions, StoreGroup | None]]:
     """Split the rows into those with activations cached at the checkpoint's cut and those to read as images."""
     rows = context.images.rows(split)
-    stored = open_stores(context.record.job, context.cached.outputs, phase=context.best.phase, split=split)
+    stored = open_stores(context.job, context.cached.outputs, phase=context.best.phase, split=split)
     if stored is None or context.best.views != "none":
         return [(rows, None)]
     views = _views(context).numbers
@@ -114,14 +113,14 @@ def _sources(context: InferenceContext, split: SplitName) -> list[tuple[Position
 
 def _views(context: InferenceContext) -> Views:
     """Return the views of an image over which features or probabilities are averaged."""
-    job, size = context.record.job, context.model.spec.size
+    job, size = context.job, context.model.spec.size
     return training_views(job.train, size) if job.head.view_mean else Views(size, context.best.views)
 
 
 def _predict_rows(
     context: InferenceContext, rows: Positions, stored: StoreGroup | None, *, where: str
 ) -> Iterator[Part]:
-    job, model, ranks, world = context.record.job, context.model, context.ranks, context.ranks.world
+    job, model, ranks, world = context.job, context.model, context.ranks, context.ranks.world
     cut = prediction_batches(len(rows), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size)
     is_new = ~np.isin(rows, context.known)
     batches = [batch[is_new[batch]] for batch in cut]  # cut before filtering: batches keep their images

@@ -29,6 +29,7 @@ from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.provenance import image_commit
 from tlbatch.runs.records import SPLITS, Best, Marker, RunRecord, job_digest, load_record
 from tlbatch.runs.report import REPORT_VERSION, Cost, Report, Scored, Thresholds
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 
 log = logging.getLogger(__name__)
@@ -154,10 +155,9 @@ def thresholds_of(
     return evaluate_thresholds(record.job.metric, cuts, grades, images, seed=record.job.seed)
 
 
-def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, num_predicted: int) -> Report:
+def report_of(scoring: Scoring, scored: Scored, run: Run, best: Best, *, num_predicted: int) -> Report:
     """Assemble the report of one run."""
-    record, manifest = scoring.record, scoring.manifest
-    job = record.job
+    record, job, manifest = run.record, run.job, scoring.manifest
     return Report(
         **dict(scored),
         version=REPORT_VERSION,
@@ -167,7 +167,7 @@ def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, 
         ensemble=None,
         synthetic=manifest.synthetic,
         ceilings=manifest.ceilings,
-        strategy=paths.load_strategy(),
+        strategy=run.paths.load_strategy(),
         counts=manifest.counts,
         num_images=manifest.num_images,
         num_rejected=manifest.num_rejected,
@@ -188,32 +188,30 @@ def report_of(scoring: Scoring, scored: Scored, paths: RunPaths, best: Best, *, 
         versions={"tlbatch": __version__, "python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
         commit=image_commit() or record.commit,
-        cost=_cost(record, paths, num_predicted),
+        cost=_cost(run, num_predicted),
     )
 
 
-def _cost(record: RunRecord, paths: RunPaths, num_predicted: int) -> Cost:
+def _cost(run: Run, num_predicted: int) -> Cost:
     done: dict[StageName, Marker] = {
-        stage: load_record(Marker, paths.marker(stage), missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
-        for stage in stages_of(record.job)
-        if paths.marker(stage).exists() and stage != "reduce"
+        stage: load_record(Marker, run.paths.marker(stage), missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
+        for stage in stages_of(run.job)
+        if run.paths.marker(stage).exists() and stage != "reduce"
     }
     seconds: dict[str, float] = {stage: round(marker.seconds, 1) for stage, marker in done.items()}
     took = seconds.get("predict")
     return Cost(
         seconds=seconds,
-        gpu_hours=round(_gpu_hours(record, paths, done), 4),
+        gpu_hours=round(_gpu_hours(run, done), 4),
         images_per_s=round(num_predicted / took, 1) if took else None,
         hosts=tuple(sorted({host for marker in done.values() for host in marker.hosts})),
     )
 
 
-def _gpu_hours(record: RunRecord, paths: RunPaths, done: Mapping[StageName, Marker]) -> float:
+def _gpu_hours(run: Run, done: Mapping[StageName, Marker]) -> float:
     """Sum GPU hours over all attempts of the earlier stages; for a stage without recorded attempts, of its last run."""
-    attempts = [one for one in read_attempts(paths) if one.stage != "reduce"]
+    attempts = [one for one in read_attempts(run.paths) if one.stage != "reduce"]
     booked = {one.stage for one in attempts}
-    asked = [
-        stage for stage in done if stage in RANKED_STAGES and stage not in booked and record.job.slurm.gpus_per_node
-    ]
+    asked = [stage for stage in done if stage in RANKED_STAGES and stage not in booked and run.job.slurm.gpus_per_node]
     others = sum(done[stage].seconds * done[stage].world_size / 3600 for stage in asked)
     return others + sum(one.gpu_hours for one in attempts)

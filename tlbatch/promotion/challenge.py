@@ -13,20 +13,19 @@ from tlbatch.data.index import Index, read_index
 from tlbatch.evaluation.leaderboard import Entry
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.promotion.registry import Champion, Decision, Registry, RuleResult
-from tlbatch.promotion.rescoring import manifest_of, manifest_of_champion, rescoring_of, rescoring_paths
+from tlbatch.promotion.rescoring import manifest_of_champion, rescoring_of, rescoring_paths
 from tlbatch.promotion.rule import Context, PairedTest, apply_rule, first_of
 from tlbatch.runs.manifest import Audit
-from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import SPLITS, RunRecord, load_record
+from tlbatch.runs.records import SPLITS, load_record
 from tlbatch.runs.report import Report
+from tlbatch.runs.run import Run
 
 
 @dataclass(frozen=True)
 class Challenge:
     """A tested run and the champion, if there is one."""
 
-    record: RunRecord
-    paths: RunPaths
+    run: Run
     champion: Champion | None
     look: int = 0
     """How many times the champion has been challenged, including this time."""
@@ -41,12 +40,12 @@ class Challenge:
         UserError
             When a run is incomplete, or the champion has to predict these test images first.
         """
-        terms, report = self.record.job.nightly, self.report
+        terms, report = self.run.job.nightly, self.report
         leaks = _leaks(report.audit)
         if self.champion is None:
             rule, reasons = first_of(terms, report.n, leaks)
             return self.decision(outcome="promoted" if rule == "first" else "kept", rule=rule, reasons=reasons)
-        classes = manifest_of(self.paths).classes
+        classes = self.run.load_manifest().classes
         theirs = manifest_of_champion(self._registry, self.champion).classes
         if classes != theirs:
             why = (
@@ -59,13 +58,13 @@ class Challenge:
             why = "there are no test images on which both models can be compared"
             return self.decision(outcome="kept", rule="none", reasons=(why,), num_excluded=num_excluded)
         evidence = PairedTest(
-            metric=self.record.job.metric,
+            metric=self.run.job.metric,
             challenger=one.decided,
             champion=two.decided,
             name=self.champion.run,
             classes=classes,
-            questions=self.record.job.report.questions,
-            seed=self.record.job.seed,
+            questions=self.run.job.report.questions,
+            seed=self.run.job.seed,
         )
         known = Context(self.look, self.num_train, self.champion.num_train, self.champion.lost, leaks)
         return self._weighed(apply_rule(terms, evidence, known), num_excluded)
@@ -73,8 +72,8 @@ class Challenge:
     def decision(self, **found: object) -> Decision:
         """Return a decision on this challenge with the given fields."""
         about: Mapping[str, object] = {
-            "task": self.record.job.task,
-            "run": self.record.run,
+            "task": self.run.job.task,
+            "run": self.run.name,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "champion": self.champion and self.champion.number,
             "look": self.look if self.champion else 0,
@@ -85,16 +84,16 @@ class Challenge:
     @property
     def report(self) -> Report:
         """Report of the challenger."""
-        return load_record(Report, self.paths.report_json, missing="run reduce first: python -m tlbatch.reduce RUN")
+        return load_record(Report, self.run.paths.report_json, missing="run reduce first: python -m tlbatch.reduce RUN")
 
     @property
     def num_train(self) -> int:
         """Number of training images of the challenger."""
-        return manifest_of(self.paths).num_images["train"]
+        return self.run.load_manifest().num_images["train"]
 
     @property
     def _registry(self) -> Registry:
-        return Registry.of(self.record.job)
+        return Registry.of(self.run.job)
 
     def _weighed(self, found: RuleResult, num_excluded: int) -> Decision:
         return self.decision(
@@ -105,10 +104,10 @@ class Challenge:
 
     def _in_common(self, champion: Champion) -> tuple[Predictions, Predictions, int]:
         """Return both predictions on test images that neither was trained on, and the number of excluded images."""
-        one, two = Entry(self.paths.report, self.report).tested(), self._of_champion(champion).tested()
+        one, two = Entry(self.run.paths.report, self.report).tested(), self._of_champion(champion).tested()
         assert isinstance(one, Predictions), "a challenger predicts classes"
         assert isinstance(two, Predictions), "a champion predicts classes"
-        index = read_index(self.paths.set_paths(self.record.job).index_file)
+        index = read_index(self.run.set_paths.index_file)
         test = index[index["split"] == SPLITS.index("test")]
         known = _known_to(index, test)
         for other in (champion, *self.before):
@@ -121,16 +120,16 @@ class Challenge:
         one, two = one.where(mine), two.where(theirs)
         if not np.array_equal(one.labels, two.labels):
             raise UserError(
-                f"{self.paths.folder}: its test labels differ from those of the champion's predictions; run the night "
+                f"{self.run.folder}: its test labels differ from those of the champion's predictions; run the night "
                 "again"
             )
         return one, two, int(excluded.sum())
 
     def _of_champion(self, champion: Champion) -> Entry:
         """Return the champion's report on tonight's test images."""
-        again = rescoring_of(self.record, self.paths, champion)
-        paths = self._registry.run_of(champion) if again is None else rescoring_paths(self.paths)
-        way = f"python -m tlbatch.promote {shlex.quote(str(self.paths.folder))}"
+        again = rescoring_of(self.run, champion)
+        paths = self._registry.run_of(champion) if again is None else rescoring_paths(self.run.paths)
+        way = f"python -m tlbatch.promote {shlex.quote(str(self.run.folder))}"
         if again and not (paths.record.exists() and paths.load_submitted().checkpoint_of == again.checkpoint_of):
             raise UserError(f"{paths.folder}: the champion has not predicted these test images; run {way}")
         return Entry(paths.report, load_record(Report, paths.report_json, missing=way))

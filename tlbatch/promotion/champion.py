@@ -16,7 +16,8 @@ from tlbatch.promotion.night_record import label_issues_of, night_of
 from tlbatch.promotion.registry import Champion, Decision, Registry, drift_file, promotion_file
 from tlbatch.promotion.retention import digests_of, retire
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Marker, RunRecord, load_record
+from tlbatch.runs.records import Marker, load_record
+from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import SetPaths
 
 log = logging.getLogger(__name__)
@@ -29,22 +30,22 @@ def overruled_before(paths: RunPaths) -> str:
     return load_record(Marker, marker, missing="try again").inputs["overruled"] if marker.exists() else ""
 
 
-def promote_run(record: RunRecord, paths: RunPaths, overruled: str) -> None:
+def promote_run(run: Run, overruled: str) -> None:
     """Compare the run with the champion, and replace the champion if the rule or an override says so."""
-    registry = Registry.of(record.job)
-    registry.make(private=record.job.private)
-    night = night_of(record, paths, registry, overruled)
+    registry = Registry.of(run.job)
+    registry.make(private=run.job.private)
+    night = night_of(run, registry, overruled)
     with FileLock(registry.folder / ".lock"):
         for folder in (
             registry.folder,
             *(registry.folder / name for name in ("champions", "models", "indexes", "nights")),
         ):
             remove_drafts(folder)
-        decision = _decision(record, paths, registry, overruled)
+        decision = _decision(run, registry, overruled)
         if decision.outcome == "promoted":
-            _crown(record, paths, registry, decision)
+            _crown(run, registry, decision)
         champion = registry.champion()
-        own = record.run, decision.time, decision.reasons
+        own = run.name, decision.time, decision.reasons
         if own not in [(one.run, one.time, one.reasons) for one in registry.history()]:
             registry.note(night.model_copy(update={
                 "time": decision.time,
@@ -57,29 +58,29 @@ def promote_run(record: RunRecord, paths: RunPaths, overruled: str) -> None:
             decision=decision,
             champion=champion,
             history=registry.history(),
-            drift=load_record(Drift, drift_file(paths), missing="try again"),
-            doubts=label_issues_of(record, paths),
-            report=os.path.relpath(paths.report_page, registry.page(record.run).parent),
+            drift=load_record(Drift, drift_file(run.paths), missing="try again"),
+            doubts=label_issues_of(run),
+            report=os.path.relpath(run.paths.report_page, registry.page(run.name).parent),
         )
-        write_night(registry.page(record.run), shown)
-        retire(registry, record.job.nightly, now=record.run)
+        write_night(registry.page(run.name), shown)
+        retire(registry, run.job.nightly, now=run.name)
     log.info("%s: %s", decision.outcome, "; ".join(decision.reasons))
-    log.info("wrote %s", registry.page(record.run))
+    log.info("wrote %s", registry.page(run.name))
 
 
-def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Decision:
+def _decision(run: Run, registry: Registry, overruled: str) -> Decision:
     """Return the decision saved before an interruption, if it is still valid, or decide now."""
-    champion, file = registry.champion(), promotion_file(paths)
+    champion, file = registry.champion(), promotion_file(run.paths)
     if file.exists():
         found = load_record(Decision, file, missing="try again")
-        is_own = champion is not None and champion.run == record.run
+        is_own = champion is not None and champion.run == run.name
         if found.champion == (champion and champion.number) or (is_own and found.outcome == "promoted"):
             return found
-    if champion is not None and champion.run == record.run:
-        raise UserError(f"{paths.folder}: is already the champion; python -m tlbatch.registry list shows all champions")
-    look = registry.looks(champion, but=record.run) + 1 if champion else 0
-    before = registry.champions() if record.job.nightly.init_from == "champion" else []
-    challenge = Challenge(record, paths, champion, look, tuple(before))
+    if champion is not None and champion.run == run.name:
+        raise UserError(f"{run.folder}: is already the champion; python -m tlbatch.registry list shows all champions")
+    look = registry.looks(champion, but=run.name) + 1 if champion else 0
+    before = registry.champions() if run.job.nightly.init_from == "champion" else []
+    challenge = Challenge(run, champion, look, tuple(before))
     if overruled:
         decision = challenge.decision(outcome="promoted", rule="by hand", reasons=(overruled,))
     else:
@@ -88,19 +89,19 @@ def _decision(record: RunRecord, paths: RunPaths, registry: Registry, overruled:
     return decision
 
 
-def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Decision) -> None:
+def _crown(run: Run, registry: Registry, decision: Decision) -> None:
     """Export the model and make the run the champion; until the last rename the previous champion stays in place."""
     before = registry.champion()
-    if before is not None and before.run == record.run:
+    if before is not None and before.run == run.name:
         return
     known = registry.champions()
-    begun = [one.number for one in known if (one.run, one.time) == (record.run, decision.time)]  # before a kill
+    begun = [one.number for one in known if (one.run, one.time) == (run.name, decision.time)]  # before a kill
     number = begun[0] if begun else max((one.number for one in known), default=0) + 1
-    report = Challenge(record, paths, before).report
+    report = Challenge(run, before).report
     champion = Champion(
         number=number,
-        task=record.job.task,
-        run=record.run,
+        task=run.job.task,
+        run=run.name,
         time=decision.time,
         rule=decision.rule,
         previous=before.number if before else None,
@@ -112,10 +113,10 @@ def _crown(record: RunRecord, paths: RunPaths, registry: Registry, decision: Dec
     )
     model, index = registry.model_folder(champion), registry.index_of(champion)
     if not model.exists():
-        export_run(paths, model)
+        export_run(run.paths, model)
     if not index.index_folder.exists():
-        _copy_index(paths.set_paths(record.job), index)
-    registry.swap(champion.model_copy(update={"files": digests_of(_files(paths, index, model), record.job.workspace)}))
+        _copy_index(run.set_paths, index)
+    registry.swap(champion.model_copy(update={"files": digests_of(_files(run.paths, index, model), run.job.workspace)}))
 
 
 def _copy_index(of_run: SetPaths, kept: SetPaths) -> None:

@@ -1,5 +1,6 @@
 """One nightly run: find new images and labels, retrain, test, and promote or keep the champion."""
 
+import itertools
 import os
 import shlex
 import shutil
@@ -30,6 +31,7 @@ from tlbatch.promotion.rescoring import make_rescoring, rescoring_paths
 from tlbatch.promotion.retention import wrong_files
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, RunRecord, job_digest, load_record
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import StageName, stages_of
 
 _POLL_S = 10.0
@@ -72,7 +74,7 @@ def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None
     own = paths.load_submitted()
     own = own.resubmitted(record.job.slurm, record.images)
     own.save(paths.record)
-    return _work(own, paths, registry, pending, where)
+    return _work(Run(own, paths), registry, pending, where)
 
 
 def _seen(record: RunRecord, asked: str) -> str:
@@ -113,41 +115,41 @@ def _has_head_of(job: Job, other: Job) -> bool:
     return heads[0] == heads[1] and job.objective == other.objective and not (job.chooses or job.phase[0].fit)
 
 
-def _work(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending, where: Target) -> int:
+def _work(run: Run, registry: Registry, pending: Pending, where: Target) -> int:
     """Run the rest of the night; a failure is noted in the history, and a damaged champion is named as its cause."""
     try:
-        code = 0 if paths.marker("shard").exists() else _run(record, paths, where, ("shard",))
-        alike = None if code else _night_alike(record, paths, registry, pending)
+        code = 0 if run.paths.marker("shard").exists() else _run(run, where, ("shard",))
+        alike = None if code else _night_alike(run, registry, pending)
         if alike is not None:
-            return _end_alike(paths, registry, pending, alike)
-        code = code or _stages(record, paths, registry, where)
+            return _end_alike(run.paths, registry, pending, alike)
+        code = code or _stages(run, registry, where)
     except UserError as error:
-        told = _broken(registry, paths) or str(error)
-        _note(registry, "failed", record.run, told)
+        told = _broken(registry, run.paths) or str(error)
+        _note(registry, "failed", run.name, told)
         raise UserError(told) from None
     if code == EXIT_AGAIN:
         return code
     if code:
-        told = _broken(registry, paths)
-        _note(registry, "failed", record.run, told or _cause(record, paths))
+        told = _broken(registry, run.paths)
+        _note(registry, "failed", run.name, told or _cause(run))
         if told:
             raise UserError(told)
         return code
     registry.night_file.unlink(missing_ok=True)
-    print(f"night's page    {registry.page(record.run)}", flush=True)
+    print(f"night's page    {registry.page(run.name)}", flush=True)
     return 0
 
 
-def _night_alike(record: RunRecord, paths: RunPaths, registry: Registry, pending: Pending) -> Night | None:
+def _night_alike(run: Run, registry: Registry, pending: Pending) -> Night | None:
     """Return the previous night if images, labels, splits and job are those of this run, whatever the file times."""
     history = registry.history()
     last = next((night for night in reversed(history) if night.index), None)
-    if last is None or last.asked != pending.asked or paths.marker("train").exists():
+    if last is None or last.asked != pending.asked or run.paths.marker("train").exists():
         return None
     file = Path(last.index or "") / "index.npy"
     if not file.exists() or any(night.run == pending.run for night in history):
         return None
-    now, then = read_index(paths.set_paths(record.job).index_file), read_index(file)
+    now, then = read_index(run.set_paths.index_file), read_index(file)
     return last if all(np.array_equal(now[column], then[column]) for column in _COMPARED) else None
 
 
@@ -161,24 +163,24 @@ def _end_alike(paths: RunPaths, registry: Registry, pending: Pending, alike: Nig
     return 0
 
 
-def _stages(record: RunRecord, paths: RunPaths, registry: Registry, where: Target) -> int:
+def _stages(run: Run, registry: Registry, where: Target) -> int:
     """Run the remaining stages, then the champion on the same test images, then the decision."""
-    code = _run(record, paths, where)
+    code = _run(run, where)
     if code == 0:
-        print_scores(record, paths)
+        print_scores(run)
         champion = registry.champion()
-        other = make_rescoring(record, paths, champion) if champion and champion.run != record.run else None
+        other = make_rescoring(run, champion) if champion and champion.run != run.name else None
         if other is not None:
-            code = _run(other.load_submitted(), other, where)
-    return code or _run(record, paths, where, ("promote",))
+            code = _run(other, where)
+    return code or _run(run, where, ("promote",))
 
 
-def _cause(record: RunRecord, paths: RunPaths) -> str:
+def _cause(run: Run) -> str:
     """Return why a stage of the night has failed, if it left a message."""
-    stages: tuple[StageName, ...] = (*stages_of(record.job), "promote")
-    for run, stage in ((run, stage) for run in (paths, rescoring_paths(paths)) for stage in stages):
-        failure = cause_of(stage, run)
-        if failure is not None and not run.marker(stage).exists():
+    stages: tuple[StageName, ...] = (*stages_of(run.job), "promote")
+    for paths, stage in itertools.product((run.paths, rescoring_paths(run.paths)), stages):
+        failure = cause_of(stage, paths)
+        if failure is not None and not paths.marker(stage).exists():
             return f"{stage}: {failure.message}"
     return "see its log; the next night resumes it"
 
@@ -196,18 +198,16 @@ def _broken(registry: Registry, paths: RunPaths) -> str:
     return f"champion {champion.number} is damaged: {wrong[0]}; {', or '.join(ways)}, then run again"
 
 
-def _run(record: RunRecord, paths: RunPaths, where: Target, stages: Sequence[StageName] = ()) -> int:
+def _run(run: Run, where: Target, stages: Sequence[StageName] = ()) -> int:
     """Run all or some stages of a run on the chosen target, and return the exit code."""
     if where == "local":
-        return launch.run_here(record, paths, stages)
+        return launch.run_here(run, stages)
     if where == "allocation":
-        return launch.run_in_allocation(paths, os.environ, stages)
-    while paths in (
-        jobs := job_arrays.at_work([(record, paths)])
-    ):  # of a night that was killed while its jobs were queued
-        print(f"job {jobs[paths]:>8}  is still queued or running", flush=True)
+        return launch.run_in_allocation(run, os.environ, stages)
+    while run.paths in (jobs := job_arrays.at_work([run])):  # of a night that was killed while its jobs were queued
+        print(f"job {jobs[run.paths]:>8}  is still queued or running", flush=True)
         time.sleep(_POLL_S)
-    return wait_for_chain(launch.submit_chain(record, paths, stages), paths)
+    return wait_for_chain(launch.submit_chain(run, stages), run.paths)
 
 
 def _note(registry: Registry, event: Event, run: str | None, why: str, *, seen: str | None = None) -> None:

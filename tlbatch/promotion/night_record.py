@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import exact_text
-from tlbatch.data.dataset import open_set
+from tlbatch.data.dataset import open_images
 from tlbatch.data.index import read_index
 from tlbatch.data.sources.base import name_of
 from tlbatch.deploy.model import ExportedModel
@@ -21,14 +21,15 @@ from tlbatch.promotion.registry import Champion, Night, Registry, drift_file, re
 from tlbatch.promotion.rescoring import manifest_of_champion, rescoring_paths
 from tlbatch.report.run_figures import shown_images
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Marker, RunRecord, load_record
+from tlbatch.runs.records import Marker, load_record
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import stages_of
 
 log = logging.getLogger(__name__)
 _MOST_DOUBTS = 12
 
 
-def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: str) -> Night:
+def night_of(run: Run, registry: Registry, overruled: str) -> Night:
     """Return the record of the night before the decision: what was new, and how long the stages took.
 
     Writes drift.json and review.csv into the run's folder.
@@ -44,35 +45,35 @@ def night_of(record: RunRecord, paths: RunPaths, registry: Registry, overruled: 
         When the run, or the champion that checks the labels, is incomplete or damaged.
     """
     pending, history = registry.pending(), registry.history()
-    pending = pending if pending and pending.run == record.run else None
-    own = paths.set_paths(record.job).index_folder
-    before = next((Path(one.index) for one in reversed(history) if one.index and one.run != record.run), None)
+    pending = pending if pending and pending.run == run.name else None
+    own = run.set_paths
+    before = next((Path(one.index) for one in reversed(history) if one.index and one.run != run.name), None)
     before = before if before and before.is_dir() else None
     champion = registry.champion()
-    judge = _evaluate(registry, champion, overruled) if champion and before and champion.run != record.run else None
+    judge = _evaluate(registry, champion, overruled) if champion and before and champion.run != run.name else None
     drift = measure_drift(
-        paths,
+        run,
         before=before,
         known=registry.statistics_file,
         predict=judge.predict if judge else None,
         classes_of_predict=judge.classes if judge else (),
-        threshold=record.job.nightly.drift,
-        table=review_file(paths),
+        threshold=run.job.nightly.drift,
+        table=review_file(run.paths),
     )
-    drift.save(drift_file(paths))
-    seconds = _seconds(paths)
-    again = rescoring_paths(paths)
+    drift.save(drift_file(run.paths))
+    seconds = _seconds(run.paths)
+    again = rescoring_paths(run.paths)
     if again.record.exists():
         seconds["champion again"] = sum(_seconds(again).values())
     return Night(
         time="",
         event="kept",
-        run=record.run,
-        num_images=len(read_index(own / "index.npy")),
+        run=run.name,
+        num_images=len(read_index(own.index_file)),
         num_new=drift.num_new,
         seconds={name: round(value, 2) for name, value in seconds.items()},
         is_marked=drift.is_marked,
-        index=str(own),
+        index=str(own.index_folder),
         seen=pending.seen if pending else None,
         asked=pending.asked if pending else None,
     )
@@ -115,12 +116,12 @@ def _seconds(paths: RunPaths) -> dict[str, float]:
     return {file.stem: load_record(Marker, file, missing="").seconds for file in markers if file.exists()}
 
 
-def label_issues_of(record: RunRecord, paths: RunPaths) -> list[LabelIssue]:
+def label_issues_of(run: Run) -> list[LabelIssue]:
     """Return the new images whose labels the champion contradicts most, for review."""
-    with review_file(paths).open(newline="", encoding="utf-8") as file:
+    with review_file(run.paths).open(newline="", encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
     rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
-    images = shown_images(open_set(paths.set_paths(record.job)), [row["key"] for row in rows])
+    images = shown_images(open_images(run), [row["key"] for row in rows])
     return [
         LabelIssue(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
         for row, image in zip(rows, images, strict=True)

@@ -9,18 +9,7 @@ from tlbatch.promotion.registry import Champion, Registry
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.paths import RunPaths, weights_file
 from tlbatch.runs.records import Best, RunRecord, load_record
-
-
-def manifest_of(paths: RunPaths) -> Manifest:
-    """Return the manifest of a run's set of images.
-
-    Raises
-    ------
-    UserError
-        When it is missing.
-    """
-    folder = paths.set_paths(paths.load_submitted().job)
-    return load_record(Manifest, folder.manifest, missing="run shard first: python -m tlbatch.shard RUN")
+from tlbatch.runs.run import Run
 
 
 def manifest_of_champion(registry: Registry, champion: Champion) -> Manifest:
@@ -39,7 +28,7 @@ def rescoring_paths(paths: RunPaths) -> RunPaths:
     return RunPaths(paths.folder.with_name(f"{paths.folder.name}.champion"))
 
 
-def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunRecord | None:
+def rescoring_of(run: Run, champion: Champion) -> RunRecord | None:
     """Return its record; None if the champion was tested on these images or has other classes.
 
     The job is the champion's, with its preprocessing, on tonight's images. The pre-trained weights are only needed to
@@ -47,26 +36,26 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
 
     Parameters
     ----------
-    record
-        Record of tonight's run, whose shard stage has finished.
+    run
+        Tonight's run, whose shard stage has finished.
 
     Raises
     ------
     UserError
         When a run is incomplete.
     """
-    registry = Registry.of(record.job)
-    own, theirs, other = manifest_of(paths), manifest_of_champion(registry, champion), registry.run_of(champion)
+    registry = Registry.of(run.job)
+    own, theirs, other = run.load_manifest(), manifest_of_champion(registry, champion), registry.run_of(champion)
     if own.classes != theirs.classes or own.test_digest == theirs.test_digest:
         return None
     before = other.load()
     kept = before.job.data
-    data = record.job.data.model_copy(
+    data = run.job.data.model_copy(
         update={"resize": kept.resize, "preprocess": kept.preprocess, "max_pixels": kept.max_pixels}
     )
     job = before.job.model_copy(
-        update={key: getattr(record.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}
-        | {"data": data, "run": rescoring_paths(paths).folder.name, "figures": False}
+        update={key: getattr(run.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}
+        | {"data": data, "run": rescoring_paths(run.paths).folder.name, "figures": False}
         | {"head": before.job.head.model_copy(update={"weights": ""})}  # initial weights, from a run that may be gone
     )
     digest = before.weights_digest
@@ -75,27 +64,27 @@ def rescoring_of(record: RunRecord, paths: RunPaths, champion: Champion) -> RunR
         model = job.model.model_copy(update={"weights": str(checkpoint), "match": "name"})
         job = job.model_copy(update={"model": model})
         digest = digest_file(checkpoint)
-    return record.model_copy(
+    return run.record.model_copy(
         update={"run": job.run, "job": job, "weights_digest": digest, "checkpoint_of": str(other.folder)}
     )
 
 
-def make_rescoring(record: RunRecord, paths: RunPaths, champion: Champion) -> RunPaths | None:
-    """Return its paths, after creating it if it is missing or of another champion; None if none is needed.
+def make_rescoring(run: Run, champion: Champion) -> Run | None:
+    """Return that run, after creating it if it is missing or of another champion; None if none is needed.
 
     Raises
     ------
     UserError
         As in `rescoring_of`.
     """
-    again, other = rescoring_of(record, paths, champion), rescoring_paths(paths)
+    again, other = rescoring_of(run, champion), rescoring_paths(run.paths)
     if again is None:
         return None
     if other.record.exists() and other.load_submitted().checkpoint_of != again.checkpoint_of:
         shutil.rmtree(other.folder)
     if not other.record.exists():
         make_run(again)
-    return other
+    return Run.load_submitted(other.folder)
 
 
 def _is_there(weights: str, digest: str) -> bool:

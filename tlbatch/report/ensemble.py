@@ -10,7 +10,7 @@ import numpy as np
 from tlbatch.config.load import changed_keys
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_of
-from tlbatch.data.dataset import open_set
+from tlbatch.data.dataset import open_images
 from tlbatch.evaluation.ensemble import together
 from tlbatch.evaluation.leaderboard import (
     Entry,
@@ -24,11 +24,11 @@ from tlbatch.evaluation.predictions import Predictions, read_predictions
 from tlbatch.evaluation.scoring import Scoring
 from tlbatch.report.page import Mistake, Shown, write_page
 from tlbatch.report.run_figures import Tested, mistakes
-from tlbatch.runs.manifest import Audit, Manifest
+from tlbatch.runs.manifest import Audit
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import common_mode
-from tlbatch.runs.records import RunRecord, load_record
 from tlbatch.runs.report import Cost, Ensemble, Report
+from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import leaderboard
 
 _THUMBNAIL = 224
@@ -59,20 +59,19 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     found = together(members, names, how)
     times = len(found.of("test").keys), sum(len(member.of("test").keys) for member in members)
     log.info("%d test images, each predicted by %.3g of %d runs", times[0], times[1] / max(1, times[0]), len(names))
-    first = RunPaths(entries[0].folder.parent)
-    record = first.load()
-    manifest = load_record(Manifest, first.set_paths(record.job).manifest, missing="submit the job again")
+    first = Run.load(entries[0].folder.parent)
+    manifest = first.load_manifest()
     if not paths.folder.exists():
         paths.folder.mkdir(mode=common_mode(entry.folder.parent for entry in entries))
-    tempered, scored = Scoring(record, manifest, paths.report).write(found, found.of("val"), None)
+    tempered, scored = Scoring(first.record, manifest, paths.report).write(found, found.of("val"), None)
     report = _joined([entry.report for entry in entries], how, own).model_copy(update=dict(scored))
     report.save(paths.report_json)
     rival = rival_of(own, load_entries(paths.folder.parent))
-    others = [changed_keys(RunPaths(entry.folder.parent).load().job) for entry in entries]
+    others = [changed_keys(Run.load(entry.folder.parent).job) for entry in entries]
     settings = [setting for setting in others[0] if all(setting in other for other in others)]
-    wrong = _mistakes(record, first, tempered) if record.job.figures else []
+    wrong = _mistakes(first, tempered) if first.job.figures else []
     write_page(paths.report_page, Shown(report, rival, [], wrong, [], {}, settings))
-    rebuild_leaderboard(leaderboard(record.job))
+    rebuild_leaderboard(leaderboard(first.job))
     log.info("%s: %s %s", own, report.metric, report.score)
     log.info("wrote %s", paths.report_page)
 
@@ -90,12 +89,12 @@ def _refuse_strangers(entries: Sequence[Entry]) -> None:
             )
 
 
-def _mistakes(record: RunRecord, first: RunPaths, found: Predictions) -> list[Mistake]:
+def _mistakes(first: Run, found: Predictions) -> list[Mistake]:
     """Return the most confident errors of the ensemble; images are looked up by key in the set of its first run.
 
     That set contains the images of all folds.
     """
-    images = open_set(first.set_paths(record.job))
+    images = open_images(first)
     test = found.of("test")
     test = test.where(test.is_read)
     _, mine, places = np.intersect1d(test.keys, images.index["key"], return_indices=True)

@@ -22,8 +22,8 @@ from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.model.classifier import Classifier
 from tlbatch.report import figures
 from tlbatch.report.page import Mistake
-from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Best, RunRecord
+from tlbatch.runs.records import Best
+from tlbatch.runs.run import Run
 from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Tested:
 
 
 def draw_report(
-    record: RunRecord, paths: RunPaths, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World
+    run: Run, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World
 ) -> list[Mistake]:
     """Draw the figures of the test images into the report folder, with learning curves if there were epochs.
 
@@ -53,7 +53,8 @@ def draw_report(
     -------
     The most confident errors, most confident first.
     """
-    folder, classes, metric = paths.report / "figures", best.classes, record.job.metric
+    paths, classes, metric = run.paths, best.classes, run.job.metric
+    folder = paths.report / "figures"
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
     epochs = [line for line in lines if "epoch" in line]
     if epochs:
@@ -63,7 +64,7 @@ def draw_report(
         figures.draw_strategy(folder / "strategy.png", strategy)
     torch.set_num_threads(world.num_threads)
     keep_freed_memory()
-    model = trained_classifier(record, len(classes), checkpoint).eval()
+    model = trained_classifier(run.record, len(classes), checkpoint).eval()
     if not model.by_hand:
         figures.draw_filters(folder / "filters.png", interpret.first_filters(model))
     if not len(tested.rows):
@@ -73,7 +74,7 @@ def draw_report(
         maps = interpret.activation_maps(model, first[0], interpret.telling_places(model))
         figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
     if isinstance(tested.found, Predictions):
-        _draw_classes(model, images, tested, tested.found, folder, seed=record.job.seed)
+        _draw_classes(model, images, tested, tested.found, folder, seed=run.job.seed)
     return mistakes(images, tested, size=model.spec.size, model=model)
 
 

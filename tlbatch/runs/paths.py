@@ -8,10 +8,9 @@ from pathlib import Path
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import absolute
-from tlbatch.runs.records import Best, Marker, RunRecord, load_record
-from tlbatch.runs.stages import TABLE, StageName, stages_of
+from tlbatch.runs.records import Best, RunRecord, load_record
+from tlbatch.runs.stages import StageName
 from tlbatch.runs.strategy import Strategy
-from tlbatch.runs.workspace import SetPaths, set_folder
 
 
 @dataclass(frozen=True)
@@ -113,25 +112,9 @@ class RunPaths:
         """Return the marker of an array task, which exists if the task has written its share of the shards."""
         return self.folder / "markers" / f"shard.share.{number}"
 
-    def stages_left(self, job: Job) -> tuple[StageName, ...]:
-        """Return the stages that have not finished, in order."""
-        left = {stage.name for stage in TABLE if stage.scratch and (self.folder / stage.scratch).exists()}
-        return tuple(stage for stage in stages_of(job) if stage in left or not self.marker(stage).exists())
-
     def failure(self, stage: StageName, rank: int) -> Path:
         """Return the failure record of a rank, which exists if the rank has failed."""
         return self.folder / "markers" / f"{stage}.failed.{rank}.json"
-
-    def set_paths(self, job: Job) -> "SetPaths":
-        """Return the paths of the set that the run's stage shard made or found.
-
-        Raises
-        ------
-        UserError
-            If that stage has not finished.
-        """
-        done = load_record(Marker, self.marker("shard"), missing="run shard first: python -m tlbatch.shard RUN")
-        return SetPaths(set_folder(job), done.outputs["index"])
 
     @property
     def strategy(self) -> Path:

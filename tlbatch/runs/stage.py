@@ -18,7 +18,8 @@ from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.core.files import place_named, remove_drafts, write_text
 from tlbatch.runs.attempts import BEGAN, record_attempt
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import Failure, FailureKind, Marker, RunRecord, job_digest, load_record
+from tlbatch.runs.records import Failure, FailureKind, Marker, job_digest, load_record
+from tlbatch.runs.run import Run
 from tlbatch.runs.signals import stop_at_once
 from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World, accelerate_environment, read_world
@@ -106,7 +107,7 @@ def record_failure(stage: StageName, world: World, run_dir: Path, message: str, 
         logging.getLogger(__name__).warning("the cause could not be recorded in %s: %s", paths.folder, error)
 
 
-def require_finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Marker:
+def require_finished(stage: StageName, run: Run) -> Marker:
     """Return the marker of an earlier stage.
 
     Raises
@@ -114,10 +115,9 @@ def require_finished(stage: StageName, paths: RunPaths, record: RunRecord) -> Ma
     UserError
         If the stage has not finished, or the job has changed since.
     """
-    marker = paths.marker(stage)
-    done = load_record(Marker, marker, missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
-    if done.inputs.get("job") != job_digest(record):
-        raise UserError(f"{paths.record}: {stage} finished here with another job; submit it as a new run")
+    done = load_record(Marker, run.paths.marker(stage), missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
+    if done.inputs.get("job") != job_digest(run.record):
+        raise UserError(f"{run.paths.record}: {stage} finished here with another job; submit it as a new run")
     return done
 
 

@@ -15,7 +15,8 @@ from tlbatch.model.attribute_head import attributes_in
 from tlbatch.model.checkpoint import BestCheckpoint, load_best, pretrained_classifier
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import SPLITS, RunRecord
+from tlbatch.runs.records import SPLITS
+from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished
 from tlbatch.runs.world import World
 from tlbatch.training.phases import train_phases
@@ -60,17 +61,15 @@ def save_limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float
     return {follows: float(limit_s) for follows, limit_s in found.items()}
 
 
-def join_and_train(
-    record: RunRecord, images: ImageSet, paths: RunPaths, world: World, snapshots: SnapshotManager
-) -> None:
+def join_and_train(run: Run, images: ImageSet, world: World, snapshots: SnapshotManager) -> None:
     """Join the ranks and train all phases."""
-    job = record.job
+    job, paths = run.job, run.paths
     _check_batches(job, images, world)
-    cached = require_finished("cache", paths, record)
-    model = pretrained_classifier(record, images.manifest)
+    cached = require_finished("cache", run)
+    model = pretrained_classifier(run.record, images.manifest)
     if isinstance(model.head, PhraseHead) and world.is_main:
         _tell_odd_phrases(job, images)
-    with join_process_group("train", paths, world, job) as ranks:
+    with join_process_group("train", run, world) as ranks:
         train_phases(
             TrainingContext(job, images, paths, ranks, model, BestCheckpoint(paths, world), snapshots), cached.outputs
         )

@@ -269,7 +269,7 @@ def test_the_digest_of_an_image_is_kept_in_the_job_and_taken_from_beside_it_whil
     record = resolve(load_job([tiny_job], [*options, "slurm.container=apptainer:tlbatch.sif"]))
     assert record.job.slurm.container == f"apptainer:{image}"
     assert record.images == (digest_file(image),)
-    paths = make_run(record)
+    paths = make_run(record).paths
     told = Path(f"{image}.sha256")
     for text in (f"{'0' * 64}  other.sif\n", "no digest", "\xff\n", f"{'a' * 64}\n"):
         told.write_bytes(text.encode("latin-1"))
@@ -281,10 +281,10 @@ def test_the_digest_of_an_image_is_kept_in_the_job_and_taken_from_beside_it_whil
     (tmp_path / "moved").rename(image)  # keeps its time, and may be another
     assert image_digest(record.job.slurm) == digest_file(image)
     image.write_bytes(b"two")
-    again, _ = open_run(paths.folder, [])
+    again = open_run(paths.folder, []).record
     assert again.images == (*record.images, digest_file(image))
-    assert open_run(paths.folder, [])[0] == again == paths.load_submitted()
-    assert open_run(paths.folder, ["slurm.container=none"])[0].images == again.images
+    assert open_run(paths.folder, []).record == again == paths.load_submitted()
+    assert open_run(paths.folder, ["slurm.container=none"]).record.images == again.images
     image.unlink()
     with pytest.raises(
         UserError, match=r"no such file .*tlbatch.sif; make it with python -m tlbatch.container_image ARCHIVE"

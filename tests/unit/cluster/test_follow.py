@@ -16,7 +16,9 @@ from tlbatch.runs.stage import run_guarded
 
 @pytest.fixture
 def paths(tmp_path: Path, tiny_job: Path) -> RunPaths:
-    return make_run(resolve(load_job([tiny_job], [f"data.images={tmp_path}", f"workspace={tmp_path / 'w'}", "run=r"])))
+    return make_run(
+        resolve(load_job([tiny_job], [f"data.images={tmp_path}", f"workspace={tmp_path / 'w'}", "run=r"]))
+    ).paths
 
 
 def fail(paths: RunPaths, rank: int, kind: FailureKind, message: str) -> None:

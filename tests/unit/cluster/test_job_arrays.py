@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from tlbatch.cluster import job_arrays, results
-from tlbatch.cluster.create import Run, make_run, resolve, run_paths, taken_up
+from tlbatch.cluster.create import make_run, new_run, resolve, taken_up
 from tlbatch.cluster.job_arrays import common_name, place_of, plan, scripts
 from tlbatch.config.load import load_jobs
 from tlbatch.core.errors import UserError
 from tlbatch.runs import task
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Failure, FailureKind
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World
 
@@ -37,23 +38,21 @@ def make(tmp_path: Path, tiny_job: Path) -> Make:
     def made(*options: str) -> list[Run]:
         fixed = [f"data.images={tmp_path}", f"workspace={tmp_path / '''a 'b' $(c)'''}", "run=s"]
         records = [resolve(job) for job in load_jobs([tiny_job], [*fixed, *options])]
-        return [(record, make_run(record)) for record in records]
+        return [make_run(record) for record in records]
 
     return made
 
 
 def finish(run: Run, *stages: StageName) -> None:
     for stage in stages:
-        run[1].marker(stage).parent.mkdir(exist_ok=True)
-        run[1].marker(stage).touch()
+        run.paths.marker(stage).parent.mkdir(exist_ok=True)
+        run.paths.marker(stage).touch()
 
 
 def shown(runs: list[Run]) -> list[tuple[str, list[str], str | None]]:
     steps = plan(runs)
     ids = [f"{number}" for number in range(len(steps))]
-    return [
-        (step.stage, [record.run.removeprefix("s-") for record, _ in step.runs], step.dependency(ids)) for step in steps
-    ]
+    return [(step.stage, [run.name.removeprefix("s-") for run in step.runs], step.dependency(ids)) for step in steps]
 
 
 def test_a_new_sweep_is_a_job_for_what_is_shared_and_an_array_for_each_other_stage(make: Make) -> None:
@@ -68,11 +67,11 @@ def test_a_new_sweep_is_a_job_for_what_is_shared_and_an_array_for_each_other_sta
 
 def test_runs_that_are_submitted_again_have_no_cause_of_before(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = make("sweep.seed=[0, 1]")
-    for _, paths in runs:
-        Failure(stage="shard", rank=0, message="of yesterday", kind="user").save(paths.failure("shard", 0))
+    for run in runs:
+        Failure(stage="shard", rank=0, message="of yesterday", kind="user").save(run.paths.failure("shard", 0))
     monkeypatch.setattr(job_arrays, "_submit", lambda *_: "7")
     job_arrays.submit_runs(runs)
-    assert not [paths for _, paths in runs if paths.failure("shard", 0).exists()]
+    assert not [run for run in runs if run.paths.failure("shard", 0).exists()]
 
 
 def test_only_what_is_missing_is_run_and_arrays_hold_runs_that_miss_the_same(make: Make) -> None:
@@ -140,7 +139,7 @@ def test_an_element_has_its_own_run_logs_and_mark_to_start_again(
         finish(runs[1], "cache")
     done = run_script(script, tmp_path, monkeypatch, DO=do, SLURM_ARRAY_TASK_ID="1", SLURM_RESTART_COUNT="3")
     assert done.returncode == code, done.stderr
-    folder = runs[1][1].folder
+    folder = runs[1].folder
     if do == "begin too early":
         assert f"error: {folder}/markers/cache.json is missing: the previous stage failed for this run" in done.stderr
         assert not (tmp_path / "seen.1").exists()
@@ -151,9 +150,7 @@ def test_an_element_has_its_own_run_logs_and_mark_to_start_again(
     assert deadline.isdecimal()
     requeued = "requeue 7_1" in (tmp_path / "scontrol").read_text("utf-8").splitlines()
     assert requeued == (do == "again")
-    assert [sorted(file.name for file in paths.folder.iterdir()) for _, paths in runs[::2]] == [
-        ["job.json", "logs"]
-    ] * 2
+    assert [sorted(file.name for file in run.folder.iterdir()) for run in runs[::2]] == [["job.json", "logs"]] * 2
 
 
 @pytest.mark.parametrize("missing", [None, 2])
@@ -167,7 +164,7 @@ def test_a_shared_job_has_ended_well_when_it_has_for_all(
         finish(run, *() if number == missing else ("cache",))
     done = run_script(script, tmp_path, monkeypatch, DO="fail" if missing else "nothing")
     assert done.returncode == (0 if missing is None else 2), done.stderr
-    runs[2][1].logs.chmod(0o777)
+    runs[2].paths.logs.chmod(0o777)
     assert run_script(script, tmp_path, monkeypatch, DO="nothing").returncode == 78
 
 
@@ -198,10 +195,10 @@ def test_a_run_that_fails_in_a_shared_job_does_not_stop_the_others(
 ) -> None:
     """Unless its time has run out, or another rank may wait for the one that crashed."""
     runs = make("sweep.seed=[0, 1, 2]")
-    of_folder = {paths.folder: kind for (_, paths), kind in zip(runs, kinds, strict=True)}
+    of_folder = {run.folder: kind for run, kind in zip(runs, kinds, strict=True)}
     seen: list[Path] = []
 
-    def run(stage: StageName, folder: Path) -> int:
+    def execute(stage: StageName, folder: Path) -> int:
         seen.append(folder)
         print("what the stage says")
         kind = of_folder[folder]
@@ -209,30 +206,31 @@ def test_a_run_that_fails_in_a_shared_job_does_not_stop_the_others(
             Failure(stage=stage, rank=1, message="", kind=kind).save(RunPaths(folder).failure(stage, 1))
         return {"user": 2, "crash": 1}.get(kind or "", 0)
 
-    monkeypatch.setattr(task, "execute", run)
+    monkeypatch.setattr(task, "execute", execute)
     monkeypatch.setattr(task, "read_world", lambda _: World(rank=1, world_size=ranks))
     monkeypatch.setenv(task.LOG, "/some%%where/logs/cache-7.0-rank%t.log")
     with pytest.raises(SystemExit) as end:
-        task.run_each("cache", [str(paths.folder) for _, paths in runs])
+        task.run_each("cache", [str(run.folder) for run in runs])
     assert (len(seen), end.value.code) == (tried, code)
-    logs = [paths.logs / "cache-7.0-rank1.log" for _, paths in runs[:tried]]
+    logs = [run.paths.logs / "cache-7.0-rank1.log" for run in runs[:tried]]
     assert [log.read_text("utf-8") for log in logs] == ["what the stage says\n"] * tried
 
 
 def test_a_run_of_the_same_name_is_taken_up_where_only_slurm_is_asked_for_something_else(make: Make) -> None:
-    ((record, paths),) = make()
+    (run,) = make()
+    record, paths = run.record, run.paths
     asked = record.model_copy(
         update={"job": record.job.model_copy(update={"slurm": record.job.slurm.model_copy(update={"mem_gb": 3.0})})}
     )
     found = taken_up(asked, save=False)
-    assert found == (asked, paths)
+    assert found == Run(asked, paths)
     assert paths.load_submitted() == record
     taken_up(asked, save=True)
     assert paths.load_submitted() == asked
     other = record.model_copy(update={"job": record.job.model_copy(update={"seed": 1})})
     assert taken_up(other, save=True) is None
     with pytest.raises(UserError, match="a run of this name exists already"):
-        run_paths(other)
+        new_run(other)
 
 
 def test_folds_that_are_all_there_are_named_with_the_command_that_puts_them_together(

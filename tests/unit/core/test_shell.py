@@ -48,9 +48,8 @@ def make(workspace: Path, tiny_job: Path, images: Path, **slurm: object) -> tupl
     """A run in the workspace and the script of its stage train, with values of the slurm section set as they are."""
     job = load_job([tiny_job], [f"data.images={images}", "run=r"])
     section = type(job.slurm).model_validate(job.slurm.model_dump() | slurm)
-    record = resolve(job.model_copy(update={"workspace": workspace, "slurm": section}))
-    paths = make_run(record)
-    return paths, render(record.job.slurm, one_run(record, paths, "train"), "train", after=None)
+    run = make_run(resolve(job.model_copy(update={"workspace": workspace, "slurm": section})))
+    return run.paths, render(run.job.slurm, one_run(run, "train"), "train", after=None)
 
 
 @pytest.mark.parametrize("value", NASTY)

@@ -19,20 +19,21 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.load import load_job
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, open_set
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, open_images, open_set
 from tlbatch.data.sampler import EpochOrder, SamplerState, prediction_batches, training_batches
 from tlbatch.data.shards.staging import stage_locally
 from tlbatch.data.views import Samples, Views
 from tlbatch.model.symmetries import apply_symmetries
+from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import SetPaths
 
 
 @pytest.fixture
 def images(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> ImageSet:
     where = [f"data.images={make_folders(each=8)}", f"workspace={tmp_path / 'space'}", "data.shard_images=10"]
-    paths = make_run(resolve(load_job([tiny_job], where)))
+    paths = make_run(resolve(load_job([tiny_job], where))).paths
     shard.run(paths.folder)
-    return open_set(paths.set_paths(paths.load().job))
+    return open_images(Run.load(paths.folder))
 
 
 def shares(n: int, *, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
@@ -183,7 +184,7 @@ def child(images: ImageSet, ending: str) -> str:
 import os, signal, sys, time
 import numpy as np
 from pathlib import Path
-from tlbatch.data.dataset import SplitDataset, load, open_set
+from tlbatch.data.dataset import SplitDataset, load, open_images, open_set
 from tlbatch.data.views import Samples, Views
 from tlbatch.runs.workspace import SetPaths
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tlbatch import cache, export, predict, reduce, shard, train
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import SplitDataset, open_set
+from tlbatch.data.dataset import SplitDataset, open_images
 from tlbatch.data.views import Samples, Views
 from tlbatch.deploy import export as exporting
 from tlbatch.deploy.export import export_run
@@ -33,6 +33,7 @@ from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.report import ensemble
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, load_record
+from tlbatch.runs.run import Run
 
 pytestmark = pytest.mark.chain
 
@@ -62,7 +63,7 @@ def make(space: Path, tiny_job: Path) -> Make:
 
     def made(*overrides: str, images: str = "images", views: str = "") -> RunPaths:
         wanted = [f"data.images={space / images}", f"workspace={space / 'work'}", "slurm.cpus_per_task=1", *overrides]
-        paths = make_run(resolve(load_job([tiny_job], wanted)))
+        paths = make_run(resolve(load_job([tiny_job], wanted))).paths
         for stage in (shard, cache, train):
             stage.run(paths.folder)
         if views:
@@ -96,7 +97,7 @@ def scored(paths: RunPaths) -> tuple[list[str], Floats]:
 
 def stored(paths: RunPaths, keys: list[str]) -> tuple[list[bytes], torch.Tensor]:
     """Return test images as stored in the shards, and as input of the network."""
-    images = open_set(paths.set_paths(paths.load().job))
+    images = open_images(Run.load(paths.folder))
     rows = images.rows("test")
     assert [key.decode() for key in images.index["key"][rows]] == keys
     dataset = SplitDataset(images, rows, Samples(len(rows), Views(32)))

@@ -65,7 +65,7 @@ def make(garments: Path, tiny_job: Path) -> Callable[..., RunPaths]:
             "data.attributes={ colour = ['red', 'blue'], type = ['coat', 'hat'] }", "report.subgroups=['site']",
             "decoder={ embedding = 24, hidden = 32, dropout = 0.1, max_tags = 4 }", f"workspace={garments / 'space'}",
         ]  # fmt: skip
-        paths = make_run(resolve(load_job([tiny_job], ["objective=tags", *fixed, *overrides])))
+        paths = make_run(resolve(load_job([tiny_job], ["objective=tags", *fixed, *overrides]))).paths
         for stage in (shard, cache, train, predict, reduce):
             stage.run(paths.folder)
         return paths

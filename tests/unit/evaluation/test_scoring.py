@@ -14,6 +14,7 @@ from tlbatch.runs.attempts import BEGAN, AttemptEnd, AttemptStart, read_attempts
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.progress import ProgressReporter
 from tlbatch.runs.records import Marker
+from tlbatch.runs.run import Run
 from tlbatch.runs.stages import StageName
 
 pytestmark = pytest.mark.chain
@@ -27,7 +28,7 @@ def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> C
 
     def made(*overrides: str) -> RunPaths:
         where = [f"data.images={images}", f"workspace={tmp_path / 'space'}"]
-        return make_run(resolve(load_job([tiny_job], [*where, *overrides])))
+        return make_run(resolve(load_job([tiny_job], [*where, *overrides]))).paths
 
     return made
 
@@ -36,10 +37,10 @@ def test_all_lives_cost_gpu_hours_and_a_stage_without_a_ledger_the_life_that_end
     make: Callable[..., RunPaths],
 ) -> None:
     paths = make("slurm.gpus_per_node=2")
-    record = paths.load()
+    run = Run.load(paths.folder)
     for stage in STAGES:
         Marker(stage=stage, inputs={}, outputs={}, world_size=2, seconds=900, hosts=("n1",)).save(paths.marker(stage))
-    assert _cost(record, paths, 90).gpu_hours == 1.5
+    assert _cost(run, 90).gpu_hours == 1.5
     lives: list[tuple[StageName, float, attempts.Outcome]] = [
         ("train", 3600, "killed"), ("train", 1800, "stopped"), ("train", 900, "finished"), ("reduce", 3600, "failed"),
     ]  # fmt: skip
@@ -50,7 +51,7 @@ def test_all_lives_cost_gpu_hours_and_a_stage_without_a_ledger_the_life_that_end
         )  # fmt: skip
         attempts._append(paths.ledger, begin)
         attempts._append(paths.ledger, AttemptEnd(stage=stage, attempt=f"{number}", outcome=outcome, time=5 + seconds))
-    cost = _cost(record, paths, 90)
+    cost = _cost(run, 90)
     assert cost.gpu_hours == 2 * 1.75 + 2 * 0.5
     assert (cost.seconds["train"], cost.images_per_s) == (900, 0.1)
 

@@ -20,7 +20,7 @@ from tlbatch.activations.store import open_stores, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import SplitDataset, open_set
+from tlbatch.data.dataset import SplitDataset, open_images
 from tlbatch.data.views import Samples, Views
 from tlbatch.deploy.export import export_run
 from tlbatch.deploy.model import ExportedModel
@@ -33,6 +33,7 @@ from tlbatch.model.handcrafted.features import NUM_FEATURES, Handcrafted, featur
 from tlbatch.model.handcrafted.lesions import blobs_above, bright_blobs, dark_blobs, lesions, relief_of
 from tlbatch.model.handcrafted.planes import Floats, Mask, planes_of
 from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.run import Run
 
 Rgb = npt.NDArray[np.uint8]
 SIDE = 128
@@ -236,7 +237,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_job: Path) -> Callable[.
             "data.audit=warn",
             "model.backbone=handcrafted",
         ]
-        paths = make_run(resolve(load_job([tiny_job], [*own, HAND, "model.size=96", "train.augment=none", *overrides])))
+        paths = make_run(
+            resolve(load_job([tiny_job], [*own, HAND, "model.size=96", "train.augment=none", *overrides]))
+        ).paths
         for stage in (shard, cache, train, predict, reduce):
             stage.run(paths.folder)
         return paths
@@ -255,7 +258,7 @@ def test_a_whole_run_tells_lesions_apart_and_its_cache_holds_what_the_images_giv
     assert (report["backbone"], report["weights"]) == ("handcrafted", "none")
     assert {file.stem for file in (paths.report / "figures").glob("*.png")} == {"confusion", "features"}
     record = paths.load()
-    images = open_set(paths.set_paths(record.job))
+    images = open_images(Run.load(paths.folder))
     rows = images.rows("test")
     stored = open_stores(
         record.job, json.loads((paths.folder / "markers" / "cache.json").read_text())["outputs"], phase=0, split="test"

@@ -21,6 +21,7 @@ from tlbatch.evaluation import summary
 from tlbatch.report.comparison import compare_runs
 from tlbatch.report.ensemble import average_runs
 from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import leaderboard
 
 pytestmark = pytest.mark.chain
@@ -44,7 +45,7 @@ def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> C
                 writer.writerow([image.stem, image.parent.name, f"p{image.parent.name}{number // 2}", camera])
         where = [f"data.images={images}", f"data.labels={labels}", f"workspace={tmp_path / 'space'}"]
         job = ["data.source=csv", "data.group_column=patient", *where, *overrides]
-        paths = make_run(resolve(load_job([tiny_job], job)))
+        paths = make_run(resolve(load_job([tiny_job], job))).paths
         for stage in (shard, cache, train, predict, reduce):
             stage.run(paths.folder)
         return paths
@@ -272,7 +273,8 @@ def test_the_end_of_a_job_puts_folds_together_and_compares_what_came_of_them(
              f"name=t-{name}-fold{fold}", f"seed={seed}")
         for seed, name in enumerate(("plain", "other")) for fold in range(2)
     ]  # fmt: skip
-    show_end([(paths.load(), paths) for paths in folds])
+    loaded = [Run.load(paths.folder) for paths in folds]
+    show_end(loaded)
     heading, *rows, tests, _, first, second, compared = capsys.readouterr().out.strip().splitlines()
     assert sorted(row.split()[0] for row in rows) == ["t-other", "t-plain"]
     assert tests == "test images     36"
@@ -283,7 +285,7 @@ def test_the_end_of_a_job_puts_folds_together_and_compares_what_came_of_them(
     assert "Comparison of 2 runs" in page
     assert "fold0" not in page
     assert heading.startswith("recipe")
-    show_end([(folds[0].load(), folds[0]), *[(paths.load(), paths) for paths in folds[2:]]])
+    show_end([loaded[0], *loaded[2:]])
     assert len(re.findall("^t-", capsys.readouterr().out, re.MULTILINE)) == 2  # a fold, and one of whole sets
 
 

@@ -36,7 +36,7 @@ def make(make_folders: Callable[..., Path], tiny_job: Path, tmp_path: Path) -> M
     def prepared(*options: str) -> RunPaths:
         return make_run(
             resolve(load_job([tiny_job], [f"data.images={images}", f"workspace={tmp_path / 'w'}", *options]))
-        )
+        ).paths
 
     return prepared
 

@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def paths(tmp_path: Path, tiny_job: Path) -> RunPaths:
     (tmp_path / "images").mkdir()
     where = [f"data.images={tmp_path / 'images'}", f"workspace={tmp_path}", "run=r", "slurm.gpus_per_node=2"]
-    return make_run(resolve(load_job([tiny_job], where)))
+    return make_run(resolve(load_job([tiny_job], where))).paths
 
 
 def told(paths: RunPaths) -> Progress:

@@ -35,7 +35,9 @@ sys.exit(run_guarded("train", work, folder))
 def test_a_stage_whose_time_runs_out_asks_for_another_life_and_one_that_is_cancelled_does_not(
     tmp_path: Path, tiny_job: Path, when: str, name: str, around: str
 ) -> None:
-    paths = make_run(resolve(load_job([tiny_job], [f"data.images={tmp_path}", f"workspace={tmp_path / 'w'}", "run=r"])))
+    paths = make_run(
+        resolve(load_job([tiny_job], [f"data.images={tmp_path}", f"workspace={tmp_path / 'w'}", "run=r"]))
+    ).paths
     mark = paths.marker("train").with_name("train.again.7.0")
     own = {name: value for name, value in os.environ.items() if name != AGAIN}
     done = subprocess.run(

@@ -56,7 +56,7 @@ def make(
 
     def made(*overrides: str, cached: bool = True) -> RunPaths:
         fixed = [f"data.images={folder / 'images'}", f"workspace={folder / 'space'}"]
-        paths = make_run(resolve(load_job([tiny_job], [*fixed, *overrides])))
+        paths = make_run(resolve(load_job([tiny_job], [*fixed, *overrides]))).paths
         shard.run(paths.folder)
         if cached:
             cache.run(paths.folder)

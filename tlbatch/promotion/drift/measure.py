@@ -10,16 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.activations.store import StoreGroup, open_stores, view_keys
-from tlbatch.config.job import Job
 from tlbatch.core.files import to_csv, write_text
-from tlbatch.data.dataset import open_set
+from tlbatch.data.dataset import open_images
 from tlbatch.model.heads import Pooling, is_map
 from tlbatch.promotion.drift.image_statistics import COLUMNS, known_statistics
 from tlbatch.promotion.drift.new_images import Growth, Some, compare_nights
 from tlbatch.promotion.drift.records import Drift, Shift
 from tlbatch.promotion.drift.two_sample import LabelIssues, Sample, label_issues, shift
-from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, Marker, load_record
+from tlbatch.runs.run import Run
 from tlbatch.runs.world import read_world
 
 MOST_BEFORE = 2_000
@@ -32,7 +31,7 @@ Predict = Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
 
 
 def measure_drift(
-    paths: RunPaths,
+    run: Run,
     *,
     before: Path | None,
     known: Path,
@@ -45,7 +44,7 @@ def measure_drift(
 
     Parameters
     ----------
-    paths
+    run
         The run, after its stages shard and cache.
     before
         Folder of the index of the previous night; None: there was none.
@@ -65,10 +64,9 @@ def measure_drift(
     UserError
         When the run's own set is missing or has changed.
     """
-    job = paths.load().job
-    growth = compare_nights(open_set(paths.set_paths(job)), before, most=MOST_BEFORE)
+    growth = compare_nights(open_images(run), before, most=MOST_BEFORE)
     why = growth.why or ("" if len(growth.new.rows) else "no new images")
-    shifts = () if why else tuple(_shifts(paths, job, growth, known, threshold))
+    shifts = () if why else tuple(_shifts(run, growth, known, threshold))
     review = _Review.none(why) if why else _review(growth.new, predict, classes_of_predict)
     write_text(table, to_csv(_HEADER, review.lines))
     return Drift(
@@ -94,9 +92,9 @@ def _unmeasured(shifts: Sequence[Shift]) -> Iterator[str]:
             yield f"{one.what}: {one.num_lacking} images excluded, which cannot be read or are not cached"
 
 
-def _shifts(paths: RunPaths, job: Job, growth: Growth, known: Path, threshold: float) -> Iterator[Shift]:
+def _shifts(run: Run, growth: Growth, known: Path, threshold: float) -> Iterator[Shift]:
     """Yield the shifts of classes, image statistics and network features."""
-    judge = partial(shift, threshold=threshold, seed=job.seed)
+    judge = partial(shift, threshold=threshold, seed=run.job.seed)
     both = growth.new, growth.before
     if any(some.images.manifest.tags for some in both):
         yield Shift(what="classes", undefined=_TAGS)
@@ -104,7 +102,7 @@ def _shifts(paths: RunPaths, job: Job, growth: Growth, known: Path, threshold: f
         names = tuple(dict.fromkeys(name for some in both for name in some.images.manifest.classes))
         yield judge(*(_classes(some, names) for some in both), what="classes", names=names)
     yield judge(*(_looks(some, known) for some in both), what="images", names=COLUMNS)
-    stored = _stored(paths, job)
+    stored = _stored(run)
     if stored is None:
         yield Shift(what="features", undefined="the activations of phase 0 are not cached")
     else:
@@ -123,11 +121,12 @@ def _looks(some: Some, known: Path) -> Sample:
     return Sample(known_statistics(some, known=known, workers=workers), some.index["group"])
 
 
-def _stored(paths: RunPaths, job: Job) -> StoreGroup | None:
-    if not paths.marker("cache").exists():
+def _stored(run: Run) -> StoreGroup | None:
+    marker = run.paths.marker("cache")
+    if not marker.exists():
         return None
-    cached = load_record(Marker, paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
-    return open_stores(job, cached.outputs, phase=0, split="train")
+    cached = load_record(Marker, marker, missing="run cache first: python -m tlbatch.cache RUN")
+    return open_stores(run.job, cached.outputs, phase=0, split="train")
 
 
 def _features(some: Some, stored: StoreGroup) -> Sample:

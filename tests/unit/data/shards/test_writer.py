@@ -30,6 +30,7 @@ from tlbatch.data.decode import decode
 from tlbatch.data.index import Index, read_index
 from tlbatch.data.sources.base import Source
 from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import SetPaths, set_folder
 
 pytestmark = pytest.mark.chain
@@ -50,13 +51,13 @@ def make(tmp_path: Path, jobs: Path) -> Make:
                 *overrides,
             ],
         )
-        return make_run(resolve(job))
+        return make_run(resolve(job)).paths
 
     return made
 
 
 def set_of(paths: RunPaths) -> SetPaths:
-    return paths.set_paths(paths.load().job)
+    return Run.load(paths.folder).set_paths
 
 
 def sharded(paths: RunPaths) -> SetPaths:
@@ -419,7 +420,7 @@ def test_tars_from_a_pipe_a_server_or_a_bucket_are_staged_once(
 ) -> None:
     def staged(url: str, run: str) -> RunPaths:
         source = ["data.source=tars", f"data.urls=['{url}']", "data.split.val=0"]
-        return make_run(resolve(load_job([tiny_job], [f"workspace={tmp_path / 'w'}", run, *source])))
+        return make_run(resolve(load_job([tiny_job], [f"workspace={tmp_path / 'w'}", run, *source]))).paths
 
     first = sharded(make(make_folders(each=12), "run=1", "data.shard_images=18"))
     there = tmp_path / "there"

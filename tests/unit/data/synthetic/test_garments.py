@@ -22,6 +22,7 @@ from tlbatch.data.synthetic.write import make
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import load_record
+from tlbatch.runs.run import Run
 
 DRESS = Garment("dress", "red", "floral", "short-sleeved", "midi")
 
@@ -261,9 +262,9 @@ def sharded(tmp_path: Path, tiny_job: Path) -> Callable[..., Manifest]:
         keys = ["data.source=synthetic", "data.synthetic.kind=garments", "data.synthetic.num_images=300"]
         keys += ["data.synthetic.side=64", "data.group_pattern='^(\\d+)_'", *overrides]
         job = load_job([tiny_job], [f"workspace={tmp_path / 'space'}", *keys])
-        paths: RunPaths = make_run(resolve(job))
+        paths: RunPaths = make_run(resolve(job)).paths
         shard.run(paths.folder)
-        manifest = paths.set_paths(paths.load_submitted().job).manifest
+        manifest = Run.load_submitted(paths.folder).set_paths.manifest
         return load_record(Manifest, manifest, missing="")
 
     return work

@@ -11,11 +11,12 @@ from PIL import Image
 from tlbatch import shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
-from tlbatch.data.dataset import open_set
+from tlbatch.data.dataset import open_images
 from tlbatch.promotion.drift import image_statistics as statistics
 from tlbatch.promotion.drift.image_statistics import COLUMNS, image_statistics, known_statistics
 from tlbatch.promotion.drift.new_images import Some
 from tlbatch.runs.paths import RunPaths
+from tlbatch.runs.run import Run
 
 pytestmark = pytest.mark.chain
 
@@ -32,9 +33,9 @@ def sharded(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -
     def made() -> Some:
         where = [f"data.images={images}", f"workspace={tmp_path / 'space'}", f"run=night{next(nights)}"]
         job = load_job([tiny_job], [*where, "data.audit=warn"])
-        paths: RunPaths = make_run(resolve(job))
+        paths: RunPaths = make_run(resolve(job)).paths
         shard.run(paths.folder)
-        opened = open_set(paths.set_paths(paths.load().job))
+        opened = open_images(Run.load(paths.folder))
         return Some(opened, np.arange(len(opened.index)))
 
     return made

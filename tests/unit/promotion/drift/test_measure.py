@@ -15,13 +15,14 @@ from tlbatch import cache, shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.config.nightly import Nightly
-from tlbatch.data.dataset import open_set
+from tlbatch.data.dataset import open_images
 from tlbatch.data.decode import UnreadableImageError, decode
 from tlbatch.promotion.drift import image_statistics, measure
 from tlbatch.promotion.drift.measure import measure_drift
 from tlbatch.promotion.drift.records import Drift, Shift
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import load_record
+from tlbatch.runs.run import Run
 
 pytestmark = pytest.mark.chain
 
@@ -69,7 +70,7 @@ class Site:
         """Tonight's run, after shard and cache."""
         where = [f"data.images={self.images}", f"workspace={self.folder / 'space'}", f"run=night{next(self.numbers)}"]
         job = load_job([self.job], [*where, "data.audit=warn", "train.augment=none", "phase.1.cut=pool", *overrides])
-        paths = make_run(resolve(job))
+        paths = make_run(resolve(job)).paths
         shard.run(paths.folder)
         if cached:
             cache.run(paths.folder)
@@ -80,7 +81,7 @@ class Site:
         classes: tuple[str, ...] = CLASSES, threshold: float = THRESHOLD,
     ) -> Drift:  # fmt: skip
         found = measure_drift(
-            paths,
+            Run.load(paths.folder),
             before=index_of(before) if isinstance(before, RunPaths) else before,
             known=self.folder / "statistics.npz",
             predict=predict,
@@ -94,7 +95,7 @@ class Site:
 
 
 def index_of(paths: RunPaths) -> Path:
-    return paths.set_paths(paths.load().job).index_folder
+    return Run.load(paths.folder).set_paths.index_folder
 
 
 def by_kind(found: Drift) -> dict[str, Shift]:
@@ -231,7 +232,7 @@ def test_the_next_night_decodes_only_its_own_images_and_compares_with_a_limited_
     found = site.measure(second, first)
     assert len(decoded) == 50
     assert [one.num_before for one in found.shifts] == [40] * 3
-    index = open_set(first.set_paths(first.load().job)).index
+    index = open_images(Run.load(first.folder)).index
     lowest = set(np.sort(index["content"])[:40])
     with np.load(site.folder / "statistics.npz") as data:
         assert set(data["keys"]) >= lowest
@@ -275,8 +276,8 @@ def test_features_are_means_over_the_positions_of_a_map(site: Site, cut: str, mo
     paths = site.night(f"phase.0.cut={cut}", f"phase.1.cut={cut}")
     site.measure(paths, before)
     new, old = seen[2]
-    night = measure.compare_nights(open_set(paths.set_paths(paths.load().job)), index_of(before), most=2000)
-    stored = measure._stored(paths, paths.load().job)
+    night = measure.compare_nights(open_images(Run.load(paths.folder)), index_of(before), most=2000)
+    stored = measure._stored(Run.load(paths.folder))
     assert stored is not None
     for some, values in ((night.new, new), (night.before, old)):
         read = stored.read(stored.find(measure.view_keys(some.index["content"], (0,)))).float()
@@ -290,7 +291,7 @@ def test_with_random_crops_training_images_are_compared_with_training_images(sit
     site.add(30)
     found = site.measure(paths := site.night(*crops), before)
     features = by_kind(found)["features"]
-    manifest = open_set(paths.set_paths(paths.load().job)).manifest
+    manifest = open_images(Run.load(paths.folder)).manifest
     assert 0 < features.num_new < 30
     assert features.num_new + features.num_before + features.num_lacking == 120
     assert features.num_lacking == 120 - manifest.num_images["train"]
@@ -356,7 +357,7 @@ def test_unreadable_images_are_reported_and_not_predicted(site: Site) -> None:
     before = site.night()
     site.add(10)
     paths = site.night()
-    images = open_set(paths.set_paths(paths.load().job))
+    images = open_images(Run.load(paths.folder))
     (row,) = measure.compare_nights(images, index_of(before), most=5).new.index[:1]
     with images.shards[row["shard"]].open("r+b") as file:
         file.seek(int(row["offset"]) + 30)
