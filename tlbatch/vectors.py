@@ -50,7 +50,7 @@ def read_vectors(run: Run, *, phase: int) -> Table:
         rows = images.rows(split)
         store = open_stores(run.job, cached.outputs, phase=phase, split=split)
         if store is None:
-            raise UserError(f"phase {phase} of {run.folder} is not cached; name another with --phase")
+            raise UserError(f"phase {phase} of {run.folder} is not cached; choose another with --phase")
         places = store.find(view_keys(index["content"][rows], (0,)))
         vectors.extend(
             store.read(places[start : start + _CHUNK]).float().flatten(1).numpy()

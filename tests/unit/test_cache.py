@@ -287,7 +287,7 @@ def test_vectors_are_exported_as_npz_and_text_with_parallel_rows(make: Make) -> 
     wrong = [sys.executable, "-m", "tlbatch.vectors", paths.folder, "--phase", "7"]
     done = subprocess.run(wrong, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "is not cached; name another with --phase" in done.stderr
+    assert "is not cached; choose another with --phase" in done.stderr
 
 
 def test_a_run_that_begins_with_the_weights_of_another_shares_what_that_one_has_left_as_it_was(

@@ -106,11 +106,11 @@ def test_there_is_nothing_to_choose_in_a_job_of_phases(make: Make) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["strategy=auto"], "strategy = auto chooses phase: leave it out of the job"),
-        (["strategy=auto", "phase=[]", "head.widths=[8]"], "strategy = auto chooses head"),
+        (["strategy=auto"], "strategy = auto chooses head, objective, decision, phase; leave out phase"),
+        (["strategy=auto", "phase=[]", "head.widths=[8]"], "leave out head"),
         (["strategy=auto", "phase=[]", "cache.enabled=false"], "cut = auto and strategy = auto need the cache"),
         (["strategy=auto", "phase=[]", "train.crop_scale=0.5"], "strategy = auto needs a finite number of views"),
-        (["phase=[]"], "phase is required"),
+        (["phase=[]"], "phase is required; set e.g."),
         (["phase.1.cut=auto", "head.after=blocks.1"], "cut = auto needs the head on top of the backbone"),
     ],
 )

@@ -44,10 +44,13 @@ class Split(Section):
     @model_validator(mode="after")
     def _check_fractions(self) -> Self:
         if self.folds == 1 or (self.folds and self.fold >= self.folds):
-            raise ValueError(f"fold must be below folds, and folds at least 2 (got fold {self.fold} of {self.folds})")
+            raise ValueError(
+                f"folds must be at least 2 and above fold (got folds = {self.folds}, fold = {self.fold}); change one"
+            )
         test = 1 / self.folds if self.folds else self.test
         if self.val + test >= 1:
-            raise ValueError(f"val + test must be less than 1 (got {self.val} + {test:g})")
+            way_out = "lower val, or raise folds" if self.folds else "lower one"
+            raise ValueError(f"val + test must be less than 1 (got {self.val} + {test:g}); {way_out}")
         return self
 
     @model_validator(mode="after")
@@ -158,9 +161,9 @@ class Data(Section):
         try:
             groups = re.compile(value).groups
         except re.error as error:
-            raise ValueError(f"must be a regular expression ({error})") from None
+            raise ValueError(f"must be a valid regular expression ({error}); fix it") from None
         if value and groups < 1:
-            raise ValueError("must contain a group in parentheses, e.g. '^(.*)_(left|right)$'")
+            raise ValueError("must contain a group in parentheses; write e.g. '^(.*)_(left|right)$'")
         return value
 
     @field_validator("urls")
@@ -180,7 +183,7 @@ class Data(Section):
     @classmethod
     def _check_classes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("must not name a class twice")
+            raise ValueError("must not name a class twice; leave one out")
         return value
 
     @field_validator("attributes")
@@ -224,11 +227,11 @@ class Data(Section):
         if self.source not in ("csv", "acs") and self.labels:
             raise ValueError("labels are read with source csv or acs only; set data.source=csv, or leave labels out")
         if self.source == "acs" and self.labels and not self.tag_separator:
-            raise ValueError("labels of source acs are words of a phrase: set data.tag_separator, or leave labels out")
+            raise ValueError("labels of source acs are words of a phrase; set data.tag_separator, or leave labels out")
         if self.source != "synthetic" and self.images is None and not self.urls:
-            raise ValueError("images is required: the folder of the images, e.g. data.images=PATH")
+            raise ValueError("images is required; set data.images=FOLDER")
         if self.source == "csv" and self.labels is None:
-            raise ValueError("labels is required with source csv, e.g. data.labels=PATH")
+            raise ValueError("labels is required with source csv; set data.labels=FILE")
         if self.group_column and self.source not in ("csv", "tars"):
             raise ValueError("group_column is read with source csv or tars; use group_pattern")
         if self.split.recipe and self.audit == "resolve":

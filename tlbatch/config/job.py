@@ -85,7 +85,8 @@ class Job(Section):
         for number, phase in enumerate(self.phase):
             if phase.cut != HANDCRAFTED or not phase.fit:
                 raise ValueError(
-                    f"phase.{number} must have cut = handcrafted, like all phases of such a job, and a fit, e.g. svm"
+                    "handcrafted features need cut = handcrafted and a fit in every phase; set both in "
+                    f"phase.{number}, e.g. fit = svm"
                 )
         usual = Model(backbone=HANDCRAFTED)
         keys = ("backbone", "weights", "mean", "std")
@@ -93,36 +94,38 @@ class Job(Section):
         unread += ["head.after"] if self.head.after else []
         if unread:
             raise ValueError(
-                f"cut = handcrafted uses no network, so {', '.join(unread)} has no meaning; leave it out, or if "
-                'recipes share it set model = { backbone = "handcrafted", weights = "none" }'
+                f"cut = handcrafted uses no network; leave out {', '.join(unread)}, or if recipes share it set "
+                'model = { backbone = "handcrafted", weights = "none" }'
             )
         if self.cache.dtype not in ("auto", "fp32"):
-            raise ValueError(f"cut = handcrafted is stored as fp32 (got cache.dtype = {self.cache.dtype})")
+            raise ValueError(
+                f"cut = handcrafted is cached as fp32 (got cache.dtype = {self.cache.dtype}); leave cache.dtype out"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_strategy(self) -> Self:
         if self.strategy == "phases" and not self.phase:
-            raise ValueError("phase is required: set it, e.g. phase=[{ cut = 'pool' }], or set strategy=auto")
+            raise ValueError("phase is required; set e.g. phase=[{ cut = 'pool' }], or strategy=auto")
         if self.strategy == "auto":
             keys = ("head", "objective", "decision", "phase")
             decides = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if decides:
-                raise ValueError(f"strategy = auto chooses {', '.join(decides)}: leave it out of the job")
+                raise ValueError(f"strategy = auto chooses {', '.join(keys)}; leave out {', '.join(decides)}")
         if self.strategy == "auto" and self.train.crop_scale < 1 and not self.train.random_views:
             raise ValueError(
-                "strategy = auto needs a finite number of views: set train.random_views, or crop_scale = 1"
+                "strategy = auto needs a finite number of views; set train.random_views, or train.crop_scale = 1"
             )
         if self.chooses and not self.cache.enabled:
-            raise ValueError("cut = auto and strategy = auto need the cache: set cache.enabled=true")
+            raise ValueError("cut = auto and strategy = auto need the cache; set cache.enabled=true")
         if any(phase.cut == "auto" for phase in self.phase) and self.head.after:
-            raise ValueError("cut = auto needs the head on top of the backbone: leave head.after out")
+            raise ValueError("cut = auto needs the head on top of the backbone; leave head.after out")
         return self
 
     @model_validator(mode="after")
     def _check_subgroups(self) -> Self:
         if self.report.subgroups and self.data.labels is None:
-            raise ValueError("report.subgroups are columns of a labels file: set data.source=csv and data.labels")
+            raise ValueError("report.subgroups are columns of a labels file; set data.source=csv and data.labels")
         return self
 
     @model_validator(mode="after")
@@ -130,7 +133,8 @@ class Job(Section):
         for number, phase in enumerate(self.phase):
             if phase.fit and (phase.cut not in FROZEN or self.head.widths):
                 raise ValueError(
-                    f"phase.{number}.fit fits a linear head on frozen features: set cut = pool, and no head.widths"
+                    f"phase.{number}.fit needs frozen features and no hidden layers; set cut = pool, and leave "
+                    "head.widths out"
                 )
             if phase.fit and phase.fit.startswith(("kernel", "neighbours")) and number + 1 < len(self.phase):
                 raise ValueError(
@@ -143,10 +147,15 @@ class Job(Section):
                 known += ("tags",)
             if phase.fit and self.objective not in known:
                 names = " or ".join(known)
-                raise ValueError(f"phase.{number}.fit = {phase.fit} needs objective {names} (got {self.objective})")
+                raise ValueError(
+                    f"phase.{number}.fit = {phase.fit} needs objective {names} (got {self.objective}); change one"
+                )
             if (phase.fit or phase.lr_grid) and self.train.crop_scale < 1 and not self.train.random_views:
                 key = "fit" if phase.fit else "lr_grid"
-                raise ValueError(f"phase.{number}.{key} needs a finite number of views: set train.random_views")
+                raise ValueError(
+                    f"phase.{number}.{key} needs a finite number of views; set train.random_views, or "
+                    "train.crop_scale = 1"
+                )
             if phase.lr_grid and self.head.batch_norm:
                 raise ValueError(f"phase.{number}.lr_grid does not work with head.batch_norm; leave one of them out")
             if number == 0 and phase.fit and self.head.weights:
@@ -154,7 +163,9 @@ class Job(Section):
                     "head.weights initialises a head for epochs, and phase.0.fit starts over; leave one of them out"
                 )
             if phase.cut == "flatten" and self.head.pool in ("gem", "attention"):
-                raise ValueError(f"phase.{number}.cut = flatten does not work with head.pool = {self.head.pool}")
+                raise ValueError(
+                    f"phase.{number}.cut = flatten does not work with head.pool = {self.head.pool}; change one"
+                )
             if (phase.fit or phase.lr_grid) and self.head.pool in ("gem", "attention"):
                 raise ValueError(
                     f"phase.{number} needs fixed vectors, and head.pool = {self.head.pool} is trained in epochs; "
@@ -169,7 +180,7 @@ class Job(Section):
                 raise ValueError("decoder is read with objective tags only; leave it out, or set objective=tags")
             return self
         if not self.data.tag_separator:
-            raise ValueError("objective tags: set data.tag_separator to what separates the tags of a label")
+            raise ValueError("objective tags needs labels with several tags; set data.tag_separator")
         _refuse_for_tags(self)
         return self
 
@@ -178,12 +189,12 @@ class Job(Section):
         for key in ("view_mean", "group_mean"):
             all_frozen = all(phase.cut in FROZEN for phase in self.phase)
             if getattr(self.head, key) and not (self.cache.enabled and all_frozen):
-                raise ValueError(f"head.{key} needs the cache and cut = pool in all phases")
+                raise ValueError(f"head.{key} needs the cache and cut = pool in all phases; set both, or leave it out")
             if getattr(self.head, key) and self.train.tta:
-                raise ValueError(f"head.{key} does not work with train.tta: leave one of them out")
+                raise ValueError(f"head.{key} does not work with train.tta; leave one of them out")
             if getattr(self.head, key) and self.train.crop_scale < 1 and not self.train.random_views:
                 raise ValueError(
-                    f"head.{key} needs a finite number of views: set train.random_views, or crop_scale = 1"
+                    f"head.{key} needs a finite number of views; set train.random_views, or train.crop_scale = 1"
                 )
         return self
 

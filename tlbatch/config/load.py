@@ -181,7 +181,7 @@ def _parsed(override: str) -> tuple[str, object]:
     """Split an override into key and value."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise UserError(f"{override}: an override must have the form key=value, e.g. phase.0.epochs=3")
+        raise UserError(f"{override}: not of the form key=value; write e.g. phase.0.epochs=3")
     key = with_new_name(dotted)
     return key, value_with_new_names(key, _value(text))
 
@@ -209,7 +209,7 @@ def _child(node: object, part: str, *, where: str) -> object:
 
 def _position(node: list[Any], part: str, *, where: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
-        raise UserError(f"{where}: must be one of the job's entries 0 to {len(node) - 1} (got {part})")
+        raise UserError(f"{where}: must be one of the job's entries 0 to {len(node) - 1} (got {part}); use one of them")
     return int(part)
 
 
@@ -233,26 +233,29 @@ def _line(detail: ErrorDetails) -> str:
         case "missing":
             return f"{where}: is required; set it in the job file or as {where}=VALUE"
         case "literal_error":
-            return f"{where}: must be one of {context['expected']}{got}"
+            return f"{where}: must be one of {context['expected']}{got}; choose one of them"
         case "value_error":
             return f"{where}: {context['error']}"
         case "greater_than":
-            return f"{where}: must be greater than {context['gt']:g}{got}"
+            return f"{where}: must be greater than {context['gt']:g}{got}; raise it"
         case "greater_than_equal":
-            return f"{where}: must be at least {context['ge']:g}{got}"
+            return f"{where}: must be at least {context['ge']:g}{got}; raise it"
         case "less_than":
-            return f"{where}: must be less than {context['lt']:g}{got}"
+            return f"{where}: must be less than {context['lt']:g}{got}; lower it"
         case "less_than_equal":
-            return f"{where}: must be at most {context['le']:g}{got}"
+            return f"{where}: must be at most {context['le']:g}{got}; lower it"
         case "string_too_short":
             return f"{where}: must not be empty; leave it out, or name one"
         case "model_type":
             return f"{where}: must be a section{got}; see --help for its keys"
         case "string_pattern_mismatch":
-            return f"{where}: must be letters, digits, '_', '-' or '.'{got}"
+            return (
+                f"{where}: must be letters, digits, '_', '-' or '.', and begin with a letter or digit{got}; "
+                "choose another name"
+            )
         case _:
             message = detail["msg"].replace("Input should be", "must be")
-            return f"{where}: {message}{got}"
+            return f"{where}: {message}{got}; change it"
 
 
 def _suggestion(loc: tuple[int | str, ...]) -> str:

@@ -56,7 +56,7 @@ class Nightly(Section):
             known = ", ".join(get_args(OfAll))
             raise ValueError(
                 f"{name!r} must be recall.CLASS, precision.CLASS, sensitivity.QUESTION, specificity.QUESTION or one of "
-                f"{known}"
+                f"{known}; rename it"
             )
         return value
 

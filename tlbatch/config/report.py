@@ -40,14 +40,14 @@ class Reporting(Section):
     @model_validator(mode="after")
     def _check_operating_points(self) -> "Reporting":
         if (self.sensitivity or self.specificity) and not self.questions:
-            raise ValueError("sensitivity and specificity need questions: set report.questions")
+            raise ValueError("sensitivity and specificity need questions; set report.questions")
         return self
 
     @model_validator(mode="after")
     def _check_leaderboard_files(self) -> "Reporting":
         if self.solution and not (self.public_leaderboard or self.private_leaderboard):
             raise ValueError(
-                "solution splits leaderboards: set report.public_leaderboard or report.private_leaderboard"
+                "solution needs a leaderboard; set report.public_leaderboard or report.private_leaderboard"
             )
         return self
 
@@ -69,7 +69,7 @@ class Reporting(Section):
                 )
         for key, positive in named.items():
             if not 0 < len(set(positive)) < len(classes):
-                raise UserError(f"report.{key}: must be some of the classes, not none or all; change the list")
+                raise UserError(f"report.{key}: must list some but not all of the classes; change the list")
         if self.deploy_prior and not isclose(sum(self.deploy_prior.values()), 1, abs_tol=1e-3):
             total = sum(self.deploy_prior.values())
             raise UserError(f"report.deploy_prior: the values must sum to 1 (got {total:g}); change them")

@@ -93,7 +93,7 @@ class Slurm(Section):
         runtime, _, image = value.partition(":")
         if value != "none" and (runtime not in get_args(Runtime)[1:] or not image or not value.isprintable()):
             known = ", ".join(get_args(Runtime)[1:])
-            raise ValueError(f"must be none or RUNTIME:IMAGE, with one of {known} (got {value!r})")
+            raise ValueError(f"must be none or RUNTIME:IMAGE, with RUNTIME one of {known} (got {value!r}); change it")
         return value
 
     @field_validator("container_options", "mounts")
@@ -128,7 +128,7 @@ class Slurm(Section):
     def _check_environment(cls, value: Mapping[str, str]) -> Mapping[str, str]:
         for name, text in value.items():
             if not is_shell_name(name):
-                raise ValueError(f"{name!r} must be a variable's name: letters, digits and '_', no digit first")
+                raise ValueError(f"{name!r} must be letters, digits or '_', and not begin with a digit; rename it")
             if "\0" in text:
                 raise ValueError(f"{name} must not contain the character NUL; leave it out")
             if is_secret_name(name) or holds_secret(text):
@@ -141,7 +141,10 @@ class Slurm(Section):
     @model_validator(mode="after")
     def _check_tasks(self) -> Self:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
-            raise ValueError(f"tasks_per_node must equal gpus_per_node ({self.gpus_per_node}): one task drives one GPU")
+            raise ValueError(
+                f"tasks_per_node must equal gpus_per_node ({self.gpus_per_node}), as each task drives one GPU; "
+                "leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -151,16 +154,14 @@ class Slurm(Section):
             raise ValueError(
                 f"timeout_min = {self.timeout_min} gives {60 * self.timeout_min} s, but SLURM warns "
                 f"{self.signal_delay_s} s before the end and up to {_EARLY_S} s earlier, and a stage takes up to "
-                f"{_BEGIN_S} s to start: set timeout_min to at least {-(-needed // 60)}, or a lower signal_delay_s"
+                f"{_BEGIN_S} s to start; set timeout_min to at least {-(-needed // 60)}, or a lower signal_delay_s"
             )
         return self
 
     @model_validator(mode="after")
     def _check_cores(self) -> Self:
         if self.cpus_per_node and self.cpus_per_node < self.num_tasks_per_node:
-            raise ValueError(
-                f"cpus_per_node must be at least {self.num_tasks_per_node}, one core for each task of a node"
-            )
+            raise ValueError(f"cpus_per_node must be at least {self.num_tasks_per_node}, one core per task; raise it")
         return self
 
     @property

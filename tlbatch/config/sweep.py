@@ -60,13 +60,13 @@ def combinations(sweep: object) -> list[Combination]:
         If it contains anything but lists, keys that cannot be swept, or too many combinations.
     """
     if not isinstance(sweep, dict):
-        raise UserError(f"sweep: must be a section of lists, e.g. [sweep] with seed = [0, 1] (got {sweep!r})")
+        raise UserError(f"sweep: must be a section of lists (got {sweep!r}); write e.g. [sweep] with seed = [0, 1]")
     lists = dict(_lists(sweep, ""))
     for key, values in lists.items():
         if key.partition(".")[0] in _NAMES:
             raise UserError(f"sweep.{key}: cannot be swept, since all runs of a sweep share it; leave it out")
         if not isinstance(values, list) or not values:
-            raise UserError(f"sweep.{key}: must be a list of values, e.g. [0, 1] (got {values!r})")
+            raise UserError(f"sweep.{key}: must be a list of values (got {values!r}); write e.g. [0, 1]")
     number = math.prod(map(len, lists.values()))
     if number > MOST:
         raise UserError(f"sweep: makes {number} runs, and a job array holds at most {MOST}; leave some values out")

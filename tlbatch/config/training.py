@@ -102,13 +102,13 @@ class Phase(Section):
         if self.fit:
             used = [key for key in _OF_EPOCHS if getattr(self, key) != type(self).model_fields[key].default]
             if used:
-                raise ValueError(f"fit has no epochs, so {', '.join(used)} has no meaning; leave it out")
+                raise ValueError(f"fit has no epochs; leave out {', '.join(used)}")
         if not self.lr_grid:
             return self
         if len(set(self.lr_grid)) < len(self.lr_grid):
             raise ValueError("lr_grid must not repeat a rate; name each once")
         if self.cut not in ALL_FROZEN or self.fit:
-            raise ValueError("lr_grid needs a head that trains alone: set cut = pool, and no fit")
+            raise ValueError("lr_grid needs a head that trains alone; set cut = pool, and leave fit out")
         beside = ("mixup", "cutmix", "patience", "ema", "average")
         used = [key for key in beside if getattr(self, key)]
         if used or self.accumulate > 1:
@@ -144,11 +144,11 @@ class Train(Section):
     @model_validator(mode="after")
     def _check_tta(self) -> Self:
         if self.random_views and self.crop_scale == 1:
-            raise ValueError("random_views are random crops: set crop_scale below 1")
+            raise ValueError("random_views needs random crops; set crop_scale below 1")
         if self.tta and self.augment == "none":
             raise ValueError("tta averages over the symmetries of augment, which is none; set it to flip, rot4 or d4")
         if self.every_view and self.crop_scale < 1 and not self.random_views:
-            raise ValueError("every_view needs a finite number of views: set random_views, or crop_scale = 1")
+            raise ValueError("every_view needs a finite number of views; set random_views, or crop_scale = 1")
         return self
 
 

@@ -51,7 +51,7 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
     for label, some in of_label.items():
         if len(some) < data.per_class:
             raise UserError(
-                f"data.per_class: {label!r} has {len(some)} images, not {data.per_class}; ask for fewer, or add images"
+                f"data.per_class: {label!r} has {len(some)} images, not {data.per_class}; lower it, or add images"
             )
         some.sort(key=lambda image: (_hashed(image.key, str(data.per_class_seed)), image.key))
         drawn.extend(some[: data.per_class])

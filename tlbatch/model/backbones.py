@@ -72,7 +72,10 @@ def build_backbone(model: Model, weights: Path | None = None) -> Backbone:
         return Backbone(Handcrafted(), NUM_FEATURES, "", size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     family, _, name = model.backbone.rpartition(":")
     if family not in ("", "timm"):
-        raise UserError(f"model.backbone: {model.backbone!r} must be timm:NAME or the name of a torchvision classifier")
+        raise UserError(
+            f"model.backbone: {model.backbone!r} must be timm:NAME or the name of a torchvision classifier; "
+            "choose another"
+        )
     wanted = read_input(weights) if weights else Input()
     wanted = Input(size=model.size or wanted.size, mean=model.mean or wanted.mean, std=model.std or wanted.std)
     return _timm_backbone(name, wanted) if family else _torchvision_backbone(name, wanted)
@@ -156,7 +159,7 @@ def load_weights(backbone: Backbone, path: Path, *, match: str) -> None:
     fitted = fit(given, wanted, backbone.classifier, path)
     wrong = next((key for key, value in fitted.items() if not torch.isfinite(value).all()), None)
     if wrong is not None:
-        raise UserError(f"{path}: {wrong} holds values that are not finite; download the file again")
+        raise UserError(f"{path}: {wrong} contains values that are not finite; download the file again")
     backbone.net.load_state_dict(fitted)
 
 
@@ -178,7 +181,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
-        raise UserError(f"{path}: holds no state dict (tensors by name); export one with model.state_dict()")
+        raise UserError(f"{path}: contains no state dict (tensors by name); export one with model.state_dict()")
     return state
 
 

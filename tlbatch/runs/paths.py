@@ -167,7 +167,10 @@ def weights_file(weights: str) -> Path | None:
         except (ModuleNotFoundError, ValueError):
             spec = None
         if spec is None or spec.origin is None:
-            raise UserError(f"model.weights: package {module} is not installed; install it (see README, extras)")
+            raise UserError(
+                f"model.weights: package {module} is not installed; install it, e.g. with bash slurm/env.sh "
+                "quickstart,export"
+            )
         path = Path(spec.origin).parent / inner
     if not path.is_file():
         raise UserError(f"model.weights: no such file {path}; set model.weights=FILE, or none for random weights")

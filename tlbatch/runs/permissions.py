@@ -44,6 +44,6 @@ def claim_logs(paths: RunPaths) -> None:
         if not mine or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             why = "others can write to it" if mine else "it belongs to another user, or is a link"
             raise UserError(
-                f"{folder}: {why}, so the job could run their code; chmod go-w {shlex.quote(str(folder))}, "
+                f"{folder}: {why}, so the job could run other users' code; chmod go-w {shlex.quote(str(folder))}, "
                 "submit the job as a new run, or set workspace=PATH, on a file system that keeps modes"
             )

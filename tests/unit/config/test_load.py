@@ -29,26 +29,35 @@ def test_files_merge_left_to_right_and_overrides_win(small: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("phase.1.optimizer.lr=-1", "phase.1.optimizer.lr: must be greater than 0 (got -1)"),
-        ("phase.0.epochs=0", "phase.0.epochs: must be at least 1 (got 0)"),
+        ("phase.1.optimizer.lr=-1", "phase.1.optimizer.lr: must be greater than 0 (got -1); raise it"),
+        ("phase.0.epochs=0", "phase.0.epochs: must be at least 1 (got 0); raise it"),
         (
             "phase.0.epochs=soon",
-            "phase.0.epochs: must be a valid integer, unable to parse string as an integer (got 'soon')",
+            "phase.0.epochs: must be a valid integer, unable to parse string as an integer (got 'soon'); change it",
         ),
         ("train.batchsize=3", "train.batchsize: unknown key, did you mean train.batch_size?; see --help for the keys"),
         ("trian.batch_size=3", "trian: unknown key, did you mean train?; see --help for the keys"),
-        ("train.mixed_precision=int4", "train.mixed_precision: must be one of 'no', 'fp16' or 'bf16' (got 'int4')"),
-        ("data.split.test=1.5", "data.split.test: must be less than 1 (got 1.5)"),
-        ("data.split.val=0.8", "data.split: val + test must be less than 1 (got 0.8 + 0.25)"),
+        (
+            "train.mixed_precision=int4",
+            "train.mixed_precision: must be one of 'no', 'fp16' or 'bf16' (got 'int4'); choose one of them",
+        ),
+        ("data.split.test=1.5", "data.split.test: must be less than 1 (got 1.5); lower it"),
+        ("data.split.val=0.8", "data.split: val + test must be less than 1 (got 0.8 + 0.25); lower one"),
         (
             "data.group_pattern=^x",
-            "data.group_pattern: must contain a group in parentheses, e.g. '^(.*)_(left|right)$'",
+            "data.group_pattern: must contain a group in parentheses; write e.g. '^(.*)_(left|right)$'",
         ),
-        ("phase.2.epochs=1", "phase.2: must be one of the job's entries 0 to 1 (got 2)"),
-        ("epochs", "epochs: an override must have the form key=value, e.g. phase.0.epochs=3"),
+        ("phase.2.epochs=1", "phase.2: must be one of the job's entries 0 to 1 (got 2); use one of them"),
+        ("epochs", "epochs: not of the form key=value; write e.g. phase.0.epochs=3"),
         ("train=3", "train: must be a section (got 3); see --help for its keys"),
-        ("slurm.timeout_min=2", "slurm.timeout_min: must be at least 5 (got 2)"),
-        ("run=../up", "run: must be letters, digits, '_', '-' or '.' (got '../up')"),
+        ("slurm.timeout_min=2", "slurm.timeout_min: must be at least 5 (got 2); raise it"),
+        (
+            "run=../up",
+            (
+                "run: must be letters, digits, '_', '-' or '.', and begin with a letter or digit (got '../up'); "
+                "choose another name"
+            ),
+        ),
     ],
 )
 def test_a_wrong_value_gives_one_line_with_field_value_and_way_out(small: Path, override: str, line: str) -> None:
@@ -159,7 +168,7 @@ def test_a_recipe_lends_its_keys_and_its_sweep_to_those_it_holds(small: Path, tm
     with pytest.raises(UserError) as error:
         load_jobs([small, more], ["recipes.eyes.data.source=csv"])
     assert str(error.value).splitlines() == [
-        f"recipes.eyes.recipes.{name}.data: labels is required with source csv, e.g. data.labels=PATH"
+        f"recipes.eyes.recipes.{name}.data: labels is required with source csv; set data.labels=FILE"
         for name in ("plain", "wide")
     ]
     with pytest.raises(UserError, match=r"^recipes: two of them have the run name both-eyes-wide-fold0; rename one$"):
@@ -171,14 +180,14 @@ def test_a_recipe_lends_its_keys_and_its_sweep_to_those_it_holds(small: Path, tm
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("[recipes.wide]\nhead.widths = [0]\n", "recipes.wide.head.widths.0: must be at least 1 (got 0)"),
+        ("[recipes.wide]\nhead.widths = [0]\n", "recipes.wide.head.widths.0: must be at least 1 (got 0); raise it"),
         ("[recipes.wide]\nhaed = 1\n", "recipes.wide.haed: unknown key, did you mean head?; see --help for the keys"),
         ("recipes = [1]\n", "recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys"),
         (
             "[recipes.a.recipes]\nb = 1\n",
             "recipes.a.recipes: must be sections by name, e.g. [recipes.mlp]; see --help for their keys",
         ),
-        ("[recipes.a.recipes.b]\nseed = -1\n", "recipes.a.recipes.b.seed: must be at least 0 (got -1)"),
+        ("[recipes.a.recipes.b]\nseed = -1\n", "recipes.a.recipes.b.seed: must be at least 0 (got -1); raise it"),
     ],
 )
 def test_a_wrong_value_in_a_recipe_is_named_with_the_recipe(small: Path, tmp_path: Path, text: str, line: str) -> None:
@@ -206,7 +215,7 @@ def test_a_time_limit_that_leaves_no_time_to_work_is_refused_with_the_sum() -> N
         load_job([], [*given, "slurm.signal_delay_s=200"])
     assert str(error.value) == (
         "slurm: timeout_min = 6 gives 360 s, but SLURM warns 200 s before the end and up to 60 s earlier, and a stage "
-        "takes up to 120 s to start: set timeout_min to at least 7, or a lower signal_delay_s"
+        "takes up to 120 s to start; set timeout_min to at least 7, or a lower signal_delay_s"
     )
 
 

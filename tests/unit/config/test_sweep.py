@@ -60,23 +60,32 @@ def test_labels_are_short_and_plain_and_none_is_there_twice() -> None:
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [
-        (["sweep.phase.0.optimizer.lr=[0.1, -1]"], "sweep.phase.0.optimizer.lr: must be greater than 0 (got -1)"),
-        (["sweep.seed=3"], "sweep.seed: must be a list of values, e.g. [0, 1] (got 3)"),
-        (["sweep.seed=[]"], "sweep.seed: must be a list of values, e.g. [0, 1] (got [])"),
-        (["sweep=3"], "sweep: must be a section of lists, e.g. [sweep] with seed = [0, 1] (got 3)"),
+        (
+            ["sweep.phase.0.optimizer.lr=[0.1, -1]"],
+            "sweep.phase.0.optimizer.lr: must be greater than 0 (got -1); raise it",
+        ),
+        (["sweep.seed=3"], "sweep.seed: must be a list of values (got 3); write e.g. [0, 1]"),
+        (["sweep.seed=[]"], "sweep.seed: must be a list of values (got []); write e.g. [0, 1]"),
+        (["sweep=3"], "sweep: must be a section of lists (got 3); write e.g. [sweep] with seed = [0, 1]"),
         (["sweep.run=['a', 'b']"], "sweep.run: cannot be swept, since all runs of a sweep share it; leave it out"),
-        (["sweep.phase.2.epochs=[1]"], "sweep.phase.2: must be one of the job's entries 0 to 1 (got 2)"),
+        (
+            ["sweep.phase.2.epochs=[1]"],
+            "sweep.phase.2: must be one of the job's entries 0 to 1 (got 2); use one of them",
+        ),
         (["sweep.sed=[1]"], "sweep.sed: unknown key, did you mean seed?; see --help for the keys"),
         (["sweep.seed=[0, 1]", "seed=4"], "seed: is swept by sweep.seed; leave one of them out"),
         (["sweep.head=[{}]", "head.dropout=0"], "head.dropout: is swept by sweep.head; leave one of them out"),
         (
             ["data.split.folds=2", "sweep.data.split.fold=[0, 1, 2]"],
-            "sweep.data.split.fold: fold must be below folds, and folds at least 2 (got fold 2 of 2)",
+            "sweep.data.split.fold: folds must be at least 2 and above fold (got folds = 2, fold = 2); change one",
         ),
         (["sweep.seed=[0, 1]", "nmae=1"], "nmae: unknown key, did you mean name?; see --help for the keys"),
         (
             ["sweep.seed=[0, -1]", "sweep.train.batch_size=[0, 1]"],
-            "sweep.train.batch_size: must be at least 1 (got 0)\nsweep.seed: must be at least 0 (got -1)",
+            (
+                "sweep.train.batch_size: must be at least 1 (got 0); raise it\n"
+                "sweep.seed: must be at least 0 (got -1); raise it"
+            ),
         ),
         (
             [f"sweep.seed={list(range(101))}", f"sweep.data.split.fold={list(range(10))}"],

@@ -68,7 +68,7 @@ def test_a_name_says_whether_its_value_is_a_secret(name: str, *, secret: bool) -
             "slurm.environment.http_proxy=http://me:pw123@proxy",
             "slurm.environment: http_proxy looks like a secret, and the job is stored; export it in the shell",
         ),
-        ("slurm.environment={'a b'='pw123'}", "slurm.environment: 'a b' must be a variable's name"),
+        ("slurm.environment={'a b'='pw123'}", "slurm.environment: 'a b' must be letters, digits or '_', and not begin"),
         ('slurm.environment={A="pw123\\u0000"}', "slurm.environment: A must not contain the character NUL; leave"),
         ("slurm.environment=['pw123']", "slurm.environment: must be a valid dictionary"),
         ("slurm.environment.A=[['pw123']]", "slurm.environment.A: must be a valid string"),

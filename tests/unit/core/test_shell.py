@@ -149,5 +149,5 @@ def test_cores_of_a_node_are_shared_out_to_its_tasks(override: list[str], cores:
 
 
 def test_too_few_cores_for_the_tasks_of_a_node_are_refused() -> None:
-    with pytest.raises(UserError, match="slurm: cpus_per_node must be at least 4, one core for each task of a node"):
+    with pytest.raises(UserError, match="slurm: cpus_per_node must be at least 4, one core per task; raise it"):
         load_job([], [*BASE, "slurm.cpus_per_node=3", "slurm.gpus_per_node=4"])

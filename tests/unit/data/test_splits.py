@@ -245,9 +245,9 @@ def test_dogs_vs_cats_tests_on_the_folder_valid(tmp_path: Path, write_folders: C
 @pytest.mark.parametrize(
     ("split", "says"),
     [
-        ({"folds": 1}, "folds at least 2"),
-        ({"folds": 3, "fold": 3}, "fold must be below folds"),
-        ({"val": 0.6, "folds": 2}, "val \\+ test must be less than 1"),
+        ({"folds": 1}, "folds must be at least 2"),
+        ({"folds": 3, "fold": 3}, "folds must be at least 2 and above fold"),
+        ({"val": 0.6, "folds": 2}, r"val \+ test must be less than 1 .*; lower val, or raise folds"),
         ({"method": "as-published"}, "need each other"),
         ({"recipe": "flowers17"}, "need each other"),
         ({"column": "split"}, "read with method given only"),

@@ -169,7 +169,10 @@ def test_what_is_of_classes_alone_is_refused(runs: dict[str, RunPaths], tmp_path
     ("settings", "says"),
     [
         (["data.tag_separator=''"], "attributes need labels with several tags"),
-        (["data.tag_separator=''", "data.attributes={}"], "objective tags: set data.tag_separator"),
+        (
+            ["data.tag_separator=''", "data.attributes={}"],
+            "objective tags needs labels with several tags; set data.tag_separator",
+        ),
         (["data.per_class=2"], "per_class needs single-label classes"),
         (["data.attributes={ a = ['x y'] }"], "'x y' contains data.tag_separator, so it is no tag"),
         (
@@ -181,7 +184,10 @@ def test_what_is_of_classes_alone_is_refused(runs: dict[str, RunPaths], tmp_path
         (["phase.0.balance=sampler"], "objective tags does not work with phase.0.balance"),
         (["phase=[{cut='pool', lr_grid=[1e-3, 1e-2]}]"], "objective tags does not work with phase.0.lr_grid"),
         (["phase=[{cut='pool', fit='logistic'}, {cut='pool'}]"], "does not work with phase.0.fit with other phases"),
-        (["phase=[{cut='pool', fit='neighbours'}]"], "fit = neighbours needs objective cross-entropy (got tags)"),
+        (
+            ["phase=[{cut='pool', fit='neighbours'}]"],
+            "fit = neighbours needs objective cross-entropy (got tags); change",
+        ),
         (["objective=cross-entropy"], "decoder is read with objective tags only"),
         (["data.attributes={ a = ['x'], b = ['x'] }"], "names 'x' twice, in a and b; leave one of them out"),
     ],

@@ -118,13 +118,13 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     net = build_backbone(Model(backbone="timm:test_efficientnet"))
     broken = net.net.state_dict() | {"bn1.weight": torch.full((24,), torch.nan)}
     torch.save(broken, tmp_path / "nan.pth")
-    with pytest.raises(UserError, match=r"bn1\.weight holds values that are not finite"):
+    with pytest.raises(UserError, match=r"bn1\.weight contains values that are not finite"):
         load_weights(net, tmp_path / "nan.pth", match="name")
     torch.save({3: torch.zeros(1)}, tmp_path / "numbers.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         read_tensors(tmp_path / "numbers.pth")
     torch.save({"epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         read_tensors(tmp_path / "other.pth")
 
 

@@ -198,15 +198,18 @@ def test_the_cut_is_found_by_its_name_and_listed() -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["phase=[{cut='handcrafted', fit='svm'}, {cut='pool', epochs=2}]"], "phase.1 must have cut = handcrafted"),
+        (
+            ["phase=[{cut='handcrafted', fit='svm'}, {cut='pool', epochs=2}]"],
+            "handcrafted features need cut = handcrafted and a fit in every phase; set both in phase.1",
+        ),
         (
             ["phase=[{cut='handcrafted', epochs=2}]"],
-            "phase.0 must have cut = handcrafted, like all phases of such a job, and",
+            "set both in phase.0, e.g. fit = svm",
         ),
-        ([HAND, "model.weights=library"], "uses no network, so model.weights has no meaning; leave it out"),
-        ([HAND, "model.backbone=resnet18", "head.after=pool"], "so model.backbone, head.after has no meaning"),
-        ([HAND, "model.mean=[0.5, 0.5, 0.5]"], "so model.mean has no meaning; leave it out"),
-        ([HAND, "cache.dtype=fp16"], "cut = handcrafted is stored as fp32 (got cache.dtype = fp16)"),
+        ([HAND, "model.weights=library"], "uses no network; leave out model.weights, or if recipes share it"),
+        ([HAND, "model.backbone=resnet18", "head.after=pool"], "leave out model.backbone, head.after"),
+        ([HAND, "model.mean=[0.5, 0.5, 0.5]"], "leave out model.mean"),
+        ([HAND, "cache.dtype=fp16"], "cut = handcrafted is cached as fp32 (got cache.dtype = fp16); leave"),
         (["model.backbone=handcrafted", "strategy=auto"], "strategy = auto chooses among cuts of a network"),
     ],
 )

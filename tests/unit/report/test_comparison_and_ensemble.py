@@ -114,13 +114,13 @@ def test_a_report_answers_what_the_job_asks_of_it(make: Callable[..., RunPaths],
 def test_what_a_report_is_asked_must_fit_the_classes_and_the_labels_file(make: Callable[..., RunPaths]) -> None:
     for number, (wrong, says) in enumerate((
         ("report.questions.ill=['9']", r"report\.questions\.ill: unknown class 9; the classes are 0, 1, 2"),
-        ("report.questions.ill=['0','1','2']", "must be some of the classes, not none or all"),
+        ("report.questions.ill=['0','1','2']", "must list some but not all of the classes"),
         ("report.deploy_prior={0=0.5}", r"the values must sum to 1 \(got 0\.5\)"),
         ("report.subgroups=['site']", r"no column site \(it has .*\); set report\.subgroups=NAME"),
-        ("report.solution=/nowhere.csv", "solution splits leaderboards: set report.public_leaderboard"),
+        ("report.solution=/nowhere.csv", "solution needs a leaderboard; set report.public_leaderboard"),
         ("report.subgroups=['']", r"report\.subgroups\.0: must not be empty"),
         ("report.public_leaderboard=/nowhere.csv", r"report\.public_leaderboard: no such file"),
-        ("report.sensitivity=[0.9]", "sensitivity and specificity need questions"),
+        ("report.sensitivity=[0.9]", "sensitivity and specificity need questions; set"),
         ("report.sample_submission=/nowhere.csv", r"report\.sample_submission: no such file"),
     )):  # fmt: skip
         with pytest.raises(UserError, match=says):

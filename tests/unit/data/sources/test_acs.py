@@ -113,5 +113,5 @@ def test_a_folder_that_is_not_laid_out_so_is_named(folder: Path, read: Callable[
 
 
 def test_words_without_tags_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"labels of source acs are words of a phrase: set data\.tag_separator"):
+    with pytest.raises(ValueError, match=r"labels of source acs are words of a phrase; set data\.tag_separator"):
         Data(source="acs", images="x", labels="y")
