@@ -28,16 +28,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from slurm_cluster import FINAL, SlurmCluster, slurm_cluster
 
+from tlbatch.config.load import load_job
+from tlbatch.runs.stages import stages_of
+
 TINY = Path(__file__).parents[1] / "tiny.toml"
 OPTIONS = (
     "slurm.nodes=2", "slurm.snapshot_interval_min=0.02", "slurm.watchdog_timeout_s=10",
     "slurm.rendezvous_s=30", "phase.1.epochs=120",
     "phase.1.optimizer.lr=1e-3", "head.dropout=0.2", "data.shard_images=5", "train.augment=rot4",
 )  # fmt: skip
-STAGES = ("shard", "cache", "train", "predict", "reduce")
+STAGES = stages_of(load_job([TINY], ["data.images=/any", "workspace=/any"]))
 STILL = "a rank hangs"
-WEIGHTS = (1, 2, 6, 2, 1)
-"""Relative frequency of faults in each stage."""
+WEIGHTS = {"cache": 2, "train": 6, "predict": 2}
+"""Relative frequency of faults in each stage, 1 for those that are not named."""
 AGAIN_S = 150.0
 Injection = Callable[["Campaign", str], bool]
 """Injects a fault into a job, and returns whether the chain resumes without help."""
@@ -229,7 +232,9 @@ def repeated_epochs(run: Path) -> int:
 def interrupt(campaign: Campaign, name: str, kinds: Sequence[str]) -> Path:
     """Run a chain, inject the faults one after another, and return the run folder."""
     run, jobs = campaign.new_run(name, *campaign.otherwise)
-    wanted = sorted(campaign.rng.choices(STAGES, WEIGHTS, k=len(kinds)), key=STAGES.index)
+    wanted = sorted(
+        campaign.rng.choices(STAGES, [WEIGHTS.get(stage, 1) for stage in STAGES], k=len(kinds)), key=STAGES.index
+    )
     for kind, aim in zip(kinds, wanted, strict=True):
         found = await_stage(campaign, run, jobs, aim)
         if found is None:

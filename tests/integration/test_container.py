@@ -93,7 +93,7 @@ def settings(image: Path) -> tuple[str, ...]:
 @pytest.fixture
 def campaign(slurm: SlurmCluster, image: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Campaign]:
     folder = Path(tempfile.mkdtemp(prefix="tlbatch-container-"))
-    monkeypatch.setattr(faults, "WEIGHTS", (0, 0, 1, 0, 0))
+    monkeypatch.setattr(faults, "WEIGHTS", {stage: int(stage == "train") for stage in faults.STAGES})
     write_images(folder / "images")
     try:
         yield Campaign(slurm, folder, random.Random(0), otherwise=settings(image))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.campaign
 @pytest.fixture
 def campaign(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Campaign]:
     folder = Path(tempfile.mkdtemp(prefix="tlbatch-faults-"))
-    monkeypatch.setattr(faults, "WEIGHTS", (0, 0, 1, 0, 0))
+    monkeypatch.setattr(faults, "WEIGHTS", {stage: int(stage == "train") for stage in faults.STAGES})
     write_images(folder / "images")
     try:
         yield Campaign(slurm, folder, random.Random(0))

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import assert_never
 
 from pydantic import ValidationError
 
 from tlbatch.cluster.container import PYTHON, image_digest
-from tlbatch.config.slurm import Slurm
+from tlbatch.config.slurm import Runtime, Slurm
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import absolute, digest_file, write_text
 
@@ -28,11 +29,9 @@ def make_image(archive: Path, container: str) -> int:
         slurm = Slurm(container=container)
     except ValidationError as error:
         raise UserError(f"{container}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-    if slurm.runtime == "none":
-        raise UserError("none: is not a container; name a runtime and an image, e.g. apptainer:tlbatch.sif")
+    tool = _tool_of(slurm.runtime)
     if not archive.is_file():
         raise UserError(f"{archive}: no such file; name the tar file of podman export or docker export")
-    tool = {"apptainer": "apptainer", "podman-hpc": "podman-hpc"}.get(slurm.runtime, "mksquashfs")
     _require(tool)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a batch job's time is over: leave nothing behind
     with tempfile.TemporaryDirectory(prefix="tlbatch-image-") as folder:
@@ -62,6 +61,18 @@ def make_image(archive: Path, container: str) -> int:
         f"slurm.container={slurm.runtime}:{image}  {image.stat().st_size / 1e9:.2f} GB, {image.name}.sha256 beside it"
     )
     return 0
+
+
+def _tool_of(runtime: Runtime) -> str:
+    match runtime:
+        case "apptainer" | "podman-hpc":
+            return runtime
+        case "charliecloud" | "pyxis":
+            return "mksquashfs"
+        case "none":
+            raise UserError("none: is not a container; name a runtime and an image, e.g. apptainer:tlbatch.sif")
+        case _:
+            assert_never(runtime)
 
 
 def _add_driver(root: Path) -> None:

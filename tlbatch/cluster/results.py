@@ -7,9 +7,10 @@ import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tlbatch.cluster.container import command_of, mounts_of
+from tlbatch.config.base import Metric
 from tlbatch.core.files import digest_of
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.run import Run
@@ -143,7 +144,7 @@ def print_scores(run: Run) -> None:
     print()
     if report["synthetic"]:
         print(SYNTHETIC)
-    for metric in ("accuracy", "quadratic_kappa"):
+    for metric in sorted(get_args(Metric)):
         if report["scores"][metric]["value"] is None and metric != report["metric"]:
             continue
         best = f"   best reachable with these labels {ceilings[metric]['score']:.4f}" if metric in ceilings else ""

@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[float, float, float]
 Metric = Literal["quadratic_kappa", "accuracy"]
+ADDED = "added"
+"""Marks a key that digests did not always have, `Annotated[..., ADDED]`: they leave it out while it has its default."""
 SplitName = Literal["train", "val", "test"]
 
 
@@ -29,8 +31,8 @@ class Section(BaseModel):
         """Return the section as JSON values under the key names that digests have always used.
 
         A renamed key has its first name as alias: old job files and records still load, and nothing that is found by
-        a digest (shards, groups, finished stages) is computed again. A new key must be left out here while it has its
-        default.
+        a digest (shards, groups, finished stages) is computed again. For the same reason a key marked as `ADDED` is
+        left out while it has its default.
 
         Parameters
         ----------
@@ -38,3 +40,11 @@ class Section(BaseModel):
             ``include`` or ``exclude``: current names of keys.
         """
         return self.model_dump(mode="json", by_alias=True, **selected)  # type: ignore[arg-type]
+
+    @model_serializer(mode="wrap")
+    def _leave_out_added(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for name, key in type(self).model_fields.items() if info.by_alias else ():
+            if ADDED in key.metadata and getattr(self, name) == key.get_default(call_default_factory=True):
+                values.pop(key.alias or name, None)
+        return values

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from filelock import FileLock
 
-from tlbatch.config.base import SplitName
+from tlbatch.config.base import Metric, SplitName
 from tlbatch.config.data import Data
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
@@ -243,6 +244,6 @@ def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
     why = f"the grade drawn, scored against labels that are one grade off with probability {noise}"
     return tuple(
         Ceiling(metric=metric, score=value, why=why)
-        for metric in ("accuracy", "quadratic_kappa")
+        for metric in get_args(Metric)
         if (value := score(metric, labels, grades)) is not None
     )

@@ -1,6 +1,7 @@
 """Heads, which map the features of the backbone to the outputs of the objective."""
 
 from collections.abc import Mapping
+from typing import assert_never
 
 import torch
 from torch import nn
@@ -35,19 +36,25 @@ class Pooling(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Pool over all positions."""
-        if self.kind == "flatten":
-            return features.contiguous().flatten(1)
         places = [axis + 1 for axis in self._places]
-        if self.kind == "attention":
-            tokens = features.permute(0, *places, _other(places, features.ndim)).flatten(1, -2)
-            weights: torch.Tensor = self.score(tokens).softmax(1)
-            return (weights * tokens).sum(1)
-        if self.kind == "gem":
-            pooled: torch.Tensor = features.clamp_min(1e-6).pow(self.exponent).mean(places).pow(1 / self.exponent)
-            return pooled
-        if self.kind == "avgmax":
-            return torch.cat([features.mean(places), features.amax(places)], 1)
-        return features.amax(places) if self.kind == "max" else features.mean(places)
+        pooled: torch.Tensor
+        match self.kind:
+            case "flatten":
+                return features.contiguous().flatten(1)
+            case "attention":
+                tokens = features.permute(0, *places, _other(places, features.ndim)).flatten(1, -2)
+                pooled = (self.score(tokens).softmax(1) * tokens).sum(1)
+            case "gem":
+                pooled = features.clamp_min(1e-6).pow(self.exponent).mean(places).pow(1 / self.exponent)
+            case "avgmax":
+                pooled = torch.cat([features.mean(places), features.amax(places)], 1)
+            case "max":
+                pooled = features.amax(places)
+            case "avg" | "auto":
+                pooled = features.mean(places)
+            case _:
+                assert_never(self.kind)
+        return pooled
 
 
 def _other(places: list[int], ndim: int) -> int:

@@ -1,9 +1,11 @@
 """Digests name what runs share, so they stay as they were in the versions before, whatever a key is called now."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
+from tlbatch.config.base import ADDED, Section
 from tlbatch.config.load import load_jobs
 from tlbatch.runs.records import RunRecord, job_digest
 from tlbatch.runs.workspace import data_digest, groups_file, set_folder, synthetic_folder
@@ -69,3 +71,29 @@ def test_a_record_under_the_old_names_opens(jobs: Path) -> None:
     old = record.model_dump_json(by_alias=True)
     assert '"near_bits":8' in old
     assert RunRecord.model_validate_json(old) == record
+
+
+class Inner(Section):
+    old: int = 1
+    new: Annotated[int, ADDED] = 2
+
+
+class Outer(Section):
+    inner: Inner = Inner()
+    added: Annotated[Inner | None, ADDED] = None
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (Outer(), {"inner": {"old": 1}}),
+        (Outer(inner=Inner(new=2)), {"inner": {"old": 1}}),
+        (Outer(inner=Inner(new=3)), {"inner": {"old": 1, "new": 3}}),
+        (Outer(added=Inner()), {"inner": {"old": 1}, "added": {"old": 1}}),
+    ],
+)
+def test_an_added_key_enters_a_digest_only_where_it_differs_from_its_default(
+    section: Outer, expected: dict[str, object]
+) -> None:
+    assert section.for_digest() == expected
+    assert section.model_dump(mode="json").keys() == {"inner", "added"}

@@ -10,6 +10,8 @@ from tlbatch.config.data import StepName
 from tlbatch.data.decode import MAX_PIXELS, MAX_SIDE, Rgb, UnreadableImageError, open_image, shrink
 
 _QUALITY = 92
+_ENDINGS = {"JPEG": "jpg"}
+"""Extension in a shard by Pillow's name of the format, where the two differ."""
 _STEPS_SCALE = 2
 """The disc may fill only half of the short side, so images for steps are decoded at twice the target size."""
 
@@ -39,7 +41,7 @@ def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pi
     """
     rgb, kind, usual, side = open_image(data, short_side=resize * (_STEPS_SCALE if steps else 1), max_pixels=max_pixels)
     if resize == 0 or (side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):
-        return ShardImage(kind.lower().replace("jpeg", "jpg"), data, usual and kind == "JPEG", rgb)
+        return ShardImage(_ENDINGS.get(kind, kind.lower()), data, usual and kind == "JPEG", rgb)
     if steps:
         from tlbatch.data.preprocess import apply_steps  # noqa: PLC0415 (scikit-image takes seconds to import)
 
