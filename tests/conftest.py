@@ -92,6 +92,17 @@ def make_folders(tmp_path: Path, write_folders: Callable[..., Path]) -> Callable
 
 
 @pytest.fixture
+def fewer_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare a third of the penalties on one division into folds: fitting takes nearly all the time of a choice."""
+    from tlbatch.model import sklearn_heads
+    from tlbatch.training import search
+
+    monkeypatch.setattr(search, "_REPEATS", 1)
+    fewer = {fit: penalties[::3] for fit, penalties in sklearn_heads._PENALTIES.items()}
+    monkeypatch.setattr(sklearn_heads, "_PENALTIES", fewer)
+
+
+@pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB."""
     folder = tmp_path / "disk"

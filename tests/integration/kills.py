@@ -24,7 +24,7 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_threads] = "1"
 
 import numpy as np
-from lives import Attempt, prepare, random_kill, run_attempt
+from attempts import Attempt, prepare, random_kill, run_attempt
 from outputs import differences, is_unfinished, outputs
 from PIL import Image
 

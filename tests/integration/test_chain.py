@@ -56,6 +56,10 @@ def report(tiny: Path, run: str) -> dict[str, Any]:
     return found
 
 
+def scored(tiny: Path, run: str) -> dict[str, Any]:
+    return report(tiny, run) | {"run": "", "cost": {}}
+
+
 def predictions(tiny: Path, run: str) -> pd.DataFrame:
     return pd.read_csv(tiny / "space" / "runs" / run / "report" / "predictions.csv")
 
@@ -252,6 +256,9 @@ def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
     train_log = (logs / f"train-{list(jobs)[2]}.0-rank0.log").read_text("utf-8")
     assert "train 2 ranks on CPU, 1 threads each" in train_log
     assert predictions(tiny, "chain").equals(predictions(tiny, "local"))
+    assert scored(tiny, "chain") | {"digests": {}} == scored(tiny, "local") | {"digests": {}}  # other shards
+    board = pd.read_csv(tiny / "space" / "runs" / "leaderboard.csv").set_index("run")
+    assert board["score"]["chain"] == board["score"]["local"]
 
 
 @pytest.mark.cluster
@@ -308,8 +315,7 @@ def test_sbatch_runs_the_same_chain_in_one_allocation(tiny: Path, slurm: SlurmCl
     assert "train 2 ranks on CPU, 1 threads each" in text
     assert f"leaderboard     {tiny}/space/runs/leaderboard.csv" in text
     assert predictions(tiny, "batch").equals(predictions(tiny, "local"))
-    both = [report(tiny, run) | {"run": "", "cost": {}} for run in ("batch", "local")]
-    assert both[0] == both[1]
+    assert scored(tiny, "batch") == scored(tiny, "local")
 
 
 @pytest.mark.cluster

@@ -43,6 +43,7 @@ def make(tmp_path: Path, tiny_job: Path, make_folders: Callable[..., Path]) -> M
     return made
 
 
+@pytest.mark.usefixtures("fewer_fits")
 def test_the_choice_is_made_on_training_images_and_the_later_stages_follow_it(make: Make, tmp_path: Path) -> None:
     paths = make(*AUTO)
     shard.run(paths.folder)
@@ -72,6 +73,7 @@ def test_the_choice_is_made_on_training_images_and_the_later_stages_follow_it(ma
     assert json.loads(paths.report_json.read_text("utf-8"))["strategy"]["chosen"] == found.chosen
 
 
+@pytest.mark.usefixtures("fewer_fits")
 def test_ordered_classes_are_probed_and_tuned_as_grades(make: Make) -> None:
     paths = make(*AUTO, "metric=quadratic_kappa", "train.augment=none", "data.split.val=0")
     for stage in (shard, choose):
@@ -84,6 +86,7 @@ def test_ordered_classes_are_probed_and_tuned_as_grades(make: Make) -> None:
     assert (job.objective, job.decision) in (("regression", "most-probable"), ("cross-entropy", "expected-grade"))
 
 
+@pytest.mark.usefixtures("fewer_fits")
 def test_a_cut_that_is_auto_is_chosen_by_probes_and_the_rest_of_the_job_is_kept(make: Make) -> None:
     paths = make("phase.1.cut=auto", "phase.1.epochs=3", "objective=focal", "figures=true", "data.audit=warn")
     for stage in (shard, choose, cache, train, predict, reduce):
@@ -197,6 +200,7 @@ def test_the_cheapest_of_equals_wins_or_where_unlike_what_is_tuned_and_most_is_t
     assert found.scenario == scenario
 
 
+@pytest.mark.usefixtures("fewer_fits")
 def test_what_the_cache_may_not_hold_is_left_out_or_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = make(*AUTO, "cache.budget_gb=1e-9")
     shard.run(paths.folder)

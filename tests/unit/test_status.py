@@ -469,14 +469,14 @@ from tlbatch.runs.progress import ProgressReporter
 from tlbatch.runs.world import World
 from tlbatch.cluster.follow import Follower, run_step
 paths = RunPaths(Path(sys.argv[1]))
-first, second = (paths.logs / f"train-7.{life}-rank0.log" for life in (0, 1))
+first, second = (paths.logs / f"train-7.{attempt}-rank0.log" for attempt in (0, 1))
 follower = Follower(paths, "train-7.*-rank0.log")
 first.write_text("a line\\n")
 reporter = ProgressReporter(paths, World(), "train")
 reporter.update(3, 4, unit="steps", where="phase 1 epoch 3", metric="validation accuracy 0.9312")
 follower.show()
 first.write_text("a line\\nanother line\\n")
-second.write_text("of a second life\\n")
+second.write_text("of a second attempt\\n")
 follower.end()
 run_step(["sh", "-c", "echo from a step; printf 'no newline'"], paths, os.environ)
 """
@@ -487,9 +487,9 @@ def test_logs_have_a_bar_below_them_on_a_terminal_and_none_elsewhere(make: Calla
     paths = make("one")
     shown = on_a_terminal(BAR, paths.folder)
     assert re.search(r"train phase 1 epoch 3 +75%\|.*\| 3/4, validation accuracy 0\.9312", shown)
-    assert all(f"{line}\r\n" in shown for line in ("a line", "another line", "of a second life", "from a step"))
+    assert all(f"{line}\r\n" in shown for line in ("a line", "another line", "of a second attempt", "from a step"))
     piped = subprocess.run([sys.executable, "-c", BAR, paths.folder], capture_output=True, text=True, check=True)
-    assert piped.stdout == "a line\nanother line\nof a second life\nfrom a step\nno newline"
+    assert piped.stdout == "a line\nanother line\nof a second attempt\nfrom a step\nno newline"
     assert piped.stderr == ""
 
 

@@ -41,10 +41,10 @@ def test_all_lives_cost_gpu_hours_and_a_stage_without_a_ledger_the_life_that_end
     for stage in STAGES:
         Marker(stage=stage, inputs={}, outputs={}, world_size=2, seconds=900, hosts=("n1",)).save(paths.marker(stage))
     assert _cost(run, 90).gpu_hours == 1.5
-    lives: list[tuple[StageName, float, attempts.Outcome]] = [
+    rows: list[tuple[StageName, float, attempts.Outcome]] = [
         ("train", 3600, "killed"), ("train", 1800, "stopped"), ("train", 900, "finished"), ("reduce", 3600, "failed"),
     ]  # fmt: skip
-    for number, (stage, seconds, outcome) in enumerate(lives):
+    for number, (stage, seconds, outcome) in enumerate(rows):
         begin = AttemptStart(
             stage=stage, attempt=f"{number}", job=None, restart=0, hosts="n1", tasks=2, gpus=2, process="n1:1:1",
             time=5,

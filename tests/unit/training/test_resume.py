@@ -103,15 +103,15 @@ def interrupter(monkeypatch: pytest.MonkeyPatch) -> Interrupter:
     return Interrupter(monkeypatch)
 
 
-def lives_of(paths: RunPaths, interrupter: Interrupter, at: list[int]) -> int:
+def num_interruptions(paths: RunPaths, interrupter: Interrupter, at: list[int]) -> int:
     """Train until it is finished; how often it was interrupted."""
     interrupter.at = iter(at)
-    for lives in range(1000):
+    for interruptions in range(1000):
         try:
             train.run(paths.folder)
         except StoppedError:
             continue
-        return lives
+        return interruptions
     raise AssertionError("it never ended")
 
 
@@ -152,7 +152,7 @@ def test_a_training_that_is_interrupted_everywhere_ends_with_the_same_bits(
     """Lives that are ended at the second, third or fifth place that they come to: a step, or a validation."""
     whole = undisturbed(name)
     paths = make(f"run={name}-cut", *JOBS[name])
-    assert lives_of(paths, interrupter, [2, 3, 2, 5] * 100) > 3
+    assert num_interruptions(paths, interrupter, [2, 3, 2, 5] * 100) > 3
     assert results(paths) == whole
     assert not paths.snapshots.exists()
     assert len(list(paths.checkpoints.glob("*.safetensors"))) == 1
@@ -165,7 +165,7 @@ def test_a_training_that_is_killed_goes_on_from_the_last_snapshot_to_the_same_bi
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    """A kill in the middle of writing a snapshot, in a life that has written others."""
+    """A kill in the middle of writing a snapshot, in an attempt that has written others."""
     whole = undisturbed(name)
     paths = make(f"run={name}-killed", *JOBS[name], "slurm.snapshot_interval_min=1e-9")
     sync, write = loop.RankConsensus.sync, snapshot._write
@@ -181,15 +181,15 @@ def test_a_training_that_is_killed_goes_on_from_the_last_snapshot_to_the_same_bi
 
     monkeypatch.setattr(loop.RankConsensus, "sync", lambda consensus, **_: sync(consensus, at_once=True))
     monkeypatch.setattr(snapshot, "_write", killed)
-    lives = 0
+    interruptions = 0
     while not paths.marker("train").exists():
         try:
             train.run(paths.folder)
         except KeyboardInterrupt:
-            lives += 1
+            interruptions += 1
             assert len(list(paths.snapshots.glob("*.tmp"))) == 1
             assert len([folder for folder in paths.snapshots.iterdir() if folder.suffix != ".tmp"]) in (1, 2)
-    assert lives > 1
+    assert interruptions > 1
     assert results(paths) == whole
 
 
@@ -310,19 +310,20 @@ def test_a_prediction_that_is_interrupted_goes_on_and_every_image_is_predicted_o
 
     monkeypatch.setattr(process_group, "StopFlag", flag)
     monkeypatch.setattr(inference, "_predict_rows", interrupted)
-    lives = 0
+    interruptions = 0
     while not cut.marker("predict").exists():
         try:
             predict.run(cut.folder)
         except StoppedError:
-            lives += 1
-    assert lives > 2
-    assert len(list(cut.predictions.iterdir())) == lives + 1
+            interruptions += 1
+    assert interruptions > 2
+    assert len(list(cut.predictions.iterdir())) == interruptions + 1
     for paths in (whole, cut):
         reduce.run(paths.folder)
     assert (whole.report / "predictions.csv").read_bytes() == (cut.report / "predictions.csv").read_bytes()
 
 
+@pytest.mark.usefixtures("fewer_fits")
 def test_a_choice_that_is_interrupted_goes_on_with_what_it_has_found(
     make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
