@@ -135,6 +135,8 @@ class ErrorTexts:
                 return self._texts(value, place, steps)
             case ast.Name(id=name):
                 return _wordy(self._named(name, place, steps + 1))
+            case ast.Call(func=ast.Name(id="counted"), args=[_, noun]):
+                return [f"{HOLE} {text}s" for text in self._texts(noun, place, steps)]
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name)):
                 functions = place.module.functions.get(name, [])
                 return _wordy(text for one in functions for text in self._returned(one, place.module, steps + 1))

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from tlbatch.core.cli import run_command
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import counted
 from tlbatch.promotion.registry import Champion, Night, Registry, open_registry
 from tlbatch.promotion.retention import wrong_files
 from tlbatch.runs.report import Estimate
@@ -81,7 +82,7 @@ def _verify(registry: Registry, given: argparse.Namespace) -> int:
     if wrong:
         sys.stderr.write(f"champion {champion.number} is damaged; rollback reinstates the previous one\n")
         return 1
-    print(f"champion {champion.number} ({champion.run}): {len(champion.files)} files are unchanged")
+    print(f"champion {champion.number} ({champion.run}): {counted(len(champion.files), 'file')} unchanged")
     return 0
 
 

@@ -81,7 +81,7 @@ def test_on_this_machine_the_log_ends_with_scores_report_and_leaderboard(tiny: P
         f"report          {tiny}/space/runs/local/report/report.html",
         f"leaderboard     {tiny}/space/runs/leaderboard.csv",
     ]
-    assert "train 2 ranks on CPU, 1 threads each" in two_local_ranks.stdout
+    assert "train 2 ranks on CPU, 1 thread each" in two_local_ranks.stdout
     markers = tiny / "space" / "runs" / "local" / "markers"
     assert json.loads((markers / "train.json").read_text("utf-8"))["world_size"] == 2
     parts = sorted(file.name for file in (tiny / "space" / "runs" / "local" / "predictions").iterdir())
@@ -254,7 +254,7 @@ def test_submit_returns_at_once_and_the_chain_runs_over_two_nodes(
     shares = sorted(file for file in logs.glob("shard-*_*-rank0.log") if "new images" in file.read_text("utf-8"))
     assert [re.search(r"_(\d)\.0-rank0", file.name)[1] for file in shares] == ["0", "1"]
     train_log = (logs / f"train-{list(jobs)[2]}.0-rank0.log").read_text("utf-8")
-    assert "train 2 ranks on CPU, 1 threads each" in train_log
+    assert "train 2 ranks on CPU, 1 thread each" in train_log
     assert predictions(tiny, "chain").equals(predictions(tiny, "local"))
     assert scored(tiny, "chain") | {"digests": {}} == scored(tiny, "local") | {"digests": {}}  # other shards
     board = pd.read_csv(tiny / "space" / "runs" / "leaderboard.csv").set_index("run")
@@ -294,7 +294,7 @@ def test_test_only_asks_slurm(tiny: Path, slurm: SlurmCluster) -> None:
 def test_a_failed_stage_ends_the_chain_and_wait_names_the_cause(tiny: Path, slurm: SlurmCluster) -> None:
     done = submit(tiny, "run=fails", "slurm.nodes=2", "slurm.gpus_per_node=1", "--wait", run=slurm.run)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert re.search(r"error: cache: n[12]: 1 GPUs were requested, but torch sees none; check nvidia-smi", done.stderr)
+    assert re.search(r"error: cache: n[12]: 1 GPU requested, but torch sees none; check nvidia-smi", done.stderr)
     jobs = re.findall(r"^job +(\d+)", done.stdout, re.MULTILINE)
     states = slurm.wait(jobs, 60)
     assert list(states.values()) == ["COMPLETED", "FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
@@ -312,7 +312,7 @@ def test_sbatch_runs_the_same_chain_in_one_allocation(tiny: Path, slurm: SlurmCl
     assert done.returncode == 0, done.stderr
     assert slurm.wait([done.stdout.strip()], 240) == {done.stdout.strip(): "COMPLETED"}, log.read_text("utf-8")
     text = log.read_text("utf-8")
-    assert "train 2 ranks on CPU, 1 threads each" in text
+    assert "train 2 ranks on CPU, 1 thread each" in text
     assert f"leaderboard     {tiny}/space/runs/leaderboard.csv" in text
     assert predictions(tiny, "batch").equals(predictions(tiny, "local"))
     assert scored(tiny, "batch") == scored(tiny, "local")

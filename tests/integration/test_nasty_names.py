@@ -83,7 +83,7 @@ def test_chain_runs_with_any_folder_names_and_prints_no_secret(
     assert done.returncode == 0, done.stdout + done.stderr
     folder = images.parent / WORKSPACE / "runs" / "chain"
     assert f"report          {folder}/report/report.html\n" in done.stdout
-    assert "train 2 ranks on CPU, 1 threads each" in done.stdout
+    assert "train 2 ranks on CPU, 1 thread each" in done.stdout
     for made in (folder, folder / "logs"):
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
     told = [(folder / "report" / name).read_text("utf-8") for name in ("report.html", "report.json")]

@@ -83,7 +83,7 @@ def test_training_of_two_ranks_resumes_with_one_and_with_two_again(make: Callabl
     ranks = start(changed, 2)
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert "saved by 1 ranks and resumed by 2: every remaining sample of the epoch is used once" in said[0]
+    assert "saved by 1 rank and resumed by 2: every remaining sample of the epoch is used once" in said[0]
     assert not changed.snapshots.exists()
     one, two = predictions(constant), predictions(changed)
     assert one["key"].tolist() == two["key"].tolist()

@@ -45,7 +45,7 @@ CODE = """
 _WAY = "submit the job again"
 class LostError(UserError): ...
 def fetch(file, names, *, missing="run shard first"):
-    what = "no tar below it" if names else f"{len(names)} tars, not {file['count']}"
+    what = "no tar below it" if names else f"{counted(len(names), 'tar')}, not {file['count']}"
     if names:
         raise LostError(f"{file}: {what}; {missing}")
     raise UserError(

@@ -80,7 +80,7 @@ def test_verify_names_missing_and_changed_files(
 ) -> None:
     champion = crown(1)
     assert run(registry, "verify") == 0
-    assert "2 files are unchanged" in capsys.readouterr().out
+    assert "2 files unchanged" in capsys.readouterr().out
     weights = registry.run_of(champion).folder / "weights"
     weights.write_text("other", encoding="utf-8")
     assert run(registry, "verify") == 1

@@ -290,7 +290,7 @@ def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., R
         some = slice(start, end)
         return Part.of_classes(whole.rows[some], whole.probabilities[some], whole.grades[some], {})
 
-    expect("1 images not predicted, the first is", share(1))
+    expect("1 image not predicted, the first is", share(1))
     expect("15 images predicted twice", whole, share(0, 8), share(8))
     expect("made with weights ", whole, head=header | {"weights": "0"})
     expect(r"shape \(15, 2\), not \(15, 3\)", Part.of_classes(whole.rows, whole.probabilities[:, :2], whole.grades, {}))

@@ -15,6 +15,7 @@ from tlbatch.activations.encoder import Encoder, Tap, cache_identity, tap_shape,
 from tlbatch.activations.store import ActivationStore, BlockWriter, Keys, bytes_each, free_bytes, view_keys
 from tlbatch.config.job import Job
 from tlbatch.core.files import digest_of
+from tlbatch.core.text import counted
 from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, num_workers
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
@@ -201,9 +202,9 @@ def _fill(
         with ranks.watchdog.expected(f"cache {name}"):
             done = _fill_share(job, images, part, encoder, own, ranks, where=rank_0_of(name, world))
         seconds = time.monotonic() - start
-        ranks.end_if_stopped(f"after {done} activations", own_s=seconds)
+        ranks.end_if_stopped(f"after {counted(done, 'activation')}", own_s=seconds)
         if done:
-            log.info("%s: %d views on rank 0, %.0f views/s", name, done, done / seconds)
+            log.info("%s: %s on rank 0, %.0f views/s", name, counted(done, "view"), done / seconds)
 
 
 def _fill_share(

@@ -57,7 +57,7 @@ tlbatch_all_there() { # FILE...
 # Requeue the job, up to some number of times.
 tlbatch_again() { # MOST_RESTARTS
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$1" ]; then
-    echo "error: restarted $1 times already (slurm.max_restarts); raise it, and resume with tlbatch.submit RUN" >&2
+    echo "error: restarted as often as slurm.max_restarts = $1 allows; raise it, and resume with tlbatch.submit RUN" >&2
     tlbatch_tell failed
     exit 77
   fi

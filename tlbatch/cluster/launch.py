@@ -21,6 +21,7 @@ from tlbatch.cluster.sbatch import SbatchScript, one_run, one_share, python_comm
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.cli import EXIT_AGAIN
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import counted
 from tlbatch.runs.attempts import note_job
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import claim_logs
@@ -206,8 +207,8 @@ def run_in_allocation(run: Run, environment: Mapping[str, str], stages: Sequence
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
     if gpus and gpus * nodes != tasks:
         raise UserError(
-            f"this allocation has {gpus} GPUs per node on {nodes} nodes, but {tasks} tasks; start one task per GPU: "
-            f"sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
+            f"this allocation has {counted(gpus, 'GPU')} per node on {counted(nodes, 'node')}, but "
+            f"{counted(tasks, 'task')}; start one task per GPU: sbatch --ntasks-per-node={gpus} slurm/finetune.sh"
         )
     cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if environment.get("SLURM_CPUS_PER_TASK") else []
     job, paths, mounts = run.job, run.paths, mounts_of([run.record])

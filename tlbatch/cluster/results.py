@@ -12,6 +12,7 @@ from typing import Any, get_args
 from tlbatch.cluster.container import command_of, mounts_of
 from tlbatch.config.base import Metric
 from tlbatch.core.files import digest_of
+from tlbatch.core.text import counted
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import leaderboard
@@ -122,7 +123,7 @@ def _print_group(reports: Sequence[dict[str, Any]]) -> None:
     ceiling = [one["score"] for one in first["ceilings"] if one["metric"] == metric]
     if ceiling:
         print(f"{'best reachable':<{width}}  {ceiling[0]:.4f}")
-    print(f"test images     {first['n']}")
+    print(f"test images     {first['n']:,}")
 
 
 def shown(value: float | None) -> str:
@@ -151,16 +152,19 @@ def print_scores(run: Run) -> None:
         print(f"{metric:<16}{estimated(report['scores'][metric])}{best}")
     for name in ("edit_distance", "bleu", "mean_attribute") if report.get("tags") else ():
         print(f"{name:<16}{estimated(report['tags'][name])}")
-    groups = "" if report["num_groups"] == report["n"] else f" of {report['num_groups']} groups"
-    print(f"test images     {report['n']}{groups}")
+    groups = "" if report["num_groups"] == report["n"] else f" of {counted(report['num_groups'], 'group')}"
+    print(f"test images     {report['n']:,}{groups}")
     if report["strategy"]:
         chosen = report["strategy"]
         print(f"chosen          {chosen['chosen']}: {chosen['why']}")
         print(f"                {chosen['scenario']}: {chosen['scenario_why']}")
     if report["num_errors"]:
-        print(f"not predicted   {report['num_errors']} test images could not be read, see predictions.csv")
+        unread = counted(report["num_errors"], "test image")
+        print(f"not predicted   {unread} could not be read, see predictions.csv")
     for pair, num in report["audit"]["across"].items():
         if num:
-            print(f"leak            {pair}: {num} images or their duplicates or groups; do not trust the scores")
+            print(
+                f"leak            {pair}: {counted(num, 'image')}, as duplicates or by group; do not trust the scores"
+            )
     print(f"report          {run.paths.report_page}")
     print(f"leaderboard     {leaderboard(run.job)}")

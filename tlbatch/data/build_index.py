@@ -18,6 +18,7 @@ from tlbatch.config.data import Data
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_folder, digest_file, to_csv, write_text
+from tlbatch.core.text import counted
 from tlbatch.data.audit import HEADER, Findings, audit_rows
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
 from tlbatch.data.shards.store import ShardStore, Unusable, read_store
@@ -209,14 +210,13 @@ def write_audited_index(
 def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
     """Log the findings of the audit, and raise where the job does not allow them."""
     log.info(
-        "audit: %d images have an exact duplicate, %d a near duplicate; %d of these have a different label",
-        found.num_exact, found.num_near, found.num_contradicting,
+        "audit: %s with an exact duplicate, %d with a near duplicate; %d of these with a different label",
+        counted(found.num_exact, "image"), found.num_near, found.num_contradicting,
     )  # fmt: skip
     if found.num_moved or found.num_dropped:
-        log.info(
-            "audit: %d images moved to the split of their duplicates, %d dropped", found.num_moved, found.num_dropped
-        )
-    leaks = [f"{num} images of {pair} too" for pair, num in found.across.items() if num]
+        moved = counted(found.num_moved, "image")
+        log.info("audit: %s moved to the split of a duplicate, %d dropped", moved, found.num_dropped)
+    leaks = [f"{counted(num, 'image')} of {pair} too" for pair, num in found.across.items() if num]
     if not leaks:
         return
     if data.audit == "stop":

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data, Split
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import counted
 from tlbatch.data.index import IndexRows
 from tlbatch.data.published_splits import published_rows
 from tlbatch.data.sources.base import Labelled, coded, key_of, tags_of
@@ -45,13 +46,14 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
         return list(images)
     of_label: dict[str, list[Labelled]] = defaultdict(list)
     drawn: list[Labelled] = []
-    counted = [data.per_class_of == "all" or name == "train" for name in _names_given(images, data)]
-    for image, counts in zip(images, counted, strict=True):
-        (of_label[image.label] if counts else drawn).append(image)
+    sampled = [data.per_class_of == "all" or name == "train" for name in _names_given(images, data)]
+    for image, is_sampled in zip(images, sampled, strict=True):
+        (of_label[image.label] if is_sampled else drawn).append(image)
     for label, some in of_label.items():
         if len(some) < data.per_class:
             raise UserError(
-                f"data.per_class: {label!r} has {len(some)} images, not {data.per_class}; lower it, or add images"
+                f"data.per_class: {label!r} has {counted(len(some), 'image')}, not {data.per_class}; lower it, or add "
+                "images"
             )
         some.sort(key=lambda image: (_hashed(image.key, str(data.per_class_seed)), image.key))
         drawn.extend(some[: data.per_class])

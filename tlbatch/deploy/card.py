@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from tlbatch.core.text import counted
 from tlbatch.deploy.record import WEIGHTS, Exported
 from tlbatch.report.checklist import NOT_KNOWN, checklist, limits, told
 from tlbatch.report.page import SCORE_NAMES, visible, warnings_of
@@ -60,7 +61,7 @@ def _usage(record: Exported) -> Iterable[str]:
         ]
         for name, form in record.forms.items()
     ]
-    yield _table(["file", "contents", f"largest difference on {record.num_checked} test images"], rows)
+    yield _table(["file", "contents", f"largest difference on {counted(record.num_checked, 'test image')}"], rows)
     yield (
         f"Only `{WEIGHTS}` can be loaded without running code from the file. Open `model.pt2` only if you trust its "
         "source; `model.json` has the SHA-256 of every file."
@@ -106,7 +107,8 @@ def _interface(record: Exported) -> Iterable[str]:
 
 
 def _scores(record: Exported, report: Report) -> Iterable[str]:
-    yield f"On {report.n:,} test images of {report.num_groups:,} groups, with 95 % bootstrap intervals over groups:"
+    tested = f"{counted(report.n, 'test image')} of {counted(report.num_groups, 'group')}"
+    yield f"On {tested}, with 95 % bootstrap intervals over groups:"
     yield _table(
         ["score", "value (interval)"],
         [[SCORE_NAMES[name], _plain(told(found))] for name, found in report.scores.items() if found.value is not None],

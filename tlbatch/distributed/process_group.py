@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import StoppedError, UserError
+from tlbatch.core.text import counted
 from tlbatch.distributed.rendezvous import join_ranks
 from tlbatch.distributed.watchdog import Heartbeat, Stall, Watchdog
 from tlbatch.runs.paths import RunPaths
@@ -123,13 +124,13 @@ def _wants_gpu(world: World, slurm: Slurm) -> bool:
     visible = torch.cuda.device_count()
     if visible == 0:
         raise UserError(
-            f"{world.node}: {given} GPUs were requested, but torch sees none; check nvidia-smi there, the driver, and "
-            "that a container is started with GPU support, or set slurm.gpus_per_node=0"
+            f"{world.node}: {counted(given, 'GPU')} requested, but torch sees none; check nvidia-smi there, the "
+            "driver, and that a container is started with GPU support, or set slurm.gpus_per_node=0"
         )
     if given != world.local_world_size and visible != 1:
         raise UserError(
-            f"{world.node}: {given} GPUs for {world.local_world_size} tasks; start one task per GPU "
-            "(--ntasks-per-node equal to --gpus-per-node)"
+            f"{world.node}: {counted(given, 'GPU')} for {counted(world.local_world_size, 'task')}; start one task per "
+            "GPU (--ntasks-per-node equal to --gpus-per-node)"
         )
     if visible == 1:  # SLURM's mask leaves one device to each task
         os.environ["LOCAL_RANK"] = "0"
@@ -157,9 +158,8 @@ def _check(accelerator: Accelerator, world: World, *, on_gpu: bool) -> None:
         raise UserError(f"{world.node}: Accelerate chose {accelerator.device}; check ACCELERATE_USE_CPU and the GPUs")
     if world.is_main:
         log.info(
-            "%d %s on %s, %d threads each",
-            world.world_size,
-            "rank" if world.world_size == 1 else "ranks",
+            "%s on %s, %s each",
+            counted(world.world_size, "rank"),
             torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU",
-            world.num_threads,
+            counted(world.num_threads, "thread"),
         )

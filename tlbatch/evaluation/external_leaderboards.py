@@ -15,6 +15,7 @@ from tlbatch.config.base import Metric
 from tlbatch.config.report import Reporting
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import plain_text, to_csv
+from tlbatch.core.text import counted
 from tlbatch.metrics.confusion import Classified, point_scores
 from tlbatch.runs.report import Placed
 
@@ -135,7 +136,9 @@ def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool
     own = zip(tested.names, tested.decided.y_true, strict=True)
     others = sum(theirs.get(name, tested.classes[number]) != tested.classes[number] for name, number in own)
     if others:
-        warnings.append(f"{others} images have a different label in the solution: scored with the labels of this run")
+        warnings.append(
+            f"{counted(others, 'image')} with a different label in the solution: scored with the labels of this run"
+        )
     labels = list(theirs.values())
     counts = np.column_stack([
         np.bincount(tested.decided.y_true[mine], minlength=len(tested.classes)),
@@ -184,8 +187,8 @@ def submission(
     missing = [name for name, own in zip(names, found, strict=True) if own is None]
     if missing:
         raise UserError(
-            f"{sample}: {len(missing)} of its {len(names)} images are not test images, the first is {missing[0]}; "
-            "name another report.sample_submission"
+            f"{sample}: {len(missing)} of its {counted(len(names), 'image')} not in the test split, the first is "
+            f"{missing[0]}; name another report.sample_submission"
         )
     if not names or len(set(names)) < len(names):
         raise UserError(f"{sample}: lists no image, or one twice; name another report.sample_submission")

@@ -16,6 +16,7 @@ from tlbatch.activations.store import StoreGroup, open_stores, view_keys
 from tlbatch.config.base import SplitName
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import counted
 from tlbatch.data.dataset import ImageSet, num_workers
 from tlbatch.data.sampler import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views
@@ -58,14 +59,14 @@ def join_and_predict(run: Run, images: ImageSet, best: Best, weights: Path, worl
         (known,) = broadcast_object_list(found)
         assert known is not None
         if len(known):
-            log.info("%d images were already predicted by an earlier attempt", len(known))
+            log.info("%s already predicted by an earlier attempt", counted(len(known), "image"))
         model.to(ranks.device)
         model.set_cut(run.job.phase[best.phase].cut, freeze_batch_norm=False)
         context = InferenceContext(run.job, images, best, cached, model, ranks, known)
         began = time.monotonic()
         num = _write_parts(context, paths.predictions, header)
-        ranks.end_if_stopped(f"after {num} images on rank {world.rank}", own_s=time.monotonic() - began)
-        log.info("%d images on rank 0", num)
+        ranks.end_if_stopped(f"after {counted(num, 'image')} on rank {world.rank}", own_s=time.monotonic() - began)
+        log.info("%s on rank 0", counted(num, "image"))
 
 
 def _write_parts(context: InferenceContext, folder: Path, header: Mapping[str, str]) -> int:

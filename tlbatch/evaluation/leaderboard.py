@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import DRAFT_LASTS_S, plain_text, remove_drafts, write_text
+from tlbatch.core.text import counted
 from tlbatch.evaluation.phrases import Phrases, read_phrases
 from tlbatch.evaluation.predictions import Predictions, read_predictions
 from tlbatch.metrics.paired import compare
@@ -78,8 +79,8 @@ def load_entries(runs: Path) -> list[Entry]:
             left_out.append(run)
     if left_out:
         log.warning(
-            "leaderboard: skipped %d runs whose report is damaged, a copy or from another version, e.g. %s",
-            len(left_out), left_out[0],
+            "leaderboard: skipped %s whose report is damaged, a copy or from another version, e.g. %s",
+            counted(len(left_out), "run"), left_out[0],
         )  # fmt: skip
     return sorted(found, key=lambda entry: entry.order)
 

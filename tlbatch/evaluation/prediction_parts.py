@@ -14,6 +14,7 @@ import xxhash
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, to_json
+from tlbatch.core.text import counted
 from tlbatch.core.typing import Ints
 from tlbatch.runs.records import Best
 
@@ -146,7 +147,7 @@ def _refuse(wrong: str, rows: Ints, folder: Path, keys: npt.NDArray[np.bytes_]) 
     if len(rows):
         row = int(rows.min())
         first = keys[row].decode() if 0 <= row < len(keys) else f"row {row}"
-        raise UserError(f"{folder}: {len(rows)} images {wrong}, the first is {first}; {_AGAIN}")
+        raise UserError(f"{folder}: {counted(len(rows), 'image')} {wrong}, the first is {first}; {_AGAIN}")
 
 
 def _read_part(file: Path, header: Mapping[str, str], width: Width) -> Part:
@@ -180,6 +181,6 @@ def _check_values(file: Path, part: Part, width: Width) -> None:
     wrong = np.flatnonzero(~unread & ~(np.abs(sums - 1) < _OFF))
     if len(wrong):
         raise UserError(
-            f"{file}: the probabilities of {len(wrong)} images do not sum to 1, the first is row "
+            f"{file}: the probabilities of {counted(len(wrong), 'image')} do not sum to 1, the first is row "
             f"{part.rows[wrong[0]]} of the index; {_AGAIN}"
         )

@@ -15,6 +15,7 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file, write_text
+from tlbatch.core.text import counted
 from tlbatch.data.index import Index
 from tlbatch.data.sources.base import name_of
 from tlbatch.data.sources.table import label_columns
@@ -95,7 +96,7 @@ class Scoring:
         sample = self.record.job.report.sample_submission
         text, num_filled = submission(answers, sample, self.manifest.columns, filling=commonest)
         if num_filled:
-            log.warning("submission.csv: %d unreadable images are submitted as %s", num_filled, commonest)
+            log.warning("submission.csv: %s submitted as %s", counted(num_filled, "unreadable image"), commonest)
         write_text(self.folder / "submission.csv", text)
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from tlbatch.config.base import Metric, SplitName
 from tlbatch.config.report import Reporting
+from tlbatch.core.text import counted
 from tlbatch.core.typing import Floats
 from tlbatch.evaluation.external_leaderboards import Named, placed
 from tlbatch.evaluation.predictions import Predictions
@@ -205,7 +206,7 @@ def values_of(values: npt.NDArray[np.object_]) -> Iterator[tuple[str, Bools]]:
     for value in largest:
         yield value, np.asarray(values == value, np.bool_)
     if len(names) > len(largest):
-        yield f"({len(names) - len(largest)} less frequent values)", ~np.isin(values.astype(str), largest)
+        yield f"({counted(len(names) - len(largest), 'less frequent value')})", ~np.isin(values.astype(str), largest)
 
 
 def evaluate_thresholds(

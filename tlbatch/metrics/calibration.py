@@ -8,6 +8,7 @@ from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.model_selection import GroupKFold
 
+from tlbatch.core.text import counted
 from tlbatch.core.typing import Floats, Ints
 from tlbatch.metrics.bootstrap import estimate, group_sums_of_values, resample, wilson
 from tlbatch.runs.report import Bin, Calibration, Reliability
@@ -101,7 +102,7 @@ def evaluate_temperature(
     """
     num_groups = len(np.unique(groups))
     if num_groups < _LEAST_GROUPS:
-        return None, False, f"{num_groups} groups of {images}, fewer than the {_LEAST_GROUPS} required"
+        return None, False, f"{counted(num_groups, 'group')} of {images}, fewer than the {_LEAST_GROUPS} required"
     plain = fitted = 0.0
     every = np.arange(probabilities.shape[1])
     for fit, judged in GroupKFold(_FOLDS).split(probabilities, truth, groups):

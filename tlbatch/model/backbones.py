@@ -21,6 +21,7 @@ from tlbatch.config.base import Triple
 from tlbatch.config.model import HANDCRAFTED, Model
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file
+from tlbatch.core.text import counted
 from tlbatch.model.handcrafted.features import DEFAULT_SIZE, NUM_FEATURES, Handcrafted
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def _by_name(tensors: Tensors, wanted: Tensors, classifier: str, path: Path) -> 
     extra = [key for key in body if key not in wanted]
     if missing or extra:
         raise UserError(
-            f"{path}: weights of another architecture: {len(missing)} tensors missing{_first(missing)}, "
+            f"{path}: weights of another architecture: {counted(len(missing), 'tensor')} missing{_first(missing)}, "
             f"{len(extra)} not in the backbone{_first(extra)}; name the backbone they belong to, or "
             "model.match=order if only the names differ"
         )
@@ -213,7 +214,7 @@ def _stripped(tensors: Tensors, wanted: Tensors, path: Path) -> Tensors:
     best = max(sorted(prefixes), key=lambda prefix: sum(f"{prefix}{key}" in tensors for key in wanted))
     outside = [key for key in tensors if not key.startswith(best)]
     if outside:
-        log.info("%s: %d tensors outside %s* are ignored%s", path.name, len(outside), best, _first(outside))
+        log.info("%s: ignored %s outside %s*%s", path.name, counted(len(outside), "tensor"), best, _first(outside))
     return {key.removeprefix(best): value for key, value in tensors.items() if key.startswith(best)}
 
 
@@ -222,7 +223,7 @@ def _by_order(tensors: Tensors, wanted: Tensors, _classifier: str, path: Path) -
     places = [key for key in wanted if not key.endswith("num_batches_tracked")]
     if len(given) < len(places):
         raise UserError(
-            f"{path}: {len(given)} tensors, the backbone has {len(places)}; name the backbone they belong to"
+            f"{path}: {counted(len(given), 'tensor')}, the backbone has {len(places)}; name the backbone they belong to"
         )
     filled = dict(wanted)
     for place, (key, value) in zip(places, given, strict=False):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import counted
 from tlbatch.data.index import Index, read_index
 from tlbatch.evaluation.leaderboard import Entry
 from tlbatch.evaluation.predictions import Predictions
@@ -143,4 +144,4 @@ def _known_to(index: Index, test: Index) -> npt.NDArray[np.bool_]:
 
 
 def _leaks(audit: Audit) -> list[str]:
-    return [f"{number} images of {pair}" for pair, number in sorted(audit.across.items()) if number]
+    return [f"{counted(number, 'image')} of {pair}" for pair, number in sorted(audit.across.items()) if number]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from tlbatch.core.text import counted
 from tlbatch.promotion.drift.records import Drift
 from tlbatch.promotion.registry import Champion, Decision, Night
-from tlbatch.report import formats, plots
+from tlbatch.report import plots
 from tlbatch.report.page import render
 
 _MOST_NIGHTS = 60
@@ -79,7 +80,7 @@ def _warnings(shown: ShownNight) -> list[tuple[str, str]]:
         found.append(("Drift", text))
     if drift.z_disagreeing is not None and drift.z_disagreeing > _SUSPECT:
         text = (
-            f"The champion disagrees with {formats.counted(drift.num_disagreeing, 'label')} of {drift.num_judged:,} "
+            f"The champion disagrees with {counted(drift.num_disagreeing, 'label')} of {drift.num_judged:,} "
             f"new images, {drift.z_disagreeing:.1f} standard deviations more than its probabilities predict; "
             "review.csv in the run's folder lists them."
         )

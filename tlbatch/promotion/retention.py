@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tlbatch.config.nightly import Nightly
 from tlbatch.core.files import digest_file
+from tlbatch.core.text import counted
 from tlbatch.promotion.registry import Champion, Night, Registry
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def retire(registry: Registry, terms: Nightly, *, now: str) -> list[str]:
         if one.number not in {other.number for other in kept} and model.is_dir():
             _remove(model)
     if gone:
-        log.info("removed %s: not from the last %d nights or a kept champion", ", ".join(gone), terms.keep_nights)
+        last = counted(terms.keep_nights, "night")
+        log.info("removed %s: not from the last %s or a kept champion", ", ".join(gone), last)
     return gone
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from tlbatch.config.base import Metric
 from tlbatch.config.nightly import Nightly
+from tlbatch.core.text import counted
 from tlbatch.metrics.confusion import Classified, point_scores
 from tlbatch.metrics.paired import compare, difference, lower_bound
 from tlbatch.promotion.registry import Guarded, Rule, RuleResult
@@ -68,7 +69,8 @@ def apply_rule(nightly: Nightly, paired: PairedTest, known: Context) -> RuleResu
     ]
     bound = "undefined" if lower is None else f"{lower:.4f}"
     gain = "undefined" if value is None else f"{value:.4f}"
-    told = f"gain {gain} in {metric} on {len(first.y_true)} test images, lower bound {bound} at level {level:.2g}"
+    num_images = counted(len(first.y_true), "test image")
+    told = f"gain {gain} in {metric} on {num_images}, lower bound {bound} at level {level:.2g}"
     if rule != "none" and against:
         rule, why = "none", f"it would have been promoted ({why})"
     lost = 0.0
@@ -113,7 +115,7 @@ def _by_bound(nightly: Nightly, lower: float | None, slack: float, known: Contex
 def _against(nightly: Nightly, num_images: int, leaks: Sequence[str]) -> list[str]:
     found = [f"the audit found a leak: {leak}" for leak in leaks]
     if num_images < nightly.min_samples:
-        found.append(f"{num_images} test images are fewer than min_samples = {nightly.min_samples}")
+        found.append(f"{counted(num_images, 'test image')}, fewer than min_samples = {nightly.min_samples}")
     return found
 
 

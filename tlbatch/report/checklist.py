@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from tlbatch.core.text import counted
 from tlbatch.runs.report import Comparison, Estimate, Report
 
 Guideline = Literal["STARD-AI", "CLAIM", "TRIPOD+AI"]
@@ -62,7 +63,7 @@ def _data(report: Report) -> Iterable[Item]:
     yield Item(part, "De-identification", _CLAIM)
     yield Item(part, "Reference standard: annotators, criteria, inter-rater agreement", _ALL)
     split = ", ".join(f"{sizes[name]:,} {name}" for name in sizes)
-    groups = f"{report.n:,} test images of {report.num_groups:,} groups were evaluated"
+    groups = f"evaluated on {counted(report.n, 'test image')} of {counted(report.num_groups, 'group')}"
     yield Item(part, "Flow of images from the source to each split", _ALL,
                f"{split}; {report.num_rejected:,} rejected; {groups}" if split else "")  # fmt: skip
     leaks = ", ".join(f"{number:,} {pair}" for pair, number in sorted(audit.across.items()) if number)
@@ -141,7 +142,7 @@ def limits(report: Report) -> list[str]:
 
 def _limits_of_data(report: Report) -> Iterable[str]:
     if report.num_groups < _FEW_GROUPS:
-        yield f"Small test set: {report.n:,} images of {report.num_groups:,} groups."
+        yield f"Small test set: {counted(report.n, 'image')} of {counted(report.num_groups, 'group')}."
     few = [f"{one.name} ({one.support:,})" for one in report.classes if one.support < _FEW_IMAGES]
     if few:
         rest = f" and {len(few) - 10} more" if len(few) > 10 else ""
@@ -159,7 +160,7 @@ def _limits_of_scores(report: Report) -> Iterable[str]:
     if known:
         _, worst = min(known, key=lambda one: one[0])
         if worst.recall.value != 1:
-            yield f"Lowest recall: class {worst.name}, {told(worst.recall)} on {worst.support:,} images."
+            yield f"Lowest recall: class {worst.name}, {told(worst.recall)} on {counted(worst.support, 'image')}."
     whole = found.value
     for one in report.subgroups:
         own = one.scores.get(report.metric)

@@ -30,11 +30,6 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def counted(number: int, name: str) -> str:
-    """Format a count with its noun, in the plural unless it is one."""
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
-
-
 def capitalised(text: str) -> str:
     """Capitalise the first letter and keep the rest."""
     return text[:1].upper() + text[1:]

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from tlbatch.config.base import Metric
 from tlbatch.core.files import write_text
+from tlbatch.core.text import counted
 from tlbatch.metrics.bootstrap import REPLICATES
 from tlbatch.report import formats, plots
 from tlbatch.report.checklist import NOT_KNOWN, checklist, limits, main_score
@@ -149,12 +150,12 @@ def warnings_of(report: Report) -> list[tuple[str, str]]:
     if report.num_errors:
         found.append((
             "Unreadable test images",
-            f"{formats.counted(report.num_errors, 'test image')} could not be read; {report.n:,} were evaluated.",
+            f"{counted(report.num_errors, 'test image')} could not be read; {report.n:,} were evaluated.",
         ))  # fmt: skip
     if report.num_rejected:
         found.append((
             "Rejected images",
-            f"{formats.counted(report.num_rejected, 'image')} of the source could not be used and are in no split.",
+            f"{counted(report.num_rejected, 'image')} of the source could not be used and are in no split.",
         ))  # fmt: skip
     return found
 
@@ -168,7 +169,7 @@ def _leaks(report: Report) -> list[str]:
         parts = others.split(" or ")
         if len(parts) == 1 or all(f"{split} in {one}" in across for one in parts):
             where = " or ".join(map(_split, parts))
-            found.append(f"in {where} for {formats.counted(number, f'{_split(split)} image')}")
+            found.append(f"in {where} for {counted(number, f'{_split(split)} image')}")
     return found
 
 
@@ -205,7 +206,7 @@ def _pages() -> Environment:
         "p_value": formats.p_value, "count": formats.count, "data_uri": formats.data_uri, "duration": formats.duration,
         "number": formats.number,
         "score_name": SCORE_NAMES.__getitem__, "percent": formats.percent, "signed": formats.signed,
-        "split_name": _split, "counted": formats.counted, "capitalised": formats.capitalised,
+        "split_name": _split, "counted": counted, "capitalised": formats.capitalised,
     }  # fmt: skip
     pages.globals |= {
         "leaks": _leaks, "main_score": main_score, "phrase_hints": _PHRASE_HINTS, "phrase_scores": _PHRASE_SCORES,

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tlbatch.config.base import Metric
+from tlbatch.core.text import counted
 from tlbatch.report import svg
 from tlbatch.runs.report import Estimate, Reliability
 
@@ -106,15 +107,15 @@ def reliability(title: str, found: Reliability) -> Markup:
     parts.append(svg.stroke(frame, (0, 1), (0, 1), "ideal"))
     most, floor_at, room = max((one.n for one in found.bins), default=1), frame.height - 46, 62
     for one in found.bins:
-        told = f"{one.n} images between {one.low:.2f} and {one.high:.2f}: mean probability {one.confidence:.4f}, "
-        told += f"fraction correct {_words(one.accuracy)}"
+        told = f"{counted(one.n, 'image')} between {one.low:.2f} and {one.high:.2f}: mean probability "
+        told += f"{one.confidence:.4f}, fraction correct {_words(one.accuracy)}"
         left, right, tall = frame.across(one.low), frame.across(one.high), room * one.n / most
         parts.append(svg.box(left + 1, floor_at - tall, right - left - 2, tall, "bar", told))
         parts += _whisker(frame, one.confidence, one.accuracy, told)
     parts.append(svg.text(frame.left - 6, floor_at - room + 8, f"{most:,}", "tick end"))
     parts.append(svg.text(frame.left - 6, floor_at, "0", "tick end"))
     parts.append(svg.turned(14, floor_at - room / 2, "images", "label middle", -90))
-    words = "; ".join(f"{one.n} images at {one.confidence:.2f}, fraction correct {_words(one.accuracy)}"
+    words = "; ".join(f"{counted(one.n, 'image')} at {one.confidence:.2f}, fraction correct {_words(one.accuracy)}"
                       for one in found.bins)  # fmt: skip
     return svg.drawing(frame.width, frame.height, title, f"{words or 'No images'}.", parts)
 
@@ -170,7 +171,7 @@ def _by_epoch(title: str, lines: Sequence[Line], phases: Sequence[Any]) -> Marku
         values = [value for value in line.y if value is not None]
         told.append(f"{line.name} from {values[0]:.4g} to {values[-1]:.4g}, lowest {min(values):.4g}, "
                     f"highest {max(values):.4g}")  # fmt: skip
-    words = f"{len(phases)} epochs in {len(starts)} phase{'s' * (len(starts) > 1)}; {'; '.join(told)}."
+    words = f"{counted(len(phases), 'epoch')} in {counted(len(starts), 'phase')}; {'; '.join(told)}."
     return _with_legend(frame, f"{title[0].upper()}{title[1:]} by epoch", words, parts, lines)
 
 

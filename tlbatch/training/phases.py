@@ -10,6 +10,7 @@ from tlbatch.activations.batches import BatchSource
 from tlbatch.activations.store import open_stores
 from tlbatch.config.base import SplitName
 from tlbatch.config.training import Phase
+from tlbatch.core.text import counted
 from tlbatch.data.dataset import num_workers
 from tlbatch.data.sampler import num_batches
 from tlbatch.data.views import Views, training_views
@@ -112,7 +113,8 @@ def _run_phase(
         while state.epoch.number < phase.epochs and not 0 < phase.patience <= state.without_gain:
             validation = _run_epoch(context, batches, state)
         if 0 < phase.patience <= state.without_gain:
-            log.info("phase %d stops early: validation did not improve for %d epochs", first.phase, phase.patience)
+            waited = counted(phase.patience, "epoch")
+            log.info("phase %d stops early: validation did not improve for %s", first.phase, waited)
         if state.start is not None:
             validation = _try_average(context, batches, state, state.start)
     context.best_checkpoint.write(context.model)

@@ -13,6 +13,7 @@ from tlbatch.activations.batches import BatchSource
 from tlbatch.config.job import Job
 from tlbatch.core.errors import StoppedError
 from tlbatch.core.files import write_text
+from tlbatch.core.text import counted
 from tlbatch.data.dataset import ImageSet
 from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.attribute_head import restored_head
@@ -193,9 +194,9 @@ def _say(record: SnapshotRecord, world: World) -> None:
     log.info("resumes in %s", position_text(record.place))
     if record.world_size != world.world_size:
         log.warning(
-            "saved by %d ranks and resumed by %d: every remaining sample of the epoch is used once, but dropout masks "
+            "saved by %s and resumed by %d: every remaining sample of the epoch is used once, but dropout masks "
             "and rounding differ",
-            record.world_size, world.world_size,
+            counted(record.world_size, "rank"), world.world_size,
         )  # fmt: skip
 
 

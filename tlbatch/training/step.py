@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import v2
 
 from tlbatch.config.training import Phase
+from tlbatch.core.text import counted
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.objectives import losses, targets
 from tlbatch.model.phrase_decoder import PhraseDecoder
@@ -158,5 +159,5 @@ def start_phase(
     wrapped, prepared = accelerator.prepare(model, optimizer)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trained = sum(parameter.numel() for parameter in trained)
-    log.info("cut %s: training %s parameters for %d epochs", phase.cut, f"{num_trained:,}", phase.epochs)
+    log.info("cut %s: training %s for %s", phase.cut, counted(num_trained, "parameter"), counted(phase.epochs, "epoch"))
     return RunningPhase(accelerator, wrapped, model, prepared, schedule, anchor, phase, trained, _mix(phase))

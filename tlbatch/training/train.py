@@ -7,6 +7,7 @@ from tlbatch.config.job import Job
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import copy_file
+from tlbatch.core.text import counted
 from tlbatch.data.dataset import ImageSet
 from tlbatch.data.phrase_checks import odd_phrases
 from tlbatch.data.sampler import num_batches
@@ -55,7 +56,7 @@ def save_limits(slurm: Slurm, environment: Mapping[str, str]) -> dict[str, float
     """Return the seconds that SLURM leaves a job for saving, by the warning to log if they are too few."""
     found = {"raise slurm.signal_delay_s, or work is lost at the time limit": slurm.signal_delay_s - _LEAVE_S}
     if environment.get(KILL_WAIT, "").isdecimal():
-        lost = f"slurm.snapshot_interval_min = {slurm.snapshot_interval_min:g} minutes"
+        lost = f"slurm.snapshot_interval_min = {slurm.snapshot_interval_min:g} min"
         lost = f"a job that is preempted or requeued at once loses up to {lost}"
         found[f"{lost}; KillWait in slurm.conf is too short"] = int(environment[KILL_WAIT]) - 1
     return {follows: float(limit_s) for follows, limit_s in found.items()}
@@ -92,9 +93,9 @@ def _tell_odd_phrases(job: Job, images: ImageSet) -> None:
             (odd.num_several[split], "several tags of one attribute"),
         ):
             if number:
-                log.warning("%d %s images have %s", number, split, what)
+                log.warning("%s with %s", counted(number, f"{split} image"), what)
     if odd.num_contradicting:
-        log.warning("%d images are (nearly) identical to one with another phrase", odd.num_contradicting)
+        log.warning("%s (nearly) identical to one with another phrase", counted(odd.num_contradicting, "image"))
 
 
 def _check_batches(job: Job, images: ImageSet, world: World) -> None:

@@ -92,7 +92,7 @@ def test_a_job_that_cannot_start_again_ends_badly_and_says_why(host: Host) -> No
     (host.folder / "again").touch()
     code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 again 3 done", SLURM_RESTART_COUNT="3")
     assert (code, said) == (
-        77, "error: restarted 3 times already (slurm.max_restarts); raise it, and resume with tlbatch.submit RUN\n"
+        77, "error: restarted as often as slurm.max_restarts = 3 allows; raise it, and resume with tlbatch.submit RUN\n"
     )  # fmt: skip
     code, said = host.run("tlbatch_begin 1 /r train; tlbatch_end 0 again 3 done", REFUSE="1")
     assert code == 77

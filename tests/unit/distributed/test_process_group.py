@@ -79,7 +79,7 @@ def test_gpus_are_used_as_slurm_gave_them_or_as_the_job_asks(monkeypatch: pytest
     assert not process_group._wants_gpu(World(num_gpus=0), Slurm(gpus_per_node=4))
     assert not process_group._wants_gpu(World(), Slurm())
     two = World(rank=1, local_rank=1, local_world_size=2, world_size=2, num_gpus=2)
-    with pytest.raises(UserError, match="2 GPUs were requested, but torch sees none"):
+    with pytest.raises(UserError, match="2 GPUs requested, but torch sees none"):
         process_group._wants_gpu(two, Slurm())
     visible = 2
     assert process_group._wants_gpu(two, Slurm())

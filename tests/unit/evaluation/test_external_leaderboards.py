@@ -106,7 +106,7 @@ def test_a_submission_has_the_samples_header_and_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("id,diagnosis\na,0\nz,0\n", "1 of its 2 images are not test images, the first is z"),
+        ("id,diagnosis\na,0\nz,0\n", "1 of its 2 images not in the test split, the first is z"),
         ("id,diagnosis\na,0\na,0\n", "lists no image, or one twice"),
         ("id,diagnosis\n", "lists no image, or one twice"),
         ("id,p1,p2\na,0,0\n", "must have two columns"),
@@ -130,7 +130,7 @@ def test_a_solution_is_checked_against_the_images_labels_and_parts(tmp_path: Pat
 
     assert warned("image,level,Usage", "", "Public") == "0.90000: above rank 1 of 4"
     found = warned("image,level,Usage", "1", "Public")
-    assert "50 images have a different label in the solution" in found
+    assert "50 images with a different label in the solution" in found
     assert "different populations" in found
     assert "labels of the solution that are not classes of this run: No DR" in warned(
         "image,level,Usage", "No DR", "Public"

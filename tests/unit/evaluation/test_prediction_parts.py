@@ -46,12 +46,12 @@ def test_any_number_of_parts_in_any_order_merge_to_the_same(
 @pytest.mark.parametrize(
     ("rows", "expected", "says"),
     [
-        ([[0, 1], [3]], [0, 1, 2, 3], "1 images not predicted, the first is eye2"),
-        ([[0, 1], [1, 2]], [0, 1, 2], "1 images predicted twice, the first is eye1"),
-        ([[0, 0], [1]], [0, 1], "1 images predicted twice, the first is eye0"),
-        ([[0, 5], [1]], [0, 1], "1 images predicted unexpectedly, the first is eye5"),
-        ([[0, 1], [500]], [0, 1], "1 images predicted unexpectedly, the first is row 500"),
-        ([[0], [-1]], [0], "1 images predicted unexpectedly, the first is row -1"),
+        ([[0, 1], [3]], [0, 1, 2, 3], "1 image not predicted, the first is eye2"),
+        ([[0, 1], [1, 2]], [0, 1, 2], "1 image predicted twice, the first is eye1"),
+        ([[0, 0], [1]], [0, 1], "1 image predicted twice, the first is eye0"),
+        ([[0, 5], [1]], [0, 1], "1 image predicted unexpectedly, the first is eye5"),
+        ([[0, 1], [500]], [0, 1], "1 image predicted unexpectedly, the first is row 500"),
+        ([[0], [-1]], [0], "1 image predicted unexpectedly, the first is row -1"),
     ],
 )
 def test_what_is_missing_doubled_or_unknown_is_named(
@@ -83,7 +83,7 @@ def test_numbers_that_are_no_probabilities_are_refused(tmp_path: Path, wrong: li
     part = part_of([0, 1, 2])
     part.probabilities[1] = wrong
     write_part(tmp_path, part, HEADER)
-    with pytest.raises(UserError, match="the probabilities of 1 images do not sum to 1, the first is row 1"):
+    with pytest.raises(UserError, match="the probabilities of 1 image do not sum to 1, the first is row 1"):
         merged(tmp_path, [0, 1, 2])
 
 

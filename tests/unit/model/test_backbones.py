@@ -83,7 +83,7 @@ def break_name(tensors: dict[str, torch.Tensor]) -> None:
         (break_shape, "conv_stem.weight has shape (3, 3), the backbone (24, 3, 3, 3)"),
         (
             break_name,
-            "1 tensors missing (conv_stem.weight), 1 not in the backbone (stem)",
+            "1 tensor missing (conv_stem.weight), 1 not in the backbone (stem)",
         ),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_foreign_prefix_is_stripped_and_what_lies_outside_or_in_its_classifier
     backbone = build_backbone(Model(backbone="timm:test_efficientnet"))
     load_weights(backbone, file, match="name")
     assert torch.equal(backbone.net.state_dict()["conv_stem.weight"], read_tensors(file)["module.pre.conv_stem.weight"])
-    assert "1 tensors outside module.pre.* are ignored (other.bias)" in caplog.text
+    assert "ignored 1 tensor outside module.pre.* (other.bias)" in caplog.text
 
 
 def test_size_and_normalisation_travel_with_the_weights_unless_the_job_sets_them(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_guard_without_images_fails() -> None:
 
 def test_few_images_and_leaks_keep_the_champion() -> None:
     both = pair(np.random.default_rng(3), better=0.4)
-    assert judged({"min_samples": 734}, both).reasons[2] == "733 test images are fewer than min_samples = 734"
+    assert judged({"min_samples": 734}, both).reasons[2] == "733 test images, fewer than min_samples = 734"
     leaked = judged({}, both, leaks=("3 images of test in train",))
     assert (leaked.rule, leaked.reasons[2]) == ("none", "the audit found a leak: 3 images of test in train")
 
@@ -154,7 +154,7 @@ def test_few_images_and_leaks_keep_the_champion() -> None:
 def test_first_run_needs_enough_images_and_no_leak() -> None:
     terms = Nightly(min_samples=50)
     assert first_of(terms, 50, ())[0] == "first"
-    assert first_of(terms, 49, ()) == ("none", ("49 test images are fewer than min_samples = 50",))
+    assert first_of(terms, 49, ()) == ("none", ("49 test images, fewer than min_samples = 50",))
     assert first_of(terms, 50, ("x",)) == ("none", ("the audit found a leak: x",))
 
 

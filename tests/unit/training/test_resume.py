@@ -365,6 +365,6 @@ def test_saving_that_takes_longer_than_slurm_leaves_is_warned_of_once(
     assert warnings == [
         (
             "saving took 0 s, but only 0 s are available: a job that is preempted or requeued at once loses up to "
-            "slurm.snapshot_interval_min = 1e-09 minutes; KillWait in slurm.conf is too short"
+            "slurm.snapshot_interval_min = 1e-09 min; KillWait in slurm.conf is too short"
         ),
     ]

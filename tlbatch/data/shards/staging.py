@@ -13,6 +13,7 @@ from filelock import FileLock
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, digest_of, remove_drafts
 from tlbatch.core.redaction import hidden
+from tlbatch.core.text import counted
 
 log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
@@ -119,7 +120,7 @@ def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]
             f"slurm.local_folder: {root} cannot be used ({error}); name another, or leave it empty"
         ) from None
     if missing:
-        log.info("copied %d shards to %s", len(missing), root)
+        log.info("copied %s to %s", counted(len(missing), "shard"), root)
     return copies
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from tlbatch.core.text import counted
 from tlbatch.runs.manifest import Rejected
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iter
         others.update(ending_of(name) or name for name in other)
     if others:
         shown = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
-        log.warning("%d files below %s have an extension that is not read: %s", others.total(), root, shown)
+        log.warning("%s below %s with an extension that is not read: %s", counted(others.total(), "file"), root, shown)
 
 
 def ending_of(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import counted
 from tlbatch.data.sources.base import Found, key_of
 from tlbatch.data.sources.files import ENDINGS, ending_of, walk
 from tlbatch.runs.manifest import Rejected
@@ -69,7 +70,8 @@ class _Files:
     def tell_unused(self) -> None:
         """Log the number of files without a label."""
         if self._used < self._total:
-            log.info("%d images below %s have no line in the labels file", self._total - self._used, self._images)
+            unused = counted(self._total - self._used, "image")
+            log.info("%s below %s without a line in the labels file", unused, self._images)
 
 
 def words_by_image(data: Data, labels: Path) -> dict[str, str | None]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.core.files import atomic_file
+from tlbatch.core.text import counted
 from tlbatch.data.decode import Rgb, UnreadableImageError, decode, shrink
 from tlbatch.promotion.drift.new_images import Some
 
@@ -99,7 +100,7 @@ def known_statistics(some: Some, *, known: Path, workers: int) -> Table:
         keys, table = keys[order], table[order]
         with atomic_file(known) as file:
             np.savez(file, keys=keys, table=table, columns=np.array(COLUMNS))
-        log.info("computed statistics of %d new images of %d", int(read.sum()), len(contents))
+        log.info("computed the statistics of %s, %d in all", counted(int(read.sum()), "new image"), len(contents))
     found = np.full((len(contents), len(COLUMNS)), np.nan, np.float32)
     if len(keys):
         at = np.searchsorted(keys, contents).clip(max=len(keys) - 1)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tlbatch.activations.store import StoreGroup, open_stores, view_keys
 from tlbatch.core.files import to_csv, write_text
+from tlbatch.core.text import counted
 from tlbatch.data.dataset import open_images
 from tlbatch.model.heads import Pooling, is_map
 from tlbatch.promotion.drift.image_statistics import COLUMNS, known_statistics
@@ -89,7 +90,7 @@ def _unmeasured(shifts: Sequence[Shift]) -> Iterator[str]:
         if one.undefined:
             yield f"{one.what}: {one.undefined}"
         if one.num_lacking:
-            yield f"{one.what}: {one.num_lacking} images excluded, which cannot be read or are not cached"
+            yield f"{one.what}: {counted(one.num_lacking, 'image')} excluded as unreadable or not cached"
 
 
 def _shifts(run: Run, growth: Growth, known: Path, threshold: float) -> Iterator[Shift]:
@@ -182,15 +183,15 @@ def _review(new: Some, predict: Predict | None, classes: tuple[str, ...]) -> _Re
     said = _said(known, predict, len(classes))
     found = label_issues(labels, said)
     strange, unread = len(new.rows) - len(known.rows), len(known.rows) - found.num_judged
-    unjudged = [f"labels: {strange} new images have classes that the champion does not have"] if strange else []
-    unjudged += [f"labels: {unread} new images could not be read"] if unread else []
+    odd = {"of a class that the champion does not have": strange, "could not be read": unread}
+    unjudged = tuple(f"labels: {counted(number, 'new image')} {what}" for what, number in odd.items() if number)
     return _Review(
         tuple(_lines(known, found, labels, said, classes)),
         found.num_judged,
         len(found.places),
         found.expected / found.num_judged if found.num_judged else None,
         found.z,
-        tuple(unjudged),
+        unjudged,
     )
 
 

@@ -225,7 +225,7 @@ def test_what_is_no_file_or_no_image_is_listed_or_told(
     assert {key: cause.split(": ")[1] for key, cause in causes(source).items()} == {
         "a/pipe": "is not a regular file", "a/device": "is not a regular file",
     }  # fmt: skip
-    assert "1 files below" in caplog.text
+    assert "1 file below" in caplog.text
     assert "1 .heic" in caplog.text
 
 

@@ -295,7 +295,7 @@ def test_with_random_crops_training_images_are_compared_with_training_images(sit
     assert 0 < features.num_new < 30
     assert features.num_new + features.num_before + features.num_lacking == 120
     assert features.num_lacking == 120 - manifest.num_images["train"]
-    lacking = f"features: {features.num_lacking} images excluded, which cannot be read or are not cached"
+    lacking = f"features: {features.num_lacking} images excluded as unreadable or not cached"
     assert lacking in found.unmeasured
 
 
@@ -347,8 +347,8 @@ def test_champion_may_lack_classes_and_fail_to_read_images(site: Site) -> None:
     found = site.measure(paths, before, blind, classes=("red", "blue", "green"))
     assert (calls, found.num_judged, found.num_disagreeing) == ([10], 9, 0)
     assert found.unmeasured == (
-        "labels: 6 new images have classes that the champion does not have",
-        "labels: 1 new images could not be read",
+        "labels: 6 new images of a class that the champion does not have",
+        "labels: 1 new image could not be read",
     )
     assert site.measure(paths, before).unmeasured == ("labels: there is no champion to compare them with",)
 
@@ -365,8 +365,8 @@ def test_unreadable_images_are_reported_and_not_predicted(site: Site) -> None:
     found = site.measure(paths, before, by_colour)
     assert (found.num_judged, found.num_disagreeing, by_kind(found)["images"].num_lacking) == (9, 0, 1)
     assert found.unmeasured == (
-        "images: 1 images excluded, which cannot be read or are not cached",
-        "labels: 1 new images could not be read",
+        "images: 1 image excluded as unreadable or not cached",
+        "labels: 1 new image could not be read",
     )
 
 
