@@ -13,7 +13,8 @@ from pathlib import Path
 from tlbatch.core.cli import with_new_options
 from tlbatch.core.errors import UserError
 from tlbatch.promotion.champion import overruled_before, promote_run
-from tlbatch.promotion.registry import Decision, Registry, promotion_file
+from tlbatch.promotion.records import Decision
+from tlbatch.promotion.registry import Registry, promotion_file
 from tlbatch.promotion.rescoring import make_rescoring
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import load_record

@@ -15,7 +15,8 @@ from filelock import FileLock
 from tlbatch.core.cli import run_command
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
-from tlbatch.promotion.registry import Champion, Night, Registry, open_registry
+from tlbatch.promotion.records import Champion, Night
+from tlbatch.promotion.registry import Registry, open_registry
 from tlbatch.promotion.retention import wrong_files
 from tlbatch.runs.report import Estimate
 

@@ -24,7 +24,8 @@ from tlbatch.deploy import export
 from tlbatch.promotion import champion as champions
 from tlbatch.promotion import night
 from tlbatch.promotion import registry as registries
-from tlbatch.promotion.registry import Champion, Decision, Registry, promotion_file
+from tlbatch.promotion.records import Champion, Decision
+from tlbatch.promotion.registry import Registry, promotion_file
 from tlbatch.promotion.rescoring import rescoring_paths
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, RunRecord

@@ -10,7 +10,8 @@ from tlbatch import registry as command
 from tlbatch.config.nightly import Nightly
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file
-from tlbatch.promotion.registry import Champion, Night, Registry, open_registry
+from tlbatch.promotion.records import Champion, Night
+from tlbatch.promotion.registry import Registry, open_registry
 from tlbatch.promotion.retention import retire, wrong_files
 from tlbatch.runs.report import Estimate
 

@@ -1,7 +1,6 @@
 """Comparison of challenger and champion on the same test images."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,10 +12,10 @@ from tlbatch.core.text import counted
 from tlbatch.data.index import Index, read_index
 from tlbatch.evaluation.leaderboard import Entry
 from tlbatch.evaluation.predictions import Predictions
-from tlbatch.promotion.registry import Champion, Decision, Registry, RuleResult
+from tlbatch.promotion.records import Champion, Decision
+from tlbatch.promotion.registry import Registry
 from tlbatch.promotion.rescoring import manifest_of_champion, rescoring_of, rescoring_paths
 from tlbatch.promotion.rule import Context, PairedTest, apply_rule, first_of
-from tlbatch.runs.manifest import Audit
 from tlbatch.runs.records import SPLITS, load_record
 from tlbatch.runs.report import Report
 from tlbatch.runs.run import Run
@@ -42,7 +41,9 @@ class Challenge:
             When a run is incomplete, or the champion has to predict these test images first.
         """
         terms, report = self.run.job.nightly, self.report
-        leaks = _leaks(report.audit)
+        leaks = [
+            f"{counted(number, 'image')} of {pair}" for pair, number in sorted(report.audit.across.items()) if number
+        ]
         if self.champion is None:
             rule, reasons = first_of(terms, report.n, leaks)
             return self.decision(outcome="promoted" if rule == "first" else "kept", rule=rule, reasons=reasons)
@@ -58,7 +59,7 @@ class Challenge:
         if not len(one.keys):
             why = "there are no test images on which both models can be compared"
             return self.decision(outcome="kept", rule="none", reasons=(why,), num_excluded=num_excluded)
-        evidence = PairedTest(
+        paired = PairedTest(
             metric=self.run.job.metric,
             challenger=one.decided,
             champion=two.decided,
@@ -67,12 +68,14 @@ class Challenge:
             questions=self.run.job.report.questions,
             seed=self.run.job.seed,
         )
-        known = Context(self.look, self.num_train, self.champion.num_train, self.champion.lost, leaks)
-        return self._weighed(apply_rule(terms, evidence, known), num_excluded)
+        context = Context(self.look, self.num_train, self.champion.num_train, self.champion.lost, leaks)
+        found = apply_rule(terms, paired, context)
+        outcome = "kept" if found.rule == "none" else "promoted"
+        return self.decision(outcome=outcome, num_excluded=num_excluded, **dict(found))
 
     def decision(self, **found: object) -> Decision:
         """Return a decision on this challenge with the given fields."""
-        about: Mapping[str, object] = {
+        fields: dict[str, object] = {
             "task": self.run.job.task,
             "run": self.run.name,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,7 +83,7 @@ class Challenge:
             "look": self.look if self.champion else 0,
             "num_train": self.num_train,
         }
-        return Decision.model_validate({**about, **found})
+        return Decision.model_validate(fields | found)
 
     @property
     def report(self) -> Report:
@@ -95,13 +98,6 @@ class Challenge:
     @property
     def _registry(self) -> Registry:
         return Registry.of(self.run.job)
-
-    def _weighed(self, found: RuleResult, num_excluded: int) -> Decision:
-        return self.decision(
-            outcome="kept" if found.rule == "none" else "promoted",
-            num_excluded=num_excluded,
-            **dict(found),
-        )
 
     def _in_common(self, champion: Champion) -> tuple[Predictions, Predictions, int]:
         """Return both predictions on test images that neither was trained on, and the number of excluded images."""
@@ -138,10 +134,5 @@ class Challenge:
 
 def _known_to(index: Index, test: Index) -> npt.NDArray[np.bool_]:
     """Mask (n,): test images whose content or group was in the training or validation split of a model."""
-    seen = index[index["split"] != SPLITS.index("test")]
-    found: npt.NDArray[np.bool_] = np.isin(test["group"], seen["group"]) | np.isin(test["content"], seen["content"])
-    return found
-
-
-def _leaks(audit: Audit) -> list[str]:
-    return [f"{counted(number, 'image')} of {pair}" for pair, number in sorted(audit.across.items()) if number]
+    known = index[index["split"] != SPLITS.index("test")]
+    return np.asarray(np.isin(test["group"], known["group"]) | np.isin(test["content"], known["content"]))

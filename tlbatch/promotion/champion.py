@@ -13,7 +13,8 @@ from tlbatch.promotion.challenge import Challenge
 from tlbatch.promotion.drift.records import Drift
 from tlbatch.promotion.night_page import ShownNight, write_night
 from tlbatch.promotion.night_record import label_issues_of, night_of
-from tlbatch.promotion.registry import Champion, Decision, Registry, drift_file, promotion_file
+from tlbatch.promotion.records import Champion, Decision
+from tlbatch.promotion.registry import Registry, drift_file, promotion_file
 from tlbatch.promotion.retention import digests_of, retire
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Marker, load_record
@@ -21,7 +22,6 @@ from tlbatch.runs.run import Run
 from tlbatch.runs.workspace import SetPaths
 
 log = logging.getLogger(__name__)
-_MOST_DOUBTS = 12
 
 
 def overruled_before(paths: RunPaths) -> str:

@@ -81,7 +81,7 @@ def hold_lease(
             raise LeaseTakenError(before)
         own.save(file)
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(file, ended), name="turn", daemon=True)
+    beat = threading.Thread(target=_beat, args=(file, ended), name="lease", daemon=True)
     beat.start()
     try:
         yield before

@@ -18,7 +18,6 @@ from tlbatch.cluster.follow import wait_for_chain
 from tlbatch.cluster.launch import Target
 from tlbatch.cluster.results import print_scores
 from tlbatch.cluster.squeue import Squeue
-from tlbatch.config.data import Data
 from tlbatch.config.job import Job
 from tlbatch.core.cli import EXIT_AGAIN
 from tlbatch.core.errors import UserError
@@ -26,7 +25,8 @@ from tlbatch.core.files import digest_of
 from tlbatch.data.index import read_index
 from tlbatch.data.sources.read import digest_lists, read_images
 from tlbatch.promotion.lease import LeaseHolder
-from tlbatch.promotion.registry import Event, Night, Pending, Registry
+from tlbatch.promotion.records import Event, Night, Pending
+from tlbatch.promotion.registry import Registry
 from tlbatch.promotion.rescoring import make_rescoring, rescoring_paths
 from tlbatch.promotion.retention import wrong_files
 from tlbatch.runs.paths import RunPaths
@@ -51,7 +51,7 @@ def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None
     if before is not None:
         print(f"the registry lock was held by {before}, which is gone; taken over", flush=True)
     asked = job_digest(record)
-    seen = _seen(record, asked)
+    seen = digest_of([read_images(record.job, workers=1).digest, digest_lists(record.job.data), asked])
     pending = registry.pending()
     if pending is not None and pending.seen != seen:
         why = "images, labels or job have changed since it began; its shards and cached activations are reused"
@@ -71,15 +71,9 @@ def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None
     paths = RunPaths(record.job.workspace / "runs" / pending.run)
     if not paths.record.exists():
         make_run(_begun(record, registry, pending.run))
-    own = paths.load_submitted()
-    own = own.resubmitted(record.job.slurm, record.images)
+    own = paths.load_submitted().resubmitted(record.job.slurm, record.images)
     own.save(paths.record)
     return _work(Run(own, paths), registry, pending, where)
-
-
-def _seen(record: RunRecord, asked: str) -> str:
-    """Return a digest of images, labels, splits and job; if it is unchanged, nothing is new."""
-    return digest_of([read_images(record.job, workers=1).digest, digest_lists(record.job.data), asked])
 
 
 def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
@@ -91,7 +85,8 @@ def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
         return record
     other = registry.run_of(champion)
     before = other.load().job
-    if not _is_split_alike(job.data, before.data):
+    cuts = [(data.split, data.group_column, data.group_pattern) for data in (job.data, before.data)]
+    if cuts[0] != cuts[1]:  # a training image of one may be a test image of the other
         print("the champion was trained on another split: this night starts from the pre-trained weights", flush=True)
         return record
     best = load_record(Best, other.best, missing="the champion's run is incomplete; python -m tlbatch.registry verify")
@@ -101,12 +96,6 @@ def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
     if _has_head_of(job, before):
         update["head"] = job.head.model_copy(update={"weights": str(other.folder)})
     return record.model_copy(update={"job": job.model_copy(update=update), "weights_digest": best.digest})
-
-
-def _is_split_alike(one: Data, other: Data) -> bool:
-    """Return whether two jobs split alike, so that no training image of one is a test image of the other."""
-    cuts = [(data.split, data.group_column, data.group_pattern) for data in (one, other)]
-    return cuts[0] == cuts[1]
 
 
 def _has_head_of(job: Job, other: Job) -> bool:
@@ -124,16 +113,16 @@ def _work(run: Run, registry: Registry, pending: Pending, where: Target) -> int:
             return _end_alike(run.paths, registry, pending, alike)
         code = code or _stages(run, registry, where)
     except UserError as error:
-        told = _broken(registry, run.paths) or str(error)
-        _note(registry, "failed", run.name, told)
-        raise UserError(told) from None
+        cause = _broken(registry, run.paths) or str(error)
+        _note(registry, "failed", run.name, cause)
+        raise UserError(cause) from None
     if code == EXIT_AGAIN:
         return code
     if code:
-        told = _broken(registry, run.paths)
-        _note(registry, "failed", run.name, told or _cause(run))
-        if told:
-            raise UserError(told)
+        broken = _broken(registry, run.paths)
+        _note(registry, "failed", run.name, broken or _cause(run))
+        if broken:
+            raise UserError(broken)
         return code
     registry.night_file.unlink(missing_ok=True)
     print(f"night's page    {registry.page(run.name)}", flush=True)
@@ -204,7 +193,8 @@ def _run(run: Run, where: Target, stages: Sequence[StageName] = ()) -> int:
         return launch.run_here(run, stages)
     if where == "allocation":
         return launch.run_in_allocation(run, os.environ, stages)
-    while run.paths in (jobs := job_arrays.at_work([run])):  # of a night that was killed while its jobs were queued
+    # Jobs of a night that was killed while they were queued.
+    while run.paths in (jobs := job_arrays.at_work([run])):
         print(f"job {jobs[run.paths]:>8}  is still queued or running", flush=True)
         time.sleep(_POLL_S)
     return wait_for_chain(launch.submit_chain(run, stages), run.paths)

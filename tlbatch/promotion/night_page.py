@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from tlbatch.core.text import counted
 from tlbatch.promotion.drift.records import Drift
-from tlbatch.promotion.registry import Champion, Decision, Night
+from tlbatch.promotion.records import Champion, Decision, Night
 from tlbatch.report import plots
 from tlbatch.report.page import render
 

@@ -2,12 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import exact_text
@@ -15,9 +10,10 @@ from tlbatch.data.dataset import open_images
 from tlbatch.data.index import read_index
 from tlbatch.data.sources.base import name_of
 from tlbatch.deploy.model import ExportedModel
-from tlbatch.promotion.drift.measure import measure_drift
+from tlbatch.promotion.drift.measure import Predict, measure_drift
 from tlbatch.promotion.night_page import LabelIssue
-from tlbatch.promotion.registry import Champion, Night, Registry, drift_file, review_file
+from tlbatch.promotion.records import Champion, Night
+from tlbatch.promotion.registry import Registry, drift_file, review_file
 from tlbatch.promotion.rescoring import manifest_of_champion, rescoring_paths
 from tlbatch.report.run_figures import shown_images
 from tlbatch.runs.paths import RunPaths
@@ -50,13 +46,14 @@ def night_of(run: Run, registry: Registry, overruled: str) -> Night:
     before = next((Path(one.index) for one in reversed(history) if one.index and one.run != run.name), None)
     before = before if before and before.is_dir() else None
     champion = registry.champion()
-    judge = _evaluate(registry, champion, overruled) if champion and before and champion.run != run.name else None
+    is_challenged = champion and before and champion.run != run.name
+    predict, classes = _predictor(registry, champion, overruled) if champion and is_challenged else (None, ())
     drift = measure_drift(
         run,
         before=before,
-        known=registry.statistics_file,
-        predict=judge.predict if judge else None,
-        classes_of_predict=judge.classes if judge else (),
+        known=registry.folder / "statistics.npz",
+        predict=predict,
+        classes_of_predict=classes,
         threshold=run.job.nightly.drift,
         table=review_file(run.paths),
     )
@@ -79,16 +76,8 @@ def night_of(run: Run, registry: Registry, overruled: str) -> Night:
     )
 
 
-@dataclass(frozen=True)
-class _Evaluator:
-    """Predictions of the champion."""
-
-    predict: Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
-    classes: tuple[str, ...]
-
-
-def _evaluate(registry: Registry, champion: Champion, overruled: str) -> _Evaluator | None:
-    """Load the champion's exported model; None if it is damaged and an override replaces it anyway.
+def _predictor(registry: Registry, champion: Champion, overruled: str) -> tuple[Predict | None, tuple[str, ...]]:
+    """Return the champion's predictions and classes; none if it is damaged and an override replaces it anyway.
 
     Raises
     ------
@@ -102,12 +91,8 @@ def _evaluate(registry: Registry, champion: Champion, overruled: str) -> _Evalua
         if not overruled:
             raise
         log.warning("the new labels are not checked with the champion: %s", error)
-        return None
-
-    def predict(images: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        return model.predict(images, in_shard=True).probabilities
-
-    return _Evaluator(predict, classes)
+        return None, ()
+    return lambda images: model.predict(images, in_shard=True).probabilities, classes
 
 
 def _seconds(paths: RunPaths) -> dict[str, float]:

@@ -5,7 +5,8 @@ import shutil
 from tlbatch.cluster.create import make_run
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file
-from tlbatch.promotion.registry import Champion, Registry
+from tlbatch.promotion.records import Champion
+from tlbatch.promotion.registry import Registry
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.paths import RunPaths, weights_file
 from tlbatch.runs.records import Best, RunRecord, load_record
@@ -60,7 +61,8 @@ def rescoring_of(run: Run, champion: Champion) -> RunRecord | None:
     )
     digest = before.weights_digest
     if digest is not None and not _is_there(job.model.weights, digest):
-        checkpoint = other.checkpoints / _weights_of(other)
+        missing = "the champion's run is incomplete; python -m tlbatch.registry verify"
+        checkpoint = other.checkpoints / load_record(Best, other.best, missing=missing).weights
         model = job.model.model_copy(update={"weights": str(checkpoint), "match": "name"})
         job = job.model_copy(update={"model": model})
         digest = digest_file(checkpoint)
@@ -93,8 +95,3 @@ def _is_there(weights: str, digest: str) -> bool:
     except UserError:
         return False
     return file is not None and digest_file(file) == digest
-
-
-def _weights_of(run: RunPaths) -> str:
-    missing = "the champion's run is incomplete; python -m tlbatch.registry verify"
-    return load_record(Best, run.best, missing=missing).weights

@@ -9,7 +9,8 @@ from pathlib import Path
 from tlbatch.config.nightly import Nightly
 from tlbatch.core.files import digest_file
 from tlbatch.core.text import counted
-from tlbatch.promotion.registry import Champion, Night, Registry
+from tlbatch.promotion.records import Champion
+from tlbatch.promotion.registry import Registry
 
 log = logging.getLogger(__name__)
 _REMOVED = ".removed-"
@@ -51,7 +52,9 @@ def retire(registry: Registry, terms: Nightly, *, now: str) -> list[str]:
     if champion is None:
         return []
     kept = [champion, *registry.ancestors(champion, terms.keep_champions)]
-    made = list(dict.fromkeys(night.run for night in registry.history() if night.run and _is_of_night(night)))
+    # A run that was only promoted by hand belongs to its user.
+    of_nights = (one for one in registry.history() if one.seen is not None or one.event in ("failed", "given up"))
+    made = list(dict.fromkeys(night.run for night in of_nights if night.run))
     stay = {now} | {one.run for one in kept} | set(made[max(0, len(made) - terms.keep_nights) :])
     runs, gone = registry.folder.parent.parent / "runs", []
     for old in runs.glob(f"{_REMOVED}*"):
@@ -69,11 +72,6 @@ def retire(registry: Registry, terms: Nightly, *, now: str) -> list[str]:
         last = counted(terms.keep_nights, "night")
         log.info("removed %s: not from the last %s or a kept champion", ", ".join(gone), last)
     return gone
-
-
-def _is_of_night(night: Night) -> bool:
-    """Return whether a night created the run; a run that was only promoted by hand belongs to its user."""
-    return night.seen is not None or night.event in ("failed", "given up")
 
 
 def _remove(folder: Path) -> None:

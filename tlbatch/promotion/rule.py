@@ -10,7 +10,7 @@ from tlbatch.config.nightly import Nightly
 from tlbatch.core.text import counted
 from tlbatch.metrics.confusion import Classified, point_scores
 from tlbatch.metrics.paired import compare, difference, lower_bound
-from tlbatch.promotion.registry import Guarded, Rule, RuleResult
+from tlbatch.promotion.records import Guarded, Rule, RuleResult
 from tlbatch.runs.report import SCORES
 
 
@@ -61,7 +61,8 @@ def apply_rule(nightly: Nightly, paired: PairedTest, known: Context) -> RuleResu
     level = level_of(nightly, known.look)
     lower = lower_bound(value, draws, level)
     guards = tuple(_guarded(name, bound, paired) for name, bound in nightly.guards.items())
-    slack = max(0.0, nightly.margin - known.lost) if _has_more(nightly, known) else 0.0
+    has_more_data = known.num_train >= known.champion_num_train * (1 + nightly.more_data) > 0
+    slack = max(0.0, nightly.margin - known.lost) if has_more_data else 0.0
     rule, why = _by_bound(nightly, lower, slack, known)
     against = [
         *_against(nightly, len(first.y_true), known.leaks),
@@ -70,7 +71,7 @@ def apply_rule(nightly: Nightly, paired: PairedTest, known: Context) -> RuleResu
     bound = "undefined" if lower is None else f"{lower:.4f}"
     gain = "undefined" if value is None else f"{value:.4f}"
     num_images = counted(len(first.y_true), "test image")
-    told = f"gain {gain} in {metric} on {num_images}, lower bound {bound} at level {level:.2g}"
+    figures = f"gain {gain} in {metric} on {num_images}, lower bound {bound} at level {level:.2g}"
     if rule != "none" and against:
         rule, why = "none", f"it would have been promoted ({why})"
     lost = 0.0
@@ -80,7 +81,7 @@ def apply_rule(nightly: Nightly, paired: PairedTest, known: Context) -> RuleResu
         lost = known.lost + max(0.0, -(value or 0.0))
     return RuleResult(
         rule=rule,
-        reasons=(told, why, *against),
+        reasons=(figures, why, *against),
         comparison=comparison,
         level=level,
         lower=lower,
@@ -94,10 +95,6 @@ def first_of(nightly: Nightly, num_images: int, leaks: Sequence[str]) -> tuple[R
     """Return rule and reasons for a run when there is no champion."""
     against = _against(nightly, num_images, leaks)
     return ("none", tuple(against)) if against else ("first", ("there was no champion",))
-
-
-def _has_more(nightly: Nightly, known: Context) -> bool:
-    return known.num_train >= known.champion_num_train * (1 + nightly.more_data) > 0
 
 
 def _by_bound(nightly: Nightly, lower: float | None, slack: float, known: Context) -> tuple[Rule, str]:

@@ -5,6 +5,7 @@ import struct
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -136,9 +137,7 @@ def _computed(some: Some, workers: int) -> Table:
 
 
 def _measured(data: bytes | None) -> Table:
-    try:
+    with suppress(UnreadableImageError):
         if data is not None:
             return image_statistics(shrink(decode(data, short_side=_SHORT_SIDE), _SHORT_SIDE), num_bytes=len(data))
-    except UnreadableImageError:
-        pass
     return np.full(len(COLUMNS), np.nan, np.float32)

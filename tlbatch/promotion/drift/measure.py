@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tlbatch.activations.store import StoreGroup, open_stores, view_keys
 from tlbatch.core.files import to_csv, write_text
 from tlbatch.core.text import counted
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.data.dataset import open_images
 from tlbatch.model.heads import Pooling, is_map
 from tlbatch.promotion.drift.image_statistics import COLUMNS, known_statistics
@@ -68,21 +69,18 @@ def measure_drift(
     growth = compare_nights(open_images(run), before, most=MOST_BEFORE)
     why = growth.why or ("" if len(growth.new.rows) else "no new images")
     shifts = () if why else tuple(_shifts(run, growth, known, threshold))
-    review = _Review.none(why) if why else _review(growth.new, predict, classes_of_predict)
+    review = _unreviewed(why) if why else _review(growth.new, predict, classes_of_predict)
     write_text(table, to_csv(_HEADER, review.lines))
-    return Drift(
+    found = Drift(
         num_new=len(growth.new.rows),
         num_before=growth.num_before,
         num_relabelled=growth.num_relabelled,
         threshold=threshold,
         shifts=shifts,
         is_marked=any(one.is_above for one in shifts),
-        num_judged=review.num_judged,
-        num_disagreeing=review.num_disagreeing,
-        share_expected=review.share_expected,
-        z_disagreeing=review.z,
-        unmeasured=(why,) if why else (*_unmeasured(shifts), *review.unjudged),
+        unmeasured=(why,) if why else (*_unmeasured(shifts), *review.unmeasured),
     )
+    return found.model_copy(update=review.counts)
 
 
 def _unmeasured(shifts: Sequence[Shift]) -> Iterator[str]:
@@ -95,19 +93,21 @@ def _unmeasured(shifts: Sequence[Shift]) -> Iterator[str]:
 
 def _shifts(run: Run, growth: Growth, known: Path, threshold: float) -> Iterator[Shift]:
     """Yield the shifts of classes, image statistics and network features."""
-    judge = partial(shift, threshold=threshold, seed=run.job.seed)
+    test = partial(shift, threshold=threshold, seed=run.job.seed)
     both = growth.new, growth.before
     if any(some.images.manifest.tags for some in both):
         yield Shift(what="classes", undefined=_TAGS)
     else:
         names = tuple(dict.fromkeys(name for some in both for name in some.images.manifest.classes))
-        yield judge(*(_classes(some, names) for some in both), what="classes", names=names)
-    yield judge(*(_looks(some, known) for some in both), what="images", names=COLUMNS)
+        yield test(*(_classes(some, names) for some in both), what="classes", names=names)
+    workers = read_world(os.environ).num_threads
+    looks = (Sample(known_statistics(some, known=known, workers=workers), some.index["group"]) for some in both)
+    yield test(*looks, what="images", names=COLUMNS)
     stored = _stored(run)
     if stored is None:
         yield Shift(what="features", undefined="the activations of phase 0 are not cached")
     else:
-        yield judge(*(_features(some, stored) for some in both), what="features", names=())
+        yield test(*(_features(some, stored) for some in both), what="features", names=())
 
 
 def _classes(some: Some, names: Sequence[str]) -> Sample:
@@ -117,16 +117,10 @@ def _classes(some: Some, names: Sequence[str]) -> Sample:
     return Sample(values, some.index["group"])
 
 
-def _looks(some: Some, known: Path) -> Sample:
-    workers = read_world(os.environ).num_threads
-    return Sample(known_statistics(some, known=known, workers=workers), some.index["group"])
-
-
 def _stored(run: Run) -> StoreGroup | None:
-    marker = run.paths.marker("cache")
-    if not marker.exists():
+    if not run.paths.marker("cache").exists():
         return None
-    cached = load_record(Marker, marker, missing="run cache first: python -m tlbatch.cache RUN")
+    cached = load_record(Marker, run.paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
     return open_stores(run.job, cached.outputs, phase=0, split="train")
 
 
@@ -153,69 +147,60 @@ def _pooled(stored: StoreGroup, places: npt.NDArray[np.int64]) -> npt.NDArray[np
     return vectors
 
 
-@dataclass(frozen=True)
-class _Review:
+class _Review(NamedTuple):
     """Comparison of the new labels with the champion's predictions."""
 
-    lines: tuple[tuple[object, ...], ...]
+    lines: list[tuple[object, ...]]
     """Lines of the table."""
-    num_judged: int
-    num_disagreeing: int
-    share_expected: float | None
-    z: float | None
-    unjudged: tuple[str, ...]
+    counts: dict[str, object]
+    """Fields of `Drift`."""
+    unmeasured: list[str]
     """Why some labels were not compared."""
 
-    @staticmethod
-    def none(why: str) -> "_Review":
-        """Return a review without any comparison."""
-        return _Review((), 0, 0, None, None, (f"labels: {why}",))
+
+def _unreviewed(why: str) -> _Review:
+    return _Review([], {}, [f"labels: {why}"])
 
 
 def _review(new: Some, predict: Predict | None, classes: tuple[str, ...]) -> _Review:
     own = new.images.manifest.classes
     if predict is None or new.images.manifest.tags:
-        return _Review.none(_TAGS if predict else "there is no champion to compare them with")
+        return _unreviewed(_TAGS if predict else "there is no champion to compare them with")
     numbers = np.array([classes.index(name) if name in classes else -1 for name in own], np.int64)
     labels = numbers[new.index["label"]]
     known = Some(new.images, new.rows[labels >= 0])
     labels = labels[labels >= 0]
-    said = _said(known, predict, len(classes))
-    found = label_issues(labels, said)
+    probabilities = _predicted(known, predict, len(classes))
+    found = label_issues(labels, probabilities)
     strange, unread = len(new.rows) - len(known.rows), len(known.rows) - found.num_judged
-    odd = {"of a class that the champion does not have": strange, "could not be read": unread}
-    unjudged = tuple(f"labels: {counted(number, 'new image')} {what}" for what, number in odd.items() if number)
-    return _Review(
-        tuple(_lines(known, found, labels, said, classes)),
-        found.num_judged,
-        len(found.places),
-        found.expected / found.num_judged if found.num_judged else None,
-        found.z,
-        unjudged,
-    )
+    excluded = {"of a class that the champion does not have": strange, "could not be read": unread}
+    unmeasured = [f"labels: {counted(number, 'new image')} {what}" for what, number in excluded.items() if number]
+    counts: dict[str, object] = {
+        "num_judged": found.num_judged,
+        "num_disagreeing": len(found.places),
+        "share_expected": found.expected / found.num_judged if found.num_judged else None,
+        "z_disagreeing": found.z,
+    }
+    return _Review(list(_lines(known, found, labels, probabilities, classes)), counts, unmeasured)
 
 
-def _said(some: Some, predict: Predict, num_classes: int) -> npt.NDArray[np.float32]:
+def _predicted(some: Some, predict: Predict, num_classes: int) -> npt.NDArray[np.float32]:
     """Return probabilities, (n, num_classes); NaN if an image cannot be read."""
     found = [np.empty((0, num_classes), np.float32)]
     for part in some.parts(_CHUNK):
         files = list(part.files())
-        said = np.full((len(files), num_classes), np.nan, np.float32)
+        probabilities = np.full((len(files), num_classes), np.nan, np.float32)
         read = [place for place, data in enumerate(files) if data is not None]
         if read:
-            said[read] = predict([data for data in files if data is not None])
-        found.append(said)
+            probabilities[read] = predict([data for data in files if data is not None])
+        found.append(probabilities)
     return np.concatenate(found)
 
 
 def _lines(
-    some: Some,
-    found: LabelIssues,
-    labels: npt.NDArray[np.int64],
-    said: npt.NDArray[np.float32],
-    classes: Sequence[str],
+    some: Some, found: LabelIssues, labels: Ints, probabilities: Floats, classes: Sequence[str]
 ) -> Iterator[tuple[object, ...]]:
     for place in found.places.tolist():
-        row, label, chosen = some.index[place], int(labels[place]), int(said[place].argmax())
-        values = (round(float(said[place, number]), 6) for number in (chosen, label))
+        row, label, chosen = some.index[place], int(labels[place]), int(probabilities[place].argmax())
+        values = (round(float(probabilities[place, number]), 6) for number in (chosen, label))
         yield (row["key"].decode(), SPLITS[row["split"]], classes[label], classes[chosen], *values)

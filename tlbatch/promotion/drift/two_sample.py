@@ -32,11 +32,6 @@ class Sample:
     groups: npt.NDArray[np.generic]
     """(n,)."""
 
-    @property
-    def is_there(self) -> npt.NDArray[np.bool_]:
-        """Mask of the images with values, (n,)."""
-        return np.asarray(np.isfinite(self.values).all(axis=1))
-
     def where(self, some: npt.NDArray[np.bool_] | Ints) -> "Sample":
         """Return a subset of the images."""
         return Sample(self.values[some], self.groups[some])
@@ -60,9 +55,9 @@ def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], th
     names
         Names of the columns, (columns,); empty if they have none.
     """
-    found = new.where(new.is_there), before.where(before.is_there)
+    found = [one.where(np.asarray(np.isfinite(one.values).all(axis=1))) for one in (new, before)]
     num_lacking = sum(map(len, (new.groups, before.groups))) - sum(len(one.groups) for one in found)
-    new, before = _thinned(*found, np.random.default_rng([seed, 0]))
+    new, before = _thinned(found[0], found[1], np.random.default_rng([seed, 0]))
     num_groups = len(np.unique(new.groups)), len(np.unique(before.groups))
     compared = Shift(
         what=what,
@@ -79,16 +74,17 @@ def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], th
         values = _components(values, min(_MOST_COMPONENTS, sum(num_groups) // _GROUPS_EACH))
     groups = np.concatenate([numbered(new.groups), numbered(before.groups) + num_groups[0]])
     distances = _distances(values, groups, num_groups[0], np.random.default_rng([seed, 1]))
-    return compared.model_copy(update=_tested(distances[0], distances, threshold))
+    return compared.model_copy(update=_tested(distances, threshold))
 
 
-def _tested(distance: float, distances: npt.NDArray[np.float64], threshold: float) -> dict[str, object]:
-    """Return the fields of a shift from its distance and those of all permutations, of which it is the first."""
+def _tested(distances: npt.NDArray[np.float64], threshold: float) -> dict[str, object]:
+    """Return the fields of a shift from its distance, the first, and those of all permutations."""
+    distance = float(distances[0])
     mean, deviation = float(distances[1:].mean()), float(distances[1:].std())
-    z = (float(distance) - mean) / deviation if deviation > 1e-9 * mean else 0.0
+    z = (distance - mean) / deviation if deviation > 1e-9 * mean else 0.0
     p_value = float(np.mean(distances >= distance * (1 - 1e-9)))
     return {
-        "distance": float(distance),
+        "distance": distance,
         "mean": mean,
         "deviation": deviation,
         "z": z,
@@ -144,8 +140,7 @@ def _capped(one: Sample, most: int, rng: np.random.Generator) -> Sample:
     of = numbered(one.groups)[order]
     together = np.argsort(of, kind="stable")
     starts = np.searchsorted(of[together], of[together])  # first position of each group
-    kept = np.sort(order[together[np.arange(len(of)) - starts < most]])
-    return Sample(one.values[kept], one.groups[kept])
+    return one.where(np.sort(order[together[np.arange(len(of)) - starts < most]]))
 
 
 def _standardised(values: Floats) -> Floats:
