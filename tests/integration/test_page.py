@@ -90,7 +90,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a page of every kind."""
     folder = tmp_path_factory.mktemp("pages")
-    none: dict[str, Any] = {"rival": None, "epochs": [], "mistakes": [], "rejected": [], "figures": {}}
+    none: dict[str, Any] = {"rival": None, "epochs": [], "mistakes": [], "rejected": [], "pictures": []}
     write_page(folder / "run.html", sample.shown())
     write_page(folder / "bare.html", sample.shown(sample.bare(), **none))
     for number in (33, 70):

@@ -96,7 +96,7 @@ def test_a_cut_that_is_auto_is_chosen_by_probes_and_the_rest_of_the_job_is_kept(
     assert found.chosen == f"cut {job.phase[1].cut}"
     assert job.phase[1].cut in {trial.after[0] for trial in found.profile}
     assert (job.phase[0].cut, job.phase[1].epochs, job.objective) == ("pool", 3, "focal")
-    assert (paths.report / "figures" / "strategy.png").exists()
+    assert 'aria-label="Accuracy by backbone stage. ridge: ' in paths.report_page.read_text("utf-8")
 
 
 def test_there_is_nothing_to_choose_in_a_job_of_phases(make: Make) -> None:

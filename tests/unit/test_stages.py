@@ -596,7 +596,7 @@ def test_settings_that_contradict_each_other_are_refused_at_submit(
 
 
 def test_the_report_folder_holds_figures_of_what_was_learned(make: Callable[..., RunPaths]) -> None:
-    names = {"activations", "confusion", "curves", "features", "filters"}
+    names = {"activations", "filters"}
     paths = run_all(make("figures=true"))
     assert {file.stem for file in (paths.report / "figures").glob("*.png")} == names
     for file in (paths.report / "figures").glob("*.png"):
@@ -607,4 +607,8 @@ def test_the_report_folder_holds_figures_of_what_was_learned(make: Callable[...,
         one, other = ((run.report / "figures" / f"{name}.png").read_bytes() for run in (paths, again))
         assert one == other, name
     fitted = run_all(make("figures=true", "run=fitted", "phase=[{cut='pool', fit='neighbours'}]"))
-    assert {file.stem for file in (fitted.report / "figures").glob("*.png")} == names - {"curves"}
+    assert {file.stem for file in (fitted.report / "figures").glob("*.png")} == names
+    for paths, drawn in ((again, True), (fitted, False)):
+        page = paths.report_page.read_text("utf-8")
+        assert page.count('aria-label="Feature map. ') == page.count('aria-label="Confusion matrix. ') == 1
+        assert ('aria-label="Loss by epoch. ' in page) == drawn

@@ -57,7 +57,7 @@ class Job(Section):
     train: Train = Train()
     cache: Cache = Cache()
     figures: bool = True
-    """Draw figures into the report folder: learning curves, filters, activations, errors and a map of the features."""
+    """Show in the report the first filters, activations, the most confident errors and a map of the features."""
     report: Reporting = Reporting()
     nightly: Nightly = Nightly()
     slurm: Slurm = Slurm()

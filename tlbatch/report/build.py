@@ -18,8 +18,8 @@ from tlbatch.evaluation.prediction_parts import Width, merge_parts
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.evaluation.scoring import Scoring, held_out_of, predictions_of, report_of, thresholds_of
 from tlbatch.model.checkpoint import load_best
-from tlbatch.report.page import Mistake, Shown, write_page
-from tlbatch.report.run_figures import Tested, draw_report
+from tlbatch.report.page import Shown, write_page
+from tlbatch.report.run_figures import Drawn, Tested, draw_report
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS
 from tlbatch.runs.report import Report
@@ -70,25 +70,21 @@ def build_report(run: Run, world: World) -> None:
         held_out = held_out_of(paths, best, raw, merged)
         found, scored = scoring.write(raw, held_out.images, thresholds_of(run.record, best, raw, merged, held_out))
     report = report_of(scoring, scored, run, best, num_predicted=len(merged.rows))
-    mistakes: list[Mistake] = []
+    drawn = Drawn()
     if run.job.figures:
         read = found.is_read & (found.splits == SPLITS.index("test"))
         tested = Tested(index[merged.rows[read]], merged.rows[read], found.where(read))
-        mistakes = draw_report(run, images, best, checkpoint, tested, world)
+        drawn = draw_report(run, images, best, checkpoint, tested, world)
     report.save(paths.report_json)
-    _write_page(report, run, mistakes, rejected)
+    _write_page(report, run, drawn, rejected)
     rank_run(run)
 
 
-def _write_page(report: Report, run: Run, mistakes: list[Mistake], rejected: list[tuple[str, str]]) -> None:
+def _write_page(report: Report, run: Run, drawn: Drawn, rejected: list[tuple[str, str]]) -> None:
     paths = run.paths
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
-    figures = {
-        name: file.read_bytes()
-        for name in ("features", "activations", "filters", "strategy")
-        if (file := paths.report / "figures" / f"{name}.png").exists()
-    }
     rival = rival_of(report.run, load_entries(run.folder.parent))
     settings = list(changed_keys(run.job))
     epochs = [line for line in lines if "epoch" in line]
-    write_page(paths.report_page, Shown(report, rival, epochs, mistakes, rejected, figures, settings))
+    shown = Shown(report, rival, epochs, drawn.mistakes, rejected, drawn.pictures, settings, drawn.feature_map)
+    write_page(paths.report_page, shown)

@@ -70,7 +70,7 @@ def average_runs(runs: Sequence[Path], how: Ensemble, name: str | None) -> None:
     others = [changed_keys(Run.load(entry.folder.parent).job) for entry in entries]
     settings = [setting for setting in others[0] if all(setting in other for other in others)]
     wrong = _mistakes(first, tempered) if first.job.figures else []
-    write_page(paths.report_page, Shown(report, rival, [], wrong, [], {}, settings))
+    write_page(paths.report_page, Shown(report, rival, [], wrong, [], [], settings))
     rebuild_leaderboard(leaderboard(first.job))
     log.info("%s: %s %s", own, report.metric, report.score)
     log.info("wrote %s", paths.report_page)

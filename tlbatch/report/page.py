@@ -18,7 +18,7 @@ from tlbatch.config.base import Metric
 from tlbatch.core.files import write_text
 from tlbatch.core.text import counted
 from tlbatch.metrics.bootstrap import REPLICATES
-from tlbatch.report import formats, plots
+from tlbatch.report import confusion_matrix, formats, plots
 from tlbatch.report.checklist import NOT_KNOWN, checklist, limits, main_score
 from tlbatch.runs.records import SPLITS
 from tlbatch.runs.report import SCORES, ClassScores, Comparison, Question, Report, ScoreName
@@ -45,12 +45,6 @@ _PHRASE_HINTS = {
     "mean_attribute": "mean over the attributes that occur in true phrases",
 }
 _SPLIT_NAMES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test"}
-_FIGURES = {
-    "features": "Feature map: test images in the feature space of the network",
-    "activations": "Activations of the network for one test image",
-    "filters": "First-layer filters of the network",
-    "strategy": "Scores of the candidates",
-}
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
@@ -70,6 +64,17 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of the network."""
+
+    name: str
+    title: str
+    caption: str
+    image: bytes
+    """PNG."""
+
+
+@dataclass(frozen=True)
 class Shown:
     """The content of the page of a run."""
 
@@ -82,10 +87,11 @@ class Shown:
     """Most confident first."""
     rejected: Sequence[tuple[str, str]]
     """Key and reason."""
-    figures: Mapping[str, bytes]
-    """More PNG figures, by name."""
+    pictures: Sequence[Picture]
     settings: Sequence[tuple[str, str]]
     """Keys of the job with values other than the defaults."""
+    feature_map: plots.FeatureMap | None = None
+    """Test images in the feature space of the network."""
 
 
 def write_page(path: Path, shown: Shown) -> None:
@@ -102,7 +108,6 @@ def write_page(path: Path, shown: Shown) -> None:
         "not_known": NOT_KNOWN,
         "items": checklist(shown.report, num_mistakes=len(shown.mistakes), rival=shown.rival),
         "rejected": shown.rejected[:MOST_REJECTED],
-        "figures": [(_FIGURES.get(name, name), image) for name, image in sorted(shown.figures.items())],
     })  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def _sections(shown: Shown) -> Iterable[tuple[str, str, bool]]:
     yield "training", "Training", True
     yield "strategy", "Choice of strategy", report.strategy is not None
     yield "mistakes", "Most confident errors", bool(shown.mistakes)
-    yield "figures", "More figures", bool(shown.figures)
+    yield "figures", "More figures", bool(shown.pictures or shown.feature_map)
     yield "data", "Data", True
     yield "provenance", "Provenance and cost", True
     yield "card", "Model card", True
@@ -209,7 +214,8 @@ def _pages() -> Environment:
         "split_name": _split, "counted": counted, "capitalised": formats.capitalised,
     }  # fmt: skip
     pages.globals |= {
-        "leaks": _leaks, "main_score": main_score, "phrase_hints": _PHRASE_HINTS, "phrase_scores": _PHRASE_SCORES,
+        "confusion_matrix": confusion_matrix, "leaks": _leaks, "main_score": main_score,
+        "phrase_hints": _PHRASE_HINTS, "phrase_scores": _PHRASE_SCORES,
         "plots": plots, "pr": _pr, "replicates": REPLICATES, "roc": _roc, "run_rows": _run_rows,
         "score_names": SCORE_NAMES, "splits": SPLITS, "subgroup_rows": _subgroup_rows,
     }  # fmt: skip
@@ -217,25 +223,14 @@ def _pages() -> Environment:
 
 
 def _roc(questions: Sequence[ClassScores | Question]) -> Markup:
-    lines = [
-        plots.Line(f"{one.name}, AUC {formats.number(one.auc.value)}", one.roc.x, one.roc.y, kind)
-        for kind, one in enumerate(questions)
-        if one.roc.x
-    ]
-    words = "; ".join(line.name for line in lines)
+    curves = [(f"{one.name}, AUC {formats.number(one.auc.value)}", one.roc) for one in questions]
     labels = ("false positive rate (1 - specificity)", "sensitivity")
-    return plots.unit_curves("ROC curves", labels, lines, words=f"{words or 'No curve'}.", chance=True)
+    return plots.unit_curves("ROC curves", labels, curves, chance=True)
 
 
 def _pr(questions: Sequence[ClassScores | Question]) -> Markup:
-    lines = [
-        plots.Line(f"{one.name}, average precision {formats.number(one.average_precision)}", one.pr.x, one.pr.y, kind)
-        for kind, one in enumerate(questions)
-        if one.pr.x
-    ]
-    words = "; ".join(line.name for line in lines)
-    labels = ("recall (sensitivity)", "precision")
-    return plots.unit_curves("Precision and recall", labels, lines, words=f"{words or 'No curve'}.", chance=False)
+    curves = [(f"{one.name}, average precision {formats.number(one.average_precision)}", one.pr) for one in questions]
+    return plots.unit_curves("Precision and recall", ("recall (sensitivity)", "precision"), curves, chance=False)
 
 
 def _subgroup_rows(report: Report, column: str) -> list[plots.Row]:

@@ -13,19 +13,20 @@ from markupsafe import Markup
 from tlbatch.config.base import Metric
 from tlbatch.core.text import counted
 from tlbatch.report import svg
-from tlbatch.runs.report import Estimate, Reliability
+from tlbatch.report.formats import capitalised
+from tlbatch.runs.report import Curve, Estimate, Reliability
+from tlbatch.runs.strategy import Strategy, Trial
 
-MOST_CLASSES = 60
-"""Most classes for which a confusion matrix is drawn."""
-_MOST_COUNTED = 20
-_HEAT_TURNS = 0.65
-"""Fraction above which the text in a cell changes colour; matches the colours of the style sheet."""
-_LONGEST_NAME, _NARROW_NAME, _LONGEST_LINE, _LONGEST_ROW = 24, 9, 42, 34
-_BLANK = 17
-"""Side of a cell without text."""
+_LONGEST_LINE, _LONGEST_ROW = 42, 34
+_ROW = 34
+"""Height of a row of a forest plot."""
 _KINDS = 6
 """Number of line colours in the style sheet."""
 _DASHES = ("none", "7 3", "2 3")
+_MARKS = ("m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0", "m-3-3h6v6h-6z", "m0-4 4 7h-8z")
+"""A circle, a square and a triangle."""
+MOST_MARKED = _KINDS * len(_MARKS)
+"""Most classes that a feature map marks in colours and shapes, with a legend."""
 _LARGEST = 1e300
 Row = tuple[str, Estimate, bool]
 """Name, score and whether it is highlighted."""
@@ -42,62 +43,14 @@ class Line:
     """Index of its colour."""
 
 
-def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
-    """Draw the confusion matrix, with counts and percentages of the row; above 20 classes as colour only."""
-    number, shorts = len(names), [short(name) for name in names]
-    longest = max(map(len, shorts), default=0)
-    turned = number > 8 or longest > _NARROW_NAME
-    room = 5.8 * longest if turned else 12
-    side = _side(counts, number)
-    left, top = 34 + 7.6 * longest, 44 + room
-    parts = [svg.text(left, 14, "predicted class", "label")]
-    parts.append(svg.turned(14, top + side * number / 2, "true class", "label middle", -90))
-    for at, (name, row) in enumerate(zip(shorts, counts, strict=True)):
-        start = side * at
-        parts.append(svg.text(left - 8, top + start + side / 2 + 4, name, "tick end"))
-        corner = (left + start + side / 2 - 3 * turned, top - 8)
-        parts.append(svg.turned(*corner, name, "tick" if turned else "tick middle", -45 * turned))
-        for to, count in enumerate(row):
-            parts.append(_cell((left + side * to, top + start), side, (names[at], names[to]), count, sum(row)))
-        parts.append(svg.box(left + start, top + start, side, side, "own"))
-    size = (left + side * number + (room if turned else 2), top + side * number + 8)
-    return svg.drawing(*size, "Confusion matrix", _confusion_words(counts, names), parts, kind="wide")
+@dataclass(frozen=True)
+class FeatureMap:
+    """Images as points in a plane, near each other where their features are alike."""
 
-
-def _side(counts: Sequence[Sequence[int]], number: int) -> float:
-    """Return the side of a cell; with text, the largest count must fit."""
-    if number > _MOST_COUNTED:
-        return _BLANK
-    digits = max((len(str(count)) for row in counts for count in row), default=1)
-    return max(46 if number > 8 else 60, 10 + 9 * digits)
-
-
-def _cell(corner: tuple[float, float], side: float, names: tuple[str, str], count: int, total: int) -> Markup:
-    share = count / total if total else 0.0
-    told = f"{names[0]} predicted as {names[1]}: {count} of {total} ({_percent(count, total)})"
-    parts = [
-        Markup(
-            '<rect class="heat" x="{:g}" y="{:g}" width="{:g}" height="{:g}" fill-opacity="{:.3f}">'
-            "<title>{}</title></rect>"
-        ).format(*corner, side, side, share, told)
-    ]
-    if side > _BLANK:
-        (x, y), kind = (place + side / 2 for place in corner), "on-heat high" if share >= _HEAT_TURNS else "on-heat"
-        parts.append(svg.text(x, y if count else y + 5, str(count), f"{kind} {'count' if count else 'zero'} middle"))
-        if count:
-            parts.append(svg.text(x, y + 14, _percent(count, total), f"{kind} share middle"))
-    return Markup("").join(parts)
-
-
-def _confusion_words(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    told = []
-    for at, (name, row) in enumerate(zip(names, counts, strict=True)):
-        others = [(n, names[to]) for to, n in enumerate(row) if to != at and n]
-        most = max(others, default=None, key=lambda one: one[0])
-        told.append(
-            f"{name}: {row[at]} of {sum(row)} correct" + (f", {most[0]} predicted as {most[1]}" if most else "")
-        )
-    return "; ".join(told) + "."
+    points: Sequence[tuple[float, float]]
+    labels: Sequence[int]
+    """Class index of each point."""
+    classes: Sequence[str]
 
 
 def reliability(title: str, found: Reliability) -> Markup:
@@ -120,24 +73,25 @@ def reliability(title: str, found: Reliability) -> Markup:
     return svg.drawing(frame.width, frame.height, title, f"{words or 'No images'}.", parts)
 
 
-def _whisker(frame: svg.Frame, x: float, found: Estimate, told: str) -> list[Markup]:
+def _whisker(frame: svg.Frame, x: float, found: Estimate, told: str, kind: int = 0) -> list[Markup]:
     parts = []
     if found.low is not None and found.high is not None:
-        parts.append(svg.stroke(frame, (x, x), (found.low, found.high), "k0 whisker"))
+        parts.append(svg.stroke(frame, (x, x), (found.low, found.high), f"k{kind} whisker"))
     if found.value is not None:
-        parts.append(Markup('<circle class="k0 dot" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>').format(
-            frame.across(x), frame.down(found.value), told))  # fmt: skip
+        parts.append(svg.dot(frame.across(x), frame.down(found.value), 4, f"k{kind}", told))
     return parts
 
 
-def unit_curves(title: str, labels: tuple[str, str], lines: Sequence[Line], *, words: str, chance: bool) -> Markup:
-    """Draw lines from 0 to 1 on both axes; chance: with the diagonal of a random classifier."""
+def unit_curves(title: str, labels: tuple[str, str], curves: Iterable[tuple[str, Curve]], *, chance: bool) -> Markup:
+    """Draw named curves from 0 to 1 on both axes; chance: with the diagonal of a random classifier."""
+    lines = [Line(name, one.x, one.y, kind) for kind, (name, one) in enumerate(curves) if one.x]
     frame = svg.Frame((0, 1), (0, 1), height=360)
     parts = [*svg.axes(frame, *labels)]
     if chance:
         parts.append(svg.stroke(frame, (0, 1), (0, 1), "ideal"))
     parts += [_joined(frame, line) for line in lines]
-    return _with_legend(frame, title, words, parts, lines)
+    words = "; ".join(line.name for line in lines) or "No curve"
+    return svg.with_legend(frame, title, f"{words}.", parts, _legend(lines))
 
 
 def training(epochs: Sequence[Mapping[str, Any]], metric: Metric) -> list[Markup]:
@@ -172,7 +126,7 @@ def _by_epoch(title: str, lines: Sequence[Line], phases: Sequence[Any]) -> Marku
         told.append(f"{line.name} from {values[0]:.4g} to {values[-1]:.4g}, lowest {min(values):.4g}, "
                     f"highest {max(values):.4g}")  # fmt: skip
     words = f"{counted(len(phases), 'epoch')} in {counted(len(starts), 'phase')}; {'; '.join(told)}."
-    return _with_legend(frame, f"{title[0].upper()}{title[1:]} by epoch", words, parts, lines)
+    return svg.with_legend(frame, f"{capitalised(title)} by epoch", words, parts, _legend(lines))
 
 
 def points(title: str, labels: tuple[str, str], lines: Sequence[Line]) -> Markup:
@@ -183,52 +137,98 @@ def points(title: str, labels: tuple[str, str], lines: Sequence[Line]) -> Markup
     told = "; ".join(f"{line.name}: " + ", ".join(f"{y:.4g} at {x:.4g}" for x, y in zip(line.x, line.y, strict=True)
                                                 if y is not None) for line in lines)  # fmt: skip
     parts = [*svg.axes(frame, *labels), *(_dots(frame, line) for line in lines)]
-    return _with_legend(frame, title, f"{told}.", parts, lines)
+    return svg.with_legend(frame, title, f"{told}.", parts, _legend(lines))
 
 
-def forest(title: str, rows: Sequence[Row], *, reference: float | None = None) -> Markup:
-    """Draw a forest plot of scores with their intervals; reference: value of the dashed line."""
+def forest(title: str, rows: Sequence[Row], *, reference: float | None = None, are_errors: bool = False) -> Markup:
+    """Draw a forest plot of scores with their intervals.
+
+    Parameters
+    ----------
+    reference
+        Value of the dashed line.
+    are_errors
+        Whether the intervals are one standard error to both sides.
+    """
     known = [value for _, one, _ in rows for value in (one.value, one.low, one.high) if value is not None]
     known += [] if reference is None else [reference]
-    step, top = 34, 12
     reach = svg.widened(min(known, default=0), max(known, default=1))
-    left, tall = 34 + 7.4 * max((len(short(row[0], _LONGEST_ROW)) for row in rows), default=0), 70 + step * len(rows)
-    frame = svg.Frame(reach, (0, 1), width=left + 530, height=tall, left=left, top=top, right=196, bottom=46)
+    names = [svg.short(name, _LONGEST_ROW) for name, _, _ in rows]
+    words = [_words(one, are_errors=are_errors) for _, one, _ in rows]
+    left, tall = 34 + 7.4 * max(map(len, names), default=0), 12 + _ROW * len(rows)
+    frame = svg.Frame(
+        reach, (tall / _ROW, 0), width=left + 530, height=tall + 58, left=left, top=12, right=196, bottom=46
+    )
     parts = [*svg.axes(frame, title, "", upright=False)]
     if reference is not None:
         parts.append(svg.stroke(frame, (reference, reference), frame.y, "ideal"))
-    for number, (name, found, stands_out) in enumerate(rows):
-        middle, kind = top + step * (number + 0.65), "k0" if stands_out else "k4"
-        parts.append(
-            svg.text(
-                frame.left - 14, middle + 4, short(name, _LONGEST_ROW), "tick end strong" if stands_out else "tick end"
-            )
-        )
-        parts.append(svg.text(frame.width - frame.right + 14, middle + 4, _words(found), "tick figure"))
+    for at, (_, found, stands_out) in enumerate(rows):
+        y, kind, bold = at + 0.65, "k0" if stands_out else "k4", " strong" * stands_out
+        parts.append(svg.text(frame.left - 14, frame.down(y) + 4, names[at], f"tick end{bold}"))
+        parts.append(svg.text(frame.width - frame.right + 14, frame.down(y) + 4, words[at], "tick figure"))
         if found.low is not None and found.high is not None:
-            ends = (frame.across(found.low), frame.across(found.high))
-            parts.append(Markup('<path class="{} whisker" d="M{:.1f} {:.1f}H{:.1f}"/>').format(
-                kind, ends[0], middle, ends[1]))  # fmt: skip
+            parts.append(svg.stroke(frame, (found.low, found.high), (y, y), f"{kind} whisker"))
         if found.value is not None:
-            parts.append(Markup('<circle class="{} dot" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(
-                kind, frame.across(found.value), middle))  # fmt: skip
-    words = "; ".join(f"{name}: {_words(found)}" for name, found, _ in rows)
-    return svg.drawing(frame.width, frame.height, title, f"{words}.", parts, kind="wide")
+            parts.append(svg.dot(frame.across(found.value), frame.down(y), 5, kind))
+    told = "; ".join(f"{row[0]}: {said}" for row, said in zip(rows, words, strict=True))
+    return svg.drawing(frame.width, frame.height, title, f"{told}.", parts, kind="wide")
 
 
-def short(name: str, longest: int = _LONGEST_NAME) -> str:
-    """Shorten a name to fit beside an axis."""
-    return name if len(name) <= longest else f"{name[: longest - 3]}..."
+def candidates(score: str, found: Strategy) -> Markup:
+    """Draw a forest plot of the short list of strategy auto; the chosen candidate stands out."""
+    return forest(score, [(one.name, _with_error(one), one.name == found.chosen) for one in found.short_list],
+                  are_errors=True)  # fmt: skip
 
 
-def _with_legend(frame: svg.Frame, title: str, words: str, parts: Iterable[Markup], lines: Sequence[Line]) -> Markup:
-    drawn, below = list(parts), frame.height + 12
-    for at, line in enumerate(lines):
-        y = below + 20 * at
-        drawn.append(Markup('<path class="line k{}" stroke-dasharray="{}" d="M{:g} {:g}h28"/>').format(
-            line.kind % _KINDS, _dash(line), frame.left, y))  # fmt: skip
-        drawn.append(svg.text(frame.left + 36, y + 4, short(line.name, _LONGEST_LINE), "tick"))
-    return svg.drawing(frame.width, below + 20 * len(lines), title, words, drawn)
+def probes(score: str, found: Strategy) -> Markup:
+    """Draw scores with standard errors by stage of the backbone, with a line for each way to fit the head."""
+    trials = found.profile
+    stages = list(dict.fromkeys(", ".join(trial.after) for trial in trials))
+    names = [svg.short(stage or "pool") for stage in stages]
+    known = [value for one in map(_with_error, trials) for value in (one.low, one.high) if value is not None]
+    reach, below = svg.widened(min(known, default=0), max(known, default=1)), 7 * max(map(len, names))
+    frame = svg.Frame((-0.5, len(stages) - 0.5), reach, height=318 + below, left=64, bottom=48 + below)
+    parts, lines, told = [*svg.axes(frame, "backbone stage", score, below=below, names=names)], [], []
+    for kind, fit in enumerate(dict.fromkeys(trial.fit for trial in trials)):
+        own = {stages.index(", ".join(trial.after)): _with_error(trial) for trial in trials if trial.fit == fit}
+        lines.append(Line(fit, [*own], [one.value for one in own.values()], kind))
+        words = [f"{stages[at] or 'pool'} {_words(one, are_errors=True)}" for at, one in own.items()]
+        told.append(f"{fit}: {', '.join(words)}")
+        parts.append(_joined(frame, lines[-1]))
+        for (at, one), said in zip(own.items(), words, strict=True):
+            parts += _whisker(frame, at, one, f"{fit}, {said}", kind % _KINDS)
+    return svg.with_legend(
+        frame, f"{capitalised(score)} by backbone stage", f"{'; '.join(told)}.", parts, _legend(lines)
+    )
+
+
+def _with_error(trial: Trial) -> Estimate:
+    """Return the score of a trial with an interval of one standard error to both sides."""
+    score, error = trial.score, trial.standard_error
+    return Estimate(value=None) if score is None else Estimate(value=score, low=score - error, high=score + error)
+
+
+def feature_map(found: FeatureMap) -> Markup:
+    """Draw images as points, by class in colours and shapes; above 18 classes in hues, without a legend."""
+    across, up = (svg.widened(min(values), max(values)) for values in zip(*found.points, strict=True))
+    frame = svg.Frame(across, up, height=400, left=6, top=6, right=6, bottom=6)
+    parts, legend, counts = [], [], []
+    is_named = len(found.classes) <= MOST_MARKED
+    for at, name in enumerate(found.classes):
+        own = [place for place, label in zip(found.points, found.labels, strict=True) if label == at]
+        mark = _MARKS[at // _KINDS if is_named else 0]
+        fill = f"var(--k{at % _KINDS})" if is_named else f"hsl({300 * at / len(found.classes):.0f} 65% 50%)"
+        counts.append(f"{len(own)} of {name}")
+        marks = "".join(f"M{frame.across(x):.1f} {frame.down(y):.1f}{mark}" for x, y in own)
+        parts += [svg.shape(marks, fill, counts[-1])] if own else []
+        legend += [(svg.shape(f"M14 0{mark}", fill), svg.short(name, _LONGEST_LINE))] if is_named else []
+    words = f"{counted(len(found.points), 'image')}: {', '.join(counts) if is_named else f'{len(parts)} classes'}."
+    return svg.with_legend(frame, "Feature map", words, parts, legend)
+
+
+def _legend(lines: Iterable[Line]) -> list[tuple[Markup, str]]:
+    line = Markup('<path class="line k{}" stroke-dasharray="{}" d="M0 0h28"/>')
+    return [(line.format(one.kind % _KINDS, _dash(one)), svg.short(one.name, _LONGEST_LINE)) for one in lines]
 
 
 def _joined(frame: svg.Frame, line: Line, *, dots: bool = False) -> Markup:
@@ -244,9 +244,8 @@ def _joined(frame: svg.Frame, line: Line, *, dots: bool = False) -> Markup:
 
 def _dots(frame: svg.Frame, line: Line) -> Markup:
     return Markup("").join(
-        Markup('<circle class="k{} dot" cx="{:.1f}" cy="{:.1f}" r="2.5"><title>{}</title></circle>').format(
-            line.kind % _KINDS, frame.across(x), frame.down(value), f"{line.name}, at {x:g}: {value:.4g}")
-        for x, value in zip(line.x, line.y, strict=True) if value is not None
+        svg.dot(frame.across(x), frame.down(y), 2.5, f"k{line.kind % _KINDS}", f"{line.name}, at {x:g}: {y:.4g}")
+        for x, y in zip(line.x, line.y, strict=True) if y is not None
     )  # fmt: skip
 
 
@@ -260,12 +259,9 @@ def _known(value: object) -> float | None:
     return float(value) if usable and isinstance(value, int | float) else None
 
 
-def _words(found: Estimate) -> str:
-    if found.value is None:
-        return "undefined"
-    reach = "" if found.low is None or found.high is None else f" ({found.low:.4f} to {found.high:.4f})"
-    return f"{found.value:.4f}{reach}"
-
-
-def _percent(count: int, total: int) -> str:
-    return f"{100 * count / total:.0f} %" if total else "none"
+def _words(found: Estimate, *, are_errors: bool = False) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return "undefined" if found.value is None else f"{found.value:.4f}"
+    if are_errors:
+        return f"{found.value:.4f} \N{PLUS-MINUS SIGN} {found.high - found.value:.4f}"
+    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"

@@ -1,14 +1,13 @@
-"""The figures of a report: activations, learning curves and errors."""
+"""What a report shows of a network and its test images: pictures, a map of the features, and errors."""
 
-import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tlbatch.core.files import atomic_file
 from tlbatch.data.dataset import ImageSet, SplitDataset, load
 from tlbatch.data.index import Index
 from tlbatch.data.sampler import Positions
@@ -21,12 +20,12 @@ from tlbatch.model import interpret
 from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.model.classifier import Classifier
 from tlbatch.report import figures
-from tlbatch.report.page import Mistake
+from tlbatch.report.page import Mistake, Picture
+from tlbatch.report.plots import FeatureMap
 from tlbatch.runs.records import Best
 from tlbatch.runs.run import Run
 from tlbatch.runs.world import World
 
-log = logging.getLogger(__name__)
 _MOST_MISTAKES = 12
 _MOST_POINTS = 500
 _BATCH = 32
@@ -44,55 +43,52 @@ class Tested:
     """Predictions for the n images."""
 
 
-def draw_report(
-    run: Run, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World
-) -> list[Mistake]:
-    """Draw the figures of the test images into the report folder, with learning curves if there were epochs.
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures and plots of a report, of a network and its test images."""
 
-    Returns
-    -------
-    The most confident errors, most confident first.
-    """
-    paths, classes, metric = run.paths, best.classes, run.job.metric
-    folder = paths.report / "figures"
-    lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
-    epochs = [line for line in lines if "epoch" in line]
-    if epochs:
-        figures.draw_curves(folder / "curves.png", epochs, metric)
-    strategy = paths.load_strategy()
-    if strategy is not None:
-        figures.draw_strategy(folder / "strategy.png", strategy)
+    mistakes: Sequence[Mistake] = ()
+    """The most confident errors, most confident first."""
+    pictures: Sequence[Picture] = ()
+    feature_map: FeatureMap | None = None
+
+
+def draw_report(run: Run, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World) -> Drawn:
+    """Draw what the page shows of the network and the test images; pictures go into the report folder, too."""
     torch.set_num_threads(world.num_threads)
     keep_freed_memory()
-    model = trained_classifier(run.record, len(classes), checkpoint).eval()
-    if not model.by_hand:
-        figures.draw_filters(folder / "filters.png", interpret.first_filters(model))
+    model = trained_classifier(run.record, len(best.classes), checkpoint).eval()
+    pictures = [] if model.by_hand else list(_pictures(model, images, tested))
+    for picture in pictures:
+        with atomic_file(run.paths.report / "figures" / f"{picture.name}.png") as file:
+            file.write(picture.image)
     if not len(tested.rows):
-        return []
-    if not model.by_hand:
-        first = _read(images, tested.places[:1], model.spec.size)
-        maps = interpret.activation_maps(model, first[0], interpret.telling_places(model))
-        figures.draw_activations(folder / "activations.png", first[0].numpy(), maps)
-    if isinstance(tested.found, Predictions):
-        _draw_classes(model, images, tested, tested.found, folder, seed=run.job.seed)
-    return mistakes(images, tested, size=model.spec.size, model=model)
+        return Drawn(pictures=pictures)
+    wrong = mistakes(images, tested, size=model.spec.size, model=model)
+    return Drawn(wrong, pictures, _feature_map(model, images, tested, seed=run.job.seed))
 
 
-def _draw_classes(
-    model: Classifier, images: ImageSet, tested: Tested, found: Predictions, folder: Path, *, seed: int
-) -> None:
-    classes, rows, places = images.manifest.classes, tested.rows, tested.places
-    chosen, truth = found.probabilities.argmax(axis=1), rows["label"].astype(np.int64)
-    matrix = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(matrix, (truth, chosen), 1)
-    figures.draw_confusion(folder / "confusion.png", matrix.tolist(), classes)
-    some = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_MOST_POINTS])
+def _pictures(model: Classifier, images: ImageSet, tested: Tested) -> Iterator[Picture]:
+    if len(tested.rows):
+        (first,) = _read(images, tested.places[:1], model.spec.size)
+        maps = interpret.activation_maps(model, first, interpret.telling_places(model))
+        yield figures.draw_activations(first.numpy(), maps)
+    filters = interpret.first_filters(model)
+    if len(filters):
+        yield figures.draw_filters(filters)
+
+
+def _feature_map(model: Classifier, images: ImageSet, tested: Tested, *, seed: int) -> FeatureMap | None:
+    """Embed the features of at most 500 test images in the plane; None for phrases, which have no classes."""
+    if isinstance(tested.found, Phrases):
+        return None
+    some = np.sort(np.random.default_rng(seed).permutation(len(tested.rows))[:_MOST_POINTS])
     parts = [
-        interpret.features(model, _read(images, places[some[start : start + _BATCH]], model.spec.size))
+        interpret.features(model, _read(images, tested.places[some[start : start + _BATCH]], model.spec.size))
         for start in range(0, len(some), _BATCH)
     ]
     points = interpret.flat_map(np.concatenate(parts), seed)
-    figures.draw_feature_map(folder / "features.png", points, truth[some], classes)
+    return FeatureMap(points.tolist(), tested.rows["label"][some].tolist(), images.manifest.classes)
 
 
 def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier | None = None) -> list[Mistake]:

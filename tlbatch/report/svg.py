@@ -3,7 +3,7 @@
 Lengths are in CSS pixels. The CSS classes are defined in pages/style.css.j2.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
@@ -44,14 +44,44 @@ def drawing(
     ).format(kind, width, height, width, height, title, words, title, words, Markup("").join(parts))
 
 
+def with_legend(
+    frame: Frame, title: str, words: str, parts: Iterable[Markup], legend: Iterable[tuple[Markup, str]]
+) -> Markup:
+    """Return a complete plot with a legend below it: marks, drawn at the origin, and their names."""
+    drawn, y = list(parts), frame.height + 12
+    for mark, name in legend:
+        drawn.append(Markup('<g transform="translate({:g} {:g})">{}</g>').format(frame.left, y, mark))
+        drawn.append(text(frame.left + 36, y + 4, name, "tick"))
+        y += 20
+    return drawing(frame.width, y, title, words, drawn)
+
+
 def axes(
-    frame: Frame, across: str, up: str, *, whole: bool = False, below: float = 0, upright: bool = True
+    frame: Frame,
+    across: str,
+    up: str,
+    *,
+    whole: bool = False,
+    below: float = 0,
+    upright: bool = True,
+    names: Sequence[str] = (),
 ) -> Iterable[Markup]:
-    """Yield grid, ticks and axis labels; below: extra space above the label of the x-axis."""
+    """Yield grid, ticks and axis labels.
+
+    Parameters
+    ----------
+    below
+        Extra space above the label of the x-axis.
+    names
+        Names of 0, 1, ... on the x-axis, in place of numbers.
+    """
     ground, middle = frame.height - frame.bottom, (frame.left + frame.width - frame.right) / 2
-    for tick in _ticks(*frame.x, whole=whole):
+    for tick in range(len(names)) if names else _ticks(*frame.x, whole=whole):
         yield stroke(frame, (tick, tick), frame.y, "grid")
-        yield text(frame.across(tick), ground + 18 + below, f"{tick:g}", "tick middle")
+        if names:
+            yield turned(frame.across(tick) + 4, ground + 8, names[int(tick)], "tick end", -90)
+        else:
+            yield text(frame.across(tick), ground + 18 + below, f"{tick:g}", "tick middle")
     yield text(middle, ground + 38 + below, across, "label middle")
     if upright:
         for tick in _ticks(*frame.y):
@@ -72,6 +102,11 @@ def widened(low: float, high: float) -> tuple[float, float]:
     """Return a range with a margin, also where it is a single point."""
     air = 0.05 * (high - low) if high - low > 1e-9 * max(abs(low), abs(high)) else 0.05 * abs(high) or 0.5
     return low - air, high + air
+
+
+def short(name: str, longest: int = 24) -> str:
+    """Shorten a name to fit beside an axis."""
+    return name if len(name) <= longest else f"{name[: longest - 3]}..."
 
 
 def text(x: float, y: float, text: str, kind: str) -> Markup:
@@ -96,5 +131,21 @@ def stroke(frame: Frame, x: tuple[float, float], y: tuple[float, float], kind: s
 def box(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> Markup:
     """Return a rectangle; told: its tooltip."""
     return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>').format(
-        kind, x, y, width, height, Markup("<title>{}</title>").format(told) if told else ""
+        kind, x, y, width, height, _tooltip(told)
     )
+
+
+def dot(x: float, y: float, radius: float, kind: str, told: str = "") -> Markup:
+    """Return a filled circle; told: its tooltip."""
+    return Markup('<circle class="{} dot" cx="{:.1f}" cy="{:.1f}" r="{:g}">{}</circle>').format(
+        kind, x, y, radius, _tooltip(told)
+    )
+
+
+def shape(outline: str, fill: str, told: str = "") -> Markup:
+    """Return a filled path; told: its tooltip."""
+    return Markup('<path style="fill:{}" d="{}">{}</path>').format(fill, outline, _tooltip(told))
+
+
+def _tooltip(told: str) -> Markup:
+    return Markup("<title>{}</title>").format(told) if told else Markup()

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tlbatch.report.page import Mistake, Shown
+from tlbatch.report.page import Mistake, Picture, Shown
+from tlbatch.report.plots import FeatureMap
 from tlbatch.runs.manifest import Audit, Ceiling
 from tlbatch.runs.records import Best
 from tlbatch.runs.report import (
@@ -120,7 +121,10 @@ def strategy() -> Strategy:
         metric="quadratic_kappa",
         num_train=372,
         profile=(trial("stem", 0.3011, after=("stem",)), trial("blocks.4", 0.6921, after=("blocks.4",)),
-                 trial("pool", 0.5812), trial("flatten", None)),
+                 trial("pool", 0.5812), trial("flatten", None, after=("flatten",)),
+                 trial("stem", 0.2872, after=("stem",), fit="neighbours"),
+                 trial("blocks.4", 0.6107, after=("blocks.4",), fit="neighbours"),
+                 trial("pool", 0.5633, fit="neighbours")),
         short_list=(trial("ridge on blocks.4", 0.6921, after=("blocks.4", "pool")),
                     trial("fine-tuned after blocks.4", 0.7284, cut="blocks.4", seconds=412.0),
                     trial("fine-tuned, all of it", 0.731, cut="none", seconds=5231.0)),
@@ -245,11 +249,24 @@ def picture(seed: int, side: int = 96, kind: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
+def feature_map(classes: Sequence[str], number: int = 400) -> FeatureMap:
+    """A cluster for each class."""
+    rng, sides = np.random.default_rng(len(classes)), 6.28 / max(1, len(classes))
+    labels = rng.integers(0, len(classes), number)
+    points = 30 * np.stack([np.cos(sides * labels), np.sin(sides * labels)], axis=1) + rng.normal(0, 7, (number, 2))
+    return FeatureMap(points.tolist(), labels.tolist(), classes)
+
+
 def shown(of: Report | None = None, **changed: Any) -> Shown:
     """A page with something everywhere."""
+    names = [one.name for one in (of or report()).classes]
     given: dict[str, Any] = {
-        "report": of or report(), "rival": comparison(), "epochs": epochs(), "figures": {
-            "features": picture(1, 300, "PNG"), "filters": picture(2, 200, "PNG")},
+        "report": of or report(), "rival": comparison(), "epochs": epochs(),
+        "pictures": [
+            Picture("activations", "Activations", "From left to right: the image; pool.", picture(1, 300, "PNG")),
+            Picture("filters", "First-layer filters", "16 of 32 filters, 3 x 3.", picture(2, 200, "PNG")),
+        ],
+        "feature_map": feature_map(names) if names else None,
         "mistakes": [
             Mistake(key=f"images/IDRiD_{at:03d}.jpg", truth=GRADES[at % 5], taken_for=GRADES[(at + 2) % 5],
                     probability=0.97 - 0.02 * at, image=picture(at), heat=picture(at + 50) if at != 3 else None)

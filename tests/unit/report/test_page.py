@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import sample_report as sample
 
-from tlbatch.report import plots
+from tlbatch.report import confusion_matrix, plots
 from tlbatch.report.checklist import checklist
 from tlbatch.report.comparison import Domain, write_comparison
-from tlbatch.report.page import MOST_REJECTED, Mistake, Shown, write_page
+from tlbatch.report.page import MOST_REJECTED, Mistake, Picture, Shown, write_page
 from tlbatch.runs.manifest import Audit
 from tlbatch.runs.report import Estimate, Report
 
@@ -67,7 +67,7 @@ def page(tmp_path: Path, shown: Shown) -> str:
 
 
 def bare_page(tmp_path: Path, report: Report | None = None, **changed: Any) -> str:
-    none: dict[str, Any] = {"rival": None, "epochs": [], "mistakes": [], "rejected": [], "figures": {}}
+    none: dict[str, Any] = {"rival": None, "epochs": [], "mistakes": [], "rejected": [], "pictures": []}
     return page(tmp_path, sample.shown(report or sample.bare(), **(none | changed)))
 
 
@@ -110,8 +110,9 @@ def test_no_name_in_a_report_can_be_more_than_text(tmp_path: Path) -> None:
         epochs,
         [mistake],
         [(HOSTILE, HOSTILE)],
-        {HOSTILE: sample.picture(1)},
+        [Picture(HOSTILE, HOSTILE, HOSTILE, sample.picture(1, kind="PNG"))],
         [(HOSTILE, HOSTILE)],
+        sample.feature_map([HOSTILE]),
     )
     clean = Page(page(tmp_path, sample.shown(sample.report(audit=leaking()), mistakes=[mistake])))
     found = harmless(page(tmp_path, shown))
@@ -230,7 +231,7 @@ def test_numbers_stand_in_the_matrix_up_to_20_classes_and_no_matrix_is_drawn_of_
 
 
 def test_a_matrix_tells_each_cell_and_each_class() -> None:
-    drawn = str(plots.confusion(((8, 2), (0, 0)), ("cat", "dog")))
+    drawn = str(confusion_matrix.draw(((8, 2), (0, 0)), ("cat", "dog")))
     assert "cat predicted as dog: 2 of 10 (20 %)" in drawn
     assert "cat: 8 of 10 correct, 2 predicted as dog; dog: 0 of 0 correct." in drawn
     assert 'fill-opacity="0.800"' in drawn
@@ -257,6 +258,43 @@ def test_a_forest_shows_scores_without_interval_or_value() -> None:
     assert "a: 0.5000; b: undefined." in drawn
     assert drawn.count("<circle") == 1
     assert "nan" not in plots.forest("accuracy", rows[1:])
+
+
+def test_candidates_have_standard_errors_and_the_chosen_one_stands_out() -> None:
+    drawn = plots.candidates("accuracy", sample.strategy())
+    assert "fine-tuned after blocks.4: 0.7284 \N{PLUS-MINUS SIGN} 0.0213; " in drawn
+    assert re.findall('class="tick end strong"[^>]*>([^<]+)', drawn) == ["fine-tuned after blocks.4"]
+
+
+def test_probes_are_drawn_by_stage_with_a_line_for_each_fit() -> None:
+    drawn = plots.probes("accuracy", sample.strategy())
+    assert "ridge: stem 0.3011 \N{PLUS-MINUS SIGN} 0.0213, " in drawn
+    assert "flatten undefined; neighbours: stem 0.2872" in drawn
+    assert re.findall(r"rotate\(-90\)\">([^<]+)", drawn) == ["stem", "blocks.4", "pool", "flatten", "accuracy"]
+    assert drawn.count("<circle") == drawn.count(" whisker") == 6
+    undefined = sample.strategy().profile[3:4]
+    assert "nan" not in plots.probes("accuracy", sample.strategy().model_copy(update={"profile": undefined}))
+
+
+def test_a_feature_map_has_a_legend_up_to_18_classes_and_tooltips_for_more() -> None:
+    for number, is_named in ((1, True), (18, True), (19, False), (300, False)):
+        found = sample.feature_map([f"class {at}" for at in range(number)])
+        drawn = plots.feature_map(found)
+        assert drawn.count("<text") == (number if is_named else 0)
+        assert drawn.count("M") - drawn.count("M14 0") == 400, "a mark for each image"
+        assert len(set(re.findall('fill:([^"]+)" d="M[^m]*(m[^M"]*)', drawn))) >= min(number, 18)
+        assert f"<title>{found.labels.count(0)} of class 0</title>" in drawn
+        assert len(drawn) < 40_000
+    one = plots.feature_map(plots.FeatureMap([(0.0, 0.0)], [0], ["a", "b"]))
+    assert "1 image: 1 of a, 0 of b." in one
+    assert "nan" not in one
+
+
+def test_pictures_stand_below_the_feature_map_with_their_captions(tmp_path: Path) -> None:
+    found = Page(page(tmp_path, sample.shown()))
+    assert "Feature map: test images in the feature space" in found.words
+    assert "First-layer filters 16 of 32 filters, 3 x 3." in found.words
+    assert "More figures" not in Page(bare_page(tmp_path, feature_map=None)).words
 
 
 def test_fifty_rejected_images_are_named_and_the_rest_counted(tmp_path: Path) -> None:
