@@ -1,6 +1,6 @@
 """Export the model of a finished run as a folder that can classify images anywhere.
 
-Every format of the model in it is compared with the run's own predictions on images of the test split.
+The model in each format is compared with the run's own predictions on some of its test images.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     def work() -> int:
         for form in export_run(RunPaths(options.run), options.folder).forms.values():
             found = "not computed" if form.difference is None else f"{form.difference:.1e}"
-            print(f"{form.file:<18} left out: {form.left_out}" if form.left_out else f"{form.file:<18} {found}")
+            print(f"{form.file:<18} {f'left out: {form.left_out}' if form.left_out else f'largest difference {found}'}")
         print(options.folder)
         return 0
 

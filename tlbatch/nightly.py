@@ -1,7 +1,7 @@
 """Check for new images or labels, retrain, test, and promote the new model or keep the champion.
 
 The job files are merged left to right, then key=value overrides. If nothing is new, it ends in seconds. A night that
-was killed resumes; while one is running, another does nothing.
+was killed is resumed by the next start; while one is running, another start does nothing.
 """
 
 import argparse

@@ -70,8 +70,10 @@ def _rescore(run: Run) -> None:
 def main() -> None:
     """Run ``python -m tlbatch.promote RUN [--override REASON]``."""
     parser = argparse.ArgumentParser(prog="python -m tlbatch.promote", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as tlbatch.submit printed it")
-    parser.add_argument("--override", metavar="REASON", default="", help="promote it whatever the rule says")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
+    parser.add_argument(
+        "--override", metavar="REASON", default="", help="promote the run for this reason, whatever the rule says"
+    )
     given = parser.parse_args(with_new_options(None))
 
     def work(folder: Path) -> None:

@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     parser.add_argument("command", choices=commands)
     parser.add_argument(
-        "number", type=int, nargs="?", help="show and verify: number of a champion (default: the current one)"
+        "number", type=int, nargs="?", metavar="NUMBER", help="show and verify: a champion (default: the current one)"
     )
-    parser.add_argument("--reason", default="by hand", help="rollback: reason to record in the history")
+    parser.add_argument("--reason", default="by hand", help="rollback: reason for the history (default: by hand)")
     given = parser.parse_args(arguments)
     if given.number is not None and given.command in ("list", "rollback"):
         parser.error(f"{given.command} takes no number")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _champion(registry: Registry) -> Champion:
     champion = registry.champion()
     if champion is None:
-        raise UserError(f"{registry.folder}: no champion yet; see show for why the last nights were not promoted")
+        raise UserError(f"{registry.folder}: no champion yet; python -m tlbatch.registry FOLDER show says why")
     return champion
 
 
@@ -68,7 +68,7 @@ def _show(registry: Registry, given: argparse.Namespace) -> int:
         print(f"model           {registry.model_folder(champion)}")
         print(f"{champion.metric:<16}{_told(champion.score)} on the test images of its night")
         print(f"trained on      {champion.num_train} images")
-        print(f"before it       {'none' if champion.previous is None else champion.previous}")
+        print(f"previous        {'none' if champion.previous is None else champion.previous}")
     for night in registry.history()[-_LAST_NIGHTS:]:
         why = " ".join("; ".join(night.reasons).split())  # a reason given by hand may have lines
         print(f"{night.time}  {night.event:<12}{night.run or ''}  {why}")
@@ -81,7 +81,9 @@ def _verify(registry: Registry, given: argparse.Namespace) -> int:
     for line in wrong:
         sys.stderr.write(f"error: {line}\n")
     if wrong:
-        sys.stderr.write(f"champion {champion.number} is damaged; rollback reinstates the previous one\n")
+        sys.stderr.write(
+            f"champion {champion.number} is damaged; restore its files, or replace it with rollback or promote\n"
+        )
         return 1
     print(f"champion {champion.number} ({champion.run}): {counted(len(champion.files), 'file')} unchanged")
     return 0
@@ -97,11 +99,11 @@ def _rollback(registry: Registry, given: argparse.Namespace) -> int:
         before = registry.recorded(champion.previous)
         wrong = wrong_files(registry, before)
         if wrong:
-            raise UserError(f"champion {before.number}: {wrong[0]}; it cannot be reinstated, promote another run")
+            raise UserError(f"champion {before.number}: cannot be reinstated ({wrong[0]}); promote another run")
         registry.swap(before)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         registry.note(Night(time=now, event="rolled back", run=None, champion=before.number, reasons=(given.reason,)))
-    print(f"champion {before.number} ({before.run}) is the champion again")
+    print(f"champion {before.number} ({before.run}) is reinstated")
     return 0
 
 

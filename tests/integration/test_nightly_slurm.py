@@ -87,7 +87,7 @@ def test_nights_in_an_allocation_and_as_jobs(campaign: Campaign) -> None:
     night.communicate()
     again = slurm.run(*command, cwd=ROOT, timeout_s=300)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "which is gone; taken over" in again.stdout
+    assert "took over the registry lock, whose holder is gone" in again.stdout
     assert "is still queued or running" in again.stdout
     last = history(campaign)[-1]
     assert (last["against"], last["event"] in ("promoted", "kept")) == (1, True)

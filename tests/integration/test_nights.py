@@ -23,7 +23,7 @@ def test_ten_nights(test_data: Path, tmp_path: Path) -> None:
     assert poisoned["champion"] == poisoned["against"]
     assert "Suspect labels" in (campaign.registry / "nights" / f"{poisoned['run']}.html").read_text("utf-8")
     assert "resuming the night that began" in nights[KILLED].said
-    assert "taken over" in nights[KILLED].said
+    assert "took over" in nights[KILLED].said
     assert nights[AT_ONCE].said.count("night's page") == 1
     assert len([one for one in nights.values() if one.line.get("run")]) == 9
     first, last = nights[1].score, nights[10].score

@@ -77,7 +77,7 @@ def _decision(run: Run, registry: Registry, overruled: str) -> Decision:
         if found.champion == (champion and champion.number) or (is_own and found.outcome == "promoted"):
             return found
     if champion is not None and champion.run == run.name:
-        raise UserError(f"{run.folder}: is already the champion; python -m tlbatch.registry list shows all champions")
+        raise UserError(f"{run.folder}: is already the champion; promote another run")
     look = registry.looks(champion, but=run.name) + 1 if champion else 0
     before = registry.champions() if run.job.nightly.init_from == "champion" else []
     challenge = Challenge(run, champion, look, tuple(before))

@@ -27,7 +27,7 @@ from tlbatch.data.sources.read import digest_lists, read_images
 from tlbatch.promotion.lease import LeaseHolder
 from tlbatch.promotion.records import Event, Night, Pending
 from tlbatch.promotion.registry import Registry
-from tlbatch.promotion.rescoring import make_rescoring, rescoring_paths
+from tlbatch.promotion.rescoring import VERIFY, make_rescoring, rescoring_paths
 from tlbatch.promotion.retention import wrong_files
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Best, RunRecord, job_digest, load_record
@@ -49,7 +49,7 @@ def hold_night(record: RunRecord, registry: Registry, before: LeaseHolder | None
     """Run one night and return its exit code."""
     began = time.monotonic()
     if before is not None:
-        print(f"the registry lock was held by {before}, which is gone; taken over", flush=True)
+        print(f"took over the registry lock, whose holder is gone ({before})", flush=True)
     asked = job_digest(record)
     seen = digest_of([read_images(record.job, workers=1).digest, digest_lists(record.job.data), asked])
     pending = registry.pending()
@@ -89,7 +89,7 @@ def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
     if cuts[0] != cuts[1]:  # a training image of one may be a test image of the other
         print("the champion was trained on another split: this night starts from the pre-trained weights", flush=True)
         return record
-    best = load_record(Best, other.best, missing="the champion's run is incomplete; python -m tlbatch.registry verify")
+    best = load_record(Best, other.best, missing=VERIFY)
     update: dict[str, object] = {
         "model": job.model.model_copy(update={"weights": str(other.checkpoints / best.weights), "match": "name"})
     }

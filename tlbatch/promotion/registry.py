@@ -111,7 +111,7 @@ class Registry:
         UserError
             When its record is missing.
         """
-        missing = "python -m tlbatch.registry list shows the champions that are kept"
+        missing = "python -m tlbatch.registry FOLDER list shows the champions that are kept"
         return load_record(Champion, self.record_file(number), missing=missing, damaged=_REMOVE)
 
     def champions(self) -> list[Champion]:

@@ -12,6 +12,9 @@ from tlbatch.runs.paths import RunPaths, weights_file
 from tlbatch.runs.records import Best, RunRecord, load_record
 from tlbatch.runs.run import Run
 
+VERIFY = "check the champion with python -m tlbatch.registry FOLDER verify"
+"""What to do about a missing file of a champion."""
+
 
 def manifest_of_champion(registry: Registry, champion: Champion) -> Manifest:
     """Return the manifest of a champion's set of images, as kept in the registry.
@@ -21,7 +24,7 @@ def manifest_of_champion(registry: Registry, champion: Champion) -> Manifest:
     UserError
         When it is missing.
     """
-    return load_record(Manifest, registry.index_of(champion).manifest, missing="python -m tlbatch.registry verify")
+    return load_record(Manifest, registry.index_of(champion).manifest, missing=VERIFY)
 
 
 def rescoring_paths(paths: RunPaths) -> RunPaths:
@@ -61,8 +64,7 @@ def rescoring_of(run: Run, champion: Champion) -> RunRecord | None:
     )
     digest = before.weights_digest
     if digest is not None and not _is_there(job.model.weights, digest):
-        missing = "the champion's run is incomplete; python -m tlbatch.registry verify"
-        checkpoint = other.checkpoints / load_record(Best, other.best, missing=missing).weights
+        checkpoint = other.checkpoints / load_record(Best, other.best, missing=VERIFY).weights
         model = job.model.model_copy(update={"weights": str(checkpoint), "match": "name"})
         job = job.model_copy(update={"model": model})
         digest = digest_file(checkpoint)
