@@ -62,7 +62,8 @@ put() { # ro|rw PATH
   tops+=("${top%%/*}")
   if [ "$1" = ro ]; then # with everything mounted below it
     while read -r options place; do
-      mount -o "remount,bind,${options/#rw/ro}" "$place" || fail "$place cannot be mounted read-only; choose another path, or another runtime"
+      mount -o "remount,bind,${options/#rw/ro}" "$place" ||
+        fail "$place cannot be mounted read-only; choose another path, or another runtime"
     done <<< "$(findmnt --noheadings --list --submounts --output VFS-OPTIONS,TARGET "$tree$2")"
   fi
 }
