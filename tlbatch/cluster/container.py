@@ -139,7 +139,7 @@ def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
 def _inside(image: str) -> str:
     """Return the command inside the container, which ignores the host's modules and home and caches below TMPDIR."""
     caches = f"{_TMP}/tlbatch-$UID"
-    places = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    places = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
     fixed = {INSIDE: image, "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     given = " ".join(
         [*(f"{name}={shlex.quote(text)}" for name, text in fixed.items()), f"TMPDIR={_TMP}"]

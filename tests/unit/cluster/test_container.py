@@ -44,7 +44,7 @@ INNER = [
     "--unset=LD_AUDIT", "--unset=TORCH_HOME", "--unset=HF_HOME",
     "--block-signal=USR2", "--block-signal=TERM", "TLBATCH_INSIDE={image}", "PYTHONNOUSERSITE=1",
     "PYTHONDONTWRITEBYTECODE=1", "TMPDIR={tmp}", "XDG_CACHE_HOME={tmp}/tlbatch-{uid}",
-    "MPLCONFIGDIR={tmp}/tlbatch-{uid}", "TRITON_CACHE_DIR={tmp}/tlbatch-{uid}",
+    "TRITON_CACHE_DIR={tmp}/tlbatch-{uid}",
     "TORCHINDUCTOR_CACHE_DIR={tmp}/tlbatch-{uid}", PYTHON, "-u", "-m", "tlbatch.task",
 ]  # fmt: skip
 GOLDEN = {
