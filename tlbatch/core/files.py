@@ -33,23 +33,15 @@ _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR
 
 @contextmanager
 def atomic_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path``, and sync and rename it to ``path`` if the block succeeds.
+    """Open a temporary file beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    Parameters
-    ----------
-    lasting
-        Whether to wait until the file would survive a power failure.
-
-    Raises
-    ------
-    UserError
-        If the disk or the quota is full.
+    If ``lasting``, wait until it would survive a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with space_named(path), os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o666 & ~_umask())
+            os.fchmod(descriptor, 0o666 & ~umask())
             yield file
             file.flush()
             if lasting:
@@ -66,12 +58,8 @@ def atomic_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
 def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     """Create a temporary folder beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    The files in it are expected to be written with `atomic_file`, so that they are synced already.
-
-    Parameters
-    ----------
-    mode
-        Permissions of the folder; None: as the umask says.
+    The files in it are expected to be written with `atomic_file`, so that they are synced already. Without a mode, the
+    permissions follow the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -79,7 +67,7 @@ def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
         with space_named(path):
             yield draft
             group_kept = draft.stat().st_mode & stat.S_ISGID  # inherited; quotas may depend on it
-            draft.chmod(group_kept | (0o777 & ~_umask() if mode is None else mode))
+            draft.chmod(group_kept | (0o777 & ~umask() if mode is None else mode))
             sync_folder(draft)
         draft.rename(path)
     except BaseException:
@@ -91,10 +79,7 @@ def atomic_folder(path: Path, *, mode: int | None = None) -> Iterator[Path]:
 def remove_drafts(folder: Path, *, older_s: float | None = None) -> None:
     """Remove the temporary files and folders that killed processes have left in a folder.
 
-    Parameters
-    ----------
-    older_s
-        Remove only those unchanged for so many seconds, since other processes may be writing there; None: all.
+    Where other processes may be writing, remove only those unchanged for ``older_s`` seconds.
     """
     for path in folder.glob(".*.*"):
         try:
@@ -212,7 +197,8 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the umask of this process."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

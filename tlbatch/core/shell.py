@@ -16,13 +16,7 @@ def is_shell_name(name: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return the text after checking that it is valid in an #SBATCH line.
-
-    Raises
-    ------
-    ValueError
-        If it contains control characters, which could end the line, or a backslash, which sbatch drops.
-    """
+    """Refuse control characters, which could end a line of #SBATCH, and backslashes, which sbatch drops."""
     if not text.isprintable() or "\\" in text:
         raise ValueError(f"must not contain control characters or backslashes (got {text!r}); leave them out")
     return text
@@ -41,12 +35,6 @@ def setup_lines(lines: Sequence[str], environment: Mapping[str, str]) -> Iterato
 
 
 def ownership_line(folders: Sequence[str]) -> str:
-    """Return a line that stops the script if others can write to the folders, whose pickles submitit loads.
-
-    Parameters
-    ----------
-    folders
-        Folders, quoted for the shell.
-    """
+    """Return a line that stops the script if others can write to the (quoted) folders, whose pickles submitit loads."""
     find = f"find {' '.join(folders)} -prune '(' -perm /022 -o '!' -user"
     return f"""foreign=$({find} "$(id -u)" ')') && [ -z "$foreign" ] || {{ echo "{_FOREIGN}" >&2; exit 78; }}"""

@@ -8,12 +8,12 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import psutil
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tlbatch.core.errors import StoppedError
 from tlbatch.runs.paths import RunPaths
@@ -101,7 +101,8 @@ class Submitted(Record):
     time: float
 
 
-AnyLine = TypeVar("AnyLine", bound=Record)
+AnyLine = TypeVar("AnyLine")
+_EVENT: TypeAdapter[AttemptStart | AttemptEnd] = TypeAdapter(AttemptStart | AttemptEnd)
 
 
 def note_job(paths: RunPaths, stage: StageName, job: str) -> None:
@@ -111,7 +112,7 @@ def note_job(paths: RunPaths, stage: StageName, job: str) -> None:
 
 def read_jobs(paths: RunPaths) -> tuple[Submitted, ...]:
     """Read the SLURM jobs of a run in the order of their submission."""
-    return tuple(_valid(Submitted, _lines(paths.jobs)))
+    return tuple(_read_valid(TypeAdapter(Submitted), paths.jobs))
 
 
 @contextmanager
@@ -138,22 +139,15 @@ def read_attempts(paths: RunPaths) -> tuple[Attempt, ...]:
     """Read all attempts of all stages of a run in the order of their start."""
     attempts: list[Attempt] = []
     progress = load_progress(paths)
-    for line in _lines(paths.ledger):
-        attempts += [
-            Attempt(begin=begin, end=None, seen=_last_seen(begin, progress), outcome=None)
-            for begin in _valid(AttemptStart, [line])
-        ]
-        for end in _valid(AttemptEnd, [line]):
-            _close(attempts, end)
+    for event in _read_valid(_EVENT, paths.ledger):
+        if isinstance(event, AttemptStart):
+            attempts.append(Attempt(begin=event, end=None, seen=_last_seen(event, progress), outcome=None))
+            continue
+        for at, one in reversed(list(enumerate(attempts))):  # it is the end of the last open attempt of that name
+            if one.end is None and (one.stage, one.begin.attempt) == (event.stage, event.attempt):
+                attempts[at] = one.model_copy(update={"end": event.time, "seen": event.time, "outcome": event.outcome})
+                break
     return tuple(attempts)
-
-
-def _close(attempts: list[Attempt], end: AttemptEnd) -> None:
-    """Add the end to the last open attempt of that name."""
-    for at, one in reversed(list(enumerate(attempts))):
-        if one.end is None and (one.stage, one.begin.attempt) == (end.stage, end.attempt):
-            attempts[at] = one.model_copy(update={"end": end.time, "seen": end.time, "outcome": end.outcome})
-            return
 
 
 def _last_seen(begin: AttemptStart, progress: Progress | None) -> float:
@@ -220,18 +214,9 @@ def _append(path: Path, line: Record) -> None:
         log.warning("%s: not written (%s); the work continues", path, error.strerror)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return []
-
-
-def _valid(kind: type[AnyLine], lines: list[str]) -> Iterator[AnyLine]:
-    """Yield the records of a kind, skipping lines that a kill has truncated."""
-    for line in lines:
-        try:
-            found: Any = kind.model_validate_json(line)
-        except ValidationError:
-            continue
-        yield found
+def _read_valid(kind: TypeAdapter[AnyLine], path: Path) -> Iterator[AnyLine]:
+    """Yield the records in a file, if there is one, skipping lines that a kill has truncated."""
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with suppress(ValidationError):
+                yield kind.validate_json(line)

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
@@ -13,113 +14,80 @@ from tlbatch.runs.stages import StageName
 from tlbatch.runs.strategy import Strategy
 
 
+class _Below:
+    """A path below the run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: "RunPaths", _: type["RunPaths"]) -> Path:
+        return paths.folder / self._name
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """The paths in a run folder."""
 
     folder: Path
-
-    @property
-    def record(self) -> Path:
-        """The resolved job."""
-        return self.folder / "job.json"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of submitit's scripts and of the logs, one per job and rank."""
-        return self.folder / "logs"
-
-    @property
-    def rendezvous(self) -> Path:
-        """Folder of the files by which the ranks of a stage find each other."""
-        return self.folder / "rendezvous"
-
-    @property
-    def metrics(self) -> Path:
-        """Metrics of train, one JSON object per line."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def progress(self) -> Path:
-        """Progress of the running stage."""
-        return self.folder / "progress.json"
-
-    @property
-    def ledger(self) -> Path:
-        """Start and end of every attempt of a stage, one JSON object per line."""
-        return self.folder / "ledger.jsonl"
-
-    @property
-    def jobs(self) -> Path:
-        """Submitted SLURM jobs, one JSON object per line."""
-        return self.folder / "jobs.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the weights."""
-        return self.folder / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """The record of the selected checkpoint."""
-        return self.checkpoints / "best.json"
+    record = _Below("job.json")
+    """The resolved job."""
+    logs = _Below("logs")
+    """Folder of submitit's scripts and of the logs, one per job and rank."""
+    rendezvous = _Below("rendezvous")
+    """Folder of the files by which the ranks of a stage find each other."""
+    metrics = _Below("metrics.jsonl")
+    """Metrics of train, one JSON object per line."""
+    progress = _Below("progress.json")
+    """Progress of the running stage."""
+    ledger = _Below("ledger.jsonl")
+    """Start and end of every attempt of a stage, one JSON object per line."""
+    jobs = _Below("jobs.jsonl")
+    """Submitted SLURM jobs, one JSON object per line."""
+    markers = _Below("markers")
+    """Folder of what stages record when they finish or fail."""
+    checkpoints = _Below("checkpoints")
+    """Folder of the weights."""
+    best = _Below("checkpoints/best.json")
+    """The record of the selected checkpoint."""
+    trials = _Below("trials")
+    """Folder of the trial trainings of choose, removed when it has finished."""
+    snapshots = _Below("snapshots")
+    """Folder of the snapshots from which a training resumes, removed when it has finished."""
+    predictions = _Below("predictions")
+    """Folder of the predictions, one part per rank."""
+    report = _Below("report")
+    """Folder of the report."""
+    report_json = _Below("report/report.json")
+    """The scores."""
+    report_page = _Below("report/report.html")
+    """The report as a page."""
+    strategy = _Below("strategy.json")
+    """The choices of strategy auto."""
 
     def unseen(self, best: Best) -> Path:
         """Return the file of the out-of-fold predictions of the training images."""
         return self.checkpoints / Path(best.weights).with_suffix(".unseen.npz")
 
     @property
-    def trials(self) -> Path:
-        """Folder of the trial trainings of choose, removed when it has finished."""
-        return self.folder / "trials"
-
-    @property
-    def snapshots(self) -> Path:
-        """Folder of the snapshots from which a training resumes, removed when it has finished."""
-        return self.folder / "snapshots"
-
-    @property
-    def predictions(self) -> Path:
-        """Folder of the predictions, one part per rank."""
-        return self.folder / "predictions"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report."""
-        return self.folder / "report"
-
-    @property
-    def report_json(self) -> Path:
-        """The scores."""
-        return self.report / "report.json"
-
-    @property
-    def report_page(self) -> Path:
-        """The report as a page."""
-        return self.report / "report.html"
-
-    @property
     def own_folders(self) -> tuple[Path, ...]:
         """Folders that only the running stage writes to."""
-        figures = self.report / "figures"
-        return self.folder, self.folder / "markers", self.checkpoints, self.predictions, self.report, figures
+        return self.folder, self.markers, self.checkpoints, self.predictions, self.report, self.report / "figures"
 
     def marker(self, stage: StageName) -> Path:
         """Return the marker of a stage, which exists if the stage has finished."""
-        return self.folder / "markers" / f"{stage}.json"
+        return self.markers / f"{stage}.json"
 
     def share(self, number: int) -> Path:
         """Return the marker of an array task, which exists if the task has written its share of the shards."""
-        return self.folder / "markers" / f"shard.share.{number}"
+        return self.markers / f"shard.share.{number}"
 
     def failure(self, stage: StageName, rank: int) -> Path:
         """Return the failure record of a rank, which exists if the rank has failed."""
-        return self.folder / "markers" / f"{stage}.failed.{rank}.json"
+        return self.markers / f"{stage}.failed.{rank}.json"
 
-    @property
-    def strategy(self) -> Path:
-        """The choices of strategy auto."""
-        return self.folder / "strategy.json"
+    def failures(self, stage: StageName | Literal["*"]) -> list[Path]:
+        """Return the failure records of a stage, or of all."""
+        return sorted(self.markers.glob(f"{stage}.failed.*.json"))
 
     def load_submitted(self) -> RunRecord:
         """Read the resolved job as it was submitted."""
@@ -134,9 +102,7 @@ class RunPaths:
     def load(self) -> RunRecord:
         """Read the resolved job with the choices of strategy auto filled in."""
         record, chosen = self.load_submitted(), self.load_strategy()
-        if chosen is None:
-            return record
-        return record.model_copy(update={"job": decided(record.job, chosen.settings)})
+        return record.model_copy(update={"job": decided(record.job, chosen.settings)}) if chosen else record
 
 
 def decided(job: Job, settings: Mapping[str, object]) -> Job:
@@ -145,13 +111,7 @@ def decided(job: Job, settings: Mapping[str, object]) -> Job:
 
 
 def weights_file(weights: str) -> Path | None:
-    """Return the weights file that ``model.weights`` names, for a run its checkpoint; None for random weights.
-
-    Raises
-    ------
-    UserError
-        If there is no such file or package.
-    """
+    """Return the weights file that ``model.weights`` names, for a run its checkpoint; None for random weights."""
     if weights == "none":
         return None
     if not weights.startswith("package:"):

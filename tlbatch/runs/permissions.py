@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tlbatch.core.errors import UserError
+from tlbatch.core.files import umask
 from tlbatch.runs.paths import RunPaths
 
 OWN = 0o700
@@ -16,9 +17,7 @@ def folder_mode(*, private: bool) -> int:
     """Return the mode of a run folder; only the owner can ever write to it."""
     if private:
         return OWN
-    mask = os.umask(0)
-    os.umask(mask)
-    return OWN | (0o055 & ~mask)
+    return OWN | (0o055 & ~umask())
 
 
 def common_mode(folders: Iterable[Path]) -> int:
@@ -30,13 +29,7 @@ def common_mode(folders: Iterable[Path]) -> int:
 
 
 def claim_logs(paths: RunPaths) -> None:
-    """Create the folder of logs, and refuse it if others could change the pickles that submitit writes there.
-
-    Raises
-    ------
-    UserError
-        If the run folder or its logs belong to another user, are writable by others, or a link.
-    """
+    """Create the folder of logs, and refuse it if others could change the pickles that submitit writes there."""
     paths.logs.mkdir(mode=OWN, exist_ok=True)
     for folder in (paths.folder, paths.logs):
         found = folder.lstat()

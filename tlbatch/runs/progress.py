@@ -104,13 +104,7 @@ class ProgressReporter:
     """Reports the progress of a stage on rank 0, rarely enough to cost nothing."""
 
     def __init__(self, paths: RunPaths, world: World, stage: StageName, *, saves: bool = True) -> None:
-        """Start to report.
-
-        Parameters
-        ----------
-        saves
-            Whether to write progress.json; of several tasks that share a stage only one may.
-        """
+        """Start to report; of several tasks that share a stage only one may write progress.json (``saves``)."""
         self._paths = paths
         self._world = world
         self._stage: StageName = stage

@@ -34,13 +34,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 def load_record(
     kind: type[AnyRecord], path: Path, *, missing: str, damaged: str = "submit the job as a new run"
 ) -> AnyRecord:
-    """Read a record.
-
-    Raises
-    ------
-    UserError
-        If the file does not exist (the text ends with ``missing``, the way out) or is no such record (``damaged``).
-    """
+    """Read a record; errors end with the way out for a missing or a damaged file."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

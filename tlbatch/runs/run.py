@@ -10,6 +10,8 @@ from tlbatch.runs.records import Marker, RunRecord, load_record
 from tlbatch.runs.stages import TABLE, StageName, stages_of
 from tlbatch.runs.workspace import SetPaths, set_folder
 
+_MISSING = "run shard first: python -m tlbatch.shard RUN"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -21,14 +23,12 @@ class Run:
     @staticmethod
     def load(folder: Path) -> "Run":
         """Read a run, with the choices of strategy auto filled in."""
-        paths = RunPaths(folder)
-        return Run(paths.load(), paths)
+        return Run(RunPaths(folder).load(), RunPaths(folder))
 
     @staticmethod
     def load_submitted(folder: Path) -> "Run":
         """Read a run as it was submitted."""
-        paths = RunPaths(folder)
-        return Run(paths.load_submitted(), paths)
+        return Run(RunPaths(folder).load_submitted(), RunPaths(folder))
 
     @property
     def job(self) -> Job:
@@ -53,16 +53,10 @@ class Run:
 
     @property
     def set_paths(self) -> SetPaths:
-        """The paths of the set that the run's stage shard made or found.
-
-        Raises
-        ------
-        UserError
-            If that stage has not finished.
-        """
-        done = load_record(Marker, self.paths.marker("shard"), missing="run shard first: python -m tlbatch.shard RUN")
+        """The paths of the set that the run's stage shard made or found; it must have finished."""
+        done = load_record(Marker, self.paths.marker("shard"), missing=_MISSING)
         return SetPaths(set_folder(self.job), done.outputs["index"])
 
     def load_manifest(self) -> Manifest:
         """Read the manifest of the run's set."""
-        return load_record(Manifest, self.set_paths.manifest, missing="run shard first: python -m tlbatch.shard RUN")
+        return load_record(Manifest, self.set_paths.manifest, missing=_MISSING)
