@@ -32,12 +32,7 @@ class Section(BaseModel):
 
         A renamed key has its first name as alias: old job files and records still load, and nothing that is found by
         a digest (shards, groups, finished stages) is computed again. For the same reason a key marked as `ADDED` is
-        left out while it has its default.
-
-        Parameters
-        ----------
-        **selected
-            ``include`` or ``exclude``: current names of keys.
+        left out while it has its default. ``include`` and ``exclude`` take the current names.
         """
         return self.model_dump(mode="json", by_alias=True, **selected)  # type: ignore[arg-type]
 

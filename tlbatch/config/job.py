@@ -199,13 +199,7 @@ class Job(Section):
         return self
 
     def require_classes(self, what: str) -> None:
-        """Refuse a job whose labels are phrases of tags.
-
-        Raises
-        ------
-        UserError
-            Which names what cannot be done with it.
-        """
+        """Refuse a job whose labels are phrases of tags."""
         if self.objective == "tags":
             raise UserError(f"objective = tags: {what} needs single-label classes; name another job or run")
 
@@ -229,13 +223,7 @@ class Job(Section):
 
 
 def _refuse_for_tags(job: Job) -> None:
-    """Refuse settings that have no meaning for phrases.
-
-    Raises
-    ------
-    ValueError
-        With the keys to leave out.
-    """
+    """Refuse settings that have no meaning for phrases."""
     of_classes = {
         "metric = quadratic_kappa (accuracy is the exact match of phrases)": job.metric != "accuracy",
         "strategy = auto": job.chooses,

@@ -34,13 +34,7 @@ def split_arguments(texts: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def load_job(files: Sequence[Path], overrides: Sequence[str]) -> Job:
-    """Merge the files left to right, then the overrides, and validate once.
-
-    Raises
-    ------
-    UserError
-        With one line for each wrong key, or if the job has several runs.
-    """
+    """Merge the files left to right, then the overrides, and validate once; refuse a job of several runs."""
     jobs = load_jobs(files, overrides)
     if len(jobs) > 1:
         raise UserError(
@@ -54,11 +48,6 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
 
     Keys of a recipe take precedence over those around it, which are the files' or another recipe's; overrides take
     precedence over both, and swept values over all.
-
-    Raises
-    ------
-    UserError
-        With one line for each wrong key.
     """
     tree: Tree = {}
     for file in files:
@@ -84,13 +73,7 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
 
 
 def with_slurm(job: Job, overrides: Sequence[str]) -> Job:
-    """Return a resolved job with overrides of its section slurm, on which no result depends.
-
-    Raises
-    ------
-    UserError
-        If another key is named, or a value is wrong.
-    """
+    """Return a resolved job with overrides of its section slurm, on which no result depends; refuse any other key."""
     other = [one for one in overrides if not one.startswith("slurm.")]
     if other:
         raise UserError(f"{other[0]}: a run resumes with its own job, of which only slurm.* can change; leave it out")

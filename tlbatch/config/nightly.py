@@ -61,13 +61,7 @@ class Nightly(Section):
         return value
 
     def check(self, classes: Sequence[str], questions: Sequence[str]) -> None:
-        """Refuse guards of unknown classes or questions.
-
-        Raises
-        ------
-        UserError
-            If a guard names no class of the set, or no question of the report.
-        """
+        """Refuse guards of unknown classes or questions."""
         for name in self.guards:
             kind, _, of = name.partition(".")
             known = classes if kind in get_args(OfClass) else questions

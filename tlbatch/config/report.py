@@ -52,14 +52,7 @@ class Reporting(Section):
         return self
 
     def check(self, classes: Sequence[str]) -> None:
-        """Refuse settings that do not fit the classes.
-
-        Raises
-        ------
-        UserError
-            If a question or the prior names an unknown class, a question has none or all of the classes, or the prior
-            does not sum to 1.
-        """
+        """Refuse settings that do not fit the classes."""
         named = {f"questions.{name}": tuple(positive) for name, positive in self.questions.items()}
         for key, own in (named | ({"deploy_prior": tuple(self.deploy_prior)} if self.deploy_prior else {})).items():
             unknown = [name for name in own if name not in classes]
@@ -81,13 +74,7 @@ class Reporting(Section):
         return {key: file for key in keys if (file := getattr(self, key)) is not None}
 
     def check_files(self) -> None:
-        """Check that all files exist.
-
-        Raises
-        ------
-        UserError
-            If one is missing.
-        """
+        """Check that all files exist."""
         for key, file in self.files.items():
             if not file.is_file():
                 raise UserError(f"report.{key}: no such file {file}; set report.{key}=FILE")

@@ -19,13 +19,7 @@ Combination = tuple[str, Tree]
 
 
 def variants(tree: Tree, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tree]]:
-    """Yield the path of names of each recipe, and its keys merged over those around it; recipes may be nested.
-
-    Raises
-    ------
-    UserError
-        If the recipes are not sections by name.
-    """
+    """Yield the path of names of each recipe, and its keys merged over those around it; recipes may be nested."""
     tree = dict(tree)
     recipes = tree.pop("recipes", {})
     if not isinstance(recipes, dict) or not all(isinstance(own, dict) for own in recipes.values()):
@@ -49,15 +43,7 @@ def merged(left: Tree, right: Tree) -> Tree:
 def combinations(sweep: object) -> list[Combination]:
     """Return a label for the run's name and the value of every key for each combination; a single one for no sweep.
 
-    Parameters
-    ----------
-    sweep
-        The section of the job: keys, nested as in TOML, each with a list of values.
-
-    Raises
-    ------
-    UserError
-        If it contains anything but lists, keys that cannot be swept, or too many combinations.
+    The section has keys, nested as in TOML, each with a list of values.
     """
     if not isinstance(sweep, dict):
         raise UserError(f"sweep: must be a section of lists (got {sweep!r}); write e.g. [sweep] with seed = [0, 1]")
