@@ -4,21 +4,16 @@ podman build --tag tlbatch . && podman export --output tlbatch.tar $(podman crea
 python -m tlbatch.container_image tlbatch.tar charliecloud:tlbatch.sqfs
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from tlbatch.cluster.image import make_image
-from tlbatch.core.cli import run_command
+from tlbatch.core.cli import command_parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``python -m tlbatch.container_image ARCHIVE RUNTIME:IMAGE``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tlbatch.container_image",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("container_image", __doc__)
     parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="tar file of podman export or docker export")
     parser.add_argument(
         "container", metavar="RUNTIME:IMAGE", help="as slurm.container: charliecloud:FILE.sqfs, apptainer:FILE.sif, ..."

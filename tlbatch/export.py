@@ -3,11 +3,10 @@
 The model in each format is compared with the run's own predictions on some of its test images.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
-from tlbatch.core.cli import run_command
+from tlbatch.core.cli import command_parser, run_command
 from tlbatch.deploy.export import export_run
 from tlbatch.runs.paths import RunPaths
 
@@ -16,7 +15,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run ``python -m tlbatch.export RUN FOLDER``."""
-    parser = argparse.ArgumentParser(prog="python -m tlbatch.export", description=__doc__)
+    parser = command_parser("export", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the model; must not exist")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ from tlbatch.cluster import launch
 from tlbatch.cluster.create import resolve
 from tlbatch.cluster.launch import Target, target_of
 from tlbatch.config.load import load_job, split_arguments
-from tlbatch.core.cli import run_command, with_new_options
+from tlbatch.core.cli import command_parser, run_command, with_new_options
 from tlbatch.core.errors import UserError
 from tlbatch.promotion.lease import LeaseTakenError, hold_lease
 from tlbatch.promotion.night import hold_night, is_active
@@ -27,9 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tlbatch.nightly", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("nightly", __doc__)
     parser.add_argument("job", nargs="+", metavar="JOB.toml|key=value", help="job files and overrides of a single run")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="run on this machine; needs no SLURM")

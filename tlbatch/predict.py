@@ -3,13 +3,12 @@
 Or, with the folder of an exported model and images: predict these images and write CSV.
 """
 
-import argparse
 import logging
 import os
 import sys
 from pathlib import Path
 
-from tlbatch.core.cli import run_command
+from tlbatch.core.cli import command_parser, run_command
 from tlbatch.data.dataset import open_images
 from tlbatch.deploy.predict_files import predict_files
 from tlbatch.deploy.record import RECORD
@@ -39,7 +38,7 @@ def run(run_dir: Path) -> None:
 
 def main() -> None:
     """Run ``python -m tlbatch.predict RUN`` or ``python -m tlbatch.predict MODEL_FOLDER IMAGES... [--csv FILE]``."""
-    parser = argparse.ArgumentParser(prog="python -m tlbatch.predict", description=__doc__)
+    parser = command_parser("predict", __doc__)
     parser.add_argument(
         "folder",
         type=Path,

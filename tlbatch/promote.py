@@ -3,14 +3,13 @@
 A night does this by itself; use this command for runs that were made in other ways, and to overrule a decision.
 """
 
-import argparse
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tlbatch.core.cli import with_new_options
+from tlbatch.core.cli import command_parser, with_new_options
 from tlbatch.core.errors import UserError
 from tlbatch.promotion.champion import overruled_before, promote_run
 from tlbatch.promotion.records import Decision
@@ -26,13 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path, overruled: str = "") -> None:
-    """Decide whether to promote the run, and act on it, unless that is done.
-
-    Parameters
-    ----------
-    overruled
-        Reason to promote it whatever the rule says; empty: the rule decides.
-    """
+    """Decide whether to promote the run, by the rule or for the reason given, and act on it, unless that is done."""
     run, world = Run.load(run_dir), read_world(os.environ)
     paths = run.paths
     if run.record.checkpoint_of is not None:
@@ -51,13 +44,7 @@ def run(run_dir: Path, overruled: str = "") -> None:
 
 
 def _rescore(run: Run) -> None:
-    """Let the champion predict the run's test images on this machine, unless it has.
-
-    Raises
-    ------
-    UserError
-        If that fails.
-    """
+    """Let the champion predict the run's test images on this machine, unless it has."""
     champion = Registry.of(run.job).champion()
     other = make_rescoring(run, champion) if champion and champion.run != run.name else None
     if other is None:
@@ -69,8 +56,8 @@ def _rescore(run: Run) -> None:
 
 def main() -> None:
     """Run ``python -m tlbatch.promote RUN [--override REASON]``."""
-    parser = argparse.ArgumentParser(prog="python -m tlbatch.promote", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
+    parser = command_parser("promote", __doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as tlbatch.submit printed it")
     parser.add_argument(
         "--override", metavar="REASON", default="", help="promote the run for this reason, whatever the rule says"
     )

@@ -3,7 +3,6 @@
 With several runs: write a page that compares them, or with --ensemble a report of their combined predictions.
 """
 
-import argparse
 import logging
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from tlbatch.config.slurm import RUN_NAME
+from tlbatch.core.cli import command_parser
 from tlbatch.core.files import digest_of
 from tlbatch.report.build import build_report, parts_digest, rank_run, read_by
 from tlbatch.report.comparison import compare_runs
@@ -38,7 +38,7 @@ def run(run_dir: Path) -> None:
 
 def main() -> None:
     """Run ``python -m tlbatch.reduce RUN [RUN ...] [--ensemble [HOW]]``."""
-    parser = argparse.ArgumentParser(prog="python -m tlbatch.reduce", description=__doc__)
+    parser = command_parser("reduce", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as tlbatch.submit printed it")
     parser.add_argument(
         "--ensemble",

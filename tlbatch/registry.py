@@ -12,22 +12,20 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tlbatch.core.cli import run_command
+from tlbatch.cluster.results import estimated
+from tlbatch.core.cli import command_parser, run_command
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
 from tlbatch.promotion.records import Champion, Night
 from tlbatch.promotion.registry import Registry, open_registry
 from tlbatch.promotion.retention import wrong_files
-from tlbatch.runs.report import Estimate
 
 _LAST_NIGHTS = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``python -m tlbatch.registry FOLDER list|show|verify|rollback``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tlbatch.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("registry", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="WORKSPACE/registry/TASK")
     commands: dict[str, Callable[[Registry, argparse.Namespace], int]] = {
         "list": _list, "show": _show, "verify": _verify, "rollback": _rollback,
@@ -53,10 +51,10 @@ def _champion(registry: Registry) -> Champion:
 def _list(registry: Registry, _: argparse.Namespace) -> int:
     now = registry.champion()
     for one in registry.champions():
-        is_here = registry.model_folder(one).is_dir()
         mark = "*" if now is not None and one.number == now.number else " "
-        gone = "" if is_here else "  removed"
-        print(f"{mark} {one.number:4d}  {one.time}  {one.metric} {_told(one.score)}  {one.run}  {one.rule}{gone}")
+        removed = "" if registry.model_folder(one).is_dir() else "  removed"
+        score = f"{one.metric} {estimated(dict(one.score))}"
+        print(f"{mark} {one.number:4d}  {one.time}  {score}  {one.run}  {one.rule}{removed}")
     return 0
 
 
@@ -66,7 +64,7 @@ def _show(registry: Registry, given: argparse.Namespace) -> int:
         print(f"champion        {champion.number}, since {champion.time} ({champion.rule})")
         print(f"run             {registry.run_of(champion).folder}")
         print(f"model           {registry.model_folder(champion)}")
-        print(f"{champion.metric:<16}{_told(champion.score)} on the test images of its night")
+        print(f"{champion.metric:<16}{estimated(dict(champion.score))} on the test images of its night")
         print(f"trained on      {champion.num_train} images")
         print(f"previous        {'none' if champion.previous is None else champion.previous}")
     for night in registry.history()[-_LAST_NIGHTS:]:
@@ -105,12 +103,6 @@ def _rollback(registry: Registry, given: argparse.Namespace) -> int:
         registry.note(Night(time=now, event="rolled back", run=None, champion=before.number, reasons=(given.reason,)))
     print(f"champion {before.number} ({before.run}) is reinstated")
     return 0
-
-
-def _told(score: Estimate) -> str:
-    if score.value is None:
-        return "undefined"
-    return f"{score.value:.4f}" + ("" if score.low is None else f" ({score.low:.4f} to {score.high:.4f})")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     """Bring the run's set up to date: shard new images, audit, and write the index that the run will read.
 
-    Parameters
-    ----------
-    share
-        Number of an array task and the number of tasks: write only this share of the shards, and no index.
+    With a share (number of an array task, number of tasks), write only that share of the shards, and no index.
     """
     run, world = Run.load_submitted(run_dir), read_world(os.environ)
     job, paths = run.job, run.paths

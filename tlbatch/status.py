@@ -14,7 +14,7 @@ from tlbatch.cluster.display import NO_RUNS, Lines, Screen, explained, status_js
 from tlbatch.cluster.run_files import modified
 from tlbatch.cluster.run_state import Status
 from tlbatch.cluster.squeue import Squeue
-from tlbatch.core.cli import run_command
+from tlbatch.core.cli import command_parser, run_command
 from tlbatch.core.errors import UserError
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.stages import STAGES
@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tlbatch.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("status", __doc__)
     parser.add_argument("run", nargs="*", type=Path, metavar="RUN", help="run folders, as submit printed them")
     parser.add_argument(
         "--workspace", type=Path, default=Path("workspace"), help="workspace to list (default: workspace)"
@@ -45,38 +43,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def folders(runs: Sequence[Path], workspace: Path, now: float) -> list[RunPaths]:
-    """Return the given runs, or the unfinished and recent ones of the workspace, oldest first.
-
-    Raises
-    ------
-    UserError
-        If there is no such workspace.
-    """
+    """Return the given runs, or the unfinished and recent ones of the workspace, oldest first."""
     if runs:
         return [RunPaths(run) for run in runs]
-    place = workspace / "runs"
-    if not place.is_dir():
-        raise UserError(f"{place}: no such folder; name run folders, or set --workspace PATH")
-    found = [RunPaths(record.parent) for record in place.glob("*/job.json")]
+    folder = workspace / "runs"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name run folders, or set --workspace PATH")
+    found = [RunPaths(record.parent) for record in folder.glob("*/job.json")]
     ends = {paths: modified(paths.marker(STAGES[-1])) for paths in found}  # 0 where there is none
     recent = [paths for paths in found if not ends[paths] or now - ends[paths] < _DAY_S]
     return sorted(recent, key=lambda paths: (modified(paths.record), paths.folder.name))
 
 
-def _survey(options: argparse.Namespace, squeue: Squeue) -> list[Status]:
-    now = time.time()
-    return survey(folders(options.run, options.workspace, now), squeue, now, named=bool(options.run))
-
-
 def _show_once(options: argparse.Namespace) -> int:
-    squeue = Squeue()
-    found = _survey(options, squeue)
-    _complain(squeue, "")
-    if options.json:
-        for one in found:
-            print(status_json(one))
-    else:
-        print("\n".join(table(found) + explained(found)) if found else NO_RUNS)
+    squeue, now = Squeue(), time.time()
+    found = survey(folders(options.run, options.workspace, now), squeue, now, named=bool(options.run))
+    _warn(squeue, "")
+    lines = (
+        list(map(status_json, found)) if options.json else [*table(found), *explained(found)] if found else [NO_RUNS]
+    )
+    for line in lines:
+        print(line)
     return int(any(one.has_failed for one in found))
 
 
@@ -90,7 +77,7 @@ def _follow(options: argparse.Namespace) -> int:
         now = time.time()
         runs = runs or folders(options.run, options.workspace, now)
         found = survey(runs, squeue, now, named=bool(options.run))
-        complaint = _complain(squeue, complaint)
+        complaint = _warn(squeue, complaint)
         show(found)
         if all(one.has_ended for one in found):
             break
@@ -101,7 +88,7 @@ def _follow(options: argparse.Namespace) -> int:
     return int(any(one.has_failed for one in found))
 
 
-def _complain(squeue: Squeue, before: str) -> str:
+def _warn(squeue: Squeue, before: str) -> str:
     """Warn once that SLURM does not answer."""
     now = squeue.complaint or ""
     if now and now != before:

@@ -3,12 +3,12 @@
 Jobs that were queued by the previous version find `run_stage` and similar functions here.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from typing import get_args
 
+from tlbatch.core.cli import command_parser
 from tlbatch.runs.stages import StageName
 from tlbatch.runs.task import LOG, execute, run_chain, run_each, run_share, run_stage
 from tlbatch.runs.world import read_world
@@ -18,7 +18,7 @@ __all__ = ["LOG", "main", "run_chain", "run_each", "run_share", "run_stage"]
 
 def main() -> None:
     """Run ``python -m tlbatch.task STAGE RUN``."""
-    parser = argparse.ArgumentParser(prog="python -m tlbatch.task", description=__doc__)
+    parser = command_parser("task", __doc__)
     parser.add_argument("stage", choices=get_args(StageName))
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--share", action="store_true", help="shard: write this task's share of the shards, no index")

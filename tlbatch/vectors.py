@@ -4,7 +4,6 @@ images.npz has X (n, d), y (n,), f (n,) and split (n,). With --text the same row
 five decimals), images-y.txt (class numbers), images-f.txt (names) and images-s.txt (splits).
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.activations.store import open_stores, view_keys
-from tlbatch.core.cli import run_command
+from tlbatch.core.cli import command_parser, run_command
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, write_text
 from tlbatch.data.dataset import labels_of, open_images
@@ -31,11 +30,6 @@ def read_vectors(run: Run, *, phase: int) -> Table:
     Returns
     -------
     Vectors (n, d), classes, names and splits.
-
-    Raises
-    ------
-    UserError
-        If the phase has not been cached, or only in random crops.
     """
     images = open_images(run, staged=True)
     cached = require_finished("cache", run)
@@ -83,9 +77,7 @@ def _lines(vectors: npt.NDArray[np.float32]) -> Iterator[bytes]:
 
 def main() -> None:
     """Run ``python -m tlbatch.vectors RUN``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tlbatch.vectors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("vectors", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder whose cache stage has finished")
     parser.add_argument("--phase", type=int, default=0, metavar="N", help="phase whose cut to export (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/vectors)")

@@ -83,8 +83,8 @@ def mounts_of(records: Iterable[RunRecord]) -> tuple[Mount, ...]:
         found |= {path: True for path in write if path is not None}
     kept: list[Mount] = []
     for path, writable in sorted(found.items()):
-        around = next((one for one in reversed(kept) if one.path in path.parents), None)
-        if around is None or around.writable != writable:
+        parent = next((one for one in reversed(kept) if one.path in path.parents), None)
+        if parent is None or parent.writable != writable:
             kept.append(Mount(path, writable))
     return tuple(kept)
 
@@ -115,21 +115,21 @@ def start_of(slurm: Slurm, mounts: Sequence[Mount], *, gpus: bool) -> Start:
                 ["apptainer", "exec", "--no-home", "--no-mount=tmp", *(["--nv"] if gpus else []), *options]
             )
             tmp = f"""'type=bind,"src='{_TMP}'","dst='{_TMP}'"'"""
-            told = " ".join(shlex.join(_apptainer(one)) for one in mounts)
-            return Start(f"{_OUTSIDE} {words} {told} --mount {tmp} {image} {inside}")
+            binds = " ".join(shlex.join(_apptainer(one)) for one in mounts)
+            return Start(f"{_OUTSIDE} {words} {binds} --mount {tmp} {image} {inside}")
         case "charliecloud":
-            told = shlex.join(f"{'rw' if one.writable else 'ro'}:{one.path}" for one in mounts)
+            binds = shlex.join(f"{'rw' if one.writable else 'ro'}:{one.path}" for one in mounts)
             script = f"bash {shlex.quote(str(_STAGE))}"
-            return Start(f"{_OUTSIDE} {script} {image} {told} -- {shlex.join(options)} -- {_DIES_WITH_IT} {inside}")
+            return Start(f"{_OUTSIDE} {script} {image} {binds} -- {shlex.join(options)} -- {_DIES_WITH_IT} {inside}")
         case "pyxis":
-            told = "".join(f"{one.path}:{one.path}{'' if one.writable else ':ro'}," for one in mounts)
+            binds = "".join(f"{one.path}:{one.path}{'' if one.writable else ':ro'}," for one in mounts)
             own = ["--no-container-mount-home", "--no-container-entrypoint", "--container-readonly", *options]
-            where = f"--container-image={image} --container-mounts={shlex.quote(told)}{_TMP}:{_TMP}"
+            where = f"--container-image={image} --container-mounts={shlex.quote(binds)}{_TMP}:{_TMP}"
             return Start(inside, srun=f"{where} {shlex.join(own)}")
         case "podman-hpc":
             words = shlex.join(["podman-hpc", "run", *_PODMAN, *(["--gpu"] if gpus else []), *options])
-            told = shlex.join(f"--volume={one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
-            return Start(f"{_OUTSIDE} {words} {told} --volume={_TMP}:{_TMP} {image} {inside}")
+            binds = shlex.join(f"--volume={one.path}:{one.path}{'' if one.writable else ':ro'}" for one in mounts)
+            return Start(f"{_OUTSIDE} {words} {binds} --volume={_TMP}:{_TMP} {image} {inside}")
         case "none":
             raise AssertionError("is_bare has answered")
         case _:
@@ -158,13 +158,7 @@ def _apptainer(mount: Mount) -> list[str]:
 
 
 def check_container(slurm: Slurm, mounts: Sequence[Mount]) -> None:
-    """Refuse paths that the runtime cannot mount.
-
-    Raises
-    ------
-    UserError
-        For the first such path.
-    """
+    """Refuse paths that the runtime cannot mount."""
     if slurm.runtime == "none":
         return
     if slurm.local_folder.startswith("$") and not re.match(r"\$(TMPDIR\b|\{TMPDIR\})", slurm.local_folder):
@@ -207,19 +201,14 @@ def in_shell(text: str, arguments: Sequence[str] = ()) -> list[str]:
 def _srun_alone(slurm: Slurm) -> str:
     """Return the srun command for a single task with pyxis, in the current allocation or a new one."""
     keys = ("partition", "account", "qos", "constraint")
-    asked = {key: getattr(slurm, key) for key in keys} if "SLURM_JOB_ID" not in os.environ else {}
-    return shlex.join(["srun", "--ntasks=1", "--nodes=1", *(f"--{key}={text}" for key, text in asked.items() if text)])
+    options = [f"--{key}={text}" for key in keys if (text := getattr(slurm, key)) and "SLURM_JOB_ID" not in os.environ]
+    return shlex.join(["srun", "--ntasks=1", "--nodes=1", *options])
 
 
 def image_digest(slurm: Slurm) -> str | None:
     """Return the digest that identifies an image: the SHA-256 of its file, or podman-hpc's digest.
 
     A file FILE.sha256 beside it, as tlbatch.container_image writes, is trusted if it is not older than the image.
-
-    Raises
-    ------
-    UserError
-        If there is no such image.
     """
     if is_bare(slurm):
         return None
@@ -236,9 +225,9 @@ def image_digest(slurm: Slurm) -> str | None:
             raise UserError(
                 f"slurm.container: {image} is not a SquashFS file; make it again with python -m tlbatch.container_image"
             )
-    status, told = image.stat(), Path(f"{image}.sha256")
-    if told.is_file() and told.stat().st_mtime_ns >= status.st_ctime_ns:
-        line = re.fullmatch(rb"([0-9a-f]{64})  (.+)\n", told.read_bytes())
+    status, recorded = image.stat(), Path(f"{image}.sha256")
+    if recorded.is_file() and recorded.stat().st_mtime_ns >= status.st_ctime_ns:
+        line = re.fullmatch(rb"([0-9a-f]{64})  (.+)\n", recorded.read_bytes())
         if line and line[2] == image.name.encode():
             return line[1].decode()
     return _digest(image, status.st_size, status.st_ctime_ns)

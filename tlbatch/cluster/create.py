@@ -23,13 +23,7 @@ from tlbatch.runs.run import Run
 
 
 def resolve(job: Job) -> RunRecord:
-    """Make all paths absolute, name the run, and find the files that its stages need.
-
-    Raises
-    ------
-    UserError
-        If images, labels or weights are missing.
-    """
+    """Make all paths absolute, name the run, and find the files that its stages need."""
     data = _data(job.data)
     files = {key: absolute(file) for key, file in job.report.files.items()}
     report = job.report.model_copy(update=files)
@@ -106,19 +100,13 @@ def _slurm(slurm: Slurm) -> Slurm:
 
 def _images(slurm: Slurm) -> tuple[str, ...]:
     """Return the digest of the container image, if there is one."""
-    digest = image_digest(slurm)
-    return (digest,) if digest else ()
+    return tuple(filter(None, [image_digest(slurm)]))
 
 
 def _library_weights(backbone: str, folder: Path, slurm: Slurm) -> Path:
     """Return the library's own weights of a backbone, downloaded once.
 
     A subprocess downloads them, so that this process need not import torch.
-
-    Raises
-    ------
-    UserError
-        If there are none, or they cannot be downloaded here.
     """
     file = folder / f"{backbone.replace(':', '-')}.safetensors"
     if not file.exists():
@@ -133,13 +121,7 @@ def _library_weights(backbone: str, folder: Path, slurm: Slurm) -> Path:
 
 
 def new_run(record: RunRecord) -> Run:
-    """Return a new run, whose folder does not exist yet.
-
-    Raises
-    ------
-    UserError
-        If a run of that name exists already, or a name in the job cannot be stored or passed to SLURM.
-    """
+    """Return a new run; refuse a name that is taken, or that cannot be stored or passed to SLURM."""
     run = Run(record, _paths_of(record))
     _check_names(run)
     check_container(run.job.slurm, mounts_of([record]))
@@ -169,13 +151,7 @@ def _check_names(run: Run) -> None:
 
 
 def open_run(folder: Path, overrides: Sequence[str]) -> Run:
-    """Open an existing run to resume it.
-
-    Raises
-    ------
-    UserError
-        If the folder is no run, or an override is not in the section ``slurm``.
-    """
+    """Open an existing run to resume it, with overrides of its section ``slurm``."""
     run = Run.load_submitted(absolute(folder))
     slurm = _slurm(with_slurm(run.job, overrides).slurm) if overrides else run.job.slurm
     again = run.record.resubmitted(slurm, _images(slurm))
@@ -185,7 +161,7 @@ def open_run(folder: Path, overrides: Sequence[str]) -> Run:
     return Run(again, run.paths)
 
 
-def taken_up(record: RunRecord, *, save: bool) -> Run | None:
+def existing_run(record: RunRecord, *, save: bool) -> Run | None:
     """Return the existing run of this name if its job is the same; the new slurm section replaces its own."""
     paths = _paths_of(record)
     if not paths.record.exists():
@@ -200,7 +176,7 @@ def taken_up(record: RunRecord, *, save: bool) -> Run | None:
     return Run(updated, paths)
 
 
-def begun_in(allocation: str, record: RunRecord) -> Run | None:
+def run_of_allocation(allocation: str, record: RunRecord) -> Run | None:
     """Return the run that an earlier attempt of the SLURM job created for this job, if any."""
     for file in sorted((record.job.workspace / "runs").glob("*/job.json"), reverse=True):
         try:

@@ -24,10 +24,7 @@ _HEADER = ("run", "stage", "state", "where", "done", "images/s", "left", "metric
 def survey(runs: Sequence[RunPaths], squeue: Squeue, now: float, *, named: bool) -> list[Status]:
     """Return the status of each run, with a single query to SLURM for all of them.
 
-    Raises
-    ------
-    UserError
-        If a run that was named cannot be read; other such runs are listed as unreadable.
+    A run that cannot be read is an error if it was named, and listed as unreadable otherwise.
     """
     files: list[RunFiles | Status] = []
     for paths in runs:

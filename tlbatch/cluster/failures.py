@@ -17,15 +17,15 @@ _TAIL_BYTES = 64 * 1024
 
 def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
     """Print in one line why a stage ended without its marker, and return the exit code."""
-    first, words = cause_of(stage, paths), _last_words(paths, job_id)
+    first, killed = cause_of(stage, paths), _killed_tasks(paths, job_id)
     if first is not None:
-        beside = f" ({words})" if words and first.kind == "lost" else ""
-        sys.stderr.write(f"error: {stage}: {first.message}{beside}\n")
+        also = f" ({killed})" if killed and first.kind == "lost" else ""
+        sys.stderr.write(f"error: {stage}: {first.message}{also}\n")
         if first.kind in ("user", "stopped"):
             return EXIT_USER_ERROR
     else:
         sys.stderr.write(
-            f"error: {stage}: ended without a result ({words or 'killed, out of memory, or cancelled'}); its logs may "
+            f"error: {stage}: ended without a result ({killed or 'killed, out of memory, or cancelled'}); its logs may "
             "say why\n"
         )
     sys.stderr.write(
@@ -38,7 +38,7 @@ def report_failure(stage: StageName, paths: RunPaths, job_id: str) -> int:
     return 1
 
 
-def _last_words(paths: RunPaths, job_id: str) -> str:
+def _killed_tasks(paths: RunPaths, job_id: str) -> str:
     """Return what srun reported of failed tasks, e.g. "n2: task 1: Killed"; empty if nothing."""
     log = paths.logs / f"{job_id}_0_log.out"
     if not log.exists():
@@ -54,15 +54,8 @@ def newest_logs(paths: RunPaths) -> list[Path]:
 
 
 def cause_of(stage: StageName, paths: RunPaths) -> Failure | None:
-    """Return the failure record of a stage; of several ranks, that of the one that most likely failed first.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read.
-    """
-    files = sorted(paths.marker(stage).parent.glob(f"{stage}.failed.*.json"))
-    failures = [load_record(Failure, file, missing="run the stage again") for file in files]
+    """Return the failure record of a stage; of several ranks, that of the one that most likely failed first."""
+    failures = [load_record(Failure, file, missing="run the stage again") for file in paths.failures(stage)]
     kinds = get_args(FailureKind)  # ranks that were stopped are seldom the cause
     return min(failures, key=lambda failure: (kinds.index(failure.kind), failure.rank), default=None)
 

@@ -35,16 +35,16 @@ class Bar:
 
     def draw(self) -> None:
         """Show the latest progress of the run, if there is any since this bar was created."""
-        told = load_progress(self._paths) if sys.stdout.isatty() else None
-        if told is None or told.time < self._began:
+        progress = load_progress(self._paths) if sys.stdout.isatty() else None
+        if progress is None or progress.time < self._began:
             return
         if self._bar is None:
             from tqdm import tqdm  # noqa: PLC0415 (of no use in a log file)
 
-            self._bar = tqdm(total=told.total, bar_format=_BAR, file=sys.stdout, leave=False, dynamic_ncols=True)
-        self._bar.total, self._bar.n = told.total, min(told.done, told.total)
-        self._bar.set_description_str(" ".join(filter(None, [told.stage, told.where])), refresh=False)
-        self._bar.set_postfix_str(", ".join(filter(None, [*told.pace, told.metric])), refresh=False)
+            self._bar = tqdm(total=progress.total, bar_format=_BAR, file=sys.stdout, leave=False, dynamic_ncols=True)
+        self._bar.total, self._bar.n = progress.total, min(progress.done, progress.total)
+        self._bar.set_description_str(" ".join(filter(None, [progress.stage, progress.where])), refresh=False)
+        self._bar.set_postfix_str(", ".join(filter(None, [*progress.pace, progress.metric])), refresh=False)
         self._bar.refresh()
 
     def close(self) -> None:
@@ -57,13 +57,7 @@ class Follower:
     """Shows what has been added to a log since the last call, and the progress of the run."""
 
     def __init__(self, paths: RunPaths, pattern: str) -> None:
-        """Start to follow.
-
-        Parameters
-        ----------
-        pattern
-            Pattern of the names of the logs, one for each attempt; the newest is followed.
-        """
+        """Start to follow the newest of the logs whose names match the pattern, one for each attempt."""
         self._paths, self._pattern = paths, pattern
         self._log: Path | None = None
         self._shown = 0
@@ -131,7 +125,7 @@ def wait_for_chain(jobs: Mapping[StageName, str], paths: RunPaths) -> int:
         while _in_queue(job_id):
             follower.show()
             time.sleep(_POLL_S)
-        _settle(paths.marker(stage))
+        _settle(stage, paths)
         follower.end()
         if not paths.marker(stage).exists():
             return report_failure(stage, paths, job_id)
@@ -148,9 +142,8 @@ def _in_queue(job_id: str) -> bool:
     return bool(done.stdout.strip()) and done.stdout.strip() != "COMPLETED"
 
 
-def _settle(marker: Path) -> None:
-    """Wait for a marker written on another node, which can appear late on a network file system."""
+def _settle(stage: StageName, paths: RunPaths) -> None:
+    """Wait for a marker or a failure written on another node, which can appear late on a network file system."""
     deadline = time.monotonic() + _SETTLE_S
-    failed = f"{marker.stem}.failed.*.json"
-    while not marker.exists() and not list(marker.parent.glob(failed)) and time.monotonic() < deadline:
+    while not paths.marker(stage).exists() and not paths.failures(stage) and time.monotonic() < deadline:
         time.sleep(_POLL_S)

@@ -130,17 +130,11 @@ def _require(program: str) -> None:
 
 
 def _run(*command: str) -> None:
-    """Run a program.
-
-    Raises
-    ------
-    UserError
-        If the program is missing, or fails.
-    """
+    """Run a program, which must exist and succeed."""
     _require(command[0])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        first = said[0].removeprefix(f"{command[0]}: ") if said else f"exit code {done.returncode}"
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        first = lines[0].strip().removeprefix(f"{command[0]}: ") if lines else f"exit code {done.returncode}"
         free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
         raise UserError(f"{command[0]}: {first}; fix it, or set TMPDIR (its folder has {free:.1f} GB free)")

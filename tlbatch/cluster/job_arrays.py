@@ -11,7 +11,7 @@ from tlbatch.cluster.display import Lines, survey
 from tlbatch.cluster.failures import report_failure
 from tlbatch.cluster.launch import executor_of, forget_failures, refusal_named, submit_shares, submit_stage
 from tlbatch.cluster.run_files import read_run_files
-from tlbatch.cluster.run_state import job_at_work
+from tlbatch.cluster.run_state import active_job
 from tlbatch.cluster.sbatch import SbatchScript, all_runs, each_run, one_run, one_share, render
 from tlbatch.cluster.squeue import Squeue
 from tlbatch.core.errors import UserError
@@ -122,13 +122,7 @@ def _of(step: Step) -> str:
 
 
 def check_alike(runs: Sequence[Run]) -> None:
-    """Refuse runs that differ in their section slurm.
-
-    Raises
-    ------
-    UserError
-        If any do.
-    """
+    """Refuse runs that differ in their section slurm."""
     first = runs[0]
     for run in runs:
         if run.job.slurm != first.job.slurm:
@@ -139,13 +133,7 @@ def check_alike(runs: Sequence[Run]) -> None:
 
 
 def submit_runs(runs: Sequence[Run]) -> None:
-    """Submit what is left to do for several runs.
-
-    Raises
-    ------
-    UserError
-        If sbatch refuses a step; those submitted before are cancelled.
-    """
+    """Submit what is left to do for several runs; if sbatch refuses a step, cancel those submitted before."""
     check_alike(runs)
     place = place_of(runs)
     place.folder.mkdir(mode=OWN, parents=True, exist_ok=True)
@@ -183,11 +171,11 @@ def _submit(step: Step, after: str | None) -> str:
     return str(elements[0].job_id).partition("_")[0]
 
 
-def at_work(runs: Sequence[Run]) -> dict[RunPaths, str]:
+def active_jobs(runs: Sequence[Run]) -> dict[RunPaths, str]:
     """Map runs to the SLURM job that is queued or running for their next stage, for those that have one."""
     files = [read_run_files(run.paths) for run in runs]
     queue = Squeue().query(job for one in files for job in one.jobs) or {}
-    return {one.run.paths: job for one in files if (job := job_at_work(one, queue))}
+    return {one.run.paths: job for one in files if (job := active_job(one, queue))}
 
 
 def wait_for_runs(runs: Sequence[Run]) -> None:

@@ -36,25 +36,13 @@ Target = Literal["local", "allocation", "chain"]
 
 
 def check_place(where: Target) -> None:
-    """Refuse to submit jobs where there is no SLURM.
-
-    Raises
-    ------
-    UserError
-        If sbatch is not on PATH.
-    """
+    """Refuse to submit jobs where there is no SLURM."""
     if where == "chain" and shutil.which("sbatch") is None:
         raise UserError("sbatch: not found on PATH; add --local to run on this machine, or load SLURM's commands")
 
 
 def check_start(where: Target, slurm: Slurm) -> None:
-    """Refuse settings with which no task could start.
-
-    Raises
-    ------
-    UserError
-        If this environment can only submit and the job names no container, or one that cannot run here.
-    """
+    """Refuse an environment without torch if the job names no container, and a container that cannot run here."""
     if is_bare(slurm):
         if importlib.util.find_spec("torch") is None:
             raise UserError(
@@ -74,17 +62,11 @@ def check_start(where: Target, slurm: Slurm) -> None:
 
 
 def submit_chain(run: Run, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
-    """Submit all remaining stages at once, each to start after the one before succeeds, and return job ids by stage.
+    """Submit the given or all remaining stages, each to start once the one before has succeeded.
 
-    Parameters
-    ----------
-    stages
-        Stages to submit instead of the remaining ones.
-
-    Raises
-    ------
-    UserError
-        If sbatch refuses a stage; those submitted before are cancelled.
+    Returns
+    -------
+    Job ids by stage.
     """
     claim_logs(run.paths)
     forget_failures(run.paths)
@@ -135,10 +117,15 @@ def refusal_named(stage: StageName, submitted: Sequence[str]) -> Iterator[None]:
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         if submitted:
             subprocess.run(["scancel", *submitted], check=False)
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UserError(
-            f"{stage}: sbatch refused it ({_last_line(error)}); change the slurm section of the job, or check it with "
-            "--test-only"
+            f"{stage}: sbatch refused it ({last}); change the slurm section of the job, or check it with --test-only"
         ) from None
+
+
+def run_and_wait(run: Run, target: Target, stages: Sequence[StageName] = ()) -> int:
+    """Run all or some stages on this machine or in the current allocation, and return the exit code."""
+    return run_here(run, stages) if target == "local" else run_in_allocation(run, os.environ, stages)
 
 
 def run_here(run: Run, stages: Sequence[StageName] = ()) -> int:
@@ -193,13 +180,7 @@ def _run_locally(
 
 
 def run_in_allocation(run: Run, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
-    """Run all or some stages one after another with srun in the current allocation, and return the exit code.
-
-    Raises
-    ------
-    UserError
-        If this is no allocation, or one whose numbers of GPUs and tasks differ.
-    """
+    """Run all or some stages one after another with srun in the current allocation, and return the exit code."""
     if "SLURM_JOB_ID" not in environment:
         raise UserError("--in-allocation: not in a SLURM allocation; use sbatch slurm/finetune.sh, or --local")
     tasks = int(environment.get("SLURM_NTASKS", "1"))
@@ -236,13 +217,8 @@ def run_in_allocation(run: Run, environment: Mapping[str, str], stages: Sequence
 
 def forget_failures(paths: RunPaths) -> None:
     """Remove old failure records, so that they are not reported as the cause if a stage does not even start."""
-    for old in (paths.folder / "markers").glob("*.failed.*.json"):
+    for old in paths.failures("*"):
         old.unlink(missing_ok=True)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def target_of(options: argparse.Namespace) -> Target:

@@ -24,26 +24,26 @@ SYNTHETIC = "synthetic images: the scores say that the software works, nothing a
 
 def show_end(runs: Sequence[Run]) -> None:
     """Combine complete sets of folds, print the scores of all runs, and write the comparison page."""
-    whole: dict[RunPaths, RunPaths] = {}
-    for folds in _whole_sets(runs):
-        if made := _put_together(folds):
-            whole |= {run.paths: made for run in folds}
-    ended = list(dict.fromkeys(whole.get(run.paths, run.paths) for run in runs))
+    combined: dict[RunPaths, RunPaths] = {}
+    for folds in _complete_folds(runs):
+        if made := _combine(folds):
+            combined |= {run.paths: made for run in folds}
+    ended = list(dict.fromkeys(combined.get(run.paths, run.paths) for run in runs))
     reports = [_report(paths) for paths in ended]
     print_board(reports, leaderboard(runs[0].job))
-    for paths in dict.fromkeys(whole.values()):
+    for paths in dict.fromkeys(combined.values()):
         print(f"folds together  {paths.folder}")
     _compare(runs, ended, reports)
 
 
 def print_folds(runs: Sequence[Run]) -> None:
     """Print the command that combines the folds of a job, for every job with a complete set of them."""
-    for folds in _whole_sets(runs):
+    for folds in _complete_folds(runs):
         names = shlex.join(str(run.folder) for run in folds)
         print(f"folds together  python -m tlbatch.reduce {names} --ensemble")
 
 
-def _whole_sets(runs: Sequence[Run]) -> list[list[Run]]:
+def _complete_folds(runs: Sequence[Run]) -> list[list[Run]]:
     """Return the folds of each job that has a complete set of them."""
     of_job: dict[str, list[Run]] = {}
     for run in runs:
@@ -55,15 +55,15 @@ def _whole_sets(runs: Sequence[Run]) -> list[list[Run]]:
     return [folds for folds in of_job.values() if len(folds) == folds[0].job.data.split.folds]
 
 
-def _put_together(folds: Sequence[Run]) -> RunPaths | None:
+def _combine(folds: Sequence[Run]) -> RunPaths | None:
     """Make one report of all folds, named as the run without its fold; None if reduce refuses, and print why."""
     first = folds[0]
     name = re.sub(rf"-fold{first.job.data.split.fold}(?=-|$)", "", first.name, count=1)
     name = f"{name}-folds" if name == first.name else name
-    said = _reduce(folds, [run.paths for run in folds], "--ensemble", "--name", name)
-    if said:
-        print(f"folds together  {said}")
-    return None if said else RunPaths(first.folder.parent / name)
+    error = _reduce(folds, [run.paths for run in folds], "--ensemble", "--name", name)
+    if error:
+        print(f"folds together  {error}")
+    return None if error else RunPaths(first.folder.parent / name)
 
 
 def _compare(runs: Sequence[Run], ended: Sequence[RunPaths], reports: Sequence[dict[str, Any]]) -> None:
@@ -81,8 +81,8 @@ def _reduce(runs: Sequence[Run], ended: Sequence[RunPaths], *options: str) -> st
     arguments = ["-m", "tlbatch.reduce", *(str(paths.folder) for paths in ended), *options]
     command = command_of(runs[0].job.slurm, mounts_of(run.record for run in runs), arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
-    return said if done.returncode else ""
+    error = (done.stderr.strip() or f"not written, exit code {done.returncode}").splitlines()[-1]
+    return error if done.returncode else ""
 
 
 def _report(paths: RunPaths) -> dict[str, Any]:
@@ -90,19 +90,15 @@ def _report(paths: RunPaths) -> dict[str, Any]:
     return found
 
 
-def _terms(report: dict[str, Any]) -> tuple[str, str]:
-    return report["metric"], report["test_digest"]
-
-
 def print_board(reports: Sequence[dict[str, Any]], board: Path) -> None:
     """Print the score of each run, grouped by test images, best first, and the choices of strategy auto."""
-    by_terms: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for report in reports:
-        by_terms.setdefault(_terms(report), []).append(report)
-    for group in by_terms.values():
+        groups.setdefault((report["metric"], report["test_digest"]), []).append(report)
+    for group in groups.values():
         print()
         _print_group(group)
-    if len(by_terms) > 1:
+    if len(groups) > 1:
         print()
     print(f"leaderboard     {board}")
 
@@ -131,11 +127,10 @@ def shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def estimated(estimate: Mapping[str, float | None]) -> str:
-    """Format a value with its interval."""
-    if estimate["value"] is None or estimate["low"] is None or estimate["high"] is None:
-        return shown(estimate["value"])
-    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
+def estimated(estimate: Mapping[str, Any]) -> str:
+    """Format a value with its interval, as far as they are defined."""
+    interval = "" if estimate["low"] is None else f" ({estimate['low']:.4f} to {estimate['high']:.4f})"
+    return f"{shown(estimate['value'])}{interval}"
 
 
 def print_scores(run: Run) -> None:

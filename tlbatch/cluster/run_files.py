@@ -20,7 +20,8 @@ class RunFiles:
     attempts: tuple[Attempt, ...]
     submitted: tuple[Submitted, ...]
     """Jobs of the stage."""
-    told: Progress | None
+    latest: Progress | None
+    """The latest progress, of whichever stage."""
     failed: float | None
     """When the stage recorded a failure."""
     made: float
@@ -34,43 +35,36 @@ class RunFiles:
     @property
     def jobs(self) -> list[str]:
         """Ids of the jobs that may be running the stage: its own, and the run's last allocation."""
-        around = [one.begin.job for one in self.attempts[-1:] if one.begin.job]
-        return [one.job for one in self.submitted] + around if self.stage else []
+        allocation = [one.begin.job for one in self.attempts[-1:] if one.begin.job]
+        return [one.job for one in self.submitted] + allocation if self.stage else []
 
     @property
-    def sign_of_life(self) -> float:
+    def last_active(self) -> float:
         """When the run last showed activity."""
         return max([self.made, *(one.seen for one in self.attempts), *(one.time for one in self.submitted)])
 
     @property
     def progress(self) -> Progress | None:
         """The latest progress of the stage's last attempt, or of the array tasks that precede it."""
-        told, last = self.told, self.last
-        if told is None or told.stage != self.stage:
+        latest, last = self.latest, self.last
+        if latest is None or latest.stage != self.stage:
             return None
         if last is None:
-            return told if self.submitted and told.time >= self.submitted[0].time else None
-        return told if told.attempt == last.begin.attempt and told.time >= last.begin.time else None
+            return latest if self.submitted and latest.time >= self.submitted[0].time else None
+        return latest if latest.attempt == last.begin.attempt and latest.time >= last.begin.time else None
 
 
 def read_run_files(paths: RunPaths) -> RunFiles:
-    """Read the contents of a run folder.
-
-    Raises
-    ------
-    UserError
-        If it is no run folder, or damaged.
-    """
+    """Read the contents of a run folder."""
     run = Run.load_submitted(paths.folder)
     stage = next((one for one in stages_of(run.job) if not paths.marker(one).exists()), None)
-    causes = paths.marker(stage).parent.glob(f"{stage}.failed.*.json") if stage else ()
     return RunFiles(
         run=run,
         stage=stage,
         attempts=read_attempts(paths),
         submitted=tuple(one for one in read_jobs(paths) if one.stage == stage),
-        told=load_progress(paths),
-        failed=max((modified(cause) for cause in causes), default=None),
+        latest=load_progress(paths),
+        failed=max(map(modified, paths.failures(stage)), default=None) if stage else None,
         made=modified(paths.record),
     )
 

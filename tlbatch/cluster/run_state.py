@@ -36,24 +36,24 @@ class Status(Record):
     stage: StageName | None
     """The first stage that has not finished; None: all have."""
     state: State
-    why: str
+    why: str = ""
     """Reason of the state, e.g. what a queued job waits for; may be empty."""
-    where: str
-    done: int | None
-    total: int | None
-    unit: str
-    images_per_s: float | None
-    seconds_left: float | None
-    metric: str
+    where: str = ""
+    done: int | None = None
+    total: int | None = None
+    unit: str = ""
+    images_per_s: float | None = None
+    seconds_left: float | None = None
+    metric: str = ""
     """The latest value that is known."""
-    restarts: int
+    restarts: int = 0
     """Attempts beyond the first of each stage."""
-    gpu_hours: float
-    cause: str
+    gpu_hours: float = 0.0
+    cause: str = ""
     """Why the run has failed or is dead."""
-    log: str
+    log: str = ""
     """The newest log of a run that has failed or is dead."""
-    tail: tuple[str, ...]
+    tail: tuple[str, ...] = ()
     """The end of that log."""
 
     @property
@@ -83,13 +83,13 @@ def infer_state(files: RunFiles, queue: Queue | None, now: float) -> tuple[State
     if any(job.end is not None and now - job.end < _SETTLE_S for job in jobs):
         return "running", "ending"
     last = files.attempts[-1] if files.attempts else None
-    by_hand = last is not None and last.end is None and last.begin.job is None
-    if queue is not None and files.jobs and not by_hand:
+    is_outside_slurm = last is not None and last.end is None and last.begin.job is None
+    if queue is not None and files.jobs and not is_outside_slurm:
         return "dead", ""
     return _without_slurm(files, now, is_answered=queue is not None)
 
 
-def job_at_work(files: RunFiles, queue: Queue) -> str | None:
+def active_job(files: RunFiles, queue: Queue) -> str | None:
     """Return the job that is queued or running for the next stage of a run; None if there is none.
 
     A running job does not count if the stage has failed, since the job then continues for other runs only.
@@ -152,7 +152,7 @@ def _without_slurm(files: RunFiles, now: float, *, is_answered: bool) -> tuple[S
     if files.jobs and not is_answered:
         return "unknown", "SLURM does not answer"
     is_between = last is None or last.end is not None
-    is_fresh = now - files.sign_of_life < STALE_S
+    is_fresh = now - files.last_active < STALE_S
     goes_on = bool(is_alive) and last is not None and last.outcome == "finished"
     return ("starting" if is_between and (is_fresh or goes_on) else "dead"), ""
 
@@ -173,10 +173,7 @@ def describe(files: RunFiles, queue: Queue | None, squeue: Squeue, now: float) -
         stage=files.stage,
         state=state,
         why=why,
-        where=progress.where if progress else "",
-        done=progress.done if progress else None,
-        total=progress.total if progress else None,
-        unit=progress.unit if progress else "",
+        **(progress.model_dump(include={"where", "done", "total", "unit"}) if progress else {}),
         images_per_s=progress.images_per_s if progress and state == "running" else None,
         seconds_left=_seconds_left(progress, now) if progress and state == "running" else None,
         metric=_metric(files),
@@ -190,11 +187,8 @@ def describe(files: RunFiles, queue: Queue | None, squeue: Squeue, now: float) -
 
 def unreadable(paths: RunPaths, error: UserError) -> Status:
     """Return the status of a run that cannot be read."""
-    return Status(
-        run=paths.folder.name, folder=str(paths.folder), stage=None, state="unreadable", why="", where="", done=None,
-        total=None, unit="", images_per_s=None, seconds_left=None, metric="", restarts=0, gpu_hours=0.0,
-        cause=str(error), log="", tail=(),
-    )  # fmt: skip
+    folder = paths.folder
+    return Status(run=folder.name, folder=str(folder), stage=None, state="unreadable", cause=str(error))
 
 
 def _seconds_left(progress: Progress, now: float) -> float | None:
@@ -208,11 +202,11 @@ def _cause(files: RunFiles, state: State, squeue: Squeue, now: float) -> str:
         cause = _cause_in(files)
         return cause.message if isinstance(cause, Failure) else str(cause or "")
     end = ""
-    if files.jobs and now - files.sign_of_life < _REMEMBERED_S:
+    if files.jobs and now - files.last_active < _REMEMBERED_S:
         end = squeue.final_state(files.jobs[-1] if not files.submitted else files.submitted[-1].job)
     way_out = f"resume with python -m tlbatch.submit {shlex.quote(str(files.run.folder))}"
-    begun = "ended without a result" if files.last else "did not start"
-    return f"{begun} ({end or 'killed, out of memory, or cancelled'}); {way_out}"
+    how = "ended without a result" if files.last else "did not start"
+    return f"{how} ({end or 'killed, out of memory, or cancelled'}); {way_out}"
 
 
 def _metric(files: RunFiles) -> str:
@@ -221,8 +215,8 @@ def _metric(files: RunFiles) -> str:
     if files.stage is None:
         report = _json(files.run.paths.report_json)
         return f"test {name} {report['score']:.4f}" if report.get("score") is not None else ""
-    if files.told and files.told.metric:
-        return files.told.metric
+    if files.latest and files.latest.metric:
+        return files.latest.metric
     value = _parsed("".join(_end_of(files.run.paths.metrics, 1))).get(f"val_{name}")
     return "" if value is None else f"validation {name} {value:.4f}"
 

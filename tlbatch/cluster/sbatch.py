@@ -15,6 +15,7 @@ from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.run import Run
 from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 
+_ELEMENT = "tlbatch_run=${tlbatch_runs[${SLURM_ARRAY_TASK_ID:-0}]}"
 HOST = Path(__file__).with_name("host.sh").read_text(encoding="utf-8")
 
 
@@ -89,7 +90,7 @@ def slurm_parameters(slurm: Slurm, batch: SbatchScript, stage: StageName, *, aft
     uses_all_ranks = stage in RANKED_STAGES
     cpus = slurm.num_cpus_per_task
     setup = [
-        *_runs_lines(batch),
+        *(["tlbatch_runs=(", *(f"  {_word(folder)}" for folder in batch.runs), ")", _ELEMENT] if batch.runs else []),
         ownership_line(batch.owned),
         *HOST.splitlines(),
         *([f"tlbatch_need {batch.needed}"] if batch.needed else []),
@@ -128,17 +129,6 @@ def slurm_parameters(slurm: Slurm, batch: SbatchScript, stage: StageName, *, aft
     }
 
 
-def _runs_lines(batch: SbatchScript) -> list[str]:
-    if not batch.runs:
-        return []
-    return [
-        "tlbatch_runs=(",
-        *(f"  {_word(folder)}" for folder in batch.runs),
-        ")",
-        "tlbatch_run=${tlbatch_runs[${SLURM_ARRAY_TASK_ID:-0}]}",
-    ]
-
-
 def python_command(slurm: Slurm, batch: SbatchScript, stage: StageName) -> str:
     """Return the shell command that starts a task, with a log for each attempt and signals blocked until Python runs.
 
@@ -151,13 +141,7 @@ def python_command(slurm: Slurm, batch: SbatchScript, stage: StageName) -> str:
 def render(
     slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None, elements: int | None = None
 ) -> str:
-    """Render the sbatch script of a stage as submitit will write it; this needs no SLURM.
-
-    Parameters
-    ----------
-    elements
-        Number of elements of the job array; None for a plain job.
-    """
+    """Render the sbatch script of a stage, or of so many elements of a job array, as submitit will write it."""
     command = f"{python_command(slurm, batch, stage)} -u -m submitit.core._submit {_word(batch.logs)}"
     chosen = slurm_parameters(slurm, batch, stage, after=after)
     if elements is not None:

@@ -63,18 +63,11 @@ class Squeue:
         if shutil.which("squeue") is None:
             self.complaint = "squeue: not found on PATH"
             return None
-        command = [
-            "squeue",
-            "--noheader",
-            "--array",
-            "--states=all",
-            f"--format={_FORMAT}",
-            f"--jobs={','.join(wanted)}",
-        ]
-        done = _answer(command)
+        options = ["--noheader", "--array", "--states=all", f"--format={_FORMAT}", f"--jobs={','.join(wanted)}"]
+        done = _answer(["squeue", *options])
         if done is None or (done.returncode and "Invalid job id" not in done.stderr):  # one that it has forgotten
-            said = ["no answer"] if done is None else done.stderr.strip().splitlines() or ["no answer"]
-            self.complaint = f"squeue: {said[-1]}"
+            errors = done.stderr.strip().splitlines() if done else []
+            self.complaint = f"squeue: {errors[-1] if errors else 'no answer'}"
             return None
         found = list(chain.from_iterable(map(_parsed, done.stdout.splitlines())))
         of_array: dict[str, list[QueuedJob]] = {}

@@ -1,5 +1,6 @@
 """Running a command: renamed options, exit codes, and errors as one line each."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +12,14 @@ from tlbatch.core.files import place_named
 EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75
 """Exit code of a stage whose time ran out (EX_TEMPFAIL of sysexits.h)."""
-
-
 RENAMED = {"--inside": "--in-allocation", "--anyway": "--override", "--check": "--test-only"}
 """Renamed options by their old names, which still work, with a warning."""
+
+
+def command_parser(name: str, description: str | None, *, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command, whose help shows its texts as they are."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m tlbatch.{name}", None, description, epilog, formatter_class=raw)
 
 
 def with_new_options(arguments: Sequence[str] | None) -> list[str]:

@@ -1,7 +1,6 @@
 """One nightly run: find new images and labels, retrain, test, and promote or keep the champion."""
 
 import itertools
-import os
 import shlex
 import shutil
 import time
@@ -189,12 +188,10 @@ def _broken(registry: Registry, paths: RunPaths) -> str:
 
 def _run(run: Run, where: Target, stages: Sequence[StageName] = ()) -> int:
     """Run all or some stages of a run on the chosen target, and return the exit code."""
-    if where == "local":
-        return launch.run_here(run, stages)
-    if where == "allocation":
-        return launch.run_in_allocation(run, os.environ, stages)
+    if where != "chain":
+        return launch.run_and_wait(run, where, stages)
     # Jobs of a night that was killed while they were queued.
-    while run.paths in (jobs := job_arrays.at_work([run])):
+    while run.paths in (jobs := job_arrays.active_jobs([run])):
         print(f"job {jobs[run.paths]:>8}  is still queued or running", flush=True)
         time.sleep(_POLL_S)
     return wait_for_chain(launch.submit_chain(run, stages), run.paths)

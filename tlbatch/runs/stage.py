@@ -1,6 +1,5 @@
 """Run a stage once, record how it ended, and turn errors into exit codes."""
 
-import argparse
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tlbatch.core.cli import EXIT_AGAIN, EXIT_USER_ERROR
+from tlbatch.core.cli import EXIT_AGAIN, EXIT_USER_ERROR, command_parser
 from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.core.files import place_named, remove_drafts, write_text
 from tlbatch.runs.attempts import BEGAN, record_attempt
@@ -24,6 +23,7 @@ from tlbatch.runs.signals import stop_at_once
 from tlbatch.runs.stages import StageName
 from tlbatch.runs.world import World, accelerate_environment, read_world
 
+log = logging.getLogger(__name__)
 _LOST = re.compile(r"^Dist\w*Error|by peer|Timed out|timed out waiting|NCCL|gloo")
 """Messages of torch's collectives when another rank is gone."""
 AGAIN = "TLBATCH_AGAIN"
@@ -32,7 +32,7 @@ AGAIN = "TLBATCH_AGAIN"
 
 def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -> None:
     """Run ``python -m tlbatch.<stage> RUN``."""
-    parser = argparse.ArgumentParser(prog=f"python -m tlbatch.{stage}", description=doc)
+    parser = command_parser(stage, doc)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
     sys.exit(run_guarded(stage, run, parser.parse_args().run))
 
@@ -45,15 +45,9 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
     os.environ.update(accelerate_environment(world) | {BEGAN: str(time.time())})
-    logging.basicConfig(
-        level=logging.INFO if world.is_main else logging.WARNING,
-        format=f"%(asctime)s {stage} %(message)s"
-        if world.is_main
-        else f"%(asctime)s {stage} rank {world.rank}: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stdout,
-        force=True,
-    )
+    level, rank = (logging.INFO, "") if world.is_main else (logging.WARNING, f" rank {world.rank}:")
+    form = f"%(asctime)s {stage}{rank} %(message)s"
+    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", stream=sys.stdout, force=True)
     try:
         stop_at_once()  # a pending warning arrives here
         with place_named():
@@ -66,12 +60,11 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
     except Exception as error:  # noqa: BLE001 (the outermost)
-        first = f"{type(error).__name__}: {error}".splitlines()[0]
-        if world.world_size > 1 and _LOST.search(f"{type(error).__name__} {error}"):
-            message = f"{world.node} rank {world.rank}: another rank is gone ({first}); see its log, or its node"
-            record_failure(stage, world, run_dir, message, "lost")
-        else:
-            record_failure(stage, world, run_dir, first, "crash")
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        is_lost = world.world_size > 1 and _LOST.search(f"{type(error).__name__} {error}")
+        if is_lost:
+            message = f"{world.node} rank {world.rank}: another rank is gone ({message}); see its log, or its node"
+        record_failure(stage, world, run_dir, message, "lost" if is_lost else "crash")
         traceback.print_exc()
         return 1
     return 0
@@ -83,13 +76,10 @@ def _leave(stopped: StoppedError, world: World) -> int:
     Under srun an exit code is no message: the first nonzero one gets the other ranks killed, and their codes win.
     """
     again = os.environ.get(AGAIN)
-    if not stopped.again:
+    if not stopped.again or again is None:
         sys.stderr.write(f"error: {stopped}\n")
-        return EXIT_USER_ERROR
-    if again is None:
-        sys.stderr.write(f"error: {stopped}\n")
-        return EXIT_AGAIN
-    logging.getLogger(__name__).info("%s; progress was saved", stopped.what)
+        return EXIT_AGAIN if stopped.again else EXIT_USER_ERROR
+    log.info("%s; progress was saved", stopped.what)
     if world.is_main:
         write_text(Path(again), stopped.what)
     return 0
@@ -104,17 +94,11 @@ def record_failure(stage: StageName, world: World, run_dir: Path, message: str, 
     try:
         failure.save(paths.failure(stage, world.rank))
     except (OSError, UserError) as error:
-        logging.getLogger(__name__).warning("the cause could not be recorded in %s: %s", paths.folder, error)
+        log.warning("the cause could not be recorded in %s: %s", paths.folder, error)
 
 
 def require_finished(stage: StageName, run: Run) -> Marker:
-    """Return the marker of an earlier stage.
-
-    Raises
-    ------
-    UserError
-        If the stage has not finished, or the job has changed since.
-    """
+    """Return the marker of an earlier stage; refuse one that has not finished, or finished with another job."""
     done = load_record(Marker, run.paths.marker(stage), missing=f"run {stage} first: python -m tlbatch.{stage} RUN")
     if done.inputs.get("job") != job_digest(run.record):
         raise UserError(f"{run.paths.record}: {stage} finished here with another job; submit it as a new run")
@@ -132,21 +116,13 @@ def run_once(
 ) -> bool:
     """Do the work of a stage unless its marker exists; write the marker with the work's outputs last.
 
-    Parameters
-    ----------
-    is_there
-        Whether the results of a finished stage still exist; if not they are made again.
+    If the results of a finished stage are not there any more, they are made again. A stage that has finished with other
+    inputs is refused.
 
     Returns
     -------
     Whether the work was done just now.
-
-    Raises
-    ------
-    UserError
-        If the stage has finished with other inputs, or is already running here.
     """
-    log = logging.getLogger(__name__)
     marker = paths.marker(stage)
     if marker.exists() and not is_there:
         log.warning("the results of %s are gone: running it again", stage)
@@ -161,7 +137,7 @@ def run_once(
         log.info("already done, in %.0f s", done.seconds)
         return False
     if world.is_main:
-        for old in [*marker.parent.glob(f"{stage}.failed.*.json"), *marker.parent.glob(f"{stage}.again.*")]:
+        for old in [*paths.failures(stage), *paths.markers.glob(f"{stage}.again.*")]:
             old.unlink()
     start = time.monotonic()
     with _alone(stage, paths, world), record_attempt(stage, paths, world):
@@ -169,13 +145,9 @@ def run_once(
     if world.is_main:
         seconds = time.monotonic() - start
         Marker(
-            stage=stage,
-            inputs=inputs,
-            outputs=outputs,
-            world_size=world.world_size,
-            seconds=seconds,
+            stage=stage, inputs=inputs, outputs=outputs, world_size=world.world_size, seconds=seconds,
             hosts=(world.nodes,),
-        ).save(marker)
+        ).save(marker)  # fmt: skip
         log.info("finished in %.0f s", seconds)
     return True
 
@@ -183,18 +155,16 @@ def run_once(
 @contextmanager
 def _alone(stage: StageName, paths: RunPaths, world: World) -> Iterator[None]:
     """Let rank 0 lock the stage in this folder against other processes, and remove drafts that kills have left."""
-    lock = FileLock(paths.marker(stage).with_suffix(".lock"))
     if not world.is_main:
         yield
         return
-    paths.marker(stage).parent.mkdir(parents=True, exist_ok=True)
+    paths.markers.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(paths.marker(stage).with_suffix(".lock"))
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except Timeout:
         raise UserError(f"{paths.folder}: {stage} is already running here; wait for it, or cancel it") from None
-    try:
+    with held:
         for folder in paths.own_folders:
             remove_drafts(folder)
         yield
-    finally:
-        lock.release()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tlbatch.cluster import job_arrays, results
-from tlbatch.cluster.create import make_run, new_run, resolve, taken_up
+from tlbatch.cluster.create import existing_run, make_run, new_run, resolve
 from tlbatch.cluster.job_arrays import common_name, place_of, plan, scripts
 from tlbatch.config.load import load_jobs
 from tlbatch.core.errors import UserError
@@ -222,13 +222,13 @@ def test_a_run_of_the_same_name_is_taken_up_where_only_slurm_is_asked_for_someth
     asked = record.model_copy(
         update={"job": record.job.model_copy(update={"slurm": record.job.slurm.model_copy(update={"mem_gb": 3.0})})}
     )
-    found = taken_up(asked, save=False)
+    found = existing_run(asked, save=False)
     assert found == Run(asked, paths)
     assert paths.load_submitted() == record
-    taken_up(asked, save=True)
+    existing_run(asked, save=True)
     assert paths.load_submitted() == asked
     other = record.model_copy(update={"job": record.job.model_copy(update={"seed": 1})})
-    assert taken_up(other, save=True) is None
+    assert existing_run(other, save=True) is None
     with pytest.raises(UserError, match="a run of this name exists already"):
         new_run(other)
 
