@@ -8,9 +8,6 @@ import torch
 from torch import nn
 
 from tlbatch.core.typing import Floats
-from tlbatch.model.handcrafted.descriptors import colours, cooccurrences, edges, gradients, layout, patterns
-from tlbatch.model.handcrafted.lesions import lesions
-from tlbatch.model.handcrafted.planes import planes_of
 
 VERSION = 1
 """Increase it with any change of a value: the cache then recomputes the features."""
@@ -42,13 +39,15 @@ def features(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def groups(image: npt.NDArray[np.uint8]) -> dict[str, Floats]:
     """Compute the features of an image by group, each float32 (n,)."""
-    planes = planes_of(image)
+    from tlbatch.model.handcrafted import descriptors, lesions, planes  # noqa: PLC0415 (scikit-image takes a second)
+
+    of = planes.planes_of(image)
     return {
-        "gradients": gradients(planes.grey),
-        "patterns": patterns(planes.grey),
-        "cooccurrences": np.concatenate([cooccurrences(planes.grey), cooccurrences(planes.equal)]),
-        "edges": edges(planes.grey, planes.equal),
-        "colours": colours(planes.small, planes.hsv, planes.lab),
-        "layout": layout(planes.lab),
-        "lesions": lesions(planes.green, planes.disc),
+        "gradients": descriptors.gradients(of.grey),
+        "patterns": descriptors.patterns(of.grey),
+        "cooccurrences": np.concatenate([descriptors.cooccurrences(of.grey), descriptors.cooccurrences(of.equal)]),
+        "edges": descriptors.edges(of.grey, of.equal),
+        "colours": descriptors.colours(of.small, of.hsv, of.lab),
+        "layout": descriptors.layout(of.lab),
+        "lesions": lesions.lesions(of.green, of.disc),
     }
