@@ -7,7 +7,6 @@ standard error of the best, and half a point, is chosen; if the top scores lower
 that close. Validation and test images are not used.
 """
 
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -21,8 +20,6 @@ from tlbatch.runs.stage import run_once, stage_main
 from tlbatch.runs.world import World, read_world
 from tlbatch.training.candidates import choose
 from tlbatch.training.search import Study
-
-log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:

@@ -3,14 +3,11 @@
 The model in each format is compared with the run's own predictions on some of its test images.
 """
 
-import logging
 from pathlib import Path
 
 from tlbatch.core.cli import command_parser, run_command
 from tlbatch.deploy.export import export_run
 from tlbatch.runs.paths import RunPaths
-
-log = logging.getLogger(__name__)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 Or, with the folder of an exported model and images: predict these images and write CSV.
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -18,8 +17,6 @@ from tlbatch.runs.records import job_digest
 from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
-
-log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:

@@ -3,7 +3,6 @@
 With several runs: write a page that compares them, or with --ensemble a report of their combined predictions.
 """
 
-import logging
 import os
 import re
 import sys
@@ -20,8 +19,6 @@ from tlbatch.runs.report import Ensemble
 from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
-
-log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:

@@ -1,6 +1,5 @@
 """Train the model of a run in the phases of its job, and select the checkpoint on validation."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from tlbatch.runs.stage import run_once, stage_main
 from tlbatch.runs.world import read_world
 from tlbatch.training.snapshot import SnapshotManager
 from tlbatch.training.train import join_and_train, save_limits, take_checkpoint
-
-log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path) -> None:

@@ -58,9 +58,7 @@ def submit_work(run: Run, folder: Path) -> str:
 
     folder.mkdir()
     executor = submitit.SlurmExecutor(run.paths.logs)
-    executor.update_parameters(
-        **sbatch.slurm_parameters(run.job.slurm, sbatch.one_run(run, "train"), "train", after=None)
-    )
+    executor.update_parameters(**sbatch.slurm_parameters(sbatch.one_run(run, "train"), after=None))
     job_id: str = executor.submit(write, str(folder)).job_id
     return job_id
 
@@ -134,7 +132,7 @@ def test_a_run_folder_that_was_opened_since_stops_the_job(prepare: Callable[...,
 def test_names_reach_slurm_as_they_are(prepare: Callable[..., Run], slurm: SlurmCluster, key: str) -> None:
     name = 'it\'s "a" $(b) #c;d' if key == "account" else "a&b"
     run = prepare(f"run={key}", **{key: name})
-    text = sbatch.render(run.job.slurm, sbatch.one_run(run, "shard"), "shard", after=None)
+    text = sbatch.render(sbatch.one_run(run, "shard"), after=None)
     assert re.search(rf"^#SBATCH --{key}='", text, re.MULTILINE)
     file = run.folder / "script.sh"
     file.write_text(text.replace("srun", "true srun"), encoding="utf-8")

@@ -67,10 +67,10 @@ def test_the_script_of_a_stage_is_the_golden_one_and_quotes_its_paths(jobs: Path
         "slurm.environment.NCCL_DEBUG=WARN",
     ]  # fmt: skip
     record = resolve(load_job([jobs / "flowers17.toml"], [*options, f"data.images={tmp_path}", f"workspace={space}"]))
-    slurm, run, folder = record.job.slurm, new_run(record), space / "runs" / "r"
-    text = render(slurm, one_run(run, "train"), "train", after="afterok:17")
+    run, folder = new_run(record), space / "runs" / "r"
+    text = render(one_run(run, "train"), after="afterok:17")
     assert text == GOLDEN.format(run=folder, logs=folder / "logs", python=sys.executable, host=HOST).rstrip()
-    alone = render(slurm, one_run(run, "shard"), "shard", after=None)
+    alone = render(one_run(run, "shard"), after=None)
     assert "#SBATCH --nodes=1" in alone
     assert "gpus" not in alone
     assert "dependency" not in alone

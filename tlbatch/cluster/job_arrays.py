@@ -49,8 +49,8 @@ class Step:
         if len(self.runs) == 1:
             return one_run(self.runs[0], self.stage)
         name = common_name([run.job.name for run in self.runs])
-        made = each_run if self.is_array else all_runs
-        return made(name, place_of(self.runs), self.runs, self.stage)
+        script = each_run if self.is_array else all_runs
+        return script(name, shared_paths(self.runs), self.runs, self.stage)
 
     def dependency(self, ids: Sequence[str]) -> str | None:
         """Return sbatch's --dependency, given the ids of the steps before."""
@@ -92,8 +92,8 @@ def common_name(names: Sequence[str]) -> str:
     return alike.rpartition("-")[0] or "tlbatch"
 
 
-def place_of(runs: Sequence[Run]) -> RunPaths:
-    """Return the folder for what several runs share: scripts, pickles and the logs of shared jobs."""
+def shared_paths(runs: Sequence[Run]) -> RunPaths:
+    """Return the paths of the folder for what several runs share: scripts, pickles and the logs of shared jobs."""
     return RunPaths(runs[0].job.workspace / "sweeps" / common_name([run.name for run in runs]))
 
 
@@ -101,21 +101,16 @@ def scripts(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
     """Yield the title of every job, its script, and the script without its dependency."""
     check_alike(runs)
     for run in _first_of_sets(runs):
-        slurm = run.job.slurm
-        text = render(slurm, one_share(run), "shard", after=None, elements=slurm.shard_tasks)
+        text = render(one_share(run), after=None)
         yield f"shard, first, of {run.folder.name}", text, text
     steps = plan(runs)
     ids = [f"<id of {step.stage}>" for step in steps]
     for step in steps:
-        slurm, elements = step.runs[0].job.slurm, len(step.runs) if step.is_array else None
-        script, alone = (
-            render(slurm, step.batch(), step.stage, after=after, elements=elements)
-            for after in (step.dependency(ids), None)
-        )
-        yield f"{step.stage}, {_of(step)}", script, alone
+        script, alone = (render(step.batch(), after=after) for after in (step.dependency(ids), None))
+        yield f"{step.stage}, {_title(step)}", script, alone
 
 
-def _of(step: Step) -> str:
+def _title(step: Step) -> str:
     if len(step.runs) == 1:
         return step.runs[0].name
     return f"{len(step.runs)} runs, {'an array' if step.is_array else 'one after another'}"
@@ -135,9 +130,9 @@ def check_alike(runs: Sequence[Run]) -> None:
 def submit_runs(runs: Sequence[Run]) -> None:
     """Submit what is left to do for several runs; if sbatch refuses a step, cancel those submitted before."""
     check_alike(runs)
-    place = place_of(runs)
-    place.folder.mkdir(mode=OWN, parents=True, exist_ok=True)
-    for paths in (place, *(run.paths for run in runs)):
+    shared = shared_paths(runs)
+    shared.folder.mkdir(mode=OWN, parents=True, exist_ok=True)
+    for paths in (shared, *(run.paths for run in runs)):
         claim_logs(paths)
         forget_failures(paths)
     shares = [array for run in _first_of_sets(runs) if (array := submit_shares(run))]
@@ -146,7 +141,7 @@ def submit_runs(runs: Sequence[Run]) -> None:
         after = step.dependency(ids) or (f"afterany:{':'.join(shares)}" if shares and step.stage == "shard" else None)
         with refusal_named(step.stage, [*shares, *ids]):
             ids.append(_submit(step, after))
-        print(f"job {ids[-1]:>8}  {step.stage}, {_of(step)}", flush=True)
+        print(f"job {ids[-1]:>8}  {step.stage}, {_title(step)}", flush=True)
 
 
 def _first_of_sets(runs: Sequence[Run]) -> list[Run]:
@@ -158,7 +153,7 @@ def _first_of_sets(runs: Sequence[Run]) -> list[Run]:
 def _submit(step: Step, after: str | None) -> str:
     if len(step.runs) == 1:
         return submit_stage(step.runs[0], step.stage, after=after)
-    executor = executor_of(step.runs[0].job.slurm, step.batch(), step.stage, after=after)
+    executor = executor_of(step.batch(), after=after)
     folders = [str(run.folder) for run in step.runs]
     if not step.is_array:
         job_id: str = executor.submit(run_each, step.stage, folders).job_id

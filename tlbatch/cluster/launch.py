@@ -62,12 +62,7 @@ def check_start(where: Target, slurm: Slurm) -> None:
 
 
 def submit_chain(run: Run, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
-    """Submit the given or all remaining stages, each to start once the one before has succeeded.
-
-    Returns
-    -------
-    Job ids by stage.
-    """
+    """Submit some or all remaining stages, each to start once the one before has succeeded; return job ids by stage."""
     claim_logs(run.paths)
     forget_failures(run.paths)
     jobs: dict[StageName, str] = {}
@@ -82,7 +77,7 @@ def submit_chain(run: Run, stages: Sequence[StageName] = ()) -> dict[StageName, 
 
 def submit_stage(run: Run, stage: StageName, *, after: str | None) -> str:
     """Submit a stage of a run and return the job id."""
-    executor = executor_of(run.job.slurm, one_run(run, stage), stage, after=after)
+    executor = executor_of(one_run(run, stage), after=after)
     job_id: str = executor.submit(run_stage, stage, str(run.folder)).job_id
     note_job(run.paths, stage, job_id)
     return job_id
@@ -93,7 +88,7 @@ def submit_shares(run: Run) -> str | None:
     total = run.job.slurm.shard_tasks
     if total == 1 or run.paths.marker("shard").exists():
         return None
-    executor = executor_of(run.job.slurm, one_share(run), "shard", after=None)
+    executor = executor_of(one_share(run), after=None)
     with refusal_named("shard", []):
         first, *_ = executor.map_array(run_share, [str(run.folder)] * total, range(total), [total] * total)
     array: str = first.job_id.split("_")[0]
@@ -102,10 +97,10 @@ def submit_shares(run: Run) -> str | None:
     return array
 
 
-def executor_of(slurm: Slurm, batch: SbatchScript, stage: StageName, *, after: str | None) -> submitit.SlurmExecutor:
+def executor_of(batch: SbatchScript, *, after: str | None) -> submitit.SlurmExecutor:
     """Return the submitit executor for a stage."""
-    executor = submitit.SlurmExecutor(batch.logs, python=python_command(slurm, batch, stage))
-    executor.update_parameters(**slurm_parameters(slurm, batch, stage, after=after))
+    executor = submitit.SlurmExecutor(batch.logs, python=python_command(batch))
+    executor.update_parameters(**slurm_parameters(batch, after=after))
     return executor
 
 
@@ -173,9 +168,9 @@ def _run_locally(
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         job.cancel()
-        follower.end()
         raise
-    follower.end()
+    finally:
+        follower.end()
     return job.job_id
 
 

@@ -41,7 +41,7 @@ class RunFiles:
     @property
     def last_active(self) -> float:
         """When the run last showed activity."""
-        return max([self.made, *(one.seen for one in self.attempts), *(one.time for one in self.submitted)])
+        return max([self.made, *(one.last_active for one in self.attempts), *(one.time for one in self.submitted)])
 
     @property
     def progress(self) -> Progress | None:

@@ -147,7 +147,7 @@ def _without_slurm(files: RunFiles, now: float, *, is_answered: bool) -> tuple[S
     last = files.attempts[-1] if files.attempts else None
     is_alive = last.is_alive() if last and last.begin.job is None else None
     if last and last.end is None and is_alive is not False:
-        silent = 0.0 if is_alive and not files.progress else now - last.seen  # not all stages report progress
+        silent = 0.0 if is_alive and not files.progress else now - last.last_active  # not all stages report progress
         return "running", _silence(silent)
     if files.jobs and not is_answered:
         return "unknown", "SLURM does not answer"

@@ -157,13 +157,13 @@ def _show_scripts(runs: Sequence[Run], *, test_only: bool) -> None:
 
 def _scripts(run: Run) -> Iterator[tuple[str, str, str]]:
     """Yield the title of each job of a run, its script, and the script without its dependency."""
-    slurm, stages = run.job.slurm, run.stages_left
-    if slurm.shard_tasks > 1 and "shard" in stages:
-        shares = render(slurm, one_share(run), "shard", after=None, elements=slurm.shard_tasks)
+    stages = run.stages_left
+    if run.job.slurm.shard_tasks > 1 and "shard" in stages:
+        shares = render(one_share(run), after=None)
         yield "shard, first", shares, shares
     for stage, before in zip(stages, (None, *stages), strict=False):
         after = before and f"afterok:<id of {before}>"
-        script, alone = (render(slurm, one_run(run, stage), stage, after=one) for one in (after, None))
+        script, alone = (render(one_run(run, stage), after=one) for one in (after, None))
         yield stage, script, alone
 
 

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tlbatch.config.job import Job
-from tlbatch.config.renamed import section_of, value_with_new_names, with_new_name, with_new_names
+from tlbatch.config.renamed import section_of, value_with_new_names, walk_keys, with_new_name, with_new_names
 from tlbatch.config.sweep import Combination, Tree, combinations, merged, variants
 from tlbatch.core.errors import UserError
 
-_UNTOLD = {
+_NOT_REPORTED = {
     "slurm.setup", "slurm.environment", "slurm.container", "slurm.container_options", "slurm.mounts", "data.urls",
     "run",
 }  # fmt: skip
@@ -118,16 +118,13 @@ def _of_sweep(line: str, swept: Tree) -> str | None:
     return f"sweep.{within[0]}: {what}" if within else None
 
 
-def config_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def config_keys() -> Iterator[tuple[str, str, str]]:
     """Yield every key of the job with its default and its docstring, in the order of the file."""
-    for name, field in model.model_fields.items():
-        inner = section_of(field.annotation)
-        if inner is not None:
-            dotted = f"{prefix}{name}.N." if field.annotation is not inner else f"{prefix}{name}."
-            yield from config_keys(inner, dotted)
-            continue
-        default = "required" if field.is_required() else _shown(field.default)
-        yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+    for prefix, name, field in walk_keys(Job):
+        if section_of(field.annotation) is None:
+            value = "empty" if field.default in (None, "", (), {}) else str(field.default)
+            default = "required" if field.is_required() else value
+            yield f"{prefix}{name}", default, " ".join((field.description or "").split())
 
 
 def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -139,14 +136,8 @@ def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, st
         elif isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value):
             for number, one in enumerate(value):
                 yield from changed_keys(one, f"{dotted}.{number}.")
-        elif value != field.get_default() and dotted not in _UNTOLD:
+        elif value != field.get_default() and dotted not in _NOT_REPORTED:
             yield dotted, str(value)
-
-
-def _shown(default: object) -> str:
-    if default in (None, "", (), {}):
-        return "empty"
-    return str(default)
 
 
 def _read_toml(file: Path) -> Tree:
@@ -209,7 +200,7 @@ def _value(text: str) -> object:
 def _line(detail: ErrorDetails) -> str:
     where = ".".join(str(part) for part in detail["loc"]) or "job"
     context = detail.get("ctx", {})
-    got = "" if where.startswith(tuple(_UNTOLD - {"run"})) else f" (got {detail['input']!r})"
+    got = "" if where.startswith(tuple(_NOT_REPORTED - {"run"})) else f" (got {detail['input']!r})"
     match detail["type"]:
         case "extra_forbidden":
             return f"{where}: unknown key{_suggestion(detail['loc'])}; see --help for the keys"

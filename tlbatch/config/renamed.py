@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from tlbatch.config.job import Job
 from tlbatch.config.sweep import Tree
@@ -14,6 +15,15 @@ from tlbatch.core.errors import UserError
 log = logging.getLogger(__name__)
 _KEPT = {"data.phantom"}
 """Old names that work without a warning."""
+
+
+def walk_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, FieldInfo]]:
+    """Yield the prefix, e.g. ``phase.N.``, the name and the field of every key, each section before its keys."""
+    for name, field in section.model_fields.items():
+        yield prefix, name, field
+        inner = section_of(field.annotation)
+        if inner is not None:
+            yield from walk_keys(inner, f"{prefix}{name}.{'N.' if field.annotation is not inner else ''}")
 
 
 def section_of(annotation: object) -> type[BaseModel] | None:
@@ -27,16 +37,7 @@ def section_of(annotation: object) -> type[BaseModel] | None:
 @functools.cache
 def renamed_keys() -> dict[str, str]:
     """Map each old key, such as ``phase.N.rates``, to the last part of its current name."""
-    return dict(_renamed(Job, ""))
-
-
-def _renamed(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, field in model.model_fields.items():
-        if field.alias:
-            yield f"{prefix}{field.alias}", name
-        inner = section_of(field.annotation)
-        if inner is not None:
-            yield from _renamed(inner, f"{prefix}{name}.{'N.' if field.annotation is not inner else ''}")
+    return {f"{prefix}{field.alias}": name for prefix, name, field in walk_keys(Job) if field.alias}
 
 
 def with_new_names(tree: Tree) -> Tree:

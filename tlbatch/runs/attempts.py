@@ -64,7 +64,7 @@ class Attempt(Record):
     begin: AttemptStart
     end: float | None
     """None: it is running, or was killed."""
-    seen: float
+    last_active: float
     """Time of the end, or else of the last progress."""
     outcome: Outcome | None
 
@@ -76,7 +76,7 @@ class Attempt(Record):
     @property
     def gpu_hours(self) -> float:
         """GPU-hours up to the last progress."""
-        return self.gpu_hours_until(self.seen)
+        return self.gpu_hours_until(self.last_active)
 
     def gpu_hours_until(self, now: float) -> float:
         """Return the hours of all its GPUs from start to end, or to now if it is running."""
@@ -141,16 +141,18 @@ def read_attempts(paths: RunPaths) -> tuple[Attempt, ...]:
     progress = load_progress(paths)
     for event in _read_valid(_EVENT, paths.ledger):
         if isinstance(event, AttemptStart):
-            attempts.append(Attempt(begin=event, end=None, seen=_last_seen(event, progress), outcome=None))
+            attempts.append(Attempt(begin=event, end=None, last_active=_last_active(event, progress), outcome=None))
             continue
         for at, one in reversed(list(enumerate(attempts))):  # it is the end of the last open attempt of that name
             if one.end is None and (one.stage, one.begin.attempt) == (event.stage, event.attempt):
-                attempts[at] = one.model_copy(update={"end": event.time, "seen": event.time, "outcome": event.outcome})
+                attempts[at] = one.model_copy(
+                    update={"end": event.time, "last_active": event.time, "outcome": event.outcome}
+                )
                 break
     return tuple(attempts)
 
 
-def _last_seen(begin: AttemptStart, progress: Progress | None) -> float:
+def _last_active(begin: AttemptStart, progress: Progress | None) -> float:
     if progress is None or (progress.stage, progress.attempt) != (begin.stage, begin.attempt):
         return begin.time
     return max(begin.time, progress.time)
@@ -160,7 +162,9 @@ def _close_killed(stage: StageName, paths: RunPaths) -> None:
     """Record the end of attempts that were killed: only one attempt at a time can be running here."""
     for one in read_attempts(paths):
         if one.stage == stage and one.end is None:
-            _append(paths.ledger, AttemptEnd(stage=stage, attempt=one.begin.attempt, outcome="killed", time=one.seen))
+            _append(
+                paths.ledger, AttemptEnd(stage=stage, attempt=one.begin.attempt, outcome="killed", time=one.last_active)
+            )
 
 
 def _begin(stage: StageName, paths: RunPaths, world: World, now: float) -> AttemptStart:

@@ -139,15 +139,15 @@ class ProgressReporter:
             return
         if metric is not None:
             self._metric = metric
-        key, seen = (where, unit, total), done if images is None else images
+        key, num_images = (where, unit, total), done if images is None else images
         if self._piece is None or self._piece.key != key or done < self._piece.done:
-            self._piece = _Piece(key, done, seen)
+            self._piece = _Piece(key, done, num_images)
         self._piece.done = done
         now = time.monotonic()
         is_due = now >= self._next_save or (done >= total and self._may_save_end(now))
         if not is_due and now < self._next_log:
             return
-        images_per_s, seconds_left = self._piece.pace(total, seen)
+        images_per_s, seconds_left = self._piece.pace(total, num_images)
         progress = Progress(
             stage=self._stage, attempt=self._world.attempt, where=where, done=done, total=total, unit=unit,
             images_per_s=images_per_s, seconds_left=seconds_left, metric=self._metric, time=time.time(),

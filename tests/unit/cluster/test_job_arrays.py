@@ -9,7 +9,7 @@ import pytest
 
 from tlbatch.cluster import job_arrays, results
 from tlbatch.cluster.create import existing_run, make_run, new_run, resolve
-from tlbatch.cluster.job_arrays import common_name, place_of, plan, scripts
+from tlbatch.cluster.job_arrays import common_name, plan, scripts, shared_paths
 from tlbatch.config.load import load_jobs
 from tlbatch.core.errors import UserError
 from tlbatch.runs import task
@@ -133,7 +133,7 @@ def test_an_element_has_its_own_run_logs_and_mark_to_start_again(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: str, code: int
 ) -> None:
     runs = make("sweep.seed=[0, 1, 2]")
-    place_of(runs).logs.mkdir(parents=True)
+    shared_paths(runs).logs.mkdir(parents=True)
     script = next(text for title, text, _ in scripts(runs) if title.startswith("train"))
     if do != "begin too early":
         finish(runs[1], "cache")
@@ -158,7 +158,7 @@ def test_a_shared_job_has_ended_well_when_it_has_for_all(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int | None
 ) -> None:
     runs = make("sweep.seed=[0, 1, 2]")
-    place_of(runs).logs.mkdir(parents=True)
+    shared_paths(runs).logs.mkdir(parents=True)
     script = next(text for title, text, _ in scripts(runs) if title.startswith("cache"))
     for number, run in enumerate(runs):
         finish(run, *() if number == missing else ("cache",))

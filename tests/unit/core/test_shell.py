@@ -49,7 +49,7 @@ def make(workspace: Path, tiny_job: Path, images: Path, **slurm: object) -> tupl
     job = load_job([tiny_job], [f"data.images={images}", "run=r"])
     section = type(job.slurm).model_validate(job.slurm.model_dump() | slurm)
     run = make_run(resolve(job.model_copy(update={"workspace": workspace, "slurm": section})))
-    return run.paths, render(run.job.slurm, one_run(run, "train"), "train", after=None)
+    return run.paths, render(one_run(run, "train"), after=None)
 
 
 @pytest.mark.parametrize("value", NASTY)

@@ -74,7 +74,7 @@ def test_stages_tell_how_far_they_are_and_leave_a_ledger(
     assert [(one.stage, one.outcome) for one in read_attempts(paths)] == [
         *((stage, "finished") for stage in STAGES), ("reduce", "finished"),
     ]  # fmt: skip
-    assert all(before <= one.begin.time <= one.seen <= time.time() for one in read_attempts(paths))
+    assert all(before <= one.begin.time <= one.last_active <= time.time() for one in read_attempts(paths))
     assert [number for number, _ in told["shard", "new images"] if number] == sorted([*range(1, 37), 10, 20, 30])
     ends = {piece: calls[-1] for piece, calls in told.items() if piece[0] != "train"}
     assert ends == {

@@ -206,7 +206,7 @@ def test_the_ledger_has_begin_and_end_of_an_attempt(paths: RunPaths) -> None:
         "event": "end", "stage": "train", "attempt": "41", "outcome": "finished",
     }  # fmt: skip
     (one,) = read_attempts(paths)
-    assert before <= one.begin.time <= one.seen == end["time"]
+    assert before <= one.begin.time <= one.last_active == end["time"]
     with record_attempt("train", paths, World(rank=1, world_size=2)):
         pass
     assert len(events(paths)) == 2
