@@ -23,7 +23,8 @@ from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.run import Run
 from tlbatch.runs.strategy import Trial
 from tlbatch.training import candidates, search
-from tlbatch.training.search import Candidate, Study
+from tlbatch.training.search import Study
+from tlbatch.training.trial_scores import Candidate
 
 pytestmark = pytest.mark.chain
 
@@ -256,8 +257,8 @@ def test_as_many_folds_are_judged_as_give_a_thousand_images(make: Make, monkeypa
     monkeypatch.setattr(type(many), "labels", lambda *_: np.arange(4000) % 3)
     monkeypatch.setattr(type(many), "index", {"group": np.arange(10_000)})
     study = Study(record, many, RankContext.single_process("choose", paths), paths.folder)
-    assert 1000 <= len(study.judged) < 2000
-    assert len(np.unique(study.judged)) == len(study.judged)
+    assert 1000 <= len(study.scored) < 2000
+    assert len(np.unique(study.scored)) == len(study.scored)
     assert len(study._divisions) == 1
 
 

@@ -9,7 +9,8 @@ import torch
 from tlbatch.activations.store import StoreGroup, view_keys
 from tlbatch.config.model import Head
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, labels_of, load
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, labels_of
+from tlbatch.data.loader import load
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views
 
@@ -30,16 +31,9 @@ class BatchSource:
     """
 
     def __init__(
-        self,
-        images: ImageSet,
-        rows: Positions,
-        views: Views,
-        store: StoreGroup | None,
-        *,
-        workers: int,
+        self, images: ImageSet, rows: Positions, views: Views, store: StoreGroup | None, *, workers: int, head: Head,
         strict: bool = True,
-        head: Head,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._images, self._rows, self._store = images, rows, store
         self._workers, self._strict, self._head = workers, strict, head
         if store is None and strict and (head.view_mean or head.group_mean):
@@ -70,11 +64,8 @@ class BatchSource:
                 sizes = np.array([len(some) for some in mates])
                 others = self._read(np.concatenate(mates), views.repeat(sizes)).float()
                 of = torch.from_numpy(np.arange(len(batch)).repeat(sizes))
-                mean = (
-                    torch.zeros(len(batch), others.shape[1]).index_add_(0, of, others)
-                    / torch.from_numpy(sizes)[:, None]
-                )
-                activations = torch.cat([activations.float(), mean], 1)
+                sums = torch.zeros(len(batch), others.shape[1]).index_add_(0, of, others)
+                activations = torch.cat([activations.float(), sums / torch.from_numpy(sizes)[:, None]], 1)
             symmetry = torch.zeros(len(batch), dtype=torch.uint8)
             yield SampleBatch(activations, self._labels[positions], torch.from_numpy(positions), symmetry, {})
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import xxhash
 from accelerate import Accelerator
+from torch import nn
 
 from tlbatch.config.model import HANDCRAFTED
 from tlbatch.config.training import StoredAs
@@ -69,13 +70,8 @@ class Encoder:
         for place, stretch in zip(self._places, self._stretches, strict=True):
             activations = stretch(activations.clone())  # the next layers may work in place
             found[place] = activations
-        return [self._given(tap, found[tap.place]).cpu() for tap in self._taps]
-
-    def _given(self, tap: Tap, activations: torch.Tensor) -> torch.Tensor:
-        if tap.pool < 0:
-            return activations
-        pooled: torch.Tensor = self._model.pools[tap.pool](activations)
-        return pooled
+        pools = [self._model.pools[tap.pool] if tap.pool >= 0 else nn.Identity() for tap in self._taps]
+        return [pool(found[tap.place]).cpu() for pool, tap in zip(pools, self._taps, strict=True)]
 
 
 def cache_identity(record: RunRecord, model: Classifier, tap: Tap, dtype: StoredAs) -> dict[str, object]:

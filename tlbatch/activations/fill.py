@@ -3,12 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from tlbatch.activations.encoder import Encoder, Tap, cache_identity, tap_shape, taps_of
@@ -16,7 +15,8 @@ from tlbatch.activations.store import ActivationStore, BlockWriter, Keys, bytes_
 from tlbatch.config.job import Job
 from tlbatch.core.files import digest_of
 from tlbatch.core.text import counted
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, load, num_workers
+from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset
+from tlbatch.data.loader import load, num_workers
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.distributed.process_group import RankContext
@@ -25,7 +25,6 @@ from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.runs.progress import rank_0_of
 from tlbatch.runs.records import RunRecord
 from tlbatch.runs.workspace import cache_folder
-from tlbatch.runs.world import World
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +33,23 @@ log = logging.getLogger(__name__)
 class FillRequest:
     """Images to be cached, and in which views."""
 
+    images: ImageSet
     rows: Positions
     """Row numbers in the index."""
     views: Views
     strict: bool
     """Whether an unreadable image stops the stage."""
+
+    @property
+    def keys(self) -> Keys:
+        """Keys of all views, (images * views,)."""
+        return view_keys(self.images.index["content"][self.rows], self.views.numbers)
+
+
+Requests = Mapping[str, FillRequest]
+"""By split."""
+Stores = Mapping[Tap, Mapping[str, ActivationStore]]
+"""Store of each tap and split."""
 
 
 def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, ranks: RankContext) -> dict[str, str]:
@@ -48,26 +59,33 @@ def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, ranks: Ra
     -------
     The names of the stores of each phase and split, as `tlbatch.activations.store.open_stores` reads them.
     """
-    job = record.job
+    job, world = record.job, ranks.world
     model.to(ranks.accelerator.device)
     cuts = _cacheable(job, model)
-    passes = _passes(record, images, model.spec.size)
+    requests = _requests(record, images, model.spec.size)
     of_cut = {cut: taps_of(model, cut) for cut in sorted(set(cuts.values()))}
     stores = {tap: _stores(record, model, tap) for taps in of_cut.values() for tap in taps}
-    if ranks.world.is_main:
+    if world.is_main:
         for store in {store for of_tap in stores.values() for store in of_tap.values()}:
             store.remove_unfinished()
-    _check(images, passes, stores, ranks.world)
+    for name, request in requests.items():
+        for of_tap in stores.values():
+            of_tap[name].check(request.keys, part=world.rank, parts=world.world_size)
     ranks.accelerator.wait_for_everyone()
-    decided = [_within_budget(job, images, passes, model, of_cut, stores)]
+    decided = [_within_budget(job, model, requests, of_cut, stores)]
     (kept,) = broadcast_object_list(decided)  # another node may see a different amount of free disk space
-    _fill(job, images, passes, model, {tap: stores[tap] for cut in kept for tap in of_cut[cut]}, ranks)
+    wanted = {tap: stores[tap] for cut in kept for tap in of_cut[cut]}
+    if wanted:
+        encoder = Encoder(model, list(wanted), ranks.accelerator)
+        for name, request in requests.items():
+            opened = [replace(of_tap[name]) for of_tap in wanted.values()]  # which reads the present contents
+            _fill(job, name, request, encoder, opened, ranks)
     ranks.accelerator.wait_for_everyone()
     return {
         f"phase.{number}.{name}": ",".join(stores[tap][name].folder.name for tap in of_cut[cut])
         for number, cut in cuts.items()
         if cut in kept
-        for name in passes
+        for name in requests
     }
 
 
@@ -96,15 +114,15 @@ def _cacheable(job: Job, model: Classifier) -> dict[int, int]:
     return found
 
 
-def _passes(record: RunRecord, images: ImageSet, size: int) -> dict[str, FillRequest]:
+def _requests(record: RunRecord, images: ImageSet, size: int) -> Requests:
     """Return the images and views of each split; no training split if the run does not train."""
     job = record.job
     views = training_views(job.train, size)
-    judged = views if job.head.view_mean else Views(size)
-    training = {} if record.checkpoint_of else {"train": FillRequest(images.rows("train"), views, strict=True)}
+    predicted = views if job.head.view_mean else Views(size)
+    training = {} if record.checkpoint_of else {"train": FillRequest(images, images.rows("train"), views, strict=True)}
     return training | {
-        "val": FillRequest(images.rows("val"), judged, strict=True),
-        "test": FillRequest(images.rows("test"), judged, strict=False),
+        "val": FillRequest(images, images.rows("val"), predicted, strict=True),
+        "test": FillRequest(images, images.rows("test"), predicted, strict=False),
     }
 
 
@@ -113,29 +131,15 @@ def _stores(record: RunRecord, model: Classifier, tap: Tap) -> dict[str, Activat
     job, kind = record.job, record.job.dtype
     identity = cache_identity(record, model, tap, kind)
     crops = {"crop_scale": job.train.crop_scale, "symmetries": job.train.augment} if job.train.crop_scale < 1 else {}
-    judged = crops if job.head.view_mean else {}
+    predicted = crops if job.head.view_mean else {}
     return {
         name: ActivationStore(cache_folder(job, digest_of(identity | {"views": views})), kind)
-        for name, views in (("train", crops), ("val", judged), ("test", judged))
+        for name, views in (("train", crops), ("val", predicted), ("test", predicted))
     }
 
 
-def _check(
-    images: ImageSet, passes: dict[str, FillRequest], stores: dict[Tap, dict[str, ActivationStore]], world: World
-) -> None:
-    """Verify the checksums of what is cached, split among the ranks."""
-    for name, one in passes.items():
-        for of_tap in stores.values():
-            of_tap[name].check(_keys(images, one), part=world.rank, parts=world.world_size)
-
-
 def _within_budget(
-    job: Job,
-    images: ImageSet,
-    passes: dict[str, FillRequest],
-    model: Classifier,
-    of_cut: dict[int, tuple[Tap, ...]],
-    stores: dict[Tap, dict[str, ActivationStore]],
+    job: Job, model: Classifier, requests: Requests, of_cut: Mapping[int, tuple[Tap, ...]], stores: Stores
 ) -> list[int]:
     """Return the cuts whose activations fit the budget and the disk; log what each needs."""
     kept = []
@@ -143,7 +147,7 @@ def _within_budget(
     free = free_bytes(job.workspace)
     for cut, taps in of_cut.items():
         shape = model.shape_at(cut)
-        wanted = {tap: _wanted(images, passes, stores[tap]) for tap in taps}
+        wanted = {tap: _wanted(requests, stores[tap]) for tap in taps}
         num_rows = sum(len(keys) for keys in wanted[taps[0]].values())
         needed = num_rows * bytes_each(shape, job.dtype)
         lacking = {tap: sum(store.missing(keys).sum() for store, keys in some.items()) for tap, some in wanted.items()}
@@ -165,96 +169,63 @@ def _within_budget(
     return kept
 
 
-def _wanted(
-    images: ImageSet, passes: dict[str, FillRequest], stores: dict[str, ActivationStore]
-) -> dict[ActivationStore, Keys]:
+def _wanted(requests: Requests, stores: Mapping[str, ActivationStore]) -> dict[ActivationStore, Keys]:
     """Return the distinct keys needed in each store: splits may share a store, and images their content."""
     found: dict[ActivationStore, list[Keys]] = {}
-    for name, one in passes.items():
-        found.setdefault(stores[name], []).append(_keys(images, one))
+    for name, request in requests.items():
+        found.setdefault(stores[name], []).append(request.keys)
     return {store: np.unique(np.concatenate(keys)) for store, keys in found.items()}
 
 
-def _keys(images: ImageSet, one: FillRequest) -> Keys:
-    return view_keys(images.index["content"][one.rows], one.views.numbers)
-
-
 def _fill(
-    job: Job,
-    images: ImageSet,
-    passes: dict[str, FillRequest],
-    model: Classifier,
-    stores: dict[Tap, dict[str, ActivationStore]],
-    ranks: RankContext,
+    job: Job, name: str, request: FillRequest, encoder: Encoder, stores: Sequence[ActivationStore], ranks: RankContext
 ) -> None:
-    """Compute what is missing, split among the ranks."""
-    world = ranks.world
-    if not stores:
-        return
-    encoder = Encoder(model, list(stores), ranks.accelerator)
-    for name, one in passes.items():
-        own = [of_tap[name].reopened() for of_tap in stores.values()]
-        found = [_missing(images, one, own) if world.is_main else None]
-        (missing,) = broadcast_object_list(found)  # another run may be filling the same folder
-        share = np.array_split(missing, world.world_size)[world.rank]
-        part = FillRequest(one.rows[share], one.views, strict=one.strict)
-        start = time.monotonic()
-        with ranks.watchdog.expected(f"cache {name}"):
-            done = _fill_share(job, images, part, encoder, own, ranks, where=rank_0_of(name, world))
-        seconds = time.monotonic() - start
-        ranks.end_if_stopped(f"after {counted(done, 'activation')}", own_s=seconds)
-        if done:
-            log.info("%s: %s on rank 0, %.0f views/s", name, counted(done, "view"), done / seconds)
+    """Compute what is missing of a split, divided among the ranks."""
+    world, keys, num_views = ranks.world, request.keys, len(request.views.numbers)
+    lacking = [store.missing(keys).reshape(-1, num_views).any(axis=1) for store in stores]
+    found = [np.flatnonzero(np.any(lacking, axis=0)) if world.is_main else None]
+    (missing,) = broadcast_object_list(found)  # another run may be filling the same folder
+    part = replace(request, rows=request.rows[np.array_split(missing, world.world_size)[world.rank]])
+    start = time.monotonic()
+    with ranks.watchdog.expected(f"cache {name}"):
+        done = _fill_share(job, part, encoder, stores, ranks, where=rank_0_of(name, world))
+    seconds = time.monotonic() - start
+    ranks.end_if_stopped(f"after {counted(done, 'activation')}", own_s=seconds)
+    if done:
+        log.info("%s: %s on rank 0, %.0f views/s", name, counted(done, "view"), done / seconds)
 
 
 def _fill_share(
-    job: Job,
-    images: ImageSet,
-    part: FillRequest,
-    encoder: Encoder,
-    stores: list[ActivationStore],
-    ranks: RankContext,
-    *,
-    where: str,
+    job: Job, part: FillRequest, encoder: Encoder, stores: Sequence[ActivationStore], ranks: RankContext, *, where: str
 ) -> int:
     """Compute the views of some images until asked to stop; return how many were computed."""
     done, total = 0, len(part.rows) * len(part.views.numbers)
-    fillers = [BlockWriter(store) for store in stores]
+    writers = [BlockWriter(store) for store in stores]
     ranks.reporter.update(0, total, unit="views", where=where)
-    for batch, keys, symmetry in _read(job, images, part, ranks.world, ranks.accelerator):
+    for batch, keys, symmetry in _read(job, part, ranks):
         readable = [place for place in range(len(keys)) if place not in batch.errors]
         squares = apply_symmetries(batch.inputs.to(ranks.device, non_blocking=True), symmetry)
-        for filler, activations in zip(fillers, encoder.encode(squares), strict=True):
-            filler.add_missing(keys[readable], activations[readable])
+        for writer, activations in zip(writers, encoder.encode(squares), strict=True):
+            writer.add_missing(keys[readable], activations[readable])
         done += len(keys)
         ranks.reporter.update(done, total, unit="views", where=where)
         ranks.watchdog.step_done()
         if ranks.stop:
             break
-    for filler in fillers:
-        filler.flush()
+    for writer in writers:
+        writer.flush()
     return done
 
 
-def _missing(images: ImageSet, one: FillRequest, stores: list[ActivationStore]) -> Positions:
-    """Return the positions of the images with a missing view."""
-    num_views = len(one.views.numbers)
-    keys = _keys(images, one)
-    lacking = [store.missing(keys).reshape(-1, num_views).any(axis=1) for store in stores]
-    return np.flatnonzero(np.any(lacking, axis=0))
-
-
-def _read(
-    job: Job, images: ImageSet, part: FillRequest, world: World, accelerator: Accelerator
-) -> Iterator[tuple[SampleBatch, Keys, torch.Tensor]]:
+def _read(job: Job, part: FillRequest, ranks: RankContext) -> Iterator[tuple[SampleBatch, Keys, torch.Tensor]]:
     """Yield batches of images, keys and symmetries; an image is decoded once for all its symmetries."""
     views, size = part.views, job.train.batch_size
     crops = views.crop_scale < 1
     samples = Samples(len(part.rows), views if crops else Views(views.size), every_view=crops)
-    dataset = SplitDataset(images, part.rows, samples, strict=part.strict)
-    keys = _keys(images, part).reshape(len(samples), 1 if crops else len(views.numbers))
+    dataset = SplitDataset(part.images, part.rows, samples, strict=part.strict)
+    keys = part.keys.reshape(len(samples), 1 if crops else len(views.numbers))
     batches = [np.arange(first, min(first + size, len(samples))) for first in range(0, len(samples), size)]
-    loaded = load(dataset, batches, workers=num_workers(job.train, world, accelerator.device.type))
+    loaded = load(dataset, batches, workers=num_workers(job.train, ranks.world, ranks.device.type))
     for batch, own in zip(loaded, batches, strict=True):
         if crops:
             yield batch, keys[own, 0], batch.symmetry

@@ -23,6 +23,7 @@ from tlbatch.config.job import Job
 from tlbatch.config.training import StoredAs
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import DRAFT_LASTS_S, atomic_file, checksum, remove_drafts
+from tlbatch.core.typing import Bools, Ints
 from tlbatch.runs.workspace import cache_folder
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,7 @@ class ActivationStore:
     folder: Path
     dtype: StoredAs
 
-    def reopened(self) -> "ActivationStore":
-        """Return a new store that reads the current contents of the folder."""
-        return ActivationStore(self.folder, self.dtype)
-
-    def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
+    def missing(self, keys: Keys) -> Bools:
         """Return a mask of the keys that are not stored, (n,)."""
         return self._places(keys) < 0
 
@@ -91,29 +88,20 @@ class ActivationStore:
     def add(self, keys: Keys, activations: torch.Tensor) -> None:
         """Write a block: first the values, then their keys.
 
-        Feature maps (n, c, h, w) are stored channels last, the layout in which the network reads them.
-
-        Raises
-        ------
-        UserError
-            When the disk is full.
+        Feature maps (n, c, h, w) are stored channels last, the layout in which the network reads them. Raises UserError
+        if the disk is full.
         """
         name = xxhash.xxh3_64_hexdigest(keys.tobytes())
         path = self.folder / f"{name}.npy"
-        rows = _channels_last(activations.to(_TORCH[self.dtype])).contiguous()
+        rows = activations.to(_TORCH[self.dtype])
+        rows = (rows.permute(0, 2, 3, 1) if rows.ndim == 4 else rows).contiguous()
         with atomic_file(path) as file:
             np.save(file, rows.view(torch.uint16).numpy() if self.dtype == "bf16" else rows.numpy())
         with atomic_file(path.with_suffix(".npz")) as file:
             np.savez(file, keys=keys, digest=np.array(checksum(path)))
 
-    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """Return the location of each key, (n,).
-
-        Raises
-        ------
-        UserError
-            When one is missing.
-        """
+    def find(self, keys: Keys) -> Ints:
+        """Return the location of each key, (n,); UserError if one is missing."""
         places = self._places(keys)
         if (places < 0).any():
             raise UserError(
@@ -122,7 +110,7 @@ class ActivationStore:
             )
         return places
 
-    def _places(self, keys: Keys) -> npt.NDArray[np.int64]:
+    def _places(self, keys: Keys) -> Ints:
         """Return the block and row of each key, -1 where it is missing."""
         known = self._contents.keys
         if len(known) == 0:
@@ -130,7 +118,7 @@ class ActivationStore:
         at = np.searchsorted(known, keys).clip(max=len(known) - 1)
         return np.where(known[at] == keys, self._contents.rows[at], -1)
 
-    def read(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    def read(self, rows: Ints) -> torch.Tensor:
         """Return the activations at some locations, (n, ...), in the same order."""
         blocks = self._contents.blocks
         numbers = rows >> 32
@@ -161,13 +149,9 @@ class ActivationStore:
 class _Contents:
     keys: Keys
     """Sorted and distinct."""
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     """Block in the upper 32 bits, row in the lower 32."""
     blocks: tuple[npt.NDArray[np.generic], ...]
-
-
-def _channels_last(activations: torch.Tensor) -> torch.Tensor:
-    return activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
 
 
 def _mapped(file: Path) -> npt.NDArray[np.generic] | None:
@@ -218,22 +202,16 @@ class StoreGroup:
 
     stores: tuple[ActivationStore, ...]
 
-    def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
+    def missing(self, keys: Keys) -> Bools:
         """Return a mask of the keys that any of the stores lacks, (n,)."""
-        found: npt.NDArray[np.bool_] = np.any([store.missing(keys) for store in self.stores], axis=0)
+        found: Bools = np.any([store.missing(keys) for store in self.stores], axis=0)
         return found
 
-    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """Return the location of each key in each store, (n, stores).
-
-        Raises
-        ------
-        UserError
-            When one is missing.
-        """
+    def find(self, keys: Keys) -> Ints:
+        """Return the location of each key in each store, (n, stores); UserError if one is missing."""
         return np.stack([store.find(keys) for store in self.stores], axis=1)
 
-    def read(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
+    def read(self, places: Ints) -> torch.Tensor:
         """Return the activations at some locations, (n, ...), in the same order."""
         parts = [store.read(rows) for store, rows in zip(self.stores, places.T, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -1,6 +1,6 @@
 """The audit: exact and near duplicates within and across splits, and whether their labels agree."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data
-from tlbatch.core.typing import Ints
+from tlbatch.core.typing import Bools, Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.near_duplicates import near_clusters
 from tlbatch.data.sources.base import Labelled, coded
@@ -26,7 +26,6 @@ _PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
     ("test", ("train", "val")),
 )
 HEADER = ("cluster", "key", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -51,43 +50,41 @@ class _Table:
     """Smallest image number in the cluster of exact and near duplicates."""
     bits: Ints
     """Hamming distance to the nearest duplicate, -1 where there is none."""
-    exact: Flags
+    exact: Bools
     """Whether another row has the same content."""
 
     @property
-    def doubled(self) -> Flags:
+    def doubled(self) -> Bools:
         """Rows that have a duplicate."""
         return np.bincount(self.cluster, minlength=1)[self.cluster] > 1
 
     @property
-    def contradicting(self) -> Flags:
+    def contradicting(self) -> Bools:
         """Rows whose cluster has more than one label."""
         low, high = (np.full(int(self.cluster.max(initial=-1)) + 1, start) for start in (np.iinfo(np.int64).max, -1))
         np.minimum.at(low, self.cluster, self.label)
         np.maximum.at(high, self.cluster, self.label)
         return (low < high)[self.cluster]
 
-    def also_in(self, split: int) -> Flags:
+    def also_in(self, split: int) -> Bools:
         """Return a mask of the rows with a duplicate, or an image of their group, in a split."""
         there = self.split == split
-        found: Flags = np.isin(self.cluster, self.cluster[there]) | np.isin(self.group, self.group[there])
-        return found
+        return np.asarray(np.isin(self.cluster, self.cluster[there]) | np.isin(self.group, self.group[there]))
 
     def num_in(self, one: SplitName, others: tuple[SplitName, ...]) -> int:
         """Count the rows of one split with a duplicate, or an image of their group, in any of the others."""
-        there = np.logical_or.reduce([self.also_in(SPLITS.index(other)) for other in others])
+        there = np.any([self.also_in(SPLITS.index(other)) for other in others], axis=0)
         return int(((self.split == SPLITS.index(one)) & there).sum())
 
-    def only(self, kept: Flags) -> "_Table":
+    def only(self, kept: Bools) -> "_Table":
         """Return the selected rows."""
         return _Table(*(getattr(self, field.name)[kept] for field in fields(self)))
 
     @property
-    def across(self) -> Flags:
+    def across(self) -> Bools:
         """Rows with a duplicate, or an image of their group, in another split."""
         others = [self.also_in(split) & (self.split != split) for split in range(len(SPLITS))]
-        found: Flags = np.logical_or.reduce(others)
-        return found
+        return np.asarray(np.any(others, axis=0))
 
 
 def audit_rows(
@@ -110,7 +107,7 @@ def audit_rows(
     near
         Perceptual hash of each image, (n, words), see `tlbatch.data.near_duplicates`.
     """
-    table = _tabled(images, rows, data, content, near)
+    table = _table(images, rows, data, content, near)
     actions = np.full(len(rows), "", dtype=object)
     kept, after = rows, table
     if data.audit == "resolve":
@@ -119,7 +116,7 @@ def audit_rows(
         moved_to = _one_split_each(table, ~dropped)
         moved = ~dropped & (moved_to != table.split)
         actions[moved] = [f"moved to {SPLITS[split]}" for split in moved_to[moved].tolist()]
-        kept = IndexRows(rows.image, moved_to).chosen(~dropped)
+        kept = IndexRows(rows.image[~dropped], moved_to[~dropped])
         after = replace(table, split=moved_to).only(~dropped)
     record = Audit(
         num_exact=int(table.exact.sum()),
@@ -129,10 +126,10 @@ def audit_rows(
         num_moved=sum(action.startswith("moved") for action in actions),
         num_dropped=int((actions == "dropped").sum()),
     )
-    return Findings(record, kept, _lines(images, table, actions))
+    return Findings(record, kept, list(_lines(images, table, actions)))
 
 
-def _tabled(
+def _table(
     images: Sequence[Labelled],
     rows: IndexRows,
     data: Data,
@@ -140,31 +137,19 @@ def _tabled(
     near: npt.NDArray[np.uint64],
 ) -> _Table:
     image = rows.image
-    _, same = np.unique(content, return_inverse=True)
-    cluster, bits = _clusters(same, near, data.phash_max_distance)
+    _, first, same = np.unique(content, return_index=True, return_inverse=True)
+    if data.phash_max_distance:
+        cluster, bits = near_clusters(near, data.phash_max_distance)
+    else:
+        cluster, bits = first[same].astype(np.int64), np.full(len(same), -1, np.int64)
     group, _ = coded(one.group for one in images)
     label, _ = coded(one.label for one in images)
     exact = np.bincount(same[image], minlength=1)[same[image]] > 1
-    return _Table(
-        image,
-        rows.split,
-        group[image],
-        label[image],
-        cluster[image],
-        np.where(exact, 0, bits[image]),
-        exact,
-    )
+    nearest = np.where(exact, 0, bits[image])
+    return _Table(image, rows.split, group[image], label[image], cluster[image], nearest, exact)
 
 
-def _clusters(same: Ints, near: npt.NDArray[np.uint64], phash_max_distance: int) -> tuple[Ints, Ints]:
-    """Return the cluster of each image and the distance to its nearest duplicate; with 0, exact ones only."""
-    if phash_max_distance:
-        return near_clusters(near, phash_max_distance)
-    _, first = np.unique(same, return_index=True)
-    return first[same].astype(np.int64), np.full(len(same), -1, np.int64)
-
-
-def _one_split_each(table: _Table, kept: Flags) -> Ints:
+def _one_split_each(table: _Table, kept: Bools) -> Ints:
     """Return the split of every row after groups that share a cluster are moved to the strictest of their splits."""
     num_groups = int(table.group.max(initial=-1)) + 1
     nodes = num_groups + int(table.cluster.max(initial=-1)) + 1
@@ -179,26 +164,14 @@ def _one_split_each(table: _Table, kept: Flags) -> Ints:
     return np.where(kept, back[strictest[component[table.group]]], table.split)
 
 
-def _lines(images: Sequence[Labelled], table: _Table, actions: npt.NDArray[np.object_]) -> list[tuple[object, ...]]:
+def _lines(images: Sequence[Labelled], table: _Table, actions: npt.NDArray[np.object_]) -> Iterator[tuple[object, ...]]:
     doubled, across, contradicting = table.doubled, table.across, table.contradicting
     listed = np.flatnonzero(doubled | across)
     order = listed[np.lexsort((table.image[listed], table.cluster[listed]))]
-    lines: list[tuple[object, ...]] = []
     for row in order.tolist():
-        image = images[table.image[row]]
+        image, first = images[table.image[row]], images[table.cluster[row]]
         kind = "exact" if table.exact[row] else "near" if doubled[row] else "group"
-        lines.append(
-            (
-                images[table.cluster[row]].key,
-                image.key,
-                SPLITS[table.split[row]],
-                image.label,
-                image.group,
-                kind,
-                max(0, int(table.bits[row])) if doubled[row] else "",
-                "yes" if across[row] else "",
-                "yes" if doubled[row] and contradicting[row] else "",
-                actions[row],
-            )
-        )
-    return lines
+        bits = max(0, int(table.bits[row])) if doubled[row] else ""
+        flags = ("yes" if flag else "" for flag in (across[row], doubled[row] and contradicting[row]))
+        split = SPLITS[table.split[row]]
+        yield first.key, image.key, split, image.label, image.group, kind, bits, *flags, actions[row]

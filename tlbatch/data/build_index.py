@@ -44,11 +44,6 @@ class Built:
     shards: tuple[ShardFile, ...]
     counts: dict[SplitName, tuple[int, ...]]
 
-    @property
-    def num_images(self) -> dict[SplitName, int]:
-        """Rows of each split."""
-        return {split: len(split_rows(self.index, split)) for split in SPLITS}
-
 
 def build_index(
     data: Data, source: Source, store: ShardStore, unusable: Sequence[Unusable], *, known: dict[str, float]
@@ -85,11 +80,11 @@ def build_index(
         index[column] = store.rows[column][place[numbers]]
     used, index["shard"] = np.unique(store.tar[place[numbers]], return_inverse=True)
     counts = {split: _counts(index[split_rows(index, split)], len(source.classes)) for split in SPLITS}
-    if data.tag_separator:  # a tag may occur in test images only: no phrase will contain it
-        _check_sizes(index)
-    else:
-        _check_counts(source.classes, counts)
-    shards = tuple(_shard_file(store, number, stored=int((store.tar == number).sum())) for number in used.tolist())
+    _check_counts(source.classes, counts, tags=bool(data.tag_separator))
+    shards = tuple(
+        ShardFile(name=store.tars[number], num_images=int((store.tar == number).sum()), size=store.sizes[number])
+        for number in used.tolist()
+    )
     return Built(index, images, findings, rejected, shards, counts)
 
 
@@ -97,10 +92,7 @@ def build_index(
 def places_of_groups(file: Path) -> Iterator[dict[str, float]]:
     """Yield the positions of groups in the order that splits cut; additions are saved, and shared by all indexes.
 
-    Raises
-    ------
-    UserError
-        When the file is damaged.
+    Raises UserError if the file is damaged.
     """
     with FileLock(file.with_suffix(".lock")):
         places = _read_places(file) if file.exists() else {}
@@ -138,23 +130,16 @@ def _counts(index: Index, num_classes: int) -> tuple[int, ...]:
     return tuple(counts[number] for number in range(num_classes))
 
 
-def _check_counts(classes: Sequence[str], counts: Mapping[SplitName, Sequence[int]]) -> None:
+def _check_counts(classes: Sequence[str], counts: Mapping[SplitName, Sequence[int]], *, tags: bool) -> None:
+    """Raise if a class, or with tags every tag, lacks an image; a tag in test images only is in no phrase."""
     for split in ("train", "test"):
-        for name, count in zip(classes, counts[split], strict=True):
-            if count == 0:
-                raise UserError(
-                    f"class {name!r}: no image in the {split} split; add images of it, or change data.split"
-                )
-
-
-def _check_sizes(index: Index) -> None:
-    for split in ("train", "test"):
-        if not len(split_rows(index, split)):
+        lacking = [name for name, count in zip(classes, counts[split], strict=True) if count == 0]
+        if tags and len(lacking) == len(classes):
             raise UserError(f"no image in the {split} split; add some, or change data.split")
-
-
-def _shard_file(store: ShardStore, number: int, *, stored: int) -> ShardFile:
-    return ShardFile(name=store.tars[number], num_images=stored, size=store.sizes[number])
+        if lacking and not tags:
+            raise UserError(
+                f"class {lacking[0]!r}: no image in the {split} split; add images of it, or change data.split"
+            )
 
 
 def refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
@@ -181,7 +166,7 @@ def write_audited_index(
     listed = to_csv(HEADER, built.findings.table)
     if across and data.audit == "stop":
         write_text(paths.folder / "audit.csv", listed)
-    _tell(built.findings.record, data, paths)
+    _check_audit(built.findings.record, data, paths)
     with atomic_folder(target.index_folder) as draft:
         written = SetPaths(target.folder, draft.name)
         write_index(written.index_file, built.index)
@@ -195,7 +180,7 @@ def write_audited_index(
             classes=source.classes,
             tags=bool(data.tag_separator),
             counts=built.counts,
-            num_images=built.num_images,
+            num_images={split: len(split_rows(built.index, split)) for split in SPLITS},
             shards=built.shards,
             num_rejected=len(built.rejected),
             audit=built.findings.record,
@@ -207,7 +192,7 @@ def write_audited_index(
         ).save(written.manifest)
 
 
-def _tell(found: Audit, data: Data, paths: RunPaths) -> None:
+def _check_audit(found: Audit, data: Data, paths: RunPaths) -> None:
     """Log the findings of the audit, and raise where the job does not allow them."""
     log.info(
         "audit: %s with an exact duplicate, %d with a near duplicate; %d of these with a different label",
@@ -234,9 +219,8 @@ def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
     from tlbatch.metrics.scores import score  # noqa: PLC0415 (scikit-learn takes seconds to import)
 
     drawn = synthetic_folder(job)
-    truth = {
-        image.key: int(image.label) for image in read_source(job.data, drawn / "train", drawn / "truth.csv").images
-    }
+    drawn_images = read_source(job.data, drawn / "train", drawn / "truth.csv").images
+    truth = {image.key: int(image.label) for image in drawn_images}
     rows = built.findings.rows
     test = [built.images[number] for number in rows.image[rows.split == SPLITS.index("test")].tolist()]
     labels, grades = [int(image.label) for image in test], [truth[image.key] for image in test]

@@ -1,25 +1,21 @@
 """A map-style dataset that reads whole batches at arbitrary positions of the index with pread."""
 
-import atexit
-import functools
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import xxhash
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tlbatch.config.base import SplitName
 from tlbatch.config.slurm import Slurm
-from tlbatch.config.training import Train
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file
+from tlbatch.core.typing import Ints
 from tlbatch.data.decode import UnreadableImageError
 from tlbatch.data.index import Index, read_index, split_rows
 from tlbatch.data.sampler import Positions
@@ -29,13 +25,10 @@ from tlbatch.data.views import Samples
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.records import load_record
 from tlbatch.runs.run import Run
-from tlbatch.runs.signals import ignore_in_worker, signals_held
 from tlbatch.runs.workspace import SetPaths
-from tlbatch.runs.world import World
 
 _MOST_OPEN = 128
 """Shards that a process keeps open, well below the usual limit of 1,024 files."""
-StartMethod = Literal["fork", "spawn"]
 
 
 class SampleBatch(NamedTuple):
@@ -69,19 +62,19 @@ class ImageSet:
         """All rows, mapped into memory."""
         return read_index(self.paths.index_file)
 
-    def rows(self, split: SplitName) -> npt.NDArray[np.int64]:
+    def rows(self, split: SplitName) -> Ints:
         """Return the row numbers of one split, in the order of the index."""
         return split_rows(self.index, split) if self.chosen is None else self.chosen[split]
 
-    def labels(self, split: SplitName) -> npt.NDArray[np.int64]:
+    def labels(self, split: SplitName) -> Ints:
         """Return the class numbers of a split, (n,)."""
         return self.index["label"][self.rows(split)].astype(np.int64)
 
-    def tags(self, split: SplitName) -> npt.NDArray[np.int64]:
+    def tags(self, split: SplitName) -> Ints:
         """Return the tag numbers of a split, (n, tags), padded with -1."""
         return self.index["tags"][self.rows(split)].astype(np.int64)
 
-    def counts(self, split: SplitName) -> npt.NDArray[np.int64]:
+    def counts(self, split: SplitName) -> Ints:
         """Return the number of images of each class in a split, (num_classes,)."""
         return np.bincount(self.labels(split), minlength=len(self.manifest.classes))
 
@@ -93,10 +86,7 @@ class ImageSet:
 def open_set(paths: SetPaths, slurm: Slurm | None = None) -> ImageSet:
     """Open a set and compare the size of every shard with the manifest; copy the shards to this node if asked to.
 
-    Raises
-    ------
-    UserError
-        When the set is incomplete or a file is not as it was written.
+    Raises UserError if the set is incomplete or a file is not as it was written.
     """
     manifest = load_record(Manifest, paths.manifest, missing="run shard first: python -m tlbatch.shard RUN")
     for shard in manifest.shards:
@@ -143,13 +133,7 @@ class SplitDataset(Dataset[SampleBatch]):
         return self.__dict__ | {"_index": None, "_open": {}}
 
     def __getitems__(self, samples: Sequence[int]) -> SampleBatch:
-        """Read, decode and view some images.
-
-        Raises
-        ------
-        UserError
-            When one cannot be read and the dataset is strict.
-        """
+        """Read, decode and view some images; UserError if one cannot be read and the dataset is strict."""
         positions, views = self._samples.look_up(np.asarray(samples, dtype=np.int64))
         rows = self._look_up(positions)
         size = self._samples.views.size
@@ -163,15 +147,13 @@ class SplitDataset(Dataset[SampleBatch]):
                 )
             except UnreadableImageError as error:
                 if self._strict:
-                    raise UserError(self._lost(row, error)) from None
+                    raise UserError(
+                        f"{self._images.shards[int(row['shard'])]}: image {name_of(row['key'].decode())} can no longer "
+                        f"be read ({error}); remove the folder {self._images.paths.folder} and submit again"
+                    ) from None
                 errors[place] = str(error)
-        return SampleBatch(
-            torch.from_numpy(images),
-            labels_of(rows),
-            torch.from_numpy(positions),
-            torch.from_numpy(symmetry),
-            errors,
-        )
+        symmetries = torch.from_numpy(symmetry)
+        return SampleBatch(torch.from_numpy(images), labels_of(rows), torch.from_numpy(positions), symmetries, errors)
 
     def will_need(self, samples: Sequence[int]) -> None:
         """Ask the kernel to read ahead some images."""
@@ -182,10 +164,7 @@ class SplitDataset(Dataset[SampleBatch]):
     def read(self, row: np.void) -> bytes:
         """Return the bytes of an image file.
 
-        Raises
-        ------
-        UnreadableImageError
-            When the shard was truncated or changed, or the disk fails.
+        Raises UnreadableImageError if the shard was truncated or changed, or the disk fails.
         """
         try:
             data = os.pread(self._descriptor(row), int(row["size"]), int(row["offset"]))
@@ -200,8 +179,7 @@ class SplitDataset(Dataset[SampleBatch]):
     def _look_up(self, positions: Positions) -> Index:
         if self._index is None:
             self._index = self._images.index
-        found: Index = self._index[self._rows[positions]]
-        return found
+        return np.asarray(self._index[self._rows[positions]])
 
     def _descriptor(self, row: np.void) -> int:
         shard = int(row["shard"])
@@ -210,13 +188,6 @@ class SplitDataset(Dataset[SampleBatch]):
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[shard] = os.open(self._images.shards[shard], os.O_RDONLY)
         return self._open[shard]
-
-    def _lost(self, row: np.void, error: UnreadableImageError) -> str:
-        shard = self._images.shards[int(row["shard"])]
-        return (
-            f"{shard}: image {name_of(row['key'].decode())} can no longer be read ({error}); "
-            f"remove the folder {self._images.paths.folder} and submit again"
-        )
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
@@ -227,70 +198,3 @@ def labels_of(rows: Index) -> torch.Tensor:
     """Return the labels, int64, (n,); with tags (n, tags)."""
     labels = rows["tags"] if rows["tags"].shape[1] else rows["label"]
     return torch.from_numpy(labels.astype(np.int64))
-
-
-class _Batches:
-    """Iterates over the given batches; while one is loaded, the kernel reads ahead the next."""
-
-    def __init__(self, dataset: SplitDataset, batches: Iterable[Positions]) -> None:
-        self._dataset = dataset
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        before: list[int] | None = None
-        for batch in self._batches:
-            positions = batch.tolist()
-            self._dataset.will_need(positions)
-            if before is not None:
-                yield before
-            before = positions
-        if before is not None:
-            yield before
-
-
-def num_workers(train: Train, world: World, device: str) -> int:
-    """Return the number of loader workers of a rank; by default one less than its cores with a GPU, else 0."""
-    if train.workers is not None:
-        return train.workers
-    return max(1, world.num_threads - 1) if device == "cuda" else 0
-
-
-def load(
-    dataset: SplitDataset, batches: Iterable[Positions], *, workers: int, start_method: StartMethod = "fork"
-) -> Iterator[SampleBatch]:
-    """Yield the given batches in the given order, for any number of workers."""
-    if workers:
-        _kill_workers_at_exit()
-    loader: DataLoader[SampleBatch] = DataLoader(
-        dataset,
-        batch_sampler=_Batches(dataset, batches),
-        num_workers=workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # __getitems__ already returns a batch
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_in_worker,
-        multiprocessing_context=start_method if workers else None,
-        generator=torch.Generator(),  # the default generator is the one that dropout uses
-    )
-    with signals_held():
-        loaded = iter(loader)
-    try:
-        yield from loaded
-    except UserError as error:  # torch wraps an error of a worker in a traceback, which ends in its message
-        raise UserError(
-            str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-        ) from None
-
-
-@functools.cache
-def _kill_workers_at_exit() -> None:
-    """Kill workers at exit: multiprocessing would end them by SIGTERM, which they ignore, and wait."""
-
-    def kill() -> None:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-
-    atexit.register(kill)  # runs before the handler of multiprocessing, which was registered earlier
-
-
-def _as_it_is(batch: SampleBatch) -> SampleBatch:
-    return batch

@@ -47,13 +47,7 @@ def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS) ->
 
 
 def plain_size(data: bytes) -> tuple[int, int]:
-    """Return the width and height of a JPEG, from its header.
-
-    Raises
-    ------
-    UnreadableImageError
-        When the header is invalid.
-    """
+    """Return the width and height of a JPEG, from its header; UnreadableImageError if the header is invalid."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
@@ -64,10 +58,7 @@ def plain_size(data: bytes) -> tuple[int, int]:
 def decode_plain(data: bytes, size: tuple[int, int], *, factor: int = 1) -> Rgb:
     """Decode an upright RGB or grey JPEG at 1, 1/2, 1/4 or 1/8 of its size (width, height), without further checks.
 
-    Raises
-    ------
-    UnreadableImageError
-        When the data are truncated or corrupt.
+    Raises UnreadableImageError if the data are truncated or corrupt.
     """
     # simplejpeg takes the smallest factor that reaches these minima; 5/8 to 7/8 have no fast path.
     least = {"min_height": -(-size[1] // factor), "min_width": -(-size[0] // factor)} if factor > 1 else {}
@@ -96,7 +87,9 @@ def open_image(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, s
     """Return the pixels, the format, whether it is upright in 8-bit RGB or grey, and the short side of the file."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _refuse_huge(image, max_pixels)
+            if image.width * image.height > max_pixels:
+                size = f"{image.width} x {image.height}"
+                raise UnreadableImageError(f"{size} pixels are more than data.max_pixels")  # noqa: TRY301
             kind = "JPEG" if image.format == "MPO" else image.format or ""
             usual = _is_usual(image)
             side = min(image.size)
@@ -114,11 +107,6 @@ def open_image(data: bytes, *, short_side: int, max_pixels: int) -> tuple[Rgb, s
 def _is_usual(image: Image.Image) -> bool:
     """Return whether an image is upright in 8-bit RGB or grey."""
     return image.mode in {"RGB", "L"} and bool(image.getexif().get(0x0112, 1) == 1)
-
-
-def _refuse_huge(image: Image.Image, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        raise UnreadableImageError(f"{image.width} x {image.height} pixels are more than data.max_pixels")
 
 
 _BROKEN = (

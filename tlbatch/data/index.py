@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tlbatch.config.base import SplitName
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file
+from tlbatch.core.typing import Ints
 from tlbatch.runs.records import SPLITS
 
 _CHUNK = 100_000
@@ -23,17 +24,13 @@ Index = npt.NDArray[np.void]
 class IndexRows:
     """The images of each split, as numbers into a list: an image may be in several splits, or in none."""
 
-    image: npt.NDArray[np.int64]
+    image: Ints
     """Number of the image, (rows,)."""
-    split: npt.NDArray[np.int64]
+    split: Ints
     """Number in `SPLITS`, (rows,)."""
 
     def __len__(self) -> int:
         return len(self.image)
-
-    def chosen(self, some: npt.NDArray[np.bool_]) -> "IndexRows":
-        """Return the selected rows."""
-        return IndexRows(self.image[some], self.split[some])
 
 
 def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int) -> np.dtype[np.void]:
@@ -77,13 +74,7 @@ def write_index(path: Path, index: Index) -> None:
 
 
 def read_index(path: Path) -> Index:
-    """Map the index into memory.
-
-    Raises
-    ------
-    UserError
-        When it is missing or damaged.
-    """
+    """Map the index into memory; UserError if it is missing or damaged."""
     try:
         index: Index = np.load(path, mmap_mode="r", allow_pickle=False)
         if (
@@ -96,7 +87,7 @@ def read_index(path: Path) -> Index:
     return index
 
 
-def split_rows(index: Index, split: SplitName) -> npt.NDArray[np.int64]:
+def split_rows(index: Index, split: SplitName) -> Ints:
     """Return the row numbers of one split, in order."""
     return np.flatnonzero(index["split"] == SPLITS.index(split))
 

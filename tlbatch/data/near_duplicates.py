@@ -93,8 +93,7 @@ def _joined(label: Ints, edges: list[tuple[Ints, Ints]]) -> Ints:
     size = len(label)
     rows, columns = np.concatenate([label[one], np.arange(size)]), np.concatenate([label[other], label])
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), (size, size))
-    found: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
-    return found
+    return np.asarray(connected_components(graph, directed=False)[1].astype(np.int64))
 
 
 def _candidates(hashes: Hashes, num_stretches: int) -> Iterator[tuple[Ints, Ints]]:

@@ -10,6 +10,7 @@ from scipy import ndimage
 from skimage import color, exposure
 
 from tlbatch.config.data import StepName
+from tlbatch.core.typing import Bools
 from tlbatch.data.decode import Rgb, UnreadableImageError, resized, shrink
 
 _SEARCH_SIDE: Final = 192
@@ -101,8 +102,7 @@ def clahe(rgb: Rgb) -> Rgb:
     lab[..., 0] = low + (high - low) * exposure.equalize_adapthist(lab[..., 0] / 100, clip_limit=_CLIP_LIMIT)
     # Darkened pixels keep their colour unless Z, which is (L + 16) / 116 - b / 200, would fall below 0.
     lab[..., 2] = np.minimum(lab[..., 2], 199 / 116 * (lab[..., 0] + 16))
-    equal: Rgb = (255 * color.lab2rgb(lab)).round().astype(np.uint8)
-    return equal
+    return np.asarray((255 * color.lab2rgb(lab)).round().astype(np.uint8))
 
 
 _STEPS: Final[dict[StepName, Callable[[Rgb], Rgb]]] = {
@@ -117,24 +117,26 @@ def _find_disc(rgb: Rgb) -> _Disc:
     factor = max(1, short // _SEARCH_SIDE)
     red, green, blue = np.moveaxis(np.asarray(Image.fromarray(rgb).reduce(factor)), 2, 0)
     mask = _bright_part(np.maximum(np.maximum(red, green), blue))
-    row, column, radius = _fitted(mask) or _middle(mask)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    middle = _Disc(rows.mean() + 0.5, columns.mean() + 0.5, min(rows.size, columns.size) / 2)
+    row, column, radius = _fitted(mask) or middle
     if 2 * radius * factor < _MIN_DIAMETER * short:
         raise UnreadableImageError("no fundus disc found")
     return _Disc(row * factor, column * factor, radius * factor)
 
 
-def _bright_part(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+def _bright_part(grey: npt.NDArray[np.uint8]) -> Bools:
     """Return a mask of the largest connected region that is brighter than the background."""
     background = np.median(grey[grey <= np.percentile(grey, 1) + _MIN_RISE])
     brighter = grey[grey > background + _MIN_RISE]
     if not brighter.size:
         raise UnreadableImageError("no fundus disc found")
     parts, _ = ndimage.label(grey > background + max(_MIN_RISE, (brighter.mean() - background) / 10))
-    mask: npt.NDArray[np.bool_] = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+    mask: Bools = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
     return mask
 
 
-def _fitted(mask: npt.NDArray[np.bool_]) -> _Disc | None:
+def _fitted(mask: Bools) -> _Disc | None:
     """Fit a circle to the part of the mask's rim inside the frame; None if it is not a circle.
 
     Least squares after I. Kasa, "A circle fitting procedure and its error analysis" (1976), repeated without
@@ -155,15 +157,10 @@ def _fitted(mask: npt.NDArray[np.bool_]) -> _Disc | None:
     return _Disc(row, column, radius) if is_circle else None
 
 
-def _ends(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _ends(mask: Bools) -> npt.NDArray[np.float64]:
     """Return where the rows of the mask begin and end, as (row, column) x points, without those at the frame."""
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     points = np.stack([np.tile(rows + 0.5, 2), np.hstack([first, last])])
     inside: npt.NDArray[np.float64] = points[:, (points[1] > 0) & (points[1] < mask.shape[1])]
     return inside
-
-
-def _middle(mask: npt.NDArray[np.bool_]) -> _Disc:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return _Disc(rows.mean() + 0.5, columns.mean() + 0.5, min(rows.size, columns.size) / 2)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Recipe
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.sources.base import Labelled
 from tlbatch.runs.records import SPLITS
@@ -31,13 +32,7 @@ _TEN = 10
 
 
 def published_rows(images: Sequence[Labelled], recipe: Recipe) -> IndexRows:
-    """Return the rows of a recipe, sorted; an image may have several.
-
-    Raises
-    ------
-    UserError
-        When the images do not fit the recipe.
-    """
+    """Return the rows of a recipe, sorted; an image may have several; UserError if the images do not fit the recipe."""
     if recipe == "dogs-vs-cats":
         return _sorted_rows([(number, _from_folder(image)) for number, image in enumerate(images)])
     order = sorted(range(len(images)), key=lambda number: (images[number].label, images[number].key))
@@ -57,14 +52,14 @@ def _from_folder(image: Labelled) -> SplitName:
     return "train" if image.part == "train" else "test"
 
 
-def _flowers17(num_images: int) -> dict[SplitName, npt.NDArray[np.int64]]:
+def _flowers17(num_images: int) -> dict[SplitName, Ints]:
     """Split like scikit-learn's ShuffleSplit: the first part of a permutation is the test set."""
     permutation = np.random.RandomState(_SEED).permutation(num_images)
     test = permutation[: -(-num_images // 4)]
     return {"train": permutation[len(test) :], "val": test, "test": test}
 
 
-def _retinopathy(labels: npt.NDArray[np.str_], *, one_hot: bool) -> dict[SplitName, npt.NDArray[np.int64]]:
+def _retinopathy(labels: npt.NDArray[np.str_], *, one_hot: bool) -> dict[SplitName, Ints]:
     """Split like StratifiedShuffleSplit of scikit-learn 0.18, which flattened a two-dimensional y."""
     classes, counts = np.unique(labels, return_counts=True)
     if len(set(counts.tolist())) != 1 or counts[0] % _TEN:

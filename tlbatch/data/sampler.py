@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Positions = npt.NDArray[np.int64]
+from tlbatch.core.typing import Ints
+
+Positions = Ints
 _Words = npt.NDArray[np.uint64]
 SLAB = 16
 """Neighbouring samples that are always in the same window."""
@@ -29,9 +31,8 @@ class EpochOrder:
         self._key = np.array([seed, epoch], dtype=np.uint64)
         self._num_slabs = -(-num_samples // SLAB)
         self._slabs = _Permutation(max(1, self._num_slabs), self._key)
-        missing = self._num_slabs * SLAB - num_samples  # the last slab may be short
+        self._missing = self._num_slabs * SLAB - num_samples  # the last slab may be short
         self._short_place = int(self._slabs.inverse(np.array([max(0, self._num_slabs - 1)], np.uint64))[0])
-        self._missing = missing
         self._window: tuple[int, Positions] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -48,7 +49,8 @@ class EpochOrder:
         assert step == 1, "an order is read forwards"
         found = []
         while start < stop:
-            number = self._window_of(start)
+            number = start // (WINDOW_SLABS * SLAB)
+            number += start >= self._start_of(number + 1)
             first = self._start_of(number)
             window = self._read_window(number)
             found.append(window[start - first : stop - first])
@@ -58,10 +60,6 @@ class EpochOrder:
     def _start_of(self, window: int) -> int:
         start = window * WINDOW_SLABS * SLAB
         return start - self._missing if window * WINDOW_SLABS > self._short_place else start
-
-    def _window_of(self, place: int) -> int:
-        guess = place // (WINDOW_SLABS * SLAB)
-        return guess + 1 if place >= self._start_of(guess + 1) else guess
 
     def _read_window(self, number: int) -> Positions:
         if self._window[0] != number:
@@ -139,10 +137,10 @@ def class_balanced(labels: Positions, *, strength: float, seed: int, epoch: int)
     shares = (1 - strength) * counts / len(labels) + strength / len(classes)
     stops = np.round(np.cumsum(shares) * len(labels)).astype(np.int64)
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=[0, 0, 0, 4]))
-    picked = []
-    for name, wanted in zip(classes, np.diff(stops, prepend=0), strict=True):
-        picked.append(np.resize(generator.permutation(np.flatnonzero(labels == name)), wanted))
-    return np.concatenate(picked)
+    return np.concatenate([
+        np.resize(generator.permutation(np.flatnonzero(labels == name)), wanted)
+        for name, wanted in zip(classes, np.diff(stops, prepend=0), strict=True)
+    ])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,9 +164,10 @@ def training_batches(
     """
     order = EpochOrder(num_samples, seed=state.seed, epoch=state.epoch)
     rest = num_samples - state.position
-    num_batches = -(-rest // batch_size)
-    for number in range(num_batches):
-        start, stop = (state.position + _cut(rest, num_batches, at) for at in (number, number + 1))
+    total = num_batches(rest, batch_size)
+    size, larger = divmod(rest, max(1, total))  # the larger batches come first
+    for number in range(total):
+        start, stop = (state.position + at * size + min(at, larger) for at in (number, number + 1))
         first, last = (start + (stop - start) * r // world_size for r in (rank, rank + 1))
         yield stop - start, order[first:last]
 
@@ -176,12 +175,6 @@ def training_batches(
 def num_batches(num_samples: int, batch_size: int) -> int:
     """Return the number of batches of a complete epoch."""
     return -(-num_samples // batch_size)
-
-
-def _cut(total: int, parts: int, number: int) -> int:
-    """Return where part ``number`` begins if sizes of parts differ by at most one, the larger parts first."""
-    size, larger = divmod(total, parts)
-    return number * size + min(number, larger)
 
 
 def prediction_batches(num_samples: int, *, batch_size: int, rank: int, world_size: int) -> Iterator[Positions]:

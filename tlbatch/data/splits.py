@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data, Split
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
+from tlbatch.core.typing import Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.published_splits import published_rows
 from tlbatch.data.sources.base import Labelled, coded, key_of, tags_of
@@ -35,12 +35,8 @@ GIVEN_NAMES: dict[str, SplitName] = {
 def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
     """Subsample ``data.per_class`` images of each label, those whose keys hash lowest; all if it is 0.
 
-    With ``data.per_class_of = "train"``, all images of the other splits are kept.
-
-    Raises
-    ------
-    UserError
-        When a label has fewer images.
+    With ``data.per_class_of = "train"``, all images of the other splits are kept. Raises UserError if a label has fewer
+    images.
     """
     if not data.per_class:
         return list(images)
@@ -91,7 +87,7 @@ def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]
     return IndexRows(everyone, _split(groups, split, known)[groups.codes])
 
 
-def _split(groups: "_Groups", split: Split, known: dict[str, float]) -> npt.NDArray[np.int64]:
+def _split(groups: "_Groups", split: Split, known: dict[str, float]) -> Ints:
     """Return the split of every group."""
     if split.method == "hash":
         return _numbers(_by_place(_hashed(name, split.salt), split) for name in groups.names)
@@ -99,7 +95,7 @@ def _split(groups: "_Groups", split: Split, known: dict[str, float]) -> npt.NDAr
     return _numbers(_by_place(known[name], split) for name in groups.names)
 
 
-def _numbers(splits: Iterable[SplitName]) -> npt.NDArray[np.int64]:
+def _numbers(splits: Iterable[SplitName]) -> Ints:
     number = {name: place for place, name in enumerate(SPLITS)}
     return np.fromiter((number[split] for split in splits), np.int64)
 
@@ -109,7 +105,7 @@ class _Groups:
     """The groups of some images."""
 
     names: list[str]
-    codes: npt.NDArray[np.int64]
+    codes: Ints
     """Group number of each image."""
     sizes: list[int]
     strata: list[list[int]]
@@ -163,7 +159,7 @@ def _spread(groups: _Groups, split: Split, known: dict[str, float]) -> None:
             taken += sizes[name]
 
 
-def _strata(images: Sequence[Labelled], data: Data) -> tuple[npt.NDArray[np.int64], int]:
+def _strata(images: Sequence[Labelled], data: Data) -> tuple[Ints, int]:
     """Return the stratum of each image, and the number of strata: its label, or the rarest of its tags."""
     labels, distinct = coded(image.label for image in images)
     counts: Counter[str] = Counter()
@@ -174,7 +170,7 @@ def _strata(images: Sequence[Labelled], data: Data) -> tuple[npt.NDArray[np.int6
     return np.array([number[tag] for tag in rarest], np.int64)[labels], len(number)
 
 
-def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> npt.NDArray[np.int64]:
+def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> Ints:
     """Return the splits of the source; if it has no validation images, draw ``split.val`` of the training groups."""
     split = data.split
     found = _numbers(_names_given(images, data))

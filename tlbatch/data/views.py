@@ -62,19 +62,13 @@ class Views:
         return self._square(data, generator, plain=plain), int(generator.choice(_TURNS[self.symmetries]))
 
     def _square(self, data: bytes, generator: np.random.Generator | None, *, plain: bool) -> Rgb:
-        if plain:
-            width, height = plain_size(data)
-            box = self._box(width, height, generator)
+        rgb = None if plain else decode(data)
+        width, height = plain_size(data) if rgb is None else rgb.shape[1::-1]
+        box = _random_box(width, height, self.crop_scale, generator) if generator else _centre(width, height)
+        if rgb is None:
             factor = reduction(min(box[2] - box[0], box[3] - box[1]), self.size)
-            return self._cropped(decode_plain(data, (width, height), factor=factor), box, (width, height))
-        rgb = decode(data)
-        height, width = rgb.shape[:2]
-        return self._cropped(rgb, self._box(width, height, generator), (width, height))
-
-    def _box(self, width: int, height: int, generator: np.random.Generator | None) -> Box:
-        if generator is None:
-            return _centre(width, height)
-        return _random_box(width, height, self.crop_scale, generator)
+            rgb = decode_plain(data, (width, height), factor=factor)
+        return self._cropped(rgb, box, (width, height))
 
     def _cropped(self, rgb: Rgb, box: Box, size: tuple[int, int]) -> Rgb:
         across, down = rgb.shape[1] / size[0], rgb.shape[0] / size[1]  # the image may have been decoded smaller
@@ -116,9 +110,9 @@ class Samples:
         else:
             places = samples
             draws = random_words(samples, seed=self.seed, epoch=self.epoch)
-            views = (
-                numbers[draws % np.uint64(len(numbers))] if len(numbers) else (draws >> np.uint64(1)).astype(np.int64)
-            )
+            views = (draws >> np.uint64(1)).astype(np.int64)  # of crops that are drawn again in every epoch
+            if len(numbers):
+                views = numbers[draws % np.uint64(len(numbers))]
         return (places if self.picked is None else self.picked[places]), views
 
 

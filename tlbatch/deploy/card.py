@@ -53,27 +53,16 @@ def _usage(record: Exported) -> Iterable[str]:
     yield "With tlbatch, on files or folders of files, with or without a GPU:"
     yield "```bash\npython -m tlbatch.predict FOLDER IMAGES... --csv answers.csv\n```"
     yield "FOLDER is the folder that holds this file. Images are preprocessed as in training."
-    rows = [
-        [
-            f"`{form.file}`",
-            _WHATS[name],
-            _difference(form.difference) if not form.left_out else _left_out(form.left_out),
-        ]
-        for name, form in record.forms.items()
-    ]
+    rows = []
+    for name, form in record.forms.items():
+        difference = "not computed" if form.difference is None else f"{form.difference:.1e}"
+        found = f"left out: {_plain(form.left_out)}" if form.left_out else difference
+        rows.append([f"`{form.file}`", _WHATS[name], found])
     yield _table(["file", "contents", f"largest difference on {counted(record.num_checked, 'test image')}"], rows)
     yield (
         f"Only `{WEIGHTS}` can be loaded without running code from the file. Open `model.pt2` only if you trust its "
         "source; `model.json` has the SHA-256 of every file."
     )
-
-
-def _left_out(why: str) -> str:
-    return f"left out: {_plain(why)}"
-
-
-def _difference(value: float | None) -> str:
-    return "not computed" if value is None else f"{value:.1e}"
 
 
 def _interface(record: Exported) -> Iterable[str]:

@@ -32,10 +32,7 @@ Infer = Callable[[bytes, torch.Tensor], Floats]
 def export_run(paths: RunPaths, folder: Path) -> Exported:
     """Write the model of a run to a new folder: model.json, README.md and every format that can be exported.
 
-    Raises
-    ------
-    UserError
-        When the folder exists, the run has no report, or its reloaded weights give other probabilities.
+    Raises UserError if the folder exists, the run has no report, or its reloaded weights give other probabilities.
     """
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder}: already exists; name another folder, or remove it")
@@ -100,10 +97,7 @@ def _described(run: ReportedRun, reference: ParitySample) -> Exported:
 def _checked(model: ExportedModel, reference: ParitySample, checkpoint: Path) -> Form:
     """Return the entry of the weights, compared after they were read back.
 
-    Raises
-    ------
-    UserError
-        When they give other probabilities than the run.
+    Raises UserError if they give other probabilities than the run.
     """
     difference = _difference(model.predict(reference.files, in_shard=True).probabilities, reference)
     if not difference <= TOLERANCE:
@@ -117,18 +111,18 @@ def _checked(model: ExportedModel, reference: ParitySample, checkpoint: Path) ->
 def _graphs(model: ExportedModel, reference: ParitySample, folder: Path) -> dict[FormName, Form]:
     """Write the formats that hold the complete graph from square images to probabilities."""
     ways: dict[FormName, tuple[Make, Infer]] = {"onnx": (to_onnx, run_onnx), "pt2": (to_pt2, run_pt2)}
+    why = ""
     if model.draws_crops:
         why = "head.view_mean averages random crops of the full image, but a graph only gets its central square"
     elif model.answering.model.by_hand:
         why = "handcrafted features have no graph; use python -m tlbatch.predict FOLDER"
     else:
-        why = ""
+        try:
+            program = program_of(model.answering)
+        except Exception as error:  # noqa: BLE001 (torch.export may raise anything)
+            why = reason_of(error)
     if why:
         return {name: Form(file=f"model.{name}", difference=None, left_out=why) for name in ways}
-    try:
-        program = program_of(model.answering)
-    except Exception as error:  # noqa: BLE001 (torch.export may raise anything)
-        return {name: Form(file=f"model.{name}", difference=None, left_out=reason_of(error)) for name in ways}
     return {name: _graph(program, reference, folder, name, *ways[name]) for name in ways}
 
 

@@ -80,8 +80,7 @@ def program_of(answering: ExportModule) -> ExportedProgram:
             module.pin()
     size = answering.model.spec.size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         found = torch.export.export(answering, (example,), dynamic_shapes={"images": {0: torch.export.Dim("n", min=1)}})
     for part in found.graph_module.modules():
         for node in getattr(getattr(part, "graph", None), "nodes", ()):
@@ -92,8 +91,7 @@ def program_of(answering: ExportModule) -> ExportedProgram:
 def to_pt2(program: ExportedProgram) -> bytes:
     """Return the bytes of a file for ``torch.export.load``."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         torch.export.save(program, buffer)
     return buffer.getvalue()
 
@@ -102,8 +100,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
     """Return the bytes of an ONNX file with the input ``images`` and the output ``probabilities``."""
     for library in ("onnxscript", "onnx_ir"):
         logging.getLogger(library).setLevel(logging.WARNING)  # they log every node
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         made = torch.onnx.export(
             program, dynamo=True, input_names=["images"], output_names=["probabilities"], verbose=False
         )

@@ -1,6 +1,7 @@
 """A model folder written by `tlbatch.export`, which needs neither the run nor a cluster."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,13 +47,7 @@ class ExportedModel:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ExportedModel":
-        """Load a model from its folder.
-
-        Raises
-        ------
-        UserError
-            When the folder is missing or a file in it has changed.
-        """
+        """Load a model from its folder; UserError if the folder is missing or a file in it has changed."""
         again = "export the run again: python -m tlbatch.export RUN FOLDER"
         missing = "name a folder that python -m tlbatch.export wrote"
         record = load_record(Exported, folder / RECORD, missing=missing, damaged=again)
@@ -98,22 +93,16 @@ class ExportedModel:
 
     def batches(self, files: Iterable[bytes], *, in_shard: bool = False) -> Iterator[ImagePredictions]:
         """Predict as `predict` does, and yield the results batch by batch."""
-        most = max(1, _SQUARES // len(self._views.numbers))
-        waiting: list[bytes] = []
-        for data in files:
-            waiting.append(data)
-            if len(waiting) == most:
-                yield self._answer(waiting, in_shard=in_shard)
-                waiting = []
-        if waiting:
-            yield self._answer(waiting, in_shard=in_shard)
+        left = iter(files)
+        while some := list(islice(left, max(1, _SQUARES // len(self._views.numbers)))):
+            yield self._predict(some, in_shard=in_shard)
 
     @property
     def _drawn(self) -> tuple[int, ...]:
         """Views to decode; the symmetries of a square are computed on the device."""
         return self._views.numbers if self.draws_crops else (0,)
 
-    def _answer(self, files: list[bytes], *, in_shard: bool) -> ImagePredictions:
+    def _predict(self, files: list[bytes], *, in_shard: bool) -> ImagePredictions:
         size = self._views.size
         errors: dict[int, str] = {}
         squares = np.zeros((len(self._drawn), len(files), size, size, 3), np.uint8)

@@ -5,7 +5,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,8 +42,9 @@ def predict_files(folder: Path, images: Sequence[Path], table: Path | None) -> i
     model = ExportedModel.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     if not torch.cuda.is_available():
         keep_freed_memory()
-    with _opened(table) as file:
+    with atomic_file(table) if table else nullcontext(sys.stdout.buffer) as file:
         num_unread = write_image_predictions(model, files, lost, file)
+    sys.stdout.buffer.flush()
     if num_unread:
         sys.stderr.write(f"{num_unread} of {len(files) + len(lost)} could not be read; see the column error\n")
     return _UNREAD if num_unread else 0
@@ -52,10 +53,7 @@ def predict_files(folder: Path, images: Sequence[Path], table: Path | None) -> i
 def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
     """Return the given files and the sorted image files below the given folders; and the folders that cannot be read.
 
-    Raises
-    ------
-    UserError
-        When there are no images.
+    Raises UserError if there are no images.
     """
     files: list[Path] = []
     lost: list[Rejected] = []
@@ -77,14 +75,16 @@ def write_image_predictions(
     classes = model.record.classes
     table.write(_line(["image", "predicted", *(f"p_{name}" for name in classes), "error"]))
     num_unread = len(lost)
-    for file, probabilities, error in _answered(model, files):
-        table.write(_line(_failed(str(file), error, classes) if error else _row(str(file), probabilities, classes)))
+    nothing = [""] * (1 + len(classes))
+    for file, probabilities, error in _predicted(model, files):
+        values = [classes[int(probabilities.argmax())], *(f"{value:.6f}" for value in probabilities.tolist())]
+        table.write(_line([str(file), *(nothing if error else values), error]))
         num_unread += bool(error)
-    table.writelines(_line(_failed(one.key, one.cause, classes)) for one in lost)
+    table.writelines(_line([one.key, *nothing, one.cause]) for one in lost)
     return num_unread
 
 
-def _answered(model: ExportedModel, files: Sequence[Path]) -> Iterator[tuple[Path, Floats, str]]:
+def _predicted(model: ExportedModel, files: Sequence[Path]) -> Iterator[tuple[Path, Floats, str]]:
     """Yield each file with its probabilities or an error."""
     unread: dict[int, str] = {}
     left = iter(enumerate(files))
@@ -104,26 +104,8 @@ def _read(files: Sequence[Path], unread: dict[int, str]) -> Iterator[bytes]:
         yield data
 
 
-def _row(image: str, probabilities: Floats, classes: Sequence[str]) -> list[str]:
-    return [image, classes[int(probabilities.argmax())], *(f"{value:.6f}" for value in probabilities.tolist()), ""]
-
-
-def _failed(image: str, why: str, classes: Sequence[str]) -> list[str]:
-    return [image, "", *[""] * len(classes), why]
-
-
 def _line(cells: Sequence[str]) -> bytes:
     """Return a line of CSV in which no text starts a formula and cells with line breaks are quoted."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(map(plain_text, cells))
     return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace") + b"\n"
-
-
-@contextmanager
-def _opened(table: Path | None) -> Iterator[BinaryIO]:
-    if table is not None:
-        with atomic_file(table) as file:
-            yield file
-        return
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()

@@ -67,10 +67,7 @@ class ParitySample:
 def load_reported(paths: RunPaths) -> ReportedRun:
     """Read the report, checkpoint and predictions of a run.
 
-    Raises
-    ------
-    UserError
-        When it has no report, is an ensemble, or one of its files is missing or was changed.
+    Raises UserError if it has no report, is an ensemble, or one of its files is missing or was changed.
     """
     missing = "run reduce first: python -m tlbatch.reduce RUN"
     if paths.report_json.exists():
@@ -91,10 +88,7 @@ def load_reported(paths: RunPaths) -> ReportedRun:
 def predict_sample(run: ReportedRun) -> ParitySample:
     """Predict test images spread over the split as predict and reduce do, on the CPU in 32 bits.
 
-    Raises
-    ------
-    UserError
-        When none of them can be read.
+    Raises UserError if none of them can be read.
     """
     job, best, images = run.record.job, run.best, run.images
     model = trained_classifier(run.record, len(best.classes), run.checkpoint).eval()
@@ -124,9 +118,8 @@ def _readable(images: ImageSet, size: int) -> tuple[Positions, torch.Tensor]:
     """Return the rows of at most 32 readable test images at equal distances, and their squares."""
     rows = images.rows("test")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, _MOST).round().astype(np.int64))]
-    batch = SplitDataset(images, rows, Samples(len(rows), Views(size), every_view=True), strict=False).__getitems__(
-        range(len(rows))
-    )
+    dataset = SplitDataset(images, rows, Samples(len(rows), Views(size), every_view=True), strict=False)
+    batch = dataset.__getitems__(range(len(rows)))
     kept = [place for place in range(len(rows)) if place not in batch.errors]
     if not kept:
         folder = images.paths.folder

@@ -65,26 +65,21 @@ class RankContext:
     def end_if_stopped(self, what: str, *, own_s: float) -> None:
         """Wait for the other ranks, and stop all of them together if one received a signal.
 
-        Raises
-        ------
-        StoppedError
-            On all ranks.
+        Raises StoppedError on all ranks.
         """
         with self.shares_of_others(own_s):
-            said = gather_object([(self.stop.signal_name, self.stop.wants_again)])
-        names = [name for name, _ in said if name]
+            gathered = gather_object([(self.stop.signal_name, self.stop.wants_again)])
+        names = [name for name, _ in gathered if name]
         if names:
-            raise StoppedError(f"stopped by {names[0]} {what}", again=any(again for _, again in said))
+            raise StoppedError(f"stopped by {names[0]} {what}", again=any(again for _, again in gathered))
 
 
 @contextmanager
 def join_process_group(stage: StageName, run: Run, world: World) -> Iterator[RankContext]:
     """Join the ranks of a stage into a process group, with signals caught and a watchdog running.
 
-    Raises
-    ------
-    UserError
-        If the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of ranks.
+    Raises UserError if the ranks do not find each other in time, a GPU is missing, or Accelerate sees another number of
+    ranks.
     """
     job, paths = run.job, run.paths
     stop = StopFlag()
@@ -99,7 +94,7 @@ def join_process_group(stage: StageName, run: Run, world: World) -> Iterator[Ran
     if world.world_size > 1:
         join_ranks(world, job.slurm, paths.rendezvous / f"{stage}-{world.attempt}.json", on_gpu=on_gpu)
 
-    def tell(kind: Stall, what: str) -> None:
+    def report(kind: Stall, what: str) -> None:
         message = f"{world.node} rank {world.rank}: {what}; see the stack in its log"
         record_failure(stage, world, paths.folder, message, kind)
 
@@ -108,7 +103,7 @@ def join_process_group(stage: StageName, run: Run, world: World) -> Iterator[Ran
         _check(accelerator, world, on_gpu=on_gpu)
         size, prefix = world.world_size, f"{stage}-{world.attempt}"
         heartbeat = Heartbeat(paths.rendezvous, prefix, rank=world.rank, world_size=size) if size > 1 else None
-        with Watchdog(job.slurm.watchdog_timeout_s, tell, heartbeat=heartbeat) as watchdog:
+        with Watchdog(job.slurm.watchdog_timeout_s, report, heartbeat=heartbeat) as watchdog:
             yield RankContext(accelerator, world, stop, ProgressReporter(paths, world, stage), watchdog)
     finally:
         if dist.is_initialized():
@@ -157,9 +152,6 @@ def _check(accelerator: Accelerator, world: World, *, on_gpu: bool) -> None:
     if on_gpu != (accelerator.device.type == "cuda"):
         raise UserError(f"{world.node}: Accelerate chose {accelerator.device}; check ACCELERATE_USE_CPU and the GPUs")
     if world.is_main:
-        log.info(
-            "%s on %s, %s each",
-            counted(world.world_size, "rank"),
-            torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU",
-            counted(world.num_threads, "thread"),
-        )
+        ranks, threads = counted(world.world_size, "rank"), counted(world.num_threads, "thread")
+        device = torch.cuda.get_device_name(accelerator.device) if on_gpu else "CPU"
+        log.info("%s on %s, %s each", ranks, device, threads)

@@ -1,5 +1,6 @@
 """Rendezvous: how the ranks of a stage find each other."""
 
+import itertools
 import json
 import os
 import socket
@@ -38,7 +39,11 @@ def join_ranks(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
     store, address = _host_store(world, file, limit) if world.is_main else _find_store(world, file, limit)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(store.port))
     if slurm.interface and world.spans_nodes:
-        _use_interface(slurm.interface, world)
+        known = psutil.net_if_addrs()
+        if slurm.interface not in known:
+            names = ", ".join(sorted(known))
+            raise UserError(f"slurm.interface: {world.node} has no {slurm.interface}; name one of {names}")
+        os.environ.update(NCCL_SOCKET_IFNAME=slurm.interface, GLOO_SOCKET_IFNAME=slurm.interface)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address))
     try:
         dist.init_process_group(
@@ -119,12 +124,8 @@ def _own_addresses(world: World) -> list[str]:
     """Return numeric addresses at which other ranks may reach this one, the most likely first."""
     if not world.spans_nodes:
         return ["127.0.0.1"]
-    own = [
-        entry.address
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family == socket.AF_INET
-    ]
+    entries = itertools.chain.from_iterable(psutil.net_if_addrs().values())
+    own = [entry.address for entry in entries if entry.family == socket.AF_INET]
     outside = [address for address in own if not address.startswith("127.")]
     known = [world.address] if world.address in own else []
     return list(dict.fromkeys([*known, *outside, "127.0.0.1"]))
@@ -139,10 +140,3 @@ def _interface(address: str) -> str:
         if any(entry.address == own for entry in entries):
             return name
     raise UserError(f"no network interface has the address {own}; set slurm.interface")
-
-
-def _use_interface(name: str, world: World) -> None:
-    known = psutil.net_if_addrs()
-    if name not in known:
-        raise UserError(f"slurm.interface: {world.node} has no {name}; name one of {', '.join(sorted(known))}")
-    os.environ.update(NCCL_SOCKET_IFNAME=name, GLOO_SOCKET_IFNAME=name)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Literal, Self
 
 from tlbatch.core.errors import StoppedError
@@ -22,6 +22,7 @@ Stall = Literal["hung", "lost"]
 _FIRST = 10
 """Limits that the first step, which starts workers and compiles, may take; later, multiples of the longest step."""
 _WAITS = ("torch/distributed/", "torch/autograd/")
+"""Code in which a rank waits for others: collectives, and backward passes, which end in one."""
 _SIGN = """
 trap "" HUP INT TERM USR1 USR2
 while while read -r key state _; do [ "$key" = State: ] && break; done < "/proc/$1/status"; do
@@ -104,14 +105,14 @@ class Watchdog:
     ----------
     limit_s
         Limit in seconds.
-    tell
+    report
         Called with the problem when time is up, just before the process ends.
     heartbeat
         Heartbeats of this rank and the next; None if there is no other rank.
     """
 
-    def __init__(self, limit_s: float, tell: Callable[[Stall, str], None], *, heartbeat: Heartbeat | None) -> None:
-        self._limit_s, self._tell, self._heartbeat = limit_s, tell, heartbeat
+    def __init__(self, limit_s: float, report: Callable[[Stall, str], None], *, heartbeat: Heartbeat | None) -> None:
+        self._limit_s, self._report, self._heartbeat = limit_s, report, heartbeat
         self._main = threading.main_thread().ident
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -180,23 +181,23 @@ class Watchdog:
 
     def _watch(self) -> None:
         pause = min(1.0, self._limit_s / 4)
-        looked = signed = time.monotonic()
+        checked = heartbeat_checked = time.monotonic()
         while not self._ended.wait(pause):
             now = time.monotonic()
-            if now - looked > max(self._limit_s / 2, 4 * pause):
-                log.warning("this process was suspended for %.0f s", now - looked)
+            if now - checked > max(self._limit_s / 2, 4 * pause):
+                log.warning("this process was suspended for %.0f s", now - checked)
                 self._last = max(self._last, now)
                 if self._heartbeat:
                     self._heartbeat.reset()
-            looked = now
-            if self._heartbeat and now - signed > self._limit_s / _SIGNS:
-                signed = now
-                self._look(self._heartbeat)
+            checked = now
+            if self._heartbeat and now - heartbeat_checked > self._limit_s / _SIGNS:
+                heartbeat_checked = now
+                self._check_heartbeat(self._heartbeat)
             what, still = self._what, now - self._last
             if what and still > self._allowed_s:
                 self._end_still(what, still)
 
-    def _look(self, heartbeat: Heartbeat) -> None:
+    def _check_heartbeat(self, heartbeat: Heartbeat) -> None:
         """End the process if the next rank sends no heartbeats."""
         try:
             silent = heartbeat.silence_s()
@@ -210,19 +211,15 @@ class Watchdog:
 
     def _end_still(self, what: str, still: float) -> None:
         frame = sys._current_frames().get(self._main or 0)  # noqa: SLF001 (the documented way to another thread's frame)
-        waits = self._heartbeat is not None and (self._waits or _is_collective(frame))
-        where = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "nowhere"
+        file = frame.f_code.co_filename if frame else ""
+        waits = self._heartbeat is not None and (self._waits or any(part in file for part in _WAITS))
+        where = f"{file}:{frame.f_lineno}" if frame else "nowhere"
         doing = "has waited for another rank" if waits else "has made no progress"
         self._end("lost" if waits else "hung", f"{doing} for {still:.0f} s in {what} ({where})")
 
     def _end(self, kind: Stall, what: str) -> None:
         faulthandler.dump_traceback(all_threads=True)
-        self._tell(kind, what)
+        self._report(kind, what)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-
-
-def _is_collective(frame: FrameType | None) -> bool:
-    """Return whether the thread is in a collective, or in a backward pass, which ends in one."""
-    return frame is not None and any(part in frame.f_code.co_filename for part in _WAITS)

@@ -22,11 +22,7 @@ def together(members: Sequence[Predictions], names: Sequence[str], how: Ensemble
     mean: arithmetic mean of the probabilities; log-mean: geometric mean; rank: mean rank of the image for each class
     within its run and split, mapped to the probability at the same quantile of the pooled predictions. Validation
     images are included if all runs have the same ones. An image that any of its runs could not read has no prediction.
-
-    Raises
-    ------
-    UserError
-        When classes, groups or labels differ.
+    Raises UserError if classes, groups or labels differ.
     """
     for member, name in zip(members, names, strict=True):
         if member.classes != members[0].classes:

@@ -8,7 +8,6 @@ from os.path import splitext
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import chi2_contingency
 
 from tlbatch.config.base import Metric
@@ -16,6 +15,7 @@ from tlbatch.config.report import Reporting
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import plain_text, to_csv
 from tlbatch.core.text import counted
+from tlbatch.core.typing import Bools
 from tlbatch.metrics.confusion import Classified, point_scores
 from tlbatch.runs.report import Placed
 
@@ -35,13 +35,7 @@ class Named:
 
 
 def read_table(file: Path) -> tuple[list[str], Table]:
-    """Read header and rows of a CSV file.
-
-    Raises
-    ------
-    UserError
-        When it is not a CSV file.
-    """
+    """Read header and rows of a CSV file; UserError if it is not a CSV file."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened, strict=True, restval="")
@@ -54,10 +48,7 @@ def read_table(file: Path) -> tuple[list[str], Table]:
 def read_board(file: Path) -> list[float]:
     """Read the scores of a Kaggle leaderboard export (column Score), rounded to its five decimals, best first.
 
-    Raises
-    ------
-    UserError
-        When the column is missing or contains a value that is not a finite number.
+    Raises UserError if the column is missing or contains a value that is not a finite number.
     """
     header, rows = read_table(file)
     if "Score" not in header or not rows:
@@ -91,10 +82,7 @@ def place(score: float, board: Sequence[float]) -> str:
 def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed, ...]:
     """Place the score on each external leaderboard, with warnings where it is not comparable.
 
-    Raises
-    ------
-    UserError
-        When a file cannot be read.
+    Raises UserError if a file cannot be read.
     """
     boards = {"public": reporting.public_leaderboard, "private": reporting.private_leaderboard}
     found = []
@@ -113,7 +101,7 @@ def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed,
     return tuple(found)
 
 
-def _part(tested: Named, solution: Path, name: str) -> tuple[npt.NDArray[np.bool_], list[str]]:
+def _part(tested: Named, solution: Path, name: str) -> tuple[Bools, list[str]]:
     """Select the test images in a part of the solution, with warnings about differences from it."""
     header, rows = read_table(solution)
     if header.count("Usage") != 1 or len(set(header)) != 3:

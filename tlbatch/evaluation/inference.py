@@ -17,7 +17,8 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
-from tlbatch.data.dataset import ImageSet, num_workers
+from tlbatch.data.dataset import ImageSet
+from tlbatch.data.loader import num_workers
 from tlbatch.data.sampler import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.distributed.process_group import RankContext, join_process_group
@@ -149,18 +150,15 @@ def part_from_outputs(
 ) -> Part:
     """Convert outputs of the head to a part; each image has ``each`` consecutive rows of outputs.
 
-    Raises
-    ------
-    UserError
-        When a number is not finite.
+    Raises UserError if a number is not finite.
     """
     unread = np.isin(rows, list(errors))
     if isinstance(model.head, PhraseHead):
         written, log_probabilities, _ = unpacked(outputs.cpu())
-        judged, phrases = log_probabilities.numpy().copy(), written.numpy().astype(np.int32)
-        _check_finite(judged)
-        judged[unread], phrases[unread] = np.nan, NONE
-        return Part(rows, np.empty((len(rows), 0), np.float32), judged, errors, phrases)
+        scores, phrases = log_probabilities.numpy().copy(), written.numpy().astype(np.int32)
+        _check_finite(scores)
+        scores[unread], phrases[unread] = np.nan, NONE
+        return Part(rows, np.empty((len(rows), 0), np.float32), scores, errors, phrases)
     found, grades = (
         values.cpu().numpy().reshape(-1, each, values.shape[1]).mean(axis=1)
         for values in (model.probabilities(outputs), model.grades(outputs))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tlbatch.core.typing import Bools
 from tlbatch.data.dataset import ImageSet
 from tlbatch.data.phrase_checks import odd_phrases
 from tlbatch.data.sources.base import name_of
@@ -36,12 +37,12 @@ class Phrases(PredictionTable):
     """Log probability of the predicted phrase, (n,); NaN where an image could not be read."""
 
     @property
-    def is_read(self) -> npt.NDArray[np.bool_]:
+    def is_read(self) -> Bools:
         """Whether each image could be read, (n,)."""
         return np.asarray(~np.isnan(self.log_probabilities))
 
     @property
-    def is_right(self) -> npt.NDArray[np.bool_]:
+    def is_right(self) -> Bools:
         """Whether each phrase matches the true one exactly, (n,)."""
         return np.asarray(self.labels == self.written, np.bool_)
 
@@ -59,13 +60,7 @@ class Phrases(PredictionTable):
 
 
 def read_phrases(path: Path) -> Phrases:
-    """Read predictions.csv back, with phrases as written there.
-
-    Raises
-    ------
-    UserError
-        When it is missing or damaged.
-    """
+    """Read predictions.csv back, with phrases as written there; UserError if it is missing or damaged."""
     shared, texts, values = read_columns(path, ["log_probability"])
     labels, written = (np.array(texts[name], np.object_) for name in ("label", "prediction"))
     return Phrases(**shared, labels=labels, written=written, log_probabilities=values[:, 0])
@@ -118,9 +113,7 @@ def summarise_phrases(
     )
 
 
-def _subgroups(
-    decided: Classified, columns: Mapping[str, Sequence[str]], read: npt.NDArray[np.bool_], *, seed: int
-) -> list[Subgroup]:
+def _subgroups(decided: Classified, columns: Mapping[str, Sequence[str]], read: Bools, *, seed: int) -> list[Subgroup]:
     return [
         Subgroup(
             column=column,

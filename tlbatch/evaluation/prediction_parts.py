@@ -47,13 +47,9 @@ class Part:
     @staticmethod
     def joined(parts: Sequence["Part"]) -> "Part":
         """Concatenate parts."""
-        return Part(
-            np.concatenate([part.rows for part in parts]),
-            np.concatenate([part.probabilities for part in parts]),
-            np.concatenate([part.grades for part in parts]),
-            {row: error for part in parts for row, error in part.errors.items()},
-            np.concatenate([part.phrases for part in parts]),
-        )
+        names = ("rows", "probabilities", "grades", "phrases")
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Part(**columns, errors={row: error for part in parts for row, error in part.errors.items()})
 
 
 class Width(NamedTuple):

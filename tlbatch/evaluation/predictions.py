@@ -13,7 +13,7 @@ import polars as pl
 from tlbatch.config.base import SplitName
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, exact_text, plain_text
-from tlbatch.core.typing import Ints
+from tlbatch.core.typing import Bools, Ints
 from tlbatch.data.index import Index
 from tlbatch.evaluation.prediction_parts import Part
 from tlbatch.metrics.bootstrap import numbered
@@ -36,7 +36,7 @@ class PredictionTable:
     errors: npt.NDArray[np.object_]
     """Reason why the image could not be read, (n,); else empty."""
 
-    def where(self, some: npt.NDArray[np.bool_] | Ints) -> Self:
+    def where(self, some: Bools | Ints) -> Self:
         """Select some of the images."""
         return replace(self, **{name: column[some] for name, column in self.arrays.items()})
 
@@ -66,7 +66,7 @@ class Predictions(PredictionTable):
     """(n, num_classes); NaN where an image could not be read."""
 
     @property
-    def is_read(self) -> npt.NDArray[np.bool_]:
+    def is_read(self) -> Bools:
         """Whether each image could be read, (n,)."""
         return np.asarray(~np.isnan(self.probabilities).any(axis=1))
 
@@ -118,13 +118,7 @@ def _plain(texts: Iterable[str]) -> pl.Series:
 
 
 def read_predictions(path: Path, classes: Sequence[str]) -> Predictions:
-    """Read predictions.csv back.
-
-    Raises
-    ------
-    UserError
-        When it is missing, damaged, or has other classes.
-    """
+    """Read predictions.csv back; UserError if it is missing, damaged, or has other classes."""
     shared, texts, probabilities = read_columns(path, [f"p_{name}" for name in classes])
     known = {plain_text(name): number for number, name in enumerate(classes)}
     try:
@@ -139,10 +133,7 @@ def read_columns(
 ) -> tuple[dict[str, Any], dict[str, list[str]], npt.NDArray[np.float32]]:
     """Read predictions.csv: the fields of `PredictionTable`, the columns of text, and those of numbers, (n, numbers).
 
-    Raises
-    ------
-    UserError
-        When it is missing, damaged, or has other columns.
+    Raises UserError if it is missing, damaged, or has other columns.
     """
     kinds = dict.fromkeys(_TEXTS, pl.String) | dict.fromkeys(numbers, pl.Float32) | {"error": pl.String}
     try:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from tlbatch import __version__
 from tlbatch.config.base import SplitName
-from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file, write_text
 from tlbatch.core.text import counted
@@ -70,7 +69,9 @@ class Scoring:
         job, classes = self.record.job, self.manifest.classes
         commonest = classes[int(np.argmax(self.manifest.counts["train"]))]
         self.write_submission(dict(zip(names, test.predicted, strict=True)), commonest)
-        asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), _ordered(job, classes))
+        grades = job.metric == "quadratic_kappa" or job.decision == "expected-grade" or job.objective in _OF_GRADES
+        ordered = grades or all(name.isdecimal() for name in classes)
+        asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), ordered)
         return found, summarise(found, raw, held_out, fitted, asked, names=names, thresholds=thresholds)
 
     def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:
@@ -100,12 +101,6 @@ class Scoring:
         write_text(self.folder / "submission.csv", text)
 
 
-def _ordered(job: Job, classes: Sequence[str]) -> bool:
-    """Return whether the job treats its classes as grades, or all class names are numbers."""
-    grades = job.metric == "quadratic_kappa" or job.decision == "expected-grade"
-    return grades or job.objective in _OF_GRADES or all(name.isdecimal() for name in classes)
-
-
 def predictions_of(index: Index, merged: Part, classes: tuple[str, ...]) -> Predictions:
     """Combine the merged predictions with keys, groups, splits and labels from the index."""
     labels = index["label"][merged.rows].astype(np.int64)
@@ -124,10 +119,7 @@ class HeldOut:
 def held_out_of(paths: RunPaths, best: Best, found: Predictions, merged: Part) -> HeldOut:
     """Return the predictions of the validation images or, without any, out-of-fold predictions of training images.
 
-    Raises
-    ------
-    UserError
-        When the file of out-of-fold predictions is missing or modified.
+    Raises UserError if the file of out-of-fold predictions is missing or modified.
     """
     val = found.splits == SPLITS.index("val")
     if val.any() or best.unseen is None:
@@ -212,7 +204,6 @@ def _cost(run: Run, num_predicted: int) -> Cost:
 def _gpu_hours(run: Run, done: Mapping[StageName, Marker]) -> float:
     """Sum GPU hours over all attempts of the earlier stages; for a stage without recorded attempts, of its last run."""
     attempts = [one for one in read_attempts(run.paths) if one.stage != "reduce"]
-    booked = {one.stage for one in attempts}
-    asked = [stage for stage in done if stage in RANKED_STAGES and stage not in booked and run.job.slurm.gpus_per_node]
-    others = sum(done[stage].seconds * done[stage].world_size / 3600 for stage in asked)
-    return others + sum(one.gpu_hours for one in attempts)
+    unrecorded = done.keys() & set(RANKED_STAGES) - {one.stage for one in attempts}
+    last = (done[stage] for stage in done if stage in unrecorded and run.job.slurm.gpus_per_node)
+    return sum(one.seconds * one.world_size / 3600 for one in last) + sum(one.gpu_hours for one in attempts)

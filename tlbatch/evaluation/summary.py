@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tlbatch.config.base import Metric, SplitName
 from tlbatch.config.report import Reporting
 from tlbatch.core.text import counted
-from tlbatch.core.typing import Floats
+from tlbatch.core.typing import Bools, Floats
 from tlbatch.evaluation.external_leaderboards import Named, placed
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.metrics.bootstrap import numbered
@@ -23,23 +23,13 @@ from tlbatch.metrics.confusion import (
 )
 from tlbatch.metrics.roc import at_threshold, rank, threshold_for
 from tlbatch.runs.records import SPLITS
-from tlbatch.runs.report import (
-    Deployed,
-    Estimate,
-    OperatingPoint,
-    Question,
-    Scored,
-    ScoreName,
-    Subgroup,
-    Thresholds,
-)
+from tlbatch.runs.report import Deployed, Estimate, OperatingPoint, Question, Scored, ScoreName, Subgroup, Thresholds
 
 _MOST_VALUES, _MOST_CURVES = 30, 20
 Fitted = tuple[float | None, bool, str]
 """A temperature, whether it is applied, and why."""
 _OF_GRADES: tuple[ScoreName, ...] = ("quadratic_kappa", "linear_kappa", "grade_error")
 _NO_ORDER = Estimate(value=None, undefined="the classes are not ordered")
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -172,19 +162,14 @@ def _question(name: str, positive: Sequence[str], images: Predictions, tuning: P
         threshold = threshold_for(*others, sensitivity=sensitivity, specificity=specificity)
         aim = f"{wanted} on {where}"
         if threshold is None:
-            points.append(_not_found(f"{aim}: positive and negative images required"))
+            none, aim = Estimate(value=None, undefined="no threshold"), f"{aim}: positive and negative images required"
+            scored = dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), none)
+            points.append(OperatingPoint(aim=aim, threshold=None, counts=(0, 0, 0, 0), **scored))
             continue
         points.append(at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed))
     ranked = rank(truth, scores, groups)
     return Question(
         **dict(ranked), name=name, positive=tuple(positive), num_positive=int(truth.sum()), points=tuple(points)
-    )
-
-
-def _not_found(aim: str) -> OperatingPoint:
-    none = Estimate(value=None, undefined="no threshold")
-    return OperatingPoint(
-        aim=aim, threshold=None, counts=(0, 0, 0, 0), sensitivity=none, specificity=none, ppv=none, npv=none
     )
 
 
@@ -226,7 +211,7 @@ def evaluate_thresholds(
     grades
         Regression output to be thresholded, NaN where an image could not be read.
     """
-    judged: list[dict[SplitName, Estimate]] = []
+    scored: list[dict[SplitName, Estimate]] = []
     for cut in cuts:
         scores: dict[SplitName, Estimate] = {}
         for split, values in grades.items():
@@ -235,6 +220,6 @@ def evaluate_thresholds(
             chosen = np.digitize(values[read].astype(np.float64), cut).astype(np.int64)
             decided = Classified(own.labels, chosen, numbered(own.groups), len(own.classes))
             scores[split] = score_with_intervals(decided, seed=seed)[metric]
-        judged.append(scores)
+        scored.append(scores)
     kept = not np.allclose(cuts[0], cuts[1], atol=1e-6)
-    return Thresholds(fitted=tuple(cuts[1].tolist()), kept=kept, rounding=judged[0], tuned=judged[1])
+    return Thresholds(fitted=tuple(cuts[1].tolist()), kept=kept, rounding=scored[0], tuned=scored[1])

@@ -52,13 +52,11 @@ def reliability(probabilities: Floats, truth: Ints, groups: Ints, *, seed: int) 
     errors = np.abs(sums[:, 3:]).sum(axis=1) / total
     errors = np.maximum(0, errors - errors.mean() + error)  # resampling noise biases the ECE upwards
     bins = []
-    for number in range(_BINS):
+    for number in np.unique(at).tolist():
         inside = at == number
-        if inside.any():
-            num, hits = int(inside.sum()), int(right[inside].sum())
-            edges = (number / _BINS, (number + 1) / _BINS)
-            mean = float(highest[inside].mean())
-            bins.append(Bin(low=edges[0], high=edges[1], n=num, confidence=mean, accuracy=wilson(hits, num)))
+        num, mean = int(inside.sum()), float(highest[inside].mean())
+        low, high, accuracy = number / _BINS, (number + 1) / _BINS, wilson(int(right[inside].sum()), num)
+        bins.append(Bin(low=low, high=high, n=num, confidence=mean, accuracy=accuracy))
     return Reliability(
         log_loss=estimate(float(log_loss(truth, exact, labels=every)), sums[:, 1] / total),
         brier=estimate(float(brier_score_loss(truth, exact, labels=every, scale_by_half=False)), sums[:, 2] / total),
@@ -125,9 +123,7 @@ def calibrate(
     if not len(truth):
         return None
     temperature, kept, why = fitted
-    after = None
-    if temperature is not None:
-        after = reliability(tempered(probabilities, temperature), truth, groups, seed=seed)
+    after = None if temperature is None else reliability(tempered(probabilities, temperature), truth, groups, seed=seed)
     before = reliability(probabilities, truth, groups, seed=seed)
     return Calibration(temperature=temperature, kept=kept, why=why, before=before, after=after)
 

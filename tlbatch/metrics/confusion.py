@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from tlbatch.core.typing import Floats, Ints
+from tlbatch.core.typing import Bools, Floats, Ints
 from tlbatch.metrics.bootstrap import GroupSums, estimate, group_sums_of_cells, numbered, proportion, resample
+from tlbatch.metrics.kappa import quadratic_kappa, weighted_kappa
 from tlbatch.runs.report import SCORES, ClassScores, Estimate, Ranked, ScoreName
 
 _TRUE, _CHOSEN, _RIGHT, _APART, _GRADES, _SQUARES = range(6)
@@ -34,7 +35,7 @@ class Classified:
             if codes.dtype.kind != "i" or (len(codes) and not 0 <= codes.min() <= codes.max() < self.num_classes):
                 raise ValueError(f"classes must be integers from 0 to {self.num_classes - 1}")
 
-    def where(self, some: npt.NDArray[np.bool_]) -> "Classified":
+    def where(self, some: Bools) -> "Classified":
         """Select some of the images."""
         return Classified(self.y_true[some], self.y_pred[some], numbered(self.groups[some]), self.num_classes)
 
@@ -84,8 +85,7 @@ def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
     parts = sums.reshape(len(sums), _COLUMNS, -1).transpose(1, 0, 2)
     true, y_pred, right, apart, grades, squares = parts
     numbers = np.arange(true.shape[1], dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no classes is NaN
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings(action="ignore"):  # means of none
         recall = right / true
         total = true.sum(1)
         agreed = right.sum(1) / total
@@ -103,42 +103,12 @@ def table_scores(sums: Floats) -> dict[ScoreName, Floats]:
         f1 = 2 * right / (true + y_pred)
         spread = (total**2 - (y_pred**2).sum(1)) * (total**2 - (true**2).sum(1))
         return found | {
-            "linear_kappa": _kappa(found["grade_error"], crossings),
-            "kappa": _kappa(1 - agreed, 1 - chance),
+            "linear_kappa": weighted_kappa(found["grade_error"], crossings),
+            "kappa": weighted_kappa(1 - agreed, 1 - chance),
             "macro_f1": np.nanmean(f1, axis=1),
             "weighted_f1": np.nansum(true * f1, axis=1) / total,
             "mcc": (total * right.sum(1) - (true * y_pred).sum(1)) / np.sqrt(np.where(spread > 0, spread, np.nan)),
         }
-
-
-def quadratic_kappa(n: Floats, x: Floats, y: Floats, xx: Floats, yy: Floats, xy: Floats) -> Floats:
-    """Compute quadratic kappa from sums over samples with codes x and y, elementwise.
-
-    Cohen's kappa with weights (x - y)^2 (Cohen 1968): one minus the mean squared difference over the one that
-    independent x and y with the same distributions would have.
-
-    Parameters
-    ----------
-    n, x, y, xx, yy, xy
-        The number of samples, and the sums of x, y, their squares and their product, each of the same shape.
-
-    Returns
-    -------
-    Of that shape; NaN where it is undefined, since all codes are equal.
-    """
-    return _kappa((xx - 2 * xy + yy) / n, (xx + yy - 2 * x * y / n) / n)
-
-
-def kappa_of_codes(y_true: Ints, y_pred: Ints) -> float:
-    """Compute quadratic kappa of true and predicted codes, (n,); NaN where it is undefined."""
-    n, x, y = len(y_true), y_true.astype(np.float64), y_pred.astype(np.float64)
-    sums = (np.array([float(one)]) for one in (n, x.sum(), y.sum(), x @ x, y @ y, x @ y))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(quadratic_kappa(*sums)[0])
-
-
-def _kappa(observed: Floats, by_chance: Floats) -> Floats:
-    return 1 - observed / np.where(by_chance > 1e-12, by_chance, np.nan)
 
 
 @dataclass(frozen=True)
@@ -148,18 +118,13 @@ class Tables:
     kinds: GroupSums
     sums: Floats
     """(replicates, 6 x num_classes)."""
-    num_classes: int
-
-    def of_class(self, part: int, number: int) -> Floats:
-        """Return one sum of one class in all replicates."""
-        return self.sums[:, part * self.num_classes + number]
 
 
 def bootstrap_tables(decided: Classified, *, seed: int) -> Tables:
     """Resample the groups, 10,000 replicates."""
     cells, used = group_sums_of_cells(decided.cells, decided.groups)
     kinds = cells.times(effects(used, decided.num_classes))
-    return Tables(kinds, np.concatenate(list(resample(kinds, seed=seed))), decided.num_classes)
+    return Tables(kinds, np.concatenate(list(resample(kinds, seed=seed))))
 
 
 def score_with_intervals(decided: Classified, *, seed: int) -> dict[ScoreName, Estimate]:
@@ -254,8 +219,8 @@ def _by_class(
     matrix, rows = np.array(confusion(decided)), []
     for number, name in enumerate(classes):
         hits, support, total = int(matrix[number, number]), int(matrix[number].sum()), int(matrix[:, number].sum())
-        true, y_pred, right = (tables.of_class(part, number) for part in (_TRUE, _CHOSEN, _RIGHT))
-        having, chosen = (tables.kinds.having(part * tables.num_classes + number) for part in (_TRUE, _CHOSEN))
+        true, y_pred, right = (tables.sums[:, part * len(classes) + number] for part in (_TRUE, _CHOSEN, _RIGHT))
+        having, chosen = (tables.kinds.having(part * len(classes) + number) for part in (_TRUE, _CHOSEN))
         with np.errstate(divide="ignore", invalid="ignore"):
             precision, recall, f1 = right / y_pred, right / true, 2 * right / (true + y_pred)
         point = 2 * hits / (support + total) if support + total else None

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-import numpy.typing as npt
 from nltk.metrics.distance import edit_distance
 from nltk.translate.bleu_score import modified_precision
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from tlbatch.core.typing import Floats
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.metrics.bootstrap import estimate, group_sums_of_values, proportion, resample
 from tlbatch.runs.report import Estimate, OddPhrases, TagScores
 
@@ -33,7 +32,7 @@ class Vocabulary:
 def score_tags(
     truth: Sequence[Phrase],
     predicted: Sequence[Phrase],
-    groups: npt.NDArray[np.int64],
+    groups: Ints,
     vocabulary: Vocabulary,
     *,
     seed: int,
@@ -84,15 +83,11 @@ def score_tags(
 def _undefined(vocabulary: Vocabulary) -> TagScores:
     none = Estimate(value=None, undefined=_NO_IMAGES)
     return TagScores(
+        **dict.fromkeys(("exact_match", "edit_distance", "bleu", "macro_f1", "mean_attribute"), none),
         n=0,
         num_writable=vocabulary.num_writable,
         odd=vocabulary.odd,
-        exact_match=none,
-        edit_distance=none,
-        bleu=none,
-        macro_f1=none,
         f1=dict.fromkeys(vocabulary.tags, none),
-        mean_attribute=none,
         attributes=dict.fromkeys(vocabulary.attributes, none),
         num_with=dict.fromkeys(vocabulary.attributes, 0),
     )
@@ -124,7 +119,7 @@ def _shares(sums: Mapping[str, Floats], name: str, num_groups: int) -> list[Esti
 def _drawn_sums(
     truth: Sequence[Phrase],
     predicted: Sequence[Phrase],
-    groups: npt.NDArray[np.int64],
+    groups: Ints,
     vocabulary: Vocabulary,
     *,
     seed: int,

@@ -1,12 +1,11 @@
 """ROC and precision-recall analysis: areas under the curve, curves, and thresholds for binary questions."""
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from tlbatch.core.typing import Floats, Ints
+from tlbatch.core.typing import Bools, Floats, Ints
 from tlbatch.metrics.bootstrap import group_sums_of_cells, proportion, resample
 from tlbatch.runs.report import Curve, Estimate, OperatingPoint, Ranked
 
@@ -14,7 +13,6 @@ _POINTS = 101
 _ROUNDING = 1e-12
 _NEVER = float(np.nextafter(1, 2))
 """A threshold above every probability."""
-Bools = npt.NDArray[np.bool_]
 
 
 def area(positive: Bools, scores: Floats, groups: Ints) -> Estimate:

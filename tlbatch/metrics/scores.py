@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tlbatch.config.base import Metric
 from tlbatch.core.typing import Floats, Ints
 from tlbatch.metrics.bootstrap import numbered
-from tlbatch.metrics.confusion import kappa_of_codes, quadratic_kappa
+from tlbatch.metrics.kappa import kappa_of_codes, quadratic_kappa
 
 _DRAWS = 200
 Labels = Sequence[int] | Ints

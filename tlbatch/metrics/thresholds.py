@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from tlbatch.core.typing import Floats
-from tlbatch.metrics.confusion import kappa_of_codes
+from tlbatch.core.typing import Floats, Ints
+from tlbatch.metrics.kappa import kappa_of_codes
 
 _FOLDS = 5
 _LEAST = 20
@@ -17,7 +17,7 @@ def rounding(num_classes: int) -> Floats:
 
 def fit_thresholds(
     values: Floats,
-    grades: npt.NDArray[np.int64],
+    grades: Ints,
     groups: npt.NDArray[np.generic],
     *,
     num_classes: int,
@@ -59,20 +59,19 @@ def fit_thresholds(
     return best(values, grades, plain)
 
 
-def _rounded(_values: Floats, _grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
+def _rounded(_values: Floats, _grades: Ints, plain: Floats) -> Floats:
     return plain
 
 
-def _matched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
+def _matched(values: Floats, grades: Ints, plain: Floats) -> Floats:
     """Return the thresholds equal to rounding values matched to the mean and standard deviation of the grades."""
     stretch = float(grades.std() / max(float(values.std()), 1e-6))
     if stretch == 0:
         return plain
-    matched: Floats = (plain - grades.mean()) / stretch + values.mean()
-    return matched
+    return np.asarray((plain - grades.mean()) / stretch + values.mean())
 
 
-def _searched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> Floats:
+def _searched(values: Floats, grades: Ints, plain: Floats) -> Floats:
     """Optimise the thresholds from two starts, rounding and the quantiles of the grades, and return the better."""
     from scipy.optimize import minimize  # noqa: PLC0415 (takes a second to import)
 
@@ -87,9 +86,8 @@ def _searched(values: Floats, grades: npt.NDArray[np.int64], plain: Floats) -> F
         )
         for begin in (plain, np.quantile(values, shares))
     ]
-    fitted: Floats = np.sort(min(found, key=lambda one: float(one.fun)).x)
-    return fitted
+    return np.asarray(np.sort(min(found, key=lambda one: float(one.fun)).x))
 
 
-def _kappa(grades: npt.NDArray[np.int64], y_pred: npt.NDArray[np.int64]) -> float:
+def _kappa(grades: Ints, y_pred: Ints) -> float:
     return float(np.nan_to_num(kappa_of_codes(grades, y_pred)))

@@ -38,12 +38,7 @@ def main() -> None:
 def listing(name: str, size: int | None, *, every: bool) -> list[str]:
     """Return a line per cut: layer, name, shape of an image's activation, parameters before and after, fp32 cache size.
 
-    Nothing is computed: the network is built on the meta device.
-
-    Raises
-    ------
-    UserError
-        When there is no such backbone.
+    Nothing is computed: the network is built on the meta device. Raises UserError if there is no such backbone.
     """
     with torch.device("meta"):
         spec = build_backbone(Model(backbone=name, size=size))
@@ -69,10 +64,7 @@ def listing(name: str, size: int | None, *, every: bool) -> list[str]:
 def fetch(name: str, file: Path) -> None:
     """Download the library's own weights and write them as safetensors, with their size and normalisation.
 
-    Raises
-    ------
-    UserError
-        When there are none, or they cannot be downloaded.
+    Raises UserError if there are none, or they cannot be downloaded.
     """
     build_backbone(Model(backbone=name))
     family, _, short = name.rpartition(":")

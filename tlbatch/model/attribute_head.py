@@ -77,10 +77,10 @@ class AttributeHead(PhraseHead):
         """Return the negative log likelihood of all attributes' values, (n,); the order of tags does not count."""
         total = features.new_zeros(len(features))
         rows = phrases.cpu().numpy()
-        for stretch, said in zip(self._stretches, self._log_probabilities(features), strict=True):
+        for stretch, log_p in zip(self._stretches, self._log_probabilities(features), strict=True):
             attribute = Attribute("", tuple(self.tags[stretch][1:].tolist()))
-            values = torch.from_numpy(attribute.values(rows)).to(said.device)
-            total -= said.gather(1, values[:, None])[:, 0].clamp_min(_LEAST)  # the value may not occur in training
+            values = torch.from_numpy(attribute.values(rows)).to(log_p.device)
+            total -= log_p.gather(1, values[:, None])[:, 0].clamp_min(_LEAST)  # the value may not occur in training
         return total
 
     def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,14 +103,14 @@ class AttributeHead(PhraseHead):
 
         Where every attribute's most probable value is none, the tag that lowers the probability least is used instead.
         """
-        said = self._log_probabilities(features)
-        found = [one.max(1) for one in said]
+        log_p = self._log_probabilities(features)
+        found = [one.max(1) for one in log_p]
         values = [best.indices for best in found]
         total = torch.stack([best.values for best in found]).sum(0)
-        gains = [one[:, 1:].max(1).values - one[:, 0] for one in said]
+        gains = [one[:, 1:].max(1).values - one[:, 0] for one in log_p]
         gain, which = torch.stack(gains).max(0)
         empty = torch.stack(values).sum(0) == 0
-        for at, one in enumerate(said):
+        for at, one in enumerate(log_p):
             values[at] = torch.where(empty & (which == at), one[:, 1:].argmax(1) + 1, values[at])
         return values, total + torch.where(empty, gain, 0.0)
 

@@ -31,6 +31,8 @@ HALVES: Triple = (0.5, 0.5, 0.5)
 _INCEPTIONS = {"googlenet", "inception_v3"}
 """torchvision's weights of these were trained on pixels from -1 to 1; their side heads are left out."""
 _SIDE_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+_TRANSFORMERS = ("vit_", "deit", "swin", "beit", "eva")
+"""Networks that are built for one input size; convolutional networks take any."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -106,7 +108,7 @@ def _timm_backbone(name: str, wanted: Input) -> Backbone:
     known = timm.list_models()
     if name not in known:
         raise UserError(f"model.backbone: timm has no {name!r}{_similar(name, known)}")
-    fixed_size: dict[str, Any] = {"img_size": wanted.size} if wanted.size and _is_transformer(name) else {}
+    fixed_size: dict[str, Any] = {"img_size": wanted.size} if wanted.size and name.startswith(_TRANSFORMERS) else {}
     net: Any = timm.create_model(name, pretrained=False, **fixed_size)
     config = net.pretrained_cfg
     classifier = config["classifier"]
@@ -121,11 +123,6 @@ def _timm_backbone(name: str, wanted: Input) -> Backbone:
     )
 
 
-def _is_transformer(name: str) -> bool:
-    """Return whether a network is a vision transformer, built for one input size; convolutional networks take any."""
-    return name.startswith(("vit_", "deit", "swin", "beit", "eva"))
-
-
 def _torchvision_backbone(name: str, wanted: Input) -> Backbone:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -137,9 +134,9 @@ def _torchvision_backbone(name: str, wanted: Input) -> Backbone:
     num_features = classifier.in_channels if isinstance(classifier, nn.Conv2d) else classifier.in_features
     assert isinstance(num_features, int)
     net.set_submodule(last, nn.Identity())
-    usual = HALVES if name in _INCEPTIONS else IMAGENET_MEAN, HALVES if name in _INCEPTIONS else IMAGENET_STD
+    mean, std = (HALVES, HALVES) if name in _INCEPTIONS else (IMAGENET_MEAN, IMAGENET_STD)
     size = wanted.size or (299 if name == "inception_v3" else 224)
-    return Backbone(net, num_features, last, size, wanted.mean or usual[0], wanted.std or usual[1])
+    return Backbone(net, num_features, last, size, wanted.mean or mean, wanted.std or std)
 
 
 def _similar(name: str, known: list[str]) -> str:
@@ -150,10 +147,7 @@ def _similar(name: str, known: list[str]) -> str:
 def load_weights(backbone: Backbone, path: Path, *, match: str) -> None:
     """Load the weights of the network from a file, without those of the classifier.
 
-    Raises
-    ------
-    UserError
-        When the file cannot be read, or its tensors do not fit; the message names the first that do not.
+    Raises UserError if the file cannot be read, or its tensors do not fit; the message names the first that do not.
     """
     given, wanted = read_tensors(path), backbone.net.state_dict()
     fit = _by_order if match == "order" else _by_name
@@ -169,8 +163,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # errors are reported below
+        with warnings.catch_warnings(action="ignore"):  # errors are reported below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch raises half a dozen kinds for a bad file)
         # messages of the unpickler are cryptic, or advise running the code in the file

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from tlbatch.config.job import Job
-from tlbatch.config.model import Pool
 from tlbatch.config.training import Network
 from tlbatch.core.errors import UserError
 from tlbatch.model.backbones import build_backbone
@@ -31,10 +30,11 @@ def build_classifier(job: Job | Network, num_classes: int, *, described_by: Path
     torch.manual_seed(job.seed)
     backbone = build_backbone(job.model, described_by)
     torch.manual_seed(job.seed)
+    flattens = job.head.pool == "auto" and any(phase.cut == "flatten" for phase in job.phase)
     classifier = Classifier(
         backbone,
         job.head,
-        pool=_pool(job),
+        pool="flatten" if flattens else job.head.pool,
         rule=Rule(job.objective, by_mean=job.decision == "expected-grade"),
         num_classes=num_classes,
         decoder=job.decoder if isinstance(job, Job) and job.objective == "tags" else None,
@@ -42,9 +42,3 @@ def build_classifier(job: Job | Network, num_classes: int, *, described_by: Path
     )
     classifier.to(memory_format=torch.channels_last)
     return classifier
-
-
-def _pool(job: Job | Network) -> Pool:
-    """Return the pooling of the head: ``flatten`` where a phase has that cut."""
-    flattens = job.head.pool == "auto" and any(phase.cut == "flatten" for phase in job.phase)
-    return "flatten" if flattens else job.head.pool

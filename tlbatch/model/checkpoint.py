@@ -1,9 +1,6 @@
 """Checkpoints: written atomically, with a record that describes them."""
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,10 @@ import torch
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, digest_file
+from tlbatch.core.typing import Ints
 from tlbatch.metrics.thresholds import fit_thresholds
 from tlbatch.model.attribute_head import restored_head
+from tlbatch.model.average import moving
 from tlbatch.model.backbones import Input, load_weights, read_tensors, write_weights
 from tlbatch.model.build import build_classifier
 from tlbatch.model.classifier import Classifier
@@ -29,11 +28,8 @@ from tlbatch.runs.world import World
 def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
     """Build the classifier as it is when the first phase starts.
 
-    Raises
-    ------
-    UserError
-        When there is no such backbone or cut, weights of backbone or head do not fit or have changed, or the images
-        have tags instead of classes.
+    Raises UserError if there is no such backbone or cut, weights of backbone or head do not fit or have changed, or the
+    images have tags instead of classes.
     """
     job = record.job
     if manifest.tags and job.objective != "tags":
@@ -72,13 +68,12 @@ def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> No
         )
     own = model.head.state_dict()
     given = {key.removeprefix("head."): value for key, value in read_tensors(file).items() if key.startswith("head.")}
-    wrong = [
-        key for key in {**own, **given} if key not in own or key not in given or own[key].shape != given[key].shape
-    ]
+    shapes, wanted = ({key: tuple(value.shape) for key, value in tensors.items()} for tensors in (given, own))
+    wrong = sorted({key for key, _ in shapes.items() ^ wanted.items()})
     if wrong:
         raise UserError(
-            f"head.weights: the head of {run.folder} does not fit ({', '.join(sorted(wrong)[:3])} differ); give this "
-            "job the same head section, features and classes"
+            f"head.weights: the head of {run.folder} does not fit ({', '.join(wrong[:3])} differ); give this job the "
+            "same head section, features and classes"
         )
     model.head.load_state_dict(given)
 
@@ -89,7 +84,7 @@ class OutOfFold:
 
     outputs: npt.NDArray[np.float32]
     """Outputs of the head, (n, num_outputs)."""
-    labels: npt.NDArray[np.int64]
+    labels: Ints
     groups: npt.NDArray[np.bytes_]
     out_of_fold: bool = False
     """Whether these are training images, by heads fitted on the other folds, instead of the validation split."""
@@ -106,18 +101,18 @@ class BestCheckpoint:
     """Record of the kept checkpoint; complete once it is written."""
 
     def __init__(self, paths: RunPaths, world: World) -> None:
-        self.best: Best | None = None
+        self.best = None
         self._paths = paths
         self._world = world
         self._kept: dict[str, torch.Tensor] | None = None
         self._out_of_fold: OutOfFold | None = None
 
-    def consider(self, offered: Best, model: Classifier, unseen: OutOfFold) -> bool:
-        """Keep a checkpoint unless it is worse; return whether it is better. Thresholds are fitted on ``unseen``."""
+    def consider(self, offered: Best, model: Classifier, out_of_fold: OutOfFold) -> bool:
+        """Keep a checkpoint unless it is worse; return whether it is better. Thresholds fit ``out_of_fold``."""
         if self.best is not None and _rank(offered) < _rank(self.best):
             return False
         better = self.best is None or _rank(offered) > _rank(self.best)
-        self.best, self._out_of_fold = offered, unseen
+        self.best, self._out_of_fold = offered, out_of_fold
         self._kept = {key: value.detach().cpu().clone() for key, value in moving(model).items()}
         return better
 
@@ -140,9 +135,8 @@ class BestCheckpoint:
         if state:
             groups = state["groups"].numpy()
             groups = groups.view(f"S{groups.shape[1]}").ravel()
-            self._out_of_fold = OutOfFold(
-                state["outputs"].numpy(), state["labels"].numpy(), groups, state["out_of_fold"]
-            )
+            outputs, labels = state["outputs"].numpy(), state["labels"].numpy()
+            self._out_of_fold = OutOfFold(outputs, labels, groups, state["out_of_fold"])
             self._kept = state["tensors"]
         if best is not None and best.digest and self._world.is_main:
             best.save(self._paths.best)
@@ -161,7 +155,8 @@ class BestCheckpoint:
             self._kept["thresholds"] = torch.from_numpy(thresholds).float()
         tensors = model.state_dict() | self._kept
         path = self._paths.checkpoints / self.best.weights
-        found: dict[str, object] = {"digest": _save(tensors, model, path), "thresholds": (), "unseen": None}
+        write_weights(path, tensors, Input(size=model.spec.size, mean=model.spec.mean, std=model.spec.std))
+        found: dict[str, object] = {"digest": digest_file(path), "thresholds": (), "unseen": None}
         if self._out_of_fold.out_of_fold:
             file = self._paths.unseen(self.best)
             found["unseen"] = _save_out_of_fold(file, self._out_of_fold, model, tensors["thresholds"])
@@ -180,40 +175,29 @@ class BestCheckpoint:
             old.unlink()
 
 
-def _save(tensors: dict[str, torch.Tensor], model: Classifier, path: Path) -> str:
-    """Write all weights and statistics, with size and normalisation; return the file's SHA-256."""
-    write_weights(path, tensors, Input(size=model.spec.size, mean=model.spec.mean, std=model.spec.std))
-    return digest_file(path)
-
-
-def _save_out_of_fold(path: Path, unseen: OutOfFold, model: Classifier, thresholds: torch.Tensor) -> str:
+def _save_out_of_fold(path: Path, found: OutOfFold, model: Classifier, thresholds: torch.Tensor) -> str:
     """Write out-of-fold probabilities and grades; return the file's SHA-256."""
-    outputs = torch.from_numpy(unseen.outputs)
+    outputs = torch.from_numpy(found.outputs)
     with atomic_file(path) as file:
         np.savez(
             file,
             probabilities=model.rule.probabilities(outputs, model.num_classes, thresholds.cpu()).numpy(),
             grades=model.rule.grades(outputs, model.num_classes)[:, 0].numpy(),
-            labels=unseen.labels,
-            groups=unseen.groups,
+            labels=found.labels,
+            groups=found.groups,
         )
     return digest_file(path)
 
 
 def _rank(best: Best) -> tuple[float, float]:
-    return (
-        -math.inf if best.val_score is None else best.val_score,
-        -math.inf if best.val_loss is None else -best.val_loss,
-    )
+    score, loss = best.val_score, best.val_loss
+    return -math.inf if score is None else score, -math.inf if loss is None else -loss
 
 
 def load_best(paths: RunPaths) -> tuple[Best, Path]:
     """Return the record of the chosen checkpoint and the path of its weights, after checking their digest.
 
-    Raises
-    ------
-    UserError
-        When train has not finished, or the file has changed since it was written.
+    Raises UserError if train has not finished, or the file has changed since it was written.
     """
     best = load_record(Best, paths.best, missing="run train first: python -m tlbatch.train RUN")
     path = paths.checkpoints / best.weights
@@ -234,57 +218,3 @@ def load_trained(model: Classifier, checkpoint: Path) -> None:
     tensors = read_tensors(checkpoint)
     model.head = restored_head(tensors, model.head)
     model.load_state_dict(tensors)
-
-
-class Average:
-    """An exponential moving average of the trained parameters and statistics."""
-
-    def __init__(self, model: Classifier, decay: float) -> None:
-        self._decay = decay
-        self.tensors = {key: value.detach().clone() for key, value in moving(model).items()}
-
-    def copy(self) -> "Average":
-        """Return a copy with its own tensors."""
-        other = copy.copy(self)
-        other.tensors = {key: value.clone() for key, value in self.tensors.items()}
-        return other
-
-    def update(self, model: Classifier) -> None:
-        """Update the average with the weights after a step."""
-        for key, value in moving(model).items():
-            if value.is_floating_point():
-                self.tensors[key].lerp_(value.detach(), 1 - self._decay)
-            else:  # a count of batches
-                self.tensors[key].copy_(value)
-
-    def swap(self, model: Classifier) -> None:
-        """Exchange the weights of the model and the average."""
-        with torch.no_grad():
-            for key, value in moving(model).items():
-                own = value.detach().clone()
-                value.copy_(self.tensors[key])
-                self.tensors[key].copy_(own)
-
-
-@contextmanager
-def averaged(model: Classifier, average: Average | None) -> Iterator[None]:
-    """Give the model the averaged weights within the block."""
-    if average is not None:
-        average.swap(model)
-    try:
-        yield
-    finally:
-        if average is not None:
-            average.swap(model)
-
-
-def moving(model: Classifier) -> dict[str, torch.Tensor]:
-    """Return the tensors that a phase changes: trained parameters, running statistics, and all buffers of the head."""
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    kept = model.state_dict().keys()
-    statistics = {
-        name: value
-        for name, value in model.named_buffers()
-        if name in kept and ("running_" in name or name.startswith("head."))
-    }
-    return {**trained, **statistics}

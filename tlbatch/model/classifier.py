@@ -62,7 +62,8 @@ class Classifier(nn.Module):
         self.shapes = self.chain.shapes(torch.zeros(1, 3, spec.size, spec.size))
         self.ends = _ends(self.chain, self.shapes, head, pool)
         shapes = [self.shapes[end] for end in self.ends]
-        self.pools = nn.ModuleList(_pooling(pool, shape) for shape in shapes)
+        kind: Pool = "avg" if pool == "auto" else pool
+        self.pools = nn.ModuleList(Pooling(kind, shape) if is_map(shape) else nn.Flatten() for shape in shapes)
         self.paired = head.group_mean
         width = sum(self.widths) * (1 + self.paired)
         self.head: nn.Module = (
@@ -121,9 +122,8 @@ class Classifier(nn.Module):
         for stretch, pool in zip(stretches, self.pools, strict=True):
             activations = stretch.run(activations, training=training)
             parts.append(pool(activations))
-            activations = (
-                activations.clone() if len(parts) < len(self.pools) else activations
-            )  # the next segment may work in place
+            if len(parts) < len(self.pools):
+                activations = activations.clone()  # the next segment may work in place
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def stretches(self, start: int) -> list[Segment]:
@@ -146,33 +146,26 @@ class Classifier(nn.Module):
     @property
     def pool_is_fixed(self) -> bool:
         """Whether the pooling has no parameters, and so can be frozen with the backbone."""
-        return not any(True for _ in self.pools.parameters())
+        return not list(self.pools.parameters())
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of the vector from each of the ends."""
-        shapes = [self.shapes[end] for end in self.ends]
         return tuple(
-            pool.num_features if isinstance(pool, Pooling) else torch.Size(shape).numel()
-            for pool, shape in zip(self.pools, shapes, strict=True)
+            pool.num_features if isinstance(pool, Pooling) else torch.Size(self.shapes[end]).numel()
+            for pool, end in zip(self.pools, self.ends, strict=True)
         )
 
     def set_cut(self, cut: str, *, freeze_batch_norm: bool) -> None:
         """Start a phase: freeze the layers before the cut, and train those after it.
 
-        Call it once the model is on its device.
-
-        Raises
-        ------
-        UserError
-            When the backbone cannot be cut there.
+        Call it once the model is on its device. Raises UserError if the backbone cannot be cut there.
         """
         self.cut = self.find(cut)
         self._pools_before = self.cut == self.end and self.pool_is_fixed
         self._before = self.stretches(0) if self._pools_before else [self.chain.segment(0, self.cut)]
         self._after = [] if self._pools_before else self.stretches(self.cut)
-        for parameter in self.backbone.parameters():
-            parameter.requires_grad_(False)
+        self.backbone.requires_grad_(False)
         for parameter in self.chain.parameters(self.cut, self.end).values():
             parameter.requires_grad_(True)
         self._frozen = self.chain.modules(0, self.cut) - self.chain.modules(self.cut, self.end)
@@ -187,10 +180,7 @@ class Classifier(nn.Module):
     def find(self, cut: str) -> int:
         """Return the number of the cut point that a cut names: all frozen, or at most the first end.
 
-        Raises
-        ------
-        UserError
-            When the backbone cannot be cut there.
+        Raises UserError if the backbone cannot be cut there.
         """
         if cut in ALL_FROZEN:
             return self.end
@@ -213,13 +203,13 @@ class Classifier(nn.Module):
 
     def trained(self) -> list[tuple[nn.Parameter, int]]:
         """Return the trained parameters of the backbone, each with the number of trained layers above it."""
-        found: dict[int, tuple[nn.Parameter, int]] = {}
+        found: dict[nn.Parameter, int] = {}
         for at in range(self.cut, self.end):
             for parameter in self.chain.parameters(at, at + 1).values():
                 if parameter.requires_grad:
-                    found.setdefault(id(parameter), (parameter, self.chain.places[at + 1].layer))
-        layers = sorted({layer for _, layer in found.values()}, reverse=True)
-        return [(parameter, layers.index(layer)) for parameter, layer in found.values()]
+                    found.setdefault(parameter, self.chain.places[at + 1].layer)
+        layers = sorted(set(found.values()), reverse=True)
+        return [(parameter, layers.index(layer)) for parameter, layer in found.items()]
 
     def train(self, mode: bool = True) -> "Classifier":  # noqa: FBT001, FBT002 (torch's signature)
         """Set the mode; frozen modules stay in eval mode."""
@@ -236,10 +226,6 @@ class Classifier(nn.Module):
     def grades(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the grades that thresholds cut, (n, 1), float32; without thresholds the first output."""
         return self.rule.grades(outputs, self.num_classes) if self.rule.has_thresholds else outputs[:, :1].float()
-
-
-def _pooling(pool: Pool, shape: tuple[int, ...]) -> nn.Module:
-    return Pooling("avg" if pool == "auto" else pool, shape) if is_map(shape) else nn.Flatten()
 
 
 def _ends(chain: Chain, shapes: tuple[tuple[int, ...], ...], head: Head, pool: Pool) -> tuple[int, ...]:
@@ -262,25 +248,16 @@ def predicted(
 ) -> torch.Tensor:
     """Return the outputs of the head in eval mode, without the distributed wrapper: no rank waits for another.
 
-    Parameters
-    ----------
-    inputs
-        As in `Classifier.forward`.
-    symmetry
-        See `apply_symmetries`.
-    labels
-        As in `Classifier.forward`.
+    Parameters are those of `Classifier.forward`, and the symmetries of `apply_symmetries`.
 
     Returns
     -------
     float32 tensor of shape (n, num_outputs) on the CPU.
     """
     model.eval()
-    known = () if labels is None else (labels.to(accelerator.device),)
+    inputs = apply_symmetries(inputs.to(accelerator.device, non_blocking=True), symmetry)
     with accelerator.autocast():
-        outputs: torch.Tensor = model(
-            apply_symmetries(inputs.to(accelerator.device, non_blocking=True), symmetry), *known
-        )
+        outputs: torch.Tensor = model(inputs, None if labels is None else labels.to(accelerator.device))
     return outputs.float().cpu()
 
 

@@ -18,22 +18,9 @@ from torch import fx, nn
 from tlbatch.config.model import HANDCRAFTED
 from tlbatch.config.training import ALL_FROZEN
 from tlbatch.core.errors import UserError
+from tlbatch.model import tracing
 from tlbatch.model.handcrafted.features import Handcrafted
-from tlbatch.model.tracing import (
-    UNTRACEABLE,
-    Shapes,
-    Traced,
-    between,
-    blocks_of,
-    copied,
-    folded,
-    has_state,
-    is_layer,
-    module_ends,
-    modules_of,
-    single_values,
-    traced,
-)
+from tlbatch.model.tracing import Traced
 
 ALL_TRAIN = "none"
 _FEWEST, _MOST = 6, 12
@@ -74,8 +61,10 @@ class Chain:
         self._net = net
         mode = net.training
         try:
-            self._graphs: dict[bool, Traced] | None = {training: traced(net, training) for training in (True, False)}
-        except UNTRACEABLE:
+            self._graphs: dict[bool, Traced] | None = {
+                training: tracing.traced(net, training) for training in (True, False)
+            }
+        except tracing.UNTRACEABLE:
             self._graphs = None
         net.train(mode)
 
@@ -86,11 +75,11 @@ class Chain:
             last = HANDCRAFTED if isinstance(self._net, Handcrafted) else ALL_FROZEN[0]
             return CutPoint(ALL_TRAIN, (), 0), CutPoint(last, (), 1)
         graph = self._graphs[False]
-        ends = module_ends(graph)
-        blocks = blocks_of(self._net, graph.graph)
+        ends = tracing.module_ends(graph)
+        blocks = tracing.blocks_of(self._net, graph.graph)
         layer, weighs, places = 0, False, []
         for before, node in zip((None, *self._nodes), self._nodes, strict=False):
-            weighs |= before is not None and is_layer(self._net, between(graph.graph, before, node))
+            weighs |= before is not None and tracing.is_layer(self._net, tracing.between(graph.graph, before, node))
             inside = any(graph.paths[node].startswith(f"{block}.") and ends[block] is not node for block in blocks)
             if not inside:
                 layer, weighs = layer + weighs, False
@@ -105,25 +94,22 @@ class Chain:
     def _nodes(self) -> tuple[fx.Node, ...]:
         """Cut points of the evaluation graph that are in the training graph too, with no module on both sides."""
         assert self._graphs is not None
-        training = {self._graphs[True].paths.get(node) for node in single_values(self._graphs[True].graph)}
+        training = {self._graphs[True].paths.get(node) for node in tracing.single_values(self._graphs[True].graph)}
         paths = self._graphs[False].paths
-        nodes = [node for node in single_values(self._graphs[False].graph) if paths.get(node) in training]
+        nodes = [node for node in tracing.single_values(self._graphs[False].graph) if paths.get(node) in training]
         return tuple(node for node in nodes if not self._shares(node))
 
     def _shares(self, node: fx.Node) -> bool:
         assert self._graphs is not None
         nodes = list(self._graphs[False].graph.nodes)
         at = nodes.index(node) + 1
-        before, after = (modules_of(self._net, some) for some in (nodes[:at], nodes[at:]))
-        return any(has_state(module) for module in before & after)
+        before, after = (tracing.modules_of(self._net, some) for some in (nodes[:at], nodes[at:]))
+        return any(tracing.has_state(module) for module in before & after)
 
     def find(self, cut: str, *, key: str = "phase cut") -> int:
         """Return the number of the cut point that a cut names.
 
-        Raises
-        ------
-        UserError
-            When the network cannot be cut there; the message names the cuts it has.
+        Raises UserError if the network cannot be cut there; the message names the cuts it has.
         """
         places = self.places
         if cut == ALL_TRAIN or cut in ALL_FROZEN:
@@ -152,7 +138,7 @@ class Chain:
         parts: list[nn.Module] = []
         for training in (True, False):
             first, last = (self._node(at, training=training) for at in (start, stop))
-            part: nn.Module = fx.GraphModule(self._net, copied(self._graphs[training].graph, first, last))
+            part: nn.Module = fx.GraphModule(self._net, tracing.copied(self._graphs[training].graph, first, last))
             part.train(training)
             parts.append(cast("nn.Module", torch.compile(part)) if compiled else part)
         self._net.train(self._net.training)
@@ -166,7 +152,7 @@ class Chain:
         if start == stop or self._graphs is None:
             return self.segment(start, stop).evaluating
         first, last = (self._node(at, training=False) for at in (start, stop))
-        return folded(self._net, copied(self._graphs[False].graph, first, last))
+        return tracing.folded(self._net, tracing.copied(self._graphs[False].graph, first, last))
 
     def _node(self, at: int, *, training: bool) -> fx.Node:
         assert self._graphs is not None
@@ -180,7 +166,7 @@ class Chain:
         """Return the modules that are called between two cut points."""
         if self._graphs is None:
             return set() if start == stop else set(self._net.modules())
-        return modules_of(self._net, self._stretch(start, stop))
+        return tracing.modules_of(self._net, self._stretch(start, stop))
 
     def parameters(self, start: int, stop: int) -> dict[str, nn.Parameter]:
         """Return the parameters that are used between two cut points, by their name in the network."""
@@ -188,7 +174,7 @@ class Chain:
         if self._graphs is None:
             return {} if start == stop else own
         stretch = self._stretch(start, stop)
-        used = {id(parameter) for module in modules_of(self._net, stretch) for parameter in module.parameters()}
+        used = {id(parameter) for module in tracing.modules_of(self._net, stretch) for parameter in module.parameters()}
         read = {str(node.target) for node in stretch if node.op == "get_attr"}
         return {name: parameter for name, parameter in own.items() if id(parameter) in used or name in read}
 
@@ -201,21 +187,18 @@ class Chain:
         assert self._graphs is not None
         if start == stop:
             return []
-        return between(self._graphs[False].graph, self._nodes[start], self._nodes[stop])
+        return tracing.between(self._graphs[False].graph, self._nodes[start], self._nodes[stop])
 
     def shapes(self, inputs: torch.Tensor) -> tuple[tuple[int, ...], ...]:
         """Return the shape of one image's activation at each cut point, found by a forward pass on (1, 3, size, size).
 
-        Raises
-        ------
-        UserError
-            When the network does not accept images of this size.
+        Raises UserError if the network does not accept images of this size.
         """
         try:
             with torch.inference_mode():
                 if self._graphs is None:
                     return tuple(inputs.shape[1:]), tuple(self._net.eval()(inputs).shape[1:])
-                found = Shapes(fx.GraphModule(self._net, self._graphs[False].graph).eval())
+                found = tracing.Shapes(fx.GraphModule(self._net, self._graphs[False].graph).eval())
                 found.run(inputs)
         except (AssertionError, RuntimeError, ValueError) as error:
             why, size = (str(error) or type(error).__name__).splitlines()[0], inputs.shape[-1]

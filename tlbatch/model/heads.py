@@ -22,7 +22,7 @@ class Pooling(nn.Module):
     def __init__(self, kind: Pool, shape: Shape) -> None:
         super().__init__()
         self.kind = kind
-        self._places = _spatial(shape)
+        self._places = spatial_axes(shape)
         (channels,) = (length for axis, length in enumerate(shape) if axis not in self._places)
         self.num_features = {"flatten": torch.Size(shape).numel(), "avgmax": 2 * channels}.get(kind, channels)
         if kind == "gem":
@@ -42,7 +42,8 @@ class Pooling(nn.Module):
             case "flatten":
                 return features.contiguous().flatten(1)
             case "attention":
-                tokens = features.permute(0, *places, _other(places, features.ndim)).flatten(1, -2)
+                (channels,) = set(range(1, features.ndim)) - set(places)
+                tokens = features.permute(0, *places, channels).flatten(1, -2)
                 pooled = (self.score(tokens).softmax(1) * tokens).sum(1)
             case "gem":
                 pooled = features.clamp_min(1e-6).pow(self.exponent).mean(places).pow(1 / self.exponent)
@@ -57,11 +58,7 @@ class Pooling(nn.Module):
         return pooled
 
 
-def _other(places: list[int], ndim: int) -> int:
-    return next(axis for axis in range(1, ndim) if axis not in places)
-
-
-def _spatial(shape: Shape) -> tuple[int, ...]:
+def spatial_axes(shape: Shape) -> tuple[int, ...]:
     """Return the spatial axes: images are square, so of three axes the one of another length holds the channels."""
     if len(shape) == 2:
         return (0,)
@@ -71,7 +68,7 @@ def _spatial(shape: Shape) -> tuple[int, ...]:
 
 def is_map(shape: Shape) -> bool:
     """Return whether an activation has several spatial positions."""
-    return len(shape) in (2, 3) and max(shape[axis] for axis in _spatial(shape)) > 1
+    return len(shape) in (2, 3) and max(shape[axis] for axis in spatial_axes(shape)) > 1
 
 
 class KernelMap(nn.Module):
@@ -127,9 +124,8 @@ class Neighbours(nn.Module):
         """Map (n, width) to (n, num_classes)."""
         standardised = (features.float() - self.mean) / self.scale
         number = self._pinned or int(self.number)
-        parts = (
-            (standardised,) if self._pinned else torch.split(standardised, _AT_ONCE)
-        )  # each needs a distance to every point
+        # In parts, as each vector needs a distance to every point.
+        parts = (standardised,) if self._pinned else torch.split(standardised, _AT_ONCE)
         nearest = [_distances(some, self.points).topk(number, largest=False).indices for some in parts]
         return (self.classes[torch.cat(nearest)].mean(1) + 1 / (len(self.points) + 1)).log()
 

@@ -14,7 +14,7 @@ from torch import nn
 from tlbatch.config.training import ALL_FROZEN
 from tlbatch.core.typing import Floats
 from tlbatch.model.classifier import Classifier
-from tlbatch.model.heads import is_map
+from tlbatch.model.heads import is_map, spatial_axes
 
 _MOST_PLACES = 4
 _MOST_TRIES = 8
@@ -27,7 +27,7 @@ def telling_places(model: Classifier) -> tuple[str, ...]:
     last: dict[tuple[int, ...], int] = {}
     for at, shape in enumerate(_shapes(model)):
         if at and len(shape) == 3 and is_map(shape):
-            last[_size(shape)] = at
+            last[tuple(shape[axis] for axis in spatial_axes(shape))] = at
     places = sorted(last.values())
     if len(places) > _MOST_PLACES:
         places = [places[int(number)] for number in np.linspace(0, len(places) - 1, _MOST_PLACES).round()]
@@ -93,7 +93,7 @@ def grad_cam(model: Classifier, images: torch.Tensor, classes: torch.Tensor) -> 
     Parameters
     ----------
     images
-        uint8, (n, size, size, 3).
+        uint8, (n, size, size, 3), at least one.
     classes
         int64, (n,): the class to explain in each image.
 
@@ -102,9 +102,6 @@ def grad_cam(model: Classifier, images: torch.Tensor, classes: torch.Tensor) -> 
     float32 array of shape (n, h, w), with maximum 1 in each image, or all 0 where there is no evidence for the class;
     None where the network has no map before the head, or the head no gradient, as with nearest neighbours.
     """
-    if len(images) == 0:  # which not every network accepts
-        blank = grad_cam(model, _blank(model), torch.zeros(1, dtype=torch.int64))
-        return None if blank is None else blank[:0]
     nothing: Floats | None = None
     with _evaluating(model), torch.inference_mode(mode=False):
         pixels = model.normalised(images.to(model.mean.device))
@@ -131,17 +128,15 @@ def features(model: Classifier, images: torch.Tensor) -> Floats:
     Parameters
     ----------
     images
-        uint8, (n, size, size, 3).
+        uint8, (n, size, size, 3), at least one.
 
     Returns
     -------
     float32 array of shape (n, d).
     """
-    if len(images) == 0:
-        return features(model, _blank(model))[:0]
     with _evaluating(model), torch.no_grad():
-        seen = model.pooled(model.normalised(images.to(model.mean.device)), model.stretches(0), training=False)
-        return np.asarray(seen.float().cpu().numpy())
+        found = model.pooled(model.normalised(images.to(model.mean.device)), model.stretches(0), training=False)
+        return np.asarray(found.float().cpu().numpy())
 
 
 def flat_map(rows: Floats, seed: int) -> Floats:
@@ -181,10 +176,6 @@ def _evaluating(model: Classifier) -> Iterator[None]:
         model.train(was)
 
 
-def _blank(model: Classifier) -> torch.Tensor:
-    return torch.zeros(1, model.spec.size, model.spec.size, 3, dtype=torch.uint8)
-
-
 def _shapes(model: Classifier) -> tuple[tuple[int, ...], ...]:
     """Return the shape at each cut point up to the head, not pooled as by `Classifier.shape_at`."""
     size = model.spec.size
@@ -193,17 +184,8 @@ def _shapes(model: Classifier) -> tuple[tuple[int, ...], ...]:
     return found[: model.end + 1]
 
 
-def _size(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if _channels_are_last(shape) else shape[1:]
-
-
-def _channels_are_last(shape: tuple[int, ...]) -> bool:
-    """Return whether channels are last: images are square, so the axis of another length holds them."""
-    return shape[0] == shape[1] != shape[2]
-
-
 def _channels_first(activation: torch.Tensor) -> torch.Tensor:
-    return activation.permute(0, 3, 1, 2) if _channels_are_last(activation.shape[1:]) else activation
+    return activation.permute(0, 3, 1, 2) if spatial_axes(tuple(activation.shape[1:])) == (0, 1) else activation
 
 
 def _as_map(model: Classifier, activation: torch.Tensor) -> torch.Tensor | None:

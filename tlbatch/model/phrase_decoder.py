@@ -24,10 +24,7 @@ _FIXED = 2
 def outputs_named(job: Job, manifest: Manifest) -> tuple[str, ...]:
     """Return the classes, or with tags the vocabulary, which comes from the training split alone.
 
-    Raises
-    ------
-    UserError
-        When no tag has enough training images.
+    Raises UserError if no tag has enough training images.
     """
     if job.objective != "tags":
         return manifest.classes
@@ -137,9 +134,9 @@ class PhraseDecoder(PhraseHead):
         given = torch.cat([torch.full_like(steps, self.start), shown.clamp_min(0)], 1)
         seen = torch.cat([self._seen(features), self.read(given)], 1)
         states, _ = self.lstm(self.dropout(seen))
-        said = self.say(self.dropout(states[:, 1:])).transpose(1, 2)
+        log_p = self.say(self.dropout(states[:, 1:])).transpose(1, 2)
         smoothing = self.smoothing if self.training else 0.0
-        each = cross_entropy(said, wanted, ignore_index=NONE, reduction="none", label_smoothing=smoothing)
+        each = cross_entropy(log_p, wanted, ignore_index=NONE, reduction="none", label_smoothing=smoothing)
         return each.sum(1)
 
     def write(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,23 +150,25 @@ class PhraseDecoder(PhraseHead):
         scores = features.new_zeros((number, 1))
         phrases = torch.full((number, 1, self.max_tags), NONE, device=device)
         for step in range(self.max_tags + 1):
-            said, state = self._said(last, state)
-            said[:, :, self.unknown] = -torch.inf
+            states, state = self.lstm(self.read(last.flatten())[:, None], state)
+            log_p = self.say(states[:, 0]).log_softmax(1).view(*last.shape, -1)  # of the next token
+            log_p[:, :, self.unknown] = -torch.inf
             if step == 0:
-                said[:, :, self.end] = -torch.inf  # no image is without a tag
+                log_p[:, :, self.end] = -torch.inf  # no image is without a tag
             if step == self.max_tags:
-                said[:, :, : self.end] = -torch.inf
+                log_p[:, :, : self.end] = -torch.inf
             if step:
                 has_ended = last == self.end
-                said[has_ended] = -torch.inf
-                said[..., self.end].masked_fill_(has_ended, 0.0)
-            every = (scores[:, :, None] + said).flatten(1)
+                log_p[has_ended] = -torch.inf
+                log_p[..., self.end].masked_fill_(has_ended, 0.0)
+            every = (scores[:, :, None] + log_p).flatten(1)
             scores, places = every.topk(min(self._beam, every.shape[1]), dim=1)
-            origin, last = places // said.shape[2], places % said.shape[2]
+            origin, last = places // log_p.shape[2], places % log_p.shape[2]
             phrases = phrases.gather(1, origin[:, :, None].expand(-1, -1, self.max_tags))
             if step < self.max_tags:
                 phrases[:, :, step] = torch.where(last < self.end, last, NONE)
-            state = self._followed(state, origin, said.shape[1])
+            kept = (torch.arange(number, device=device)[:, None] * log_p.shape[1] + origin).flatten()
+            state = state[0][:, kept], state[1][:, kept]  # of the phrases that stay in the beam
             if bool((last == self.end).all()):
                 break
         return phrases[:, 0], scores[:, 0]
@@ -178,20 +177,3 @@ class PhraseDecoder(PhraseHead):
         """Return the first input, (n, 1, embedding): the image vector, standardised since its scale is arbitrary."""
         found: torch.Tensor = self.see(layer_norm(features, features.shape[1:]))
         return found[:, None]
-
-    def _said(
-        self, last: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Return the log probabilities of the next token, (n, beam, num_tags + 2), and the new state."""
-        states, state = self.lstm(self.read(last.flatten())[:, None], state)
-        said = self.say(states[:, 0]).log_softmax(1)
-        return said.view(*last.shape, -1), state
-
-    @staticmethod
-    def _followed(
-        state: tuple[torch.Tensor, torch.Tensor], origin: torch.Tensor, width: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the states of the phrases that stay in the beam."""
-        first = torch.arange(len(origin), device=origin.device)[:, None] * width
-        rows = (first + origin).flatten()
-        return state[0][:, rows], state[1][:, rows]

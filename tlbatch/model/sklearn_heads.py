@@ -14,7 +14,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics.pairwise import rbf_kernel
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -23,14 +22,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tlbatch.config.training import Fit
-from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Floats, Ints
+from tlbatch.model.folds import folds_to_score
 from tlbatch.model.heads import KernelMap, Neighbours
 
 Setting = TypeVar("Setting")
-_FOLDS = 5
-_LARGE = 3000
-"""Number of vectors above which penalties are compared on a single fold."""
 _MOST_POINTS = 2000
 _GAMMAS = (0.3, 1.0)
 """Gammas of the radial basis functions, in units of the inverse median squared distance between vectors."""
@@ -83,7 +79,7 @@ class FittedHead:
     head: nn.Sequential
     outputs: npt.NDArray[np.float32]
     """(m, num_outputs)."""
-    judged: Ints
+    scored: Ints
     """Indices of the vectors of these outputs, (m,)."""
     scores: dict[str, float]
     """Mean out-of-fold loss by learning rate or penalty; for kernels by penalty and gamma."""
@@ -98,71 +94,34 @@ def fit_head(kind: Fit, vectors: Vectors, *, seed: int) -> FittedHead:
     """Choose the penalty by cross-validation over groups, and fit on all vectors.
 
     Penalties are compared by the log loss; those of a ridge on grades by the squared error. Scores of an SVM, and of a
-    ridge on classes, become log probabilities by a single temperature, fitted on out-of-fold outputs.
-
-    Raises
-    ------
-    UserError
-        When there are too few groups for two folds.
+    ridge on classes, become log probabilities by a single temperature, fitted on out-of-fold outputs. Raises UserError
+    if there are too few groups for two folds.
     """
     with threadpool_limits(1 if vectors.features.size < _SMALL else None):
         return _fit_head(kind, vectors, seed)
 
 
 def _fit_head(kind: Fit, vectors: Vectors, seed: int) -> FittedHead:
-    penalties, folds = _PENALTIES[kind], folds_to_judge(vectors, seed)
+    penalties, folds = _PENALTIES[kind], folds_to_score(vectors.labels, vectors.groups, seed)
     gammas = _GAMMAS if kind.startswith("kernel") else (1.0,)
-    judged = np.concatenate([out for _, out in folds])
+    scored = np.concatenate([out for _, out in folds])
     parts: dict[tuple[float, float], list[npt.NDArray[np.float32]]] = defaultdict(list)
     for into, out in folds:
         for gamma in gammas:
             for penalty, model in _path(kind, vectors.chosen(into), penalties, gamma, seed):
                 parts[penalty, gamma].append(model(vectors.features[out]))
-    unseen = {setting: np.concatenate(outputs) for setting, outputs in parts.items()}
+    out_of_fold = {setting: np.concatenate(outputs) for setting, outputs in parts.items()}
     fair = np.concatenate([np.isin(vectors.labels[out], vectors.labels[into]) for into, out in folds])
-    truth = vectors.chosen(judged[fair])  # only classes that the fold was fitted on
-    heats = {setting: _temperature(kind, outputs[fair], truth) for setting, outputs in unseen.items()}
+    truth = vectors.chosen(scored[fair])  # only classes that the fold was fitted on
+    heats = {setting: _temperature(kind, outputs[fair], truth) for setting, outputs in out_of_fold.items()}
     losses = {
         setting: _loss(outputs[fair] * np.float32(heat), truth)
-        for (setting, heat), outputs in zip(heats.items(), unseen.values(), strict=True)
+        for (setting, heat), outputs in zip(heats.items(), out_of_fold.values(), strict=True)
     }
     best = best_of(losses)
     ((_, model),) = _path(kind, vectors, best[:1], best[1], seed)
     named = {f"{one:g} at {gamma:g}" if len(gammas) > 1 else f"{one:g}": loss for (one, gamma), loss in losses.items()}
-    return FittedHead(model.module(heats[best]), unseen[best] * np.float32(heats[best]), judged, named)
-
-
-def folds_to_judge(vectors: Vectors, seed: int) -> list[tuple[Ints, Ints]]:
-    """Return the folds on which penalties or rates are compared: all, or just one if there are many vectors."""
-    folds = folds_of(vectors.labels, vectors.groups, seed)
-    return folds[:1] if len(vectors.labels) > _LARGE else folds
-
-
-def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[tuple[Ints, Ints]]:
-    """Return the indices to fit on and to score in each of at most five folds by group, stratified by class.
-
-    A fold that would be fitted on a single class is left out.
-
-    Raises
-    ------
-    UserError
-        When there are too few groups for two folds.
-    """
-    num_groups = len(np.unique(groups))
-    number = min(_FOLDS, num_groups, int(np.bincount(labels)[np.unique(labels)].min()))
-    if num_groups < 2:
-        raise UserError(
-            "all training images are in one group, so a head cannot be cross-validated; add groups, or train by epochs"
-        )
-    splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed) if number > 1 else GroupKFold(2)
-    folds = splitter.split(np.empty((len(labels), 1)), labels, groups)
-    fair = [(into, out) for into, out in folds if len(np.unique(labels[into])) > 1]
-    if not fair:
-        raise UserError(
-            "all training images of a class are in one group, so a head cannot be cross-validated; add groups, or "
-            "train by epochs"
-        )
-    return fair
+    return FittedHead(model.module(heats[best]), out_of_fold[best] * np.float32(heats[best]), scored, named)
 
 
 class _Model:
@@ -202,20 +161,21 @@ def _path(
 ) -> Iterator[tuple[float, _Model]]:
     """Yield models along the penalties, warm-started from the one before; use each before asking for the next."""
     scaler = _scaler(vectors.features)
-    seen: Floats = scaler.transform(vectors.features)
+    inputs: Floats = scaler.transform(vectors.features)
     kernel = None
     if kind.startswith("kernel"):
-        some = seen[np.random.default_rng(seed).permutation(len(seen))[:_MOST_POINTS]]
+        some = inputs[np.random.default_rng(seed).permutation(len(inputs))[:_MOST_POINTS]]
         gamma /= float(np.median(pdist(some[:500], "sqeuclidean"))) or 1
         kernel = _stable(Nystroem(gamma=gamma, n_components=len(some), random_state=seed).fit(some))
-        seen = kernel.transform(seen)
-    estimator = _estimator(kind, len(seen))
+        inputs = kernel.transform(inputs)
+    estimator = _estimator(kind, len(inputs))
+    name = {"neighbours": "n_neighbors", "ridge": "alpha", "kernel-ridge": "alpha"}.get(kind, "C")
     wanted = vectors.columns if kind.endswith("ridge") else vectors.labels
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # at the ends of the grid; their loss decides
+    # At the ends of the grid an estimator may not converge; its loss decides.
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         for penalty in penalties:
-            _set_penalty(estimator, penalty, len(seen))
-            yield penalty, _Model(scaler, kernel, estimator.fit(seen, wanted), vectors.num_classes)
+            estimator.set_params(**{name: min(int(penalty), len(inputs)) if kind == "neighbours" else penalty})
+            yield penalty, _Model(scaler, kernel, estimator.fit(inputs, wanted), vectors.num_classes)
 
 
 def _stable(kernel: Nystroem) -> Nystroem:
@@ -248,16 +208,6 @@ def _estimator(kind: Fit, num_vectors: int) -> Any:  # noqa: ANN401 (scikit-lear
             return Ridge()
         case "neighbours":
             return KNeighborsClassifier(min(5, num_vectors))
-
-
-def _set_penalty(estimator: Any, penalty: float, num_vectors: int) -> None:  # noqa: ANN401 (scikit-learn has no types)
-    match estimator:
-        case KNeighborsClassifier():
-            estimator.set_params(n_neighbors=min(int(penalty), num_vectors))
-        case Ridge():
-            estimator.set_params(alpha=penalty)
-        case _:
-            estimator.set_params(C=penalty)
 
 
 def _rows(estimator: Any, num_classes: int) -> tuple[Floats, Floats]:  # noqa: ANN401 (scikit-learn has no types)

@@ -3,6 +3,7 @@
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -148,11 +149,6 @@ def module_ends(graph: Traced) -> dict[str, fx.Node]:
     return ends
 
 
-def _attribute(net: nn.Module, path: str) -> object:
-    module, _, name = path.rpartition(".")
-    return getattr(net.get_submodule(module), name)
-
-
 def blocks_of(net: nn.Module, graph: fx.Graph) -> set[str]:
     """Return the paths of modules that count as one layer: their class repeats, and no class repeats inside them."""
     leaves = {str(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -162,13 +158,10 @@ def blocks_of(net: nn.Module, graph: fx.Graph) -> set[str]:
         for path, module in net.named_modules()
         if path and path not in leaves and any(module.children()) and not isinstance(module, containers)
     }
-    kinds = Counter(type(module) for module in inner.values())
-    return {path for path, module in inner.items() if kinds[type(module)] > 1 and not _repeats_inside(path, inner)}
-
-
-def _repeats_inside(path: str, inner: Mapping[str, nn.Module]) -> bool:
-    kinds = Counter(type(module) for other, module in inner.items() if other.startswith(f"{path}."))
-    return any(number > 1 for number in kinds.values())
+    kinds = Counter(map(type, inner.values()))
+    inside = {path: [type(one) for other, one in inner.items() if other.startswith(f"{path}.")] for path in inner}
+    has_repeats = {path: len(set(found)) < len(found) for path, found in inside.items()}
+    return {path for path, module in inner.items() if kinds[type(module)] > 1 and not has_repeats[path]}
 
 
 def is_layer(net: nn.Module, nodes: Iterable[fx.Node]) -> bool:
@@ -183,7 +176,7 @@ def _weighs(net: nn.Module, node: fx.Node) -> bool:
             module = net.get_submodule(target)
             return "Pool" in type(module).__name__ or any(parameter.ndim > 1 for parameter in module.parameters())
         case "get_attr":
-            return getattr(_attribute(net, target), "ndim", 0) > 1
+            return getattr(attrgetter(target)(net), "ndim", 0) > 1
         case "call_method":
             return target == "mean"
     return "pool" in target

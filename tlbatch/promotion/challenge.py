@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-import numpy.typing as npt
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
+from tlbatch.core.typing import Bools
 from tlbatch.data.index import Index, read_index
 from tlbatch.evaluation.leaderboard import Entry
 from tlbatch.evaluation.predictions import Predictions
@@ -35,10 +35,7 @@ class Challenge:
     def decided(self) -> Decision:
         """Decide by the job's rule whether the run is promoted.
 
-        Raises
-        ------
-        UserError
-            When a run is incomplete, or the champion has to predict these test images first.
+        Raises UserError if a run is incomplete, or the champion has to predict these test images first.
         """
         terms, report = self.run.job.nightly, self.report
         leaks = [
@@ -132,7 +129,7 @@ class Challenge:
         return Entry(paths.report, load_record(Report, paths.report_json, missing=way))
 
 
-def _known_to(index: Index, test: Index) -> npt.NDArray[np.bool_]:
+def _known_to(index: Index, test: Index) -> Bools:
     """Mask (n,): test images whose content or group was in the training or validation split of a model."""
     known = index[index["split"] != SPLITS.index("test")]
     return np.asarray(np.isin(test["group"], known["group"]) | np.isin(test["content"], known["content"]))

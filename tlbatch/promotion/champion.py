@@ -36,11 +36,8 @@ def promote_run(run: Run, overruled: str) -> None:
     registry.make(private=run.job.private)
     night = night_of(run, registry, overruled)
     with FileLock(registry.folder / ".lock"):
-        for folder in (
-            registry.folder,
-            *(registry.folder / name for name in ("champions", "models", "indexes", "nights")),
-        ):
-            remove_drafts(folder)
+        for name in ("", "champions", "models", "indexes", "nights"):
+            remove_drafts(registry.folder / name)
         decision = _decision(run, registry, overruled)
         if decision.outcome == "promoted":
             _crown(run, registry, decision)
@@ -115,15 +112,11 @@ def _crown(run: Run, registry: Registry, decision: Decision) -> None:
     if not model.exists():
         export_run(run.paths, model)
     if not index.index_folder.exists():
-        _copy_index(run.set_paths, index)
+        own = run.set_paths
+        with atomic_folder(index.index_folder) as draft:  # in case the shards are removed
+            for file in (own.index_file, own.manifest):
+                copy_file(file, draft / file.name)
     registry.swap(champion.model_copy(update={"files": digests_of(_files(run.paths, index, model), run.job.workspace)}))
-
-
-def _copy_index(of_run: SetPaths, kept: SetPaths) -> None:
-    """Keep the index of a champion's images, in case the shards are removed."""
-    with atomic_folder(kept.index_folder) as draft:
-        for file in (of_run.index_file, of_run.manifest):
-            copy_file(file, draft / file.name)
 
 
 def _files(paths: RunPaths, index: SetPaths, model: Path) -> list[Path]:

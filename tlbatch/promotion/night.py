@@ -17,7 +17,6 @@ from tlbatch.cluster.follow import wait_for_chain
 from tlbatch.cluster.launch import Target
 from tlbatch.cluster.results import print_scores
 from tlbatch.cluster.squeue import Squeue
-from tlbatch.config.job import Job
 from tlbatch.core.cli import EXIT_AGAIN
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_of
@@ -92,15 +91,11 @@ def _begun(record: RunRecord, registry: Registry, run: str) -> RunRecord:
     update: dict[str, object] = {
         "model": job.model.model_copy(update={"weights": str(other.checkpoints / best.weights), "match": "name"})
     }
-    if _has_head_of(job, before):
+    heads = [one.head.model_copy(update={"weights": ""}) for one in (job, before)]
+    is_trained_on = not (job.chooses or job.phase[0].fit)
+    if heads[0] == heads[1] and job.objective == before.objective and is_trained_on:
         update["head"] = job.head.model_copy(update={"weights": str(other.folder)})
     return record.model_copy(update={"job": job.model_copy(update=update), "weights_digest": best.digest})
-
-
-def _has_head_of(job: Job, other: Job) -> bool:
-    """Return whether training can continue from the head of another job."""
-    heads = [one.head.model_copy(update={"weights": ""}) for one in (job, other)]
-    return heads[0] == heads[1] and job.objective == other.objective and not (job.chooses or job.phase[0].fit)
 
 
 def _work(run: Run, registry: Registry, pending: Pending, where: Target) -> int:

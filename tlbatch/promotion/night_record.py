@@ -79,10 +79,7 @@ def night_of(run: Run, registry: Registry, overruled: str) -> Night:
 def _predictor(registry: Registry, champion: Champion, overruled: str) -> tuple[Predict | None, tuple[str, ...]]:
     """Return the champion's predictions and classes; none if it is damaged and an override replaces it anyway.
 
-    Raises
-    ------
-    UserError
-        When it is damaged and the rule decides.
+    Raises UserError if it is damaged and the rule decides.
     """
     try:
         model = ExportedModel.load(registry.model_folder(champion))

@@ -84,10 +84,7 @@ class Registry:
     def champion(self) -> Champion | None:
         """Return the champion, if there is one.
 
-        Raises
-        ------
-        UserError
-            When its file is damaged, or is missing although the history names a champion.
+        Raises UserError if its file is damaged, or is missing although the history names a champion.
         """
         way = f"restore it from the champion's record in {self.folder / 'champions'}"
         if self.champion_file.exists():
@@ -104,13 +101,7 @@ class Registry:
         return load_record(Pending, self.night_file, missing="try again", damaged="remove it, and run the night again")
 
     def recorded(self, number: int) -> Champion:
-        """Return a champion by its number.
-
-        Raises
-        ------
-        UserError
-            When its record is missing.
-        """
+        """Return a champion by its number; UserError if its record is missing."""
         missing = "python -m tlbatch.registry FOLDER list shows the champions that are kept"
         return load_record(Champion, self.record_file(number), missing=missing, damaged=_REMOVE)
 
@@ -178,13 +169,7 @@ def review_file(paths: RunPaths) -> Path:
 
 
 def open_registry(folder: Path) -> Registry:
-    """Open an existing registry.
-
-    Raises
-    ------
-    UserError
-        When the folder is no registry.
-    """
+    """Open an existing registry; UserError if the folder is no registry."""
     registry = Registry(folder.absolute())
     if not (registry.champion_file.exists() or registry.history_file.exists()):
         raise UserError(f"{folder}: no registry; name a folder WORKSPACE/registry/TASK after its first night")

@@ -17,13 +17,7 @@ VERIFY = "check the champion with python -m tlbatch.registry FOLDER verify"
 
 
 def manifest_of_champion(registry: Registry, champion: Champion) -> Manifest:
-    """Return the manifest of a champion's set of images, as kept in the registry.
-
-    Raises
-    ------
-    UserError
-        When it is missing.
-    """
+    """Return the manifest of a champion's set of images, as kept in the registry; UserError if it is missing."""
     return load_record(Manifest, registry.index_of(champion).manifest, missing=VERIFY)
 
 
@@ -76,10 +70,7 @@ def rescoring_of(run: Run, champion: Champion) -> RunRecord | None:
 def make_rescoring(run: Run, champion: Champion) -> Run | None:
     """Return that run, after creating it if it is missing or of another champion; None if none is needed.
 
-    Raises
-    ------
-    UserError
-        As in `rescoring_of`.
+    Raises UserError as in `rescoring_of`.
     """
     again, other = rescoring_of(run, champion), rescoring_paths(run.paths)
     if again is None:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from tlbatch.core.files import atomic_file
-from tlbatch.data.dataset import ImageSet, SplitDataset, load
+from tlbatch.data.dataset import ImageSet, SplitDataset
 from tlbatch.data.index import Index
+from tlbatch.data.loader import load
 from tlbatch.data.sampler import Positions
 from tlbatch.data.sources.base import name_of
 from tlbatch.data.views import Samples, Views

@@ -13,7 +13,8 @@ from tlbatch.model.classifier import Classifier
 from tlbatch.model.cut_points import stages
 from tlbatch.runs.paths import decided
 from tlbatch.runs.strategy import Strategy, Trial
-from tlbatch.training.search import Candidate, Judged, NotCachedError, Study
+from tlbatch.training.search import NotCachedError, Study
+from tlbatch.training.trial_scores import Candidate, CandidatePredictions
 
 log = logging.getLogger(__name__)
 _LARGE = 1000
@@ -39,14 +40,15 @@ def choose(study: Study) -> Strategy:
     short_list: tuple[Trial, ...] = ()
     if job.strategy == "phases":
         chosen, why = f"cut {middle}", f"{places[best]} classifies best; the layers after {middle} are trained"
-        settings = _with_cut(job, middle)
+        phases = [one.model_copy(update={"cut": middle}) if one.cut == "auto" else one for one in job.phase]
+        settings: Settings = {"phase": [one.model_dump(mode="json") for one in phases]}
     else:
-        judged = _try(study, places, places[best], middle, unlike="unlike" in kind)
-        short_list = study.table(judged)
+        results = _try(study, places, places[best], middle, unlike="unlike" in kind)
+        short_list = study.table(results)
         _show("short list, the cheapest first", short_list)
         at = _preferred(short_list, unlike="unlike" in kind)
         chosen, why = short_list[at].name, _why(short_list, at)
-        settings = _final(judged[at].candidate.job).model_dump(mode="json", include=_DECIDED)
+        settings = _final(results[at].candidate.job).model_dump(mode="json", include=_DECIDED)
     log.info("chosen: %s, %s; %s (%s)", chosen, why, kind, scenario_why)
     return Strategy(
         chosen=chosen,
@@ -74,22 +76,16 @@ def _preferred(trials: Sequence[Trial], *, unlike: bool) -> int:
     return next((at for at in order if close[at]), 0)
 
 
-def _with_cut(job: Job, middle: str) -> Settings:
-    phases = [phase.model_copy(update={"cut": middle}) if phase.cut == "auto" else phase for phase in job.phase]
-    return {"phase": [phase.model_dump(mode="json") for phase in phases]}
-
-
-def _try(study: Study, places: Sequence[str], best: str, middle: str, *, unlike: bool) -> list[Judged]:
+def _try(study: Study, places: Sequence[str], best: str, middle: str, *, unlike: bool) -> list[CandidatePredictions]:
     """Score the short list, cheapest first; try the longest training only if it is likely to gain something."""
     job, num_train = study.record.job, len(study.labels)
-    judged = _probes(study, places, best)
-    top = max(_known(trial.score) for trial in study.table(judged))
-    tuned = study.train(_tuned(job, middle, num_train=num_train))
-    judged += [tuned] if tuned else []
-    if unlike or _known(study.table(judged)[-1].score) > top:
-        tuned = study.train(_tuned(job, "none", num_train=num_train))
-        judged += [tuned] if tuned else []
-    return judged
+    results = _probes(study, places, best)
+    top = max(_known(trial.score) for trial in study.table(results))
+    for cut in (middle, "none"):
+        if cut == middle or unlike or _known(study.table(results)[-1].score) > top:
+            tuned = study.train(_tuned(job, cut, num_train=num_train))
+            results += [tuned] if tuned else []
+    return results
 
 
 def _places(model: Classifier) -> list[str]:
@@ -100,7 +96,7 @@ def _places(model: Classifier) -> list[str]:
     return [*names[: -2 if same else -1], "pool"]
 
 
-def _profile(study: Study, places: Sequence[str]) -> list[Judged]:
+def _profile(study: Study, places: Sequence[str]) -> list[CandidatePredictions]:
     """Score ridge regression, then nearest neighbours, on the pooled output of every stage, from one encoding."""
     job = study.record.job
     objective: Settings = {"objective": "regression"} if _is_ordered(job) else {}
@@ -115,14 +111,14 @@ def _profile(study: Study, places: Sequence[str]) -> list[Judged]:
     ]
 
 
-def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
+def _probes(study: Study, places: Sequence[str], best: str) -> list[CandidatePredictions]:
     """Score heads on the best stage, the last three and all; then the better head of each on the mean of views."""
     job = study.record.job
     kinds: tuple[tuple[Fit, Settings], ...] = (("logistic", {}), ("kernel-ridge", {}))
     if _is_ordered(job):
         kinds = ("ridge", {"objective": "regression"}), ("kernel-logistic", {"decision": "expected-grade"})
     sets = {best: [best], "the last three stages": places[-3:], "all stages": places}
-    found: list[Judged] = []
+    found: list[CandidatePredictions] = []
     for name, some in sets.items():
         candidates = [_probe(job, f"{fit} on {name}", some, fit, settings) for fit, settings in kinds]
         features = study.vectors(candidates[0].job)
@@ -130,10 +126,8 @@ def _probes(study: Study, places: Sequence[str], best: str) -> list[Judged]:
     if job.train.augment == "none":
         return found
     scores = np.reshape([_known(trial.score) for trial in study.table(found)], (len(sets), len(kinds)))
-    means: list[Judged] = []
-    for at, kind in reversed(
-        list(enumerate(scores.argmax(axis=1)))
-    ):  # all stages first: its encoding serves the others
+    means: list[CandidatePredictions] = []
+    for at, kind in reversed(list(enumerate(scores.argmax(axis=1)))):  # the encoding of all stages serves the others
         mean = _mean_of_views(job, found[at * len(kinds) + int(kind)].candidate)
         try:
             means.append(study.probe(mean, study.vectors(mean.job)))
@@ -200,9 +194,9 @@ def _scenario(num_train: int, profile: Sequence[Trial]) -> tuple[Any, str]:
     top = profile[-1]
     size = "large" if num_train >= _LARGE else "small"
     unlike = top.behind is not None and top.behind > 2 * top.behind_error
-    told = f"{num_train} training images; the top of the backbone scores {_number(top.score)}"
-    told += f", its best stage {best.name} {_number(best.score)}" if best is not top else ", the best of its stages"
-    return f"{size} and {'unlike' if unlike else 'like'}", told
+    figures = f"{num_train} training images; the top of the backbone scores {_number(top.score)}"
+    figures += f", its best stage {best.name} {_number(best.score)}" if best is not top else ", the best of its stages"
+    return f"{size} and {'unlike' if unlike else 'like'}", figures
 
 
 def _why(trials: Sequence[Trial], at: int) -> str:

@@ -15,7 +15,8 @@ from tlbatch.data.dataset import labels_of
 from tlbatch.data.sampler import Positions, SamplerState, num_batches, training_batches
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.model.attribute_head import attributes_in, fit_attributes
-from tlbatch.model.checkpoint import OutOfFold, moving
+from tlbatch.model.average import moving
+from tlbatch.model.checkpoint import OutOfFold
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
 from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.symmetries import apply_symmetries
@@ -41,21 +42,18 @@ def fit_phase(context: TrainingContext, batches: SplitBatches, phase: Phase, fir
     (fitted,) = broadcast_object_list(found)
     assert fitted is not None
     new = fitted.head.to(context.accelerator.device)
-    if isinstance(model.head, nn.Sequential) and isinstance(new, nn.Sequential) and _is_linear(new):
+    is_linear = isinstance(new, nn.Sequential) and len(new) == 1 and isinstance(new[0], nn.Linear)
+    if isinstance(model.head, nn.Sequential) and is_linear:
         model.head[-1] = new[0]  # after the dropout of later phases
     else:
         model.head = new
     validation = validate(context, batches.val, Views(model.spec.size))
-    best_checkpoint.consider(checkpoint_candidate(context, first, validation), model, fitted.unseen)
+    best_checkpoint.consider(checkpoint_candidate(context, first, validation), model, fitted.out_of_fold)
     tried = {one: loss if np.isfinite(loss) else None for one, loss in fitted.losses.items()}
     line = {"phase": first.phase, "fit": phase.fit or "epochs", "tried": tried}
     log_epoch(context, first, line, validation=validation, seconds=time.monotonic() - began)
     best_checkpoint.write(model)
     return validation
-
-
-def _is_linear(head: nn.Sequential) -> bool:
-    return len(head) == 1 and isinstance(head[0], nn.Linear)
 
 
 class _Fitted(NamedTuple):
@@ -64,7 +62,7 @@ class _Fitted(NamedTuple):
     head: nn.Module
     losses: Mapping[str, float]
     """Out-of-fold losses, by penalty or learning rate, or by attribute."""
-    unseen: OutOfFold
+    out_of_fold: OutOfFold
 
 
 def _fit(context: TrainingContext, vectors: Vectors, phase: Phase, first: Epoch) -> _Fitted:
@@ -76,9 +74,9 @@ def _fit(context: TrainingContext, vectors: Vectors, phase: Phase, first: Epoch)
         fitted = _trained_heads(context, vectors, phase, first)
     best = best_of(fitted.scores)
     log.info("%s is the best of %s: out-of-fold loss %.4f", best, ", ".join(fitted.scores), fitted.scores[best])
-    judged = vectors.chosen(fitted.judged)
-    unseen = OutOfFold(fitted.outputs, judged.labels, np.asarray(judged.groups, np.bytes_), out_of_fold=True)
-    return _Fitted(fitted.head, fitted.scores, unseen)
+    scored = vectors.chosen(fitted.scored)
+    out_of_fold = OutOfFold(fitted.outputs, scored.labels, np.asarray(scored.groups, np.bytes_), out_of_fold=True)
+    return _Fitted(fitted.head, fitted.scores, out_of_fold)
 
 
 def _fit_phrases(context: TrainingContext, vectors: Vectors, phase: Phase, head: PhraseHead) -> _Fitted:
@@ -87,9 +85,8 @@ def _fit_phrases(context: TrainingContext, vectors: Vectors, phase: Phase, head:
     vocabulary = outputs_named(context.job, context.images.manifest)
     attributes = attributes_in(vocabulary, context.job.data)
     phrases = head.phrases(torch.from_numpy(vectors.labels).to(head.of_class.device)).cpu().numpy()
-    new, losses = fit_attributes(
-        phase.fit, vectors, phrases, attributes, num_tags=len(vocabulary), seed=context.job.seed
-    )
+    seed, num_tags = context.job.seed, len(vocabulary)
+    new, losses = fit_attributes(phase.fit, vectors, phrases, attributes, num_tags=num_tags, seed=seed)
     new.of_class = head.of_class.cpu()
     log.info("out-of-fold losses: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     nothing = OutOfFold(np.empty((0, 1), np.float32), np.empty(0, np.int64), np.empty(0, "S1"))
@@ -99,7 +96,7 @@ def _fit_phrases(context: TrainingContext, vectors: Vectors, phase: Phase, head:
 def _trained_heads(context: TrainingContext, vectors: Vectors, phase: Phase, first: Epoch) -> FittedHead:
     """Train a head per learning rate, on the same batches as a phase with a single one."""
     job, size = context.job, context.job.train.batch_size
-    views = _views(context)
+    views = training_views(job.train, context.model.spec.size)
     column = np.zeros(1 + max(views.numbers), np.int64)
     column[list(views.numbers)] = range(len(views.numbers))
 
@@ -110,8 +107,8 @@ def _trained_heads(context: TrainingContext, vectors: Vectors, phase: Phase, fir
         samples = samples_of(context, phase, at(number))
         state = SamplerState(job.seed, at(number).in_run, 0)
         for _, own in training_batches(state, len(samples), batch_size=size, rank=0, world_size=1):
-            positions, seen = samples.look_up(own)
-            yield positions if job.head.view_mean else positions * len(views.numbers) + column[seen]
+            positions, drawn = samples.look_up(own)
+            yield positions if job.head.view_mean else positions * len(views.numbers) + column[drawn]
 
     epochs = Epochs(
         batches,
@@ -123,10 +120,6 @@ def _trained_heads(context: TrainingContext, vectors: Vectors, phase: Phase, fir
     return train_heads(head, phase, vectors, epochs, objective=job.objective, seed=job.seed + first.phase)
 
 
-def _views(context: TrainingContext) -> Views:
-    return training_views(context.job.train, context.model.spec.size)
-
-
 def _vectors(context: TrainingContext, batches: SplitBatches) -> Vectors:
     """Return the features of all training images, of every view or of the mean over views, with labels and groups.
 
@@ -134,20 +127,15 @@ def _vectors(context: TrainingContext, batches: SplitBatches) -> Vectors:
     """
     images, model, job = context.images, context.model, context.job
     rows = images.index[images.rows("train")]
-    views = Views(model.spec.size) if job.head.view_mean else _views(context)
+    views = Views(model.spec.size) if job.head.view_mean else training_views(job.train, model.spec.size)
     samples = Samples(len(rows), views, every_view=True)
     size = job.train.batch_size
     slices = (np.arange(start, min(start + size, len(samples))) for start in range(0, len(samples), size))
     features, positions = [], []
     for batch in batches.train.batches(samples, slices):
-        seen = apply_symmetries(batch.inputs.to(context.accelerator.device), batch.symmetry)
-        features.append((model.to_cut(seen) if seen.dtype == torch.uint8 else seen).double().cpu().numpy())
+        inputs = apply_symmetries(batch.inputs.to(context.accelerator.device), batch.symmetry)
+        features.append((model.to_cut(inputs) if inputs.dtype == torch.uint8 else inputs).double().cpu().numpy())
         positions.append(batch.positions.numpy())
     of = np.concatenate(positions)
-    return Vectors(
-        np.concatenate(features),
-        labels_of(rows).numpy()[of],
-        rows["group"][of],
-        model.num_classes,
-        ordered=job.objective == "regression",
-    )
+    labels, ordered = labels_of(rows).numpy()[of], job.objective == "regression"
+    return Vectors(np.concatenate(features), labels, rows["group"][of], model.num_classes, ordered=ordered)

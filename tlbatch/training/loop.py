@@ -16,15 +16,9 @@ from accelerate.utils import broadcast, gather_object
 from tlbatch.activations.batches import BatchSource
 from tlbatch.config.training import Phase
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Ints
 from tlbatch.data.dataset import SampleBatch
-from tlbatch.data.sampler import (
-    Positions,
-    SamplerState,
-    class_balanced,
-    num_batches,
-    prediction_batches,
-    training_batches,
-)
+from tlbatch.data.sampler import SamplerState, class_balanced, num_batches, prediction_batches, training_batches
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.metrics.scores import mean_log_loss, score
 from tlbatch.model.classifier import predicted
@@ -70,31 +64,26 @@ def weights_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> torch.Te
 def train_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseState) -> float:
     """Run the rest of a pass over the training split; return the mean loss of the complete pass over all ranks.
 
-    Raises
-    ------
-    StopRequestedError
-        On all ranks at the same step.
+    Raises StopRequestedError on all ranks at the same step.
     """
     job, world, running, epoch = context.job, context.world, state.running, state.epoch
     samples = samples_of(context, running.phase, epoch)
     weights = weights_of(context, running.phase, epoch)
     sampler = SamplerState(job.seed, epoch.in_run, state.position)
-    sizes, shares = itertools.tee(
-        training_batches(
-            sampler, len(samples), batch_size=job.train.batch_size, rank=world.rank, world_size=world.world_size
-        )
-    )
-    steps = num_batches(len(samples), job.train.batch_size)
+    size = job.train.batch_size
+    own = training_batches(sampler, len(samples), batch_size=size, rank=world.rank, world_size=world.world_size)
+    sizes, shares = itertools.tee(own)
+    steps = num_batches(len(samples), size)
     consensus = RankConsensus(context, state)
     running.model.train()
     update = partial(context.ranks.reporter.update, unit="steps", where=f"phase {epoch.phase} epoch {epoch.number}")
     update(state.step, steps, images=state.position)
-    loaded = batches.train.batches(samples, (own for _, own in shares))
+    loaded = batches.train.batches(samples, (share for _, share in shares))
     with context.ranks.watchdog.expected(f"phase {epoch.phase} epoch {epoch.number}"):
-        for (size, _), own in zip(sizes, loaded, strict=True):
+        for (size, _), batch in zip(sizes, loaded, strict=True):
             consensus.sync()
-            loss = running.step(own.inputs, own.labels, own.symmetry, global_size=size, class_weights=weights)
-            consensus.add(own, loss)
+            loss = running.step(batch.inputs, batch.labels, batch.symmetry, global_size=size, class_weights=weights)
+            consensus.add(batch, loss)
             if state.moving is not None:
                 state.moving.update(context.model)
             state.step += 1
@@ -102,7 +91,7 @@ def train_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseSta
             context.ranks.watchdog.step_done()
             update(state.step, steps, images=state.position)
         consensus.sync(at_once=True)
-    return running.mean_over_ranks(state.loss) / steps
+    return float(context.accelerator.reduce(state.loss, "mean")) / steps
 
 
 class RankConsensus:
@@ -110,7 +99,7 @@ class RankConsensus:
 
     def __init__(self, context: TrainingContext, state: PhaseState) -> None:
         self._context, self._state = context, state
-        self._recent: list[tuple[int, Positions, torch.Tensor]] = []
+        self._recent: list[tuple[int, Ints, torch.Tensor]] = []
         self._next, self._before, self._since = state.step, state.step, time.monotonic()
 
     def add(self, batch: SampleBatch, loss: torch.Tensor) -> None:
@@ -121,10 +110,7 @@ class RankConsensus:
     def sync(self, *, at_once: bool = False) -> None:
         """Agree with the other ranks, at some of the steps only.
 
-        Raises
-        ------
-        StopRequestedError, UserError
-            On all ranks at the same step.
+        Raises StopRequestedError or UserError on all ranks at the same step.
         """
         context, state = self._context, self._state
         if state.step < self._next and not at_once:
@@ -164,31 +150,22 @@ class RankConsensus:
         return "on another rank"
 
 
-def share_statistics(context: TrainingContext) -> None:
-    """Broadcast the running statistics of rank 0, as every training step does before its forward pass."""
-    if context.world.world_size > 1:
-        for buffer in context.model.buffers():
-            broadcast(buffer)
-
-
 def validate(context: TrainingContext, source: BatchSource, views: Views) -> Validation:
     """Compute the job's metric and the log loss on the validation split, over all ranks, each image once.
 
-    The probabilities of several views are averaged, and so are the outputs that are returned.
-
-    Raises
-    ------
-    StopRequestedError
-        On all ranks, when one was asked to stop.
+    The probabilities of several views are averaged, and so are the outputs that are returned. Raises StopRequestedError
+    on all ranks, when one was asked to stop.
     """
     world, model, ranks, began = context.world, context.model, context.ranks, time.monotonic()
-    share_statistics(context)
+    if world.world_size > 1:  # the running statistics of rank 0, as before the forward pass of a training step
+        for buffer in model.buffers():
+            broadcast(buffer)
     labels = context.images.labels("val")
     samples = Samples(len(labels), views, every_view=len(views.numbers) > 1)
     batches = prediction_batches(
         len(samples), batch_size=context.job.train.batch_size, rank=world.rank, world_size=world.world_size
     )
-    own: list[tuple[Positions, npt.NDArray[np.float32]]] = []
+    own: list[tuple[Ints, npt.NDArray[np.float32]]] = []
     with ranks.watchdog.expected("validation"):
         for batch in source.batches(samples, batches):
             if ranks.stop:
@@ -198,10 +175,10 @@ def validate(context: TrainingContext, source: BatchSource, views: Views) -> Val
             own.append((batch.positions.numpy(), found))
             ranks.watchdog.step_done()
     with ranks.shares_of_others(time.monotonic() - began):
-        said = gather_object([(bool(ranks.stop), ranks.stop.wants_again, own)])
-    if any(stopped for stopped, _, _ in said):
-        raise StopRequestedError(ranks.stop.signal_name, again=any(again for _, again, _ in said))
-    everyone = [found for _, _, of_rank in said for found in of_rank]
+        gathered = gather_object([(bool(ranks.stop), ranks.stop.wants_again, own)])
+    if any(stopped for stopped, _, _ in gathered):
+        raise StopRequestedError(ranks.stop.signal_name, again=any(again for _, again, _ in gathered))
+    everyone = [found for _, _, of_rank in gathered for found in of_rank]
     if not everyone:
         return Validation(None, None, np.empty((0, 1), np.float32))
     order = np.argsort(np.concatenate([positions for positions, _ in everyone]), kind="stable")
@@ -237,10 +214,9 @@ def log_epoch(
     shown = "undefined" if validation.score is None else f"{validation.score:.4f}"
     what = f"epoch {epoch.number}: loss {line['loss']:.4f}" if "loss" in line else f"fitted in {seconds:.1f} s"
     log.info("phase %d %s, validation %s %s, %.0f images/s", epoch.phase, what, metric, shown, rate)
-    whole = {**line, f"val_{metric}": validation.score, "val_loss": validation.loss}
-    whole |= {"seconds": seconds, "images_per_s": rate}
+    found = {f"val_{metric}": validation.score, "val_loss": validation.loss}
     with context.paths.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(whole) + "\n")
+        file.write(json.dumps({**line, **found, "seconds": seconds, "images_per_s": rate}) + "\n")
 
 
 def checkpoint_candidate(

@@ -19,10 +19,8 @@ def build_optimizer(model: Classifier, settings: Optimizer) -> torch.optim.Optim
     """
     backbone_lr = settings.backbone_lr or settings.lr / 10
     kept = 0.0 if settings.decay_to == "start" else settings.weight_decay
-    rated = [
-        (parameter, settings.lr, settings.weight_decay)
-        for parameter in (*model.head.parameters(), *model.pools.parameters())
-    ]
+    head = (*model.head.parameters(), *model.pools.parameters())
+    rated = [(parameter, settings.lr, settings.weight_decay) for parameter in head]
     rated += [(weight, backbone_lr * settings.layer_decay**depth, kept) for weight, depth in model.trained()]
     return optimizer_over(rated, settings)
 

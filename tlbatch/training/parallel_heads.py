@@ -16,8 +16,9 @@ from torch.func import functional_call
 from tlbatch.config.training import Objective, Phase
 from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Ints
+from tlbatch.model.folds import folds_to_score
 from tlbatch.model.objectives import losses, targets
-from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of, folds_to_judge
+from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of
 from tlbatch.training.optim import build_schedule, optimizer_over
 
 
@@ -50,23 +51,23 @@ def train_heads(
     UserError
         When there are too few groups for two folds, or all rates diverge.
     """
-    folds = folds_to_judge(vectors, seed)
-    unseen = np.zeros((1 + len(folds), len(vectors.labels)), bool)
+    folds = folds_to_score(vectors.labels, vectors.groups, seed)
+    fitted_on = np.ones((1 + len(folds), len(vectors.labels)), bool)
     for number, (_, out) in enumerate(folds, start=1):
-        unseen[number, out] = True
-    many = _Many(head, phase, vectors, epochs, objective=objective, seed=seed, seen=~unseen)
+        fitted_on[number, out] = False
+    many = _Many(head, phase, vectors, epochs, objective=objective, seed=seed, fitted_on=fitted_on)
     many.run()
-    judged = np.concatenate([out for _, out in folds])
+    scored = np.concatenate([out for _, out in folds])
     parts = {
         rate: np.concatenate([many.outputs(heads[number], out) for number, (_, out) in enumerate(folds, start=1)])
         for rate, heads in many.heads.items()
     }
-    wanted = targets(torch.from_numpy(vectors.labels[judged]), vectors.num_classes, smoothing=0.0)
+    wanted = targets(torch.from_numpy(vectors.labels[scored]), vectors.num_classes, smoothing=0.0)
     scores = {rate: float(losses(objective, torch.from_numpy(found), wanted).mean()) for rate, found in parts.items()}
     best = best_of(scores)
     if not np.isfinite(scores[best]):
         raise UserError("phase.N.lr_grid: the loss is not finite with any of its rates; lower them")
-    return FittedHead(many.heads[best][0].cpu(), parts[best], judged, scores)
+    return FittedHead(many.heads[best][0].cpu(), parts[best], scored, scores)
 
 
 class _Many:
@@ -74,16 +75,16 @@ class _Many:
 
     def __init__(
         self, head: nn.Sequential, phase: Phase, vectors: Vectors, epochs: Epochs, *, objective: Objective, seed: int,
-        seen: np.ndarray,
+        fitted_on: np.ndarray,
     ) -> None:  # fmt: skip
         self._phase, self._vectors, self._epochs, self._objective = phase, vectors, epochs, objective
         self._device = next(head.parameters()).device
-        self.heads = {f"{rate:g}": [copy.deepcopy(head) for _ in seen] for rate in phase.lr_grid}
+        self.heads = {f"{rate:g}": [copy.deepcopy(head) for _ in fitted_on] for rate in phase.lr_grid}
         self._flat = [one for heads in self.heads.values() for one in heads]
-        self._seen = torch.from_numpy(np.tile(seen, (len(phase.lr_grid), 1))).to(self._device)
+        self._fitted_on = torch.from_numpy(np.tile(fitted_on, (len(phase.lr_grid), 1))).to(self._device)
         self._features = torch.from_numpy(vectors.features).float().to(self._device)
         self._labels = torch.from_numpy(vectors.labels).to(self._device)
-        rates = [rate for rate in phase.lr_grid for _ in seen]
+        rates = [rate for rate in phase.lr_grid for _ in fitted_on]
         decay = phase.optimizer.weight_decay
         rated = (
             (weight, rate, decay) for one, rate in zip(self._flat, rates, strict=True) for weight in one.parameters()
@@ -115,8 +116,8 @@ class _Many:
             return losses(self._objective, outputs.float(), wanted)
 
         each = torch.vmap(of_one, randomness="different")(stacked)
-        weights = (wanted @ class_weights) * self._seen[:, rows]
-        loss = (each * weights).sum(1) / self._seen[:, rows].sum(1).clamp_min(1)
+        weights = (wanted @ class_weights) * self._fitted_on[:, rows]
+        loss = (each * weights).sum(1) / self._fitted_on[:, rows].sum(1).clamp_min(1)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss.sum())
         for one in self._flat:
@@ -128,5 +129,4 @@ class _Many:
     @torch.inference_mode()
     def outputs(self, head: nn.Sequential, rows: Ints) -> np.ndarray:
         """Return the outputs of a head on some vectors, (m, num_outputs)."""
-        found: np.ndarray = head(self._features[torch.from_numpy(rows).to(self._device)]).float().cpu().numpy()
-        return found
+        return np.asarray(head(self._features[torch.from_numpy(rows).to(self._device)]).float().cpu().numpy())

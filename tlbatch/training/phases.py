@@ -11,11 +11,12 @@ from tlbatch.activations.store import open_stores
 from tlbatch.config.base import SplitName
 from tlbatch.config.training import Phase
 from tlbatch.core.text import counted
-from tlbatch.data.dataset import num_workers
+from tlbatch.data.loader import num_workers
 from tlbatch.data.sampler import num_batches
 from tlbatch.data.views import Views, training_views
 from tlbatch.metrics.thresholds import rounding
-from tlbatch.model.checkpoint import Average, OutOfFold, averaged, load_best, load_trained, moving
+from tlbatch.model.average import Average, averaged, moving
+from tlbatch.model.checkpoint import OutOfFold, load_best, load_trained
 from tlbatch.training.fit_head import fit_phase
 from tlbatch.training.loop import Validation, checkpoint_candidate, log_epoch, samples_of, train_epoch, validate
 from tlbatch.training.snapshot import Snapshot, TrainingPosition
@@ -82,18 +83,15 @@ def _try_views(context: TrainingContext) -> None:
     best, weights = load_best(context.paths)
     load_trained(model, weights)
     model.to(context.accelerator.device)
-    model.thresholds.copy_(
-        torch.from_numpy(rounding(model.num_classes))
-    )  # the kept score was measured with rounding too
+    model.thresholds.copy_(torch.from_numpy(rounding(model.num_classes)))  # as when the kept score was measured
     model.set_cut(job.phase[best.phase].cut, freeze_batch_norm=False)
     views = Views(model.spec.size, job.train.augment)
     workers = num_workers(job.train, context.world, context.accelerator.device.type)
     source = BatchSource(images, images.rows("val"), views, None, workers=workers, head=job.head)
     found = validate(context, source, views)
     better = (found.score or 0.0, -(found.loss or 0.0)) > (best.val_score or 0.0, -(best.val_loss or 0.0))
-    log.info(
-        "mean over %d views: validation %s, %s", len(views.numbers), found.score, "kept" if better else "not better"
-    )
+    outcome = "kept" if better else "not better"
+    log.info("mean over %d views: validation %s, %s", len(views.numbers), found.score, outcome)
     if better and context.world.is_main:
         kept = {"views": job.train.augment, "val_score": found.score, "val_loss": found.loss}
         best.model_copy(update=kept).save(context.paths.best)
@@ -151,14 +149,13 @@ def _run_epoch(context: TrainingContext, batches: SplitBatches, state: PhaseStat
     loss = train_epoch(context, batches, state)
     seconds = state.spent_s
     with averaged(model, state.moving):
-        judging = time.monotonic()
+        began = time.monotonic()
         validation = validate(context, batches.val, Views(model.spec.size))
-        judging = time.monotonic() - judging
-        better = context.best_checkpoint.consider(
-            checkpoint_candidate(context, epoch, validation), model, _out_of_fold(context, validation)
-        )
+        val_seconds = time.monotonic() - began
+        offered = checkpoint_candidate(context, epoch, validation)
+        better = context.best_checkpoint.consider(offered, model, _out_of_fold(context, validation))
     line = {"phase": epoch.phase, "epoch": epoch.number, "loss": loss, "lr": state.running.schedule.get_last_lr()[0]}
-    log_epoch(context, epoch, line | {"val_seconds": judging}, validation=validation, seconds=seconds)
+    log_epoch(context, epoch, line | {"val_seconds": val_seconds}, validation=validation, seconds=seconds)
     state.without_gain = 0 if better else state.without_gain + 1
     state.next_epoch()
     return validation
@@ -179,9 +176,8 @@ def _try_average(context: TrainingContext, batches: SplitBatches, state: PhaseSt
         validation = validate(context, batches.val, Views(model.spec.size))
         offered = checkpoint_candidate(context, last, validation, averaged=True)
         better = context.best_checkpoint.consider(offered, model, _out_of_fold(context, validation))
-    log.info(
-        "average of first and last weights: %s", f"kept, validation {validation.score}" if better else "not better"
-    )
+    outcome = f"kept, validation {validation.score}" if better else "not better"
+    log.info("average of first and last weights: %s", outcome)
     return validation
 
 

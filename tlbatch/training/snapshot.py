@@ -44,6 +44,9 @@ class TrainingPosition(Record):
         """Sort key: later positions compare greater."""
         return self.phase, self.epoch, self.position
 
+    def __str__(self) -> str:
+        return f"phase {self.phase} epoch {self.epoch} step {self.step}"
+
 
 class SnapshotRecord(Record):
     """``snapshot.json``, the last file written into a snapshot: the snapshot is complete if it is there."""
@@ -92,13 +95,7 @@ class SnapshotManager:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        inputs: Mapping[str, str],
-        world: World,
-        *,
-        every_min: float,
-        limits: Mapping[str, float],
+        self, folder: Path, inputs: Mapping[str, str], world: World, *, every_min: float, limits: Mapping[str, float]
     ) -> None:
         """Prepare to save.
 
@@ -154,10 +151,9 @@ class SnapshotManager:
             whole = {"inputs": self._inputs, "world_size": self._world.world_size, "checksums": dict(everyone)}
             record.model_copy(update=whole).signed().save(draft / _RECORD)
             self._keep(draft, path)
-        self._last = time.monotonic()
-        self._knows_s = True
+        self._last, self._knows_s = time.monotonic(), True
         took = self._last - began
-        log.info("saved at %s in %.1f s", position_text(place), took)
+        log.info("saved at %s in %.1f s", place, took)
         for follows, limit_s in list(self._limits.items()):
             if took > limit_s:
                 log.warning("saving took %.0f s, but only %.0f s are available: %s", took, limit_s, follows)
@@ -175,10 +171,7 @@ class SnapshotManager:
     def latest(self) -> Snapshot | None:
         """Return the last complete snapshot, or None; all ranks must call together.
 
-        Raises
-        ------
-        UserError
-            When the training started with another job or data set.
+        Raises UserError if the training started with another job or data set.
         """
         found = [self._choose() if self._world.is_main else None]
         (chosen,) = broadcast_object_list(found)
@@ -201,7 +194,8 @@ class SnapshotManager:
         for draft in self._folder.glob("*.tmp"):
             shutil.rmtree(draft)
         for record, path in _complete(self._folder):
-            wrong = [name for name, value in record.checksums.items() if not _is_whole(path / name, value)]
+            files = ((path / name, digest) for name, digest in record.checksums.items())
+            wrong = [file.name for file, digest in files if not file.is_file() or checksum(file) != digest]
             if not wrong:
                 return path
             log.warning("%s: %s is damaged; using an older snapshot, if there is one", path, wrong[0])
@@ -212,11 +206,6 @@ class SnapshotManager:
         """Remove all snapshots: the training has finished."""
         if self._world.is_main:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def position_text(place: TrainingPosition) -> str:
-    """Return a position in words."""
-    return f"phase {place.phase} epoch {place.epoch} step {place.step}"
 
 
 def _complete(folder: Path) -> list[tuple[SnapshotRecord, Path]]:
@@ -250,7 +239,3 @@ def _write(path: Path, state: StateDict) -> str:
 def _read(path: Path) -> StateDict:
     state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-def _is_whole(path: Path, wanted: str) -> bool:
-    return path.is_file() and checksum(path) == wanted

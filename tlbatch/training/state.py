@@ -17,18 +17,12 @@ from tlbatch.core.text import counted
 from tlbatch.data.dataset import ImageSet
 from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.attribute_head import restored_head
-from tlbatch.model.checkpoint import Average, BestCheckpoint
+from tlbatch.model.average import Average
+from tlbatch.model.checkpoint import BestCheckpoint
 from tlbatch.model.classifier import Classifier
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.world import World
-from tlbatch.training.snapshot import (
-    Snapshot,
-    SnapshotManager,
-    SnapshotRecord,
-    StateDict,
-    TrainingPosition,
-    position_text,
-)
+from tlbatch.training.snapshot import Snapshot, SnapshotManager, SnapshotRecord, StateDict, TrainingPosition
 from tlbatch.training.step import RunningPhase
 
 log = logging.getLogger(__name__)
@@ -130,7 +124,9 @@ def save(context: TrainingContext, place: TrainingPosition, state: PhaseState | 
         best=context.best_checkpoint.best,
         metrics=context.paths.metrics.read_text(encoding="utf-8") if context.paths.metrics.exists() else "",
     )  # fmt: skip
-    own = _random_state(context.accelerator)
+    own: StateDict = {"cpu": torch.get_rng_state()}
+    if context.accelerator.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(context.accelerator.device)
     if state is not None:
         own |= {"loss": state.loss, "mean_loss": context.accelerator.reduce(state.loss, "mean")}
     with context.ranks.watchdog.expected("saving"):
@@ -157,10 +153,7 @@ def save_when_stopped(
 ) -> Iterator[None]:
     """Save ``state`` if the ranks agree to stop within the block; without a state, ``place`` was saved when it began.
 
-    Raises
-    ------
-    StoppedError
-        On all ranks.
+    Raises StoppedError on all ranks.
     """
     try:
         yield
@@ -168,7 +161,7 @@ def save_when_stopped(
         if state is not None:
             place = state.place
             save(context, place, state)
-        raise StoppedError(f"stopped by {stop} in {position_text(place)}", again=stop.again) from None
+        raise StoppedError(f"stopped by {stop} in {place}", again=stop.again) from None
 
 
 def restore(context: TrainingContext) -> Snapshot | None:
@@ -178,8 +171,14 @@ def restore(context: TrainingContext) -> Snapshot | None:
         if context.world.is_main:
             context.paths.metrics.unlink(missing_ok=True)
         return None
-    record, model = snapshot.record, context.model
-    _say(record, context.world)
+    record, model, world_size = snapshot.record, context.model, context.world.world_size
+    log.info("resumes in %s", record.place)
+    if record.world_size != world_size:
+        log.warning(
+            "saved by %s and resumed by %d: every remaining sample of the epoch is used once, but dropout masks "
+            "and rounding differ",
+            counted(record.world_size, "rank"), world_size,
+        )  # fmt: skip
     tensors = snapshot.shared["model"]
     model.head = restored_head(tensors, model.head)
     model.load_state_dict(tensors, strict=False)
@@ -188,16 +187,6 @@ def restore(context: TrainingContext) -> Snapshot | None:
     if context.world.is_main:
         write_text(context.paths.metrics, record.metrics)
     return snapshot
-
-
-def _say(record: SnapshotRecord, world: World) -> None:
-    log.info("resumes in %s", position_text(record.place))
-    if record.world_size != world.world_size:
-        log.warning(
-            "saved by %s and resumed by %d: every remaining sample of the epoch is used once, but dropout masks "
-            "and rounding differ",
-            counted(record.world_size, "rank"), world.world_size,
-        )  # fmt: skip
 
 
 def restore_phase(context: TrainingContext, state: PhaseState, snapshot: Snapshot) -> None:
@@ -244,10 +233,3 @@ def _shared(context: TrainingContext, state: PhaseState | None) -> StateDict:
         "moving": state.moving.tensors if state.moving else {},
         "start": state.start.tensors if state.start else {},
     }
-
-
-def _random_state(accelerator: Accelerator) -> StateDict:
-    tensors: StateDict = {"cpu": torch.get_rng_state()}
-    if accelerator.device.type == "cuda":
-        tensors["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    return tensors

@@ -105,10 +105,6 @@ class RunningPhase:
         each = losses(self.classifier.rule.objective, self.model(inputs).float(), wanted)
         return each * (wanted @ class_weights)
 
-    def mean_over_ranks(self, value: torch.Tensor) -> float:
-        """Return the mean of a scalar over all ranks."""
-        return float(self.accelerator.reduce(value, "mean"))
-
     def release(self) -> None:
         """Remove the distributed wrapper: the next phase trains other parameters."""
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -128,11 +124,6 @@ def mixed(mix: v2.Transform, images: torch.Tensor, wanted: torch.Tensor) -> tupl
     """
     pixels, wanted = mix(images.permute(0, 3, 1, 2).float(), wanted)
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), wanted
-
-
-def _mix(phase: Phase) -> v2.Transform | None:
-    kinds = [kind(alpha=alpha) for kind, alpha in ((v2.MixUp, phase.mixup), (v2.CutMix, phase.cutmix)) if alpha]
-    return v2.RandomChoice(kinds) if kinds else None
 
 
 def class_weights(counts: torch.Tensor, *, strength: float) -> torch.Tensor:
@@ -160,4 +151,6 @@ def start_phase(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trained = sum(parameter.numel() for parameter in trained)
     log.info("cut %s: training %s for %s", phase.cut, counted(num_trained, "parameter"), counted(phase.epochs, "epoch"))
-    return RunningPhase(accelerator, wrapped, model, prepared, schedule, anchor, phase, trained, _mix(phase))
+    kinds = [kind(alpha=alpha) for kind, alpha in ((v2.MixUp, phase.mixup), (v2.CutMix, phase.cutmix)) if alpha]
+    mix = v2.RandomChoice(kinds) if kinds else None
+    return RunningPhase(accelerator, wrapped, model, prepared, schedule, anchor, phase, trained, mix)

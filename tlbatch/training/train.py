@@ -1,5 +1,6 @@
 """Join the ranks and train the phases of a run."""
 
+import itertools
 import logging
 from collections.abc import Mapping
 
@@ -32,13 +33,7 @@ _LEAVE_S = 5
 
 
 def take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None:
-    """Copy the checkpoint of another run in place of training.
-
-    Raises
-    ------
-    UserError
-        When it is incomplete, or for other classes.
-    """
+    """Copy the checkpoint of another run in place of training; UserError if it is incomplete, or for other classes."""
     best, weights = load_best(other)
     if best.classes != images.manifest.classes:
         raise UserError(
@@ -69,7 +64,7 @@ def join_and_train(run: Run, images: ImageSet, world: World, snapshots: Snapshot
     cached = require_finished("cache", run)
     model = pretrained_classifier(run.record, images.manifest)
     if isinstance(model.head, PhraseHead) and world.is_main:
-        _tell_odd_phrases(job, images)
+        _log_odd_phrases(job, images)
     with join_process_group("train", run, world) as ranks:
         train_phases(
             TrainingContext(job, images, paths, ranks, model, BestCheckpoint(paths, world), snapshots), cached.outputs
@@ -77,7 +72,7 @@ def join_and_train(run: Run, images: ImageSet, world: World, snapshots: Snapshot
         ranks.accelerator.wait_for_everyone()
 
 
-def _tell_odd_phrases(job: Job, images: ImageSet) -> None:
+def _log_odd_phrases(job: Job, images: ImageSet) -> None:
     names, data = images.manifest.classes, job.data
     vocabulary, attributes = outputs_named(job, images.manifest), data.attributes_in(names)
     max_tags = len(attributes_in(vocabulary, data)) if job.phase[0].fit else job.decoder.max_tags
@@ -86,14 +81,14 @@ def _tell_odd_phrases(job: Job, images: ImageSet) -> None:
     lacking = [tag for own in data.attributes.values() for tag in own if tag not in names]
     if lacking:
         log.warning("data.attributes: no image has %s", ", ".join(lacking[:10]))
-    for split in SPLITS:
-        for number, what in (
-            (odd.num_too_long[split], "more tags than that"),
-            (odd.num_unseen[split], "a tag outside the vocabulary"),
-            (odd.num_several[split], "several tags of one attribute"),
-        ):
-            if number:
-                log.warning("%s with %s", counted(number, f"{split} image"), what)
+    counts = {
+        "more tags than that": odd.num_too_long,
+        "a tag outside the vocabulary": odd.num_unseen,
+        "several tags of one attribute": odd.num_several,
+    }
+    for split, (what, number) in itertools.product(SPLITS, counts.items()):
+        if number[split]:
+            log.warning("%s with %s", counted(number[split], f"{split} image"), what)
     if odd.num_contradicting:
         log.warning("%s (nearly) identical to one with another phrase", counted(odd.num_contradicting, "image"))
 

@@ -30,7 +30,7 @@ from tlbatch.model.build import build_classifier
 from tlbatch.model.cut_points import Chain
 from tlbatch.model.handcrafted import descriptors
 from tlbatch.model.handcrafted.features import NUM_FEATURES, Handcrafted, features, groups
-from tlbatch.model.handcrafted.lesions import blobs_above, bright_blobs, dark_blobs, lesions, relief_of
+from tlbatch.model.handcrafted.lesions import blobs_above, dark_blobs, lesions, relief_of
 from tlbatch.model.handcrafted.planes import Floats, Mask, planes_of
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.run import Run
@@ -73,7 +73,7 @@ def reliefs(image: Rgb) -> tuple[Floats, Mask]:
 
 def counted(image: Rgb, *, dark: bool) -> int:
     relief, inside = reliefs(image)
-    return int(blobs_above((dark_blobs if dark else bright_blobs)(relief), inside, 0.08).counts.sum())
+    return int(blobs_above(dark_blobs(relief if dark else -relief), inside, 0.08).counts.sum())
 
 
 PLACES = [(40, 50), (70, 80), (90, 45)]
@@ -92,13 +92,13 @@ def test_dark_dots_are_counted_and_neither_vessels_nor_the_rim_are() -> None:
 
 def test_bright_patches_are_exudates_by_area_and_quarter() -> None:
     relief, inside = reliefs(spotted((240, 220, 120), 3.5, PLACES))
-    found = blobs_above(bright_blobs(relief), inside, 0.08)
+    found = blobs_above(dark_blobs(-relief), inside, 0.08)
     assert found.counts.tolist() == [0, 0, 3]
     assert found.area == pytest.approx(3 * len(draw.disk((0, 0), 3.5, shape=None)[0]) / inside.sum(), rel=0.25)
     assert found.quadrants.sum() == pytest.approx(found.area)
     assert (found.quadrants > 0).tolist() == [True, False, True, True]
     relief, inside = reliefs(spotted((240, 220, 120), 2.5, PLACES))
-    assert 0 < blobs_above(bright_blobs(relief), inside, 0.08).area < 0.7 * found.area
+    assert 0 < blobs_above(dark_blobs(-relief), inside, 0.08).area < 0.7 * found.area
 
 
 def test_a_lesion_moves_the_lesions_of_its_polarity_and_sizes_are_told_apart() -> None:

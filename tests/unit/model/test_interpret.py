@@ -187,9 +187,6 @@ def test_maps_and_square_tokens_give_evidence_between_0_and_1(
     assert np.array_equal(found, again)
     for parameter in classifier.parameters():
         assert parameter.grad is None
-    none = grad_cam(classifier, some[:0], torch.empty(0, dtype=torch.int64))
-    assert none is not None
-    assert none.shape == (0, side, side)
 
 
 def test_without_a_map_there_is_no_evidence_to_show() -> None:
@@ -211,7 +208,6 @@ def test_features_are_what_the_head_turns_into_outputs(head: dict[str, object]) 
     found = features(model, some)
     with torch.no_grad():
         torch.testing.assert_close(model.head(torch.from_numpy(found)), model(some))
-    assert features(model, some[:0]).shape == (0, found.shape[1])
 
 
 def test_looking_changes_nothing() -> None:

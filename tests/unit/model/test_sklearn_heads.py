@@ -49,8 +49,8 @@ def test_every_kind_tells_clouds_apart_on_vectors_it_has_not_seen(kind: str, *, 
     assert (chosen(fitted, given.features) == given.labels).mean() > least
     unseen = fitted.outputs
     guesses = np.rint(unseen[:, 0]) if ordered else unseen.argmax(1)
-    assert sorted(fitted.judged) == list(range(120))
-    assert (guesses == given.labels[fitted.judged]).mean() > 0.7
+    assert sorted(fitted.scored) == list(range(120))
+    assert (guesses == given.labels[fitted.scored]).mean() > 0.7
 
 
 @pytest.mark.parametrize("kind", ["kernel-logistic", "kernel-ridge", "kernel-svm"])
@@ -88,7 +88,7 @@ def test_a_class_in_one_group_is_judged_where_two_classes_are_left_or_refused() 
     given = vectors(60, 2)
     one = Vectors(given.features, given.labels, np.where(given.labels == 1, "a", given.groups), 2)
     fitted = fit_head("logistic", one, seed=0)
-    assert set(given.labels[fitted.judged]) == {0}
+    assert set(given.labels[fitted.scored]) == {0}
     halves = Vectors(given.features, given.labels, np.where(given.labels == 1, "a", "b"), 2)
     with pytest.raises(UserError, match="all training images of a class are in one group"):
         fit_head("logistic", halves, seed=0)
@@ -133,7 +133,7 @@ def test_outputs_are_log_probabilities_that_fit_their_errors(kind: str) -> None:
                     given.labels, given.groups, 3)  # fmt: skip
     fitted = fit_head(kind, noisy, seed=0)
     confidence = torch.from_numpy(fitted.outputs).softmax(1).max(1).values.mean()
-    accuracy = (fitted.outputs.argmax(1) == noisy.labels[fitted.judged]).mean()
+    accuracy = (fitted.outputs.argmax(1) == noisy.labels[fitted.scored]).mean()
     assert float(confidence) == pytest.approx(accuracy, abs=0.05)
 
 

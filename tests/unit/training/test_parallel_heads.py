@@ -10,8 +10,9 @@ from torch import nn
 
 from tlbatch.config.training import Optimizer, Phase
 from tlbatch.core.errors import UserError
+from tlbatch.model.folds import folds_of
 from tlbatch.model.objectives import losses, targets
-from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of, folds_of
+from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of
 from tlbatch.training.optim import build_schedule, optimizer_over
 from tlbatch.training.parallel_heads import Epochs, train_heads
 
@@ -81,8 +82,8 @@ def test_a_head_beside_others_takes_the_steps_it_would_take_alone(name: str) -> 
 def test_the_rate_that_tells_unseen_vectors_apart_is_chosen_and_one_that_diverges_is_not() -> None:
     fitted = trained(vectors(), phase(1e-6, 0.1, 1e30, name="sgd"))
     assert best_of(fitted.scores) == "0.1"
-    assert sorted(fitted.judged) == list(range(60))
-    assert (fitted.outputs.argmax(1) == vectors().labels[fitted.judged]).mean() > 0.7
+    assert sorted(fitted.scored) == list(range(60))
+    assert (fitted.outputs.argmax(1) == vectors().labels[fitted.scored]).mean() > 0.7
     assert not fitted.head.training
     with pytest.raises(UserError, match=r"phase\.N\.lr_grid: the loss is not finite with any of its rates"):
         trained(vectors(), phase(1e30, name="sgd"))
@@ -95,6 +96,6 @@ def test_what_is_judged_has_not_been_seen() -> None:
     spoiled[out[0]] += 100
     before, after = (trained(one, phase(0.05)) for one in (given, replace(given, features=spoiled)))
     same = np.isclose(before.outputs, after.outputs, atol=1e-5).all(1)
-    rest = np.isin(before.judged, out[1:])
+    rest = np.isin(before.scored, out[1:])
     assert same[rest].all()
-    assert not same[np.isin(before.judged, into)].all()
+    assert not same[np.isin(before.scored, into)].all()

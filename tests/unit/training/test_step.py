@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 from tlbatch.config.job import Job
 from tlbatch.config.training import Optimizer, Phase
 from tlbatch.data.sampler import class_balanced
+from tlbatch.model.average import Average, averaged
 from tlbatch.model.build import build_classifier
-from tlbatch.model.checkpoint import Average, averaged
 from tlbatch.model.classifier import Classifier
 from tlbatch.training.optim import Anchor, build_optimizer, build_schedule
 from tlbatch.training.step import RunningPhase, class_weights, mixed, start_phase

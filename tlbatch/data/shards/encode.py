@@ -32,12 +32,8 @@ def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pi
     """Return what goes into the shard for one source image.
 
     Every image is decoded once, so damaged ones are found here. With ``resize = 0``, and for an upright 8-bit JPEG or
-    PNG that is not larger than ``resize`` if there are no steps, the bytes of the file are kept.
-
-    Raises
-    ------
-    UnreadableImageError
-        When the image cannot be decoded, or a step fails on it.
+    PNG that is not larger than ``resize`` if there are no steps, the bytes of the file are kept. Raises
+    UnreadableImageError if the image cannot be decoded, or a step fails on it.
     """
     rgb, kind, usual, side = open_image(data, short_side=resize * (_STEPS_SCALE if steps else 1), max_pixels=max_pixels)
     if resize == 0 or (side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):

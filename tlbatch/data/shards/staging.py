@@ -23,11 +23,7 @@ def stage_urls(urls: Sequence[str], folder: Path) -> None:
     """Download the tars that are missing.
 
     webdataset transfers from http, https and pipes (the output of a shell command), fsspec from all others, such as s3.
-
-    Raises
-    ------
-    UserError
-        When a transfer fails; complete files are kept.
+    Raises UserError if a transfer fails; complete files are kept.
     """
     try:
         from webdataset.shardlists import expand_urls  # noqa: PLC0415 (imports torch)
@@ -50,7 +46,8 @@ def stage_urls(urls: Sequence[str], folder: Path) -> None:
             try:
                 with atomic_file(target) as file, _open(address) as source:  # closed first: it reports a failure
                     shutil.copyfileobj(source, file, _BLOCK)
-                    _refuse_empty(file)
+                    if file.tell() == 0:
+                        raise OSError("received no data")  # noqa: TRY301
             except (OSError, ValueError, ImportError) as error:
                 text = hidden(" ".join(str(error).split()))
                 raise UserError(
@@ -83,18 +80,10 @@ def _names(addresses: Sequence[str]) -> list[str]:
     return names
 
 
-def _refuse_empty(file: BinaryIO) -> None:
-    if file.tell() == 0:
-        raise OSError("received no data")
-
-
 def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]:
     """Copy shards to a folder of this node, once for all its ranks; return the paths of the copies.
 
-    Raises
-    ------
-    UserError
-        When the folder cannot be created or has too little space.
+    Raises UserError if the folder cannot be created or has too little space.
     """
     if not local_folder:
         return tuple(shards)
@@ -105,7 +94,10 @@ def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
             remove_drafts(root)
-            missing = [pair for pair in zip(shards, copies, strict=True) if not _is_copy(*pair)]
+            stored = {copy: copy.stat().st_size for copy in copies if copy.exists()}
+            missing = [
+                pair for pair in zip(shards, copies, strict=True) if pair[0].stat().st_size != stored.get(pair[1])
+            ]
             needed, free = sum(path.stat().st_size for path, _ in missing), shutil.disk_usage(root).free
             if needed > free:
                 raise UserError(
@@ -122,7 +114,3 @@ def stage_locally(shards: Sequence[Path], local_folder: str) -> tuple[Path, ...]
     if missing:
         log.info("copied %s to %s", counted(len(missing), "shard"), root)
     return copies
-
-
-def _is_copy(shard: Path, copy: Path) -> bool:
-    return copy.exists() and copy.stat().st_size == shard.stat().st_size

@@ -7,6 +7,7 @@ a kill are used after it.
 import struct
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ import xxhash
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file
+from tlbatch.core.typing import Ints
 from tlbatch.data.near_duplicates import WORDS, near_hash
 from tlbatch.data.shards.encode import ShardImage
 from tlbatch.data.shards.tar_writer import TarStream
 from tlbatch.data.sources.base import Labelled
-from tlbatch.runs.manifest import Rejected
 
 ROW = np.dtype(
     [
@@ -69,11 +70,6 @@ class Unusable:
     cause: str
     passing: bool = False
 
-    @property
-    def rejected(self) -> Rejected:
-        """The entry in the list of rejected images."""
-        return Rejected(key=self.image.key, cause=self.cause)
-
 
 def prepare(image: Labelled, made: ShardImage) -> Prepared:
     """Hash the bytes and the pixels of an image."""
@@ -96,7 +92,7 @@ class ShardStore:
     """Causes by stamp."""
     num_sidecars: int
 
-    def find(self, images: Sequence[Labelled]) -> npt.NDArray[np.int64]:
+    def find(self, images: Sequence[Labelled]) -> Ints:
         """Return the row of each image, -1 where no shard holds it."""
         stamps = np.fromiter((image.stamp for image in images), np.uint64, len(images))
         if not len(self.rows):
@@ -108,13 +104,7 @@ class ShardStore:
 
 
 def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardStore:
-    """Read the sidecars of a set, or only those of some tars.
-
-    Raises
-    ------
-    UserError
-        When a sidecar is damaged.
-    """
+    """Read the sidecars of a set, or only those of some tars; UserError if a sidecar is damaged."""
     tars: list[str] = []
     sizes: list[int] = []
     parts, numbers = [np.empty(0, ROW)], [np.empty(0, np.int32)]
@@ -145,21 +135,14 @@ def plan_chunks(images: Sequence[Labelled], store: ShardStore, *, size: int, in_
         for image, row in zip(images, store.find(images).tolist(), strict=True)
         if row < 0 and image.stamp not in store.rejected
     ]
-    groups: Iterable[list[Labelled]]
-    if in_place:
-        of_tar: dict[str, list[Labelled]] = {}
-        for image in missing:
-            of_tar.setdefault(image.path, []).append(image)
-        groups = of_tar.values()
-    else:
-        groups = (missing[start : start + size] for start in range(0, len(missing), size))
-    return [
-        Chunk(f"{number:06d}-{_digest(some)}", tuple(some)) for number, some in enumerate(groups, store.num_sidecars)
-    ]
-
-
-def _digest(images: Iterable[Labelled]) -> str:
-    return xxhash.xxh3_64_hexdigest(np.array([image.stamp for image in images], "<u8").tobytes())[:8]
+    groups: dict[object, list[Labelled]] = defaultdict(list)
+    for number, image in enumerate(missing):
+        groups[image.path if in_place else number // size].append(image)
+    chunks = []
+    for number, some in enumerate(groups.values(), store.num_sidecars):
+        digest = xxhash.xxh3_64_hexdigest(np.array([image.stamp for image in some], "<u8").tobytes())[:8]
+        chunks.append(Chunk(f"{number:06d}-{digest}", tuple(some)))
+    return chunks
 
 
 def write_chunk(

@@ -65,12 +65,8 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Damage]]:
 
     Every field is checked against the size of the file, and after a bad header the search continues at the next block.
     Directories are skipped; concatenated tars, with their end-of-archive marks in place, are valid. Tars have checksums
-    of headers only: changed bytes in a member, or in the text of an extended header, are not detected here.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be opened or read.
+    of headers only: changed bytes in a member, or in the text of an extended header, are not detected here. Raises
+    OSError if the file cannot be opened or read.
     """
     members: list[Member] = []
     damage: list[Damage] = []

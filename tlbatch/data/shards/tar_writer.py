@@ -31,7 +31,9 @@ class TarStream:
             if 0 < cut <= 155:
                 prefix, raw = raw[:cut], raw[cut + 1 :]
             else:
-                record = _record(b"path", raw)
+                rest = len(raw) + len(b" path=\n")
+                size = rest + len(str(rest + len(str(rest))))  # a record's length counts its own digits
+                record = b"%d path=%s\n" % (size, raw)
                 self._put(_header(b"././@PaxHeader", len(record), kind=b"x"), record)
                 raw = raw[:100]
         return self._put(_header(raw, len(data), prefix=prefix), data)
@@ -56,12 +58,6 @@ def _header(name: bytes, size: int, *, prefix: bytes = b"", kind: bytes = b"0") 
     block = bytearray(_USTAR.pack(*fields, b"ustar", b"00", owner, owner, text, text, prefix))
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    rest = len(key) + len(value) + 3
-    size = rest + len(str(rest + len(str(rest))))  # a record's length counts its own digits
-    return b"%d %s=%s\n" % (size, key, value)
 
 
 def next_header(offset: int, size: int) -> int:

@@ -13,7 +13,7 @@ from tlbatch.data.shards.encode import to_shard
 from tlbatch.data.shards.store import Chunk, Prepared, ShardStore, Unusable, plan_chunks, prepare, write_chunk
 from tlbatch.data.sources.base import Labelled, Source, check_rejected
 from tlbatch.data.splits import draw_sample
-from tlbatch.runs.manifest import Manifest
+from tlbatch.runs.manifest import Manifest, Rejected
 from tlbatch.runs.records import load_record
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def indexed(folder: Path) -> set[str]:
 
 
 def write_chunks(
-    job: Job, source: Source, folder: Path, chunks: Sequence[Chunk], tell: Callable[[int, int], None], *, workers: int
+    job: Job, source: Source, folder: Path, chunks: Sequence[Chunk], report: Callable[[int, int], None], *, workers: int
 ) -> list[Unusable]:
     """Write the missing shards; return the images that were left out."""
     unusable: list[Unusable] = []
@@ -42,26 +42,26 @@ def write_chunks(
     with ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
         for chunk in new:
             images = _prepared(job.data, source, chunk.images, pool, ahead=8 * workers)
-            prepared = _told(images, tell, done, total)
-            done += len(chunk.images)
             labels = None if job.data.source == "tars" else _label_members(job.data, source, chunk.images)
-            left_out = write_chunk(folder, chunk, prepared, labels)
+            left_out = write_chunk(folder, chunk, _with_progress(images, report, done, total), labels)
+            done += len(chunk.images)
             log.info("%d of %d new images", done, total)
             for one in left_out:
                 log.warning("left out: %s: %s", one.image.key, one.cause)
             unusable.extend(left_out)
-            check_rejected([*source.rejected, *(one.rejected for one in unusable)], job.data)
+            rejected = (Rejected(key=one.image.key, cause=one.cause) for one in unusable)
+            check_rejected([*source.rejected, *rejected], job.data)
     return unusable
 
 
-def _told(
-    images: Iterator[Prepared | Unusable], tell: Callable[[int, int], None], done: int, total: int
+def _with_progress(
+    images: Iterator[Prepared | Unusable], report: Callable[[int, int], None], done: int, total: int
 ) -> Iterator[Prepared | Unusable]:
     """Yield the images, and report progress."""
-    tell(done, total)
+    report(done, total)
     for number, image in enumerate(images, start=done + 1):
         yield image
-        tell(number, total)
+        report(number, total)
 
 
 def _label_members(data: Data, source: Source, images: Sequence[Labelled]) -> Iterator[tuple[str, bytes]]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Ints
 from tlbatch.runs.manifest import Rejected
 
 NO_LABEL = "has no label"
@@ -139,7 +140,7 @@ def tags_of(label: str, data: Data) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tag.strip() for tag in label.split(data.tag_separator) if tag.strip()))
 
 
-def coded(values: Iterable[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+def coded(values: Iterable[str]) -> tuple[Ints, list[str]]:
     """Return an integer code for each value, and the distinct values, in the order of first occurrence."""
     numbers: dict[str, int] = {}
     codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64)

@@ -28,10 +28,7 @@ log = logging.getLogger(__name__)
 def read_images(job: Job, *, workers: int) -> Source:
     """List the images of a job with their labels, after drawing synthetic images or downloading tars if needed.
 
-    Raises
-    ------
-    UserError
-        When they cannot be listed.
+    Raises UserError if they cannot be listed.
     """
     data = job.data
     if data.source == "synthetic":
@@ -57,11 +54,8 @@ def digest_lists(data: Data) -> str:
 def read_source(data: Data, images: Path, labels: Path | None) -> Source:
     """List the images of a source with their labels.
 
-    Raises
-    ------
-    UserError
-        When the folder or file is missing or malformed, more than ``data.max_rejected`` images are unusable, a class is
-        empty, or there are fewer than two classes.
+    Raises UserError if the folder or file is missing or malformed, more than ``data.max_rejected`` images are unusable,
+    a class is empty, or there are fewer than two classes.
     """
     if not images.is_dir():
         raise UserError(f"{images}: no such folder of images; set data.images=PATH")

@@ -92,10 +92,7 @@ def _stem(name: str) -> str:
 def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the values of some columns of the labels file, by the key of the image.
 
-    Raises
-    ------
-    UserError
-        When the file has no such column.
+    Raises UserError if the file has no such column.
     """
     found = {}
     for _, row in _rows(labels, data, [], more=columns):

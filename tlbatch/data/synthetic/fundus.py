@@ -11,25 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
+from tlbatch.data.synthetic import paint
 from tlbatch.data.synthetic.lesions import BURDENS, add_lesions, vein_beading
-from tlbatch.data.synthetic.paint import (
-    Eye,
-    Plane,
-    Points,
-    Range,
-    absorb,
-    blobs,
-    cover,
-    enlarge,
-    grow,
-    heap_around,
-    hill,
-    mask_of,
-    ribbons,
-    scatter,
-    sensed,
-    stream,
-)
+from tlbatch.data.synthetic.paint import Eye, Plane, Points, Range
 
 EyeSide = Literal["left", "right"]
 _VESSEL: Final = (0.36, 0.66, 0.52)
@@ -72,9 +56,11 @@ def draw(seed: int, patient: int, eye_side: EyeSide, *, grade: int, side: int) -
     numpy.ndarray
         uint8 RGB of shape (side, side, 3), black outside the round field.
     """
-    traits = _traits(stream(seed, patient))
+    traits = _traits(paint.stream(seed, patient))
     # One stream per layer: another lesion must not move a vessel or change the sensor noise.
-    anatomy, specks, lesions, camera = (stream(seed, patient, int(eye_side == "right"), layer) for layer in range(4))
+    anatomy, specks, lesions, camera = (
+        paint.stream(seed, patient, int(eye_side == "right"), layer) for layer in range(4)
+    )
     burden = BURDENS[grade]
     eye = _eye(anatomy, traits, side)
     planes = _retina(anatomy, traits, eye)
@@ -108,9 +94,9 @@ def _eye(rng: Generator, traits: Patient, side: int) -> Eye:
 
 def _retina(rng: Generator, traits: Patient, eye: Eye) -> Plane:
     grid = eye.grid()
-    texture = sum(enlarge(0.6 * traits.choroid * rng.standard_normal((n, n)), eye.side) for n in (24, 64))
-    macula = 0.30 * hill(grid, eye.fovea, 0.16) + 0.22 * hill(grid, eye.fovea, 0.05)
-    shade = enlarge(1 - macula + 0.2 * hill(grid, eye.disc, 0.3), eye.side) + texture
+    texture = sum(paint.enlarge(0.6 * traits.choroid * rng.standard_normal((n, n)), eye.side) for n in (24, 64))
+    macula = 0.30 * paint.hill(grid, eye.fovea, 0.16) + 0.22 * paint.hill(grid, eye.fovea, 0.05)
+    shade = paint.enlarge(1 - macula + 0.2 * paint.hill(grid, eye.disc, 0.3), eye.side) + texture
     planes: Plane = traits.colour[:, None, None] * shade
     # Red light comes from deep in the choroid, so it shows less of the layers above.
     planes[0] += (traits.colour[0] - planes[0]) * 0.5
@@ -123,19 +109,19 @@ def _add_disc(planes: Plane, rng: Generator, eye: Eye) -> None:
     cup_radius = eye.disc_radius * rng.uniform(0.3, 0.6)
     for centre, radius, colour, ink in ((eye.disc, eye.disc_radius, _DISC, 0.9), (cup, cup_radius, _CUP, 0.8)):
         upright = np.array([1j * rng.uniform(1.0, 1.15)])
-        outline = blobs(rng, np.array([centre]), (radius, radius), 0.04, upright)
-        cover(planes, mask_of(eye, [(outline, ink)], blur=0.012), colour)
+        outline = paint.blobs(rng, np.array([centre]), (radius, radius), 0.04, upright)
+        paint.cover(planes, paint.mask_of(eye, [(outline, ink)], blur=0.012), colour)
 
 
 def _add_vessels(planes: Plane, rng: Generator, traits: Patient, eye: Eye, *, beading: float) -> None:
     arteries = _tree(rng, eye, -0.16, traits.tortuosity)
     veins = _tree(rng, eye, 0.08, traits.tortuosity)
-    shapes = [(ribbons(curves, 0.021 * size), 0.65 * size**0.5) for curves, size in arteries]
+    shapes = [(paint.ribbons(curves, 0.021 * size), 0.65 * size**0.5) for curves, size in arteries]
     # The light reflex along the wall of an artery.
-    shapes += [(ribbons(arteries[-1][0], 0.007), 0.35)]
-    shapes += [(ribbons(curves, 0.029 * size, beading=beading), size**0.5) for curves, size in veins]
-    no_vessels = enlarge(1 - hill(eye.grid(), eye.fovea, 0.09), eye.side)
-    absorb(planes, mask_of(eye, shapes) * no_vessels, _VESSEL)
+    shapes += [(paint.ribbons(arteries[-1][0], 0.007), 0.35)]
+    shapes += [(paint.ribbons(curves, 0.029 * size, beading=beading), size**0.5) for curves, size in veins]
+    no_vessels = paint.enlarge(1 - paint.hill(eye.grid(), eye.fovea, 0.09), eye.side)
+    paint.absorb(planes, paint.mask_of(eye, shapes) * no_vessels, _VESSEL)
 
 
 def _tree(rng: Generator, eye: Eye, shift: float, wobble: float) -> list[tuple[Points, float]]:
@@ -151,8 +137,8 @@ def _trunks(rng: Generator, eye: Eye, shift: float, wobble: float) -> Points:
     up_down = np.array([-1.0, 1.0, -1.0, 1.0])
     headings = up_down * (np.array([1.95, 1.95, 0.95, 0.95]) + rng.normal(shift, 0.08, 4))
     bends = up_down * (np.array([1.35, 1.35, -0.2, -0.2]) + rng.normal(0, 0.12, 4))
-    starts = heap_around(rng, eye.disc, 4, spread=0.3 * eye.disc_radius)
-    return grow(rng, starts, headings, np.array([1.75, 1.75, 0.8, 0.8]), bends, wobble)
+    starts = paint.heap_around(rng, eye.disc, 4, spread=0.3 * eye.disc_radius)
+    return paint.grow(rng, starts, headings, np.array([1.75, 1.75, 0.8, 0.8]), bends, wobble)
 
 
 def _branches(rng: Generator, parents: Points, num: int, lengths: Range, wobble: float) -> Points:
@@ -163,20 +149,24 @@ def _branches(rng: Generator, parents: Points, num: int, lengths: Range, wobble:
     along = np.angle(parents[rows, at + 1] - parents[rows, at]).ravel()
     turns = np.where(np.arange(starts.size) % 2, 1.0, -1.0) * rng.uniform(0.6, 1.1, starts.size)
     bends = -turns * rng.uniform(0, 0.8, starts.size)
-    return grow(rng, starts, along + turns, rng.uniform(*lengths, starts.size), bends, wobble)
+    return paint.grow(rng, starts, along + turns, rng.uniform(*lengths, starts.size), bends, wobble)
 
 
 def _add_distractors(planes: Plane, rng: Generator, eye: Eye) -> None:
     """Paint distractors that occur in eyes of every grade: pigment spots, drusen and reflexes."""
-    spots = scatter(rng, eye, _few(rng, 14))
-    absorb(planes, mask_of(eye, [(blobs(rng, spots, (0.008, 0.03), 0.3), 0.8)], blur=0.004), _PIGMENT)
-    kinks = scatter(rng, eye, _few(rng, 12))
-    absorb(planes, mask_of(eye, [(blobs(rng, kinks, (0.009, 0.018), 0.3), 0.7)]), _VESSEL)
-    drusen = heap_around(rng, eye.fovea, _few(rng, 50), spread=rng.uniform(0.1, 0.4))
-    cover(planes, mask_of(eye, [(blobs(rng, drusen, (0.005, 0.015), 0.2), rng.uniform(0.4, 0.9))]), _DRUSEN)
+    spots = paint.scatter(rng, eye, _few(rng, 14))
+    paint.absorb(planes, paint.mask_of(eye, [(paint.blobs(rng, spots, (0.008, 0.03), 0.3), 0.8)], blur=0.004), _PIGMENT)
+    kinks = paint.scatter(rng, eye, _few(rng, 12))
+    paint.absorb(planes, paint.mask_of(eye, [(paint.blobs(rng, kinks, (0.009, 0.018), 0.3), 0.7)]), _VESSEL)
+    drusen = paint.heap_around(rng, eye.fovea, _few(rng, 50), spread=rng.uniform(0.1, 0.4))
+    paint.cover(
+        planes, paint.mask_of(eye, [(paint.blobs(rng, drusen, (0.005, 0.015), 0.2), rng.uniform(0.4, 0.9))]), _DRUSEN
+    )
     if rng.random() < 0.5:
         arcades = _trunks(rng, eye, 0.1, 0.1)[:2]
-        cover(planes, mask_of(eye, [(ribbons(arcades, 0.05), rng.uniform(0.1, 0.3))], blur=0.02), _HAZE)
+        paint.cover(
+            planes, paint.mask_of(eye, [(paint.ribbons(arcades, 0.05), rng.uniform(0.1, 0.3))], blur=0.02), _HAZE
+        )
 
 
 def _few(rng: Generator, most: int) -> int:
@@ -189,11 +179,11 @@ def _photograph(planes: Plane, rng: Generator, traits: Patient, eye: Eye) -> npt
     grid = eye.grid()
     tilt = complex(*rng.normal(0, 0.10, 2))
     light = rng.uniform(0.85, 1.1) * (1 - rng.uniform(0.1, 0.35) * np.abs(grid) ** 2 + (grid * tilt).real)
-    planes *= enlarge(light, eye.side)
+    planes *= paint.enlarge(light, eye.side)
     if rng.random() < 0.3:
         rim = complex(np.exp(2j * np.pi * rng.random()))
-        cover(planes, enlarge(rng.uniform(0.2, 0.6) * hill(grid, rim, 0.25), eye.side), _HAZE)
+        paint.cover(planes, paint.enlarge(rng.uniform(0.2, 0.6) * paint.hill(grid, rim, 0.25), eye.side), _HAZE)
     blur_px = traits.blur * rng.uniform(0.8, 1.3) * eye.radius_px
     grain = np.float32(255 * traits.noise) * rng.standard_normal((eye.side, eye.side), dtype=np.float32)
-    stop = mask_of(eye, [(np.exp(2j * np.pi * np.arange(180) / 180)[None, :], 1.0)])
-    return sensed(planes, blur_px=blur_px, grain=grain, stop=stop)
+    stop = paint.mask_of(eye, [(np.exp(2j * np.pi * np.arange(180) / 180)[None, :], 1.0)])
+    return paint.sensed(planes, blur_px=blur_px, grain=grain, stop=stop)

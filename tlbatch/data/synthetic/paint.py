@@ -121,8 +121,7 @@ def blobs(rng: Generator, centres: Points, radii: Range, ragged: float, stretch:
         edges = (edges.real * lengths + 1j * edges.imag) * stretch[:, None] / lengths
     # Most blobs are near the small end, as in real eyes.
     sizes = low * (high / low) ** rng.uniform(0, 1, len(centres))
-    outlines: Points = centres[:, None] + sizes[:, None] * edges
-    return outlines
+    return np.asarray(centres[:, None] + sizes[:, None] * edges)
 
 
 def grow(rng: Generator, starts: Points, headings: Reals, lengths: Reals, bends: Reals, wobble: float) -> Points:
@@ -131,8 +130,7 @@ def grow(rng: Generator, starts: Points, headings: Reals, lengths: Reals, bends:
     waves = rng.uniform(1.0, 3.5, starts.size)[:, None] * t + rng.uniform(0, 1, starts.size)[:, None]
     angles = headings[:, None] + bends[:, None] * np.sqrt(t) + wobble * np.sin(2 * np.pi * waves)
     steps = np.exp(1j * angles) * lengths[:, None] / _STEPS
-    curves: Points = starts[:, None] + np.cumsum(steps, axis=1) - steps[:, :1]
-    return curves
+    return np.asarray(starts[:, None] + np.cumsum(steps, axis=1) - steps[:, :1])
 
 
 def ribbons(curves: Points, width: float, *, beading: float = 0.0, taper: float = 0.6) -> Points:
@@ -156,8 +154,7 @@ def scatter(rng: Generator, eye: Eye, num: int, *, quadrants: int = 4) -> Points
 def heap_around(rng: Generator, centre: complex, num: int, *, spread: float) -> Points:
     """Draw ``num`` points around ``centre``, with a standard deviation of half of ``spread`` in each direction."""
     east, south = rng.normal(0, spread / 2, (2, num))
-    places: Points = centre + east + 1j * south
-    return places
+    return np.asarray(centre + east + 1j * south)
 
 
 def sensed(planes: Plane, *, blur_px: float, grain: Plane, stop: Plane | None = None) -> npt.NDArray[np.uint8]:
@@ -172,12 +169,9 @@ def sensed(planes: Plane, *, blur_px: float, grain: Plane, stop: Plane | None = 
     stop
         Aperture mask, from 0 (no light) to 1.
     """
-    lit = [_defocused(plane, blur_px) + grain for plane in planes]
+    sharp = (Image.fromarray(_bytes(255 * plane)) for plane in planes)
+    lit = [np.asarray(blurred(plane, blur_px), dtype=np.float32) + grain for plane in sharp]
     return np.stack([_bytes(plane if stop is None else plane * stop) for plane in lit], axis=-1)
-
-
-def _defocused(plane: Plane, blur_px: float) -> Plane:
-    return np.asarray(blurred(Image.fromarray(_bytes(255 * plane)), blur_px), dtype=np.float32)
 
 
 def _bytes(values: Plane) -> npt.NDArray[np.uint8]:

@@ -5,13 +5,14 @@ simulated grading errors of a known rate.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from tlbatch.config.data import Synthetic
 from tlbatch.core.files import to_csv
+from tlbatch.core.typing import Ints
 from tlbatch.data.synthetic.fundus import EyeSide, draw
 from tlbatch.data.synthetic.lesions import BURDENS
 from tlbatch.data.synthetic.paint import stream
@@ -53,22 +54,19 @@ class Photograph:
         """Name of the image in both tables, and stem of its file name."""
         return f"{self.patient}_{self.eye_side}"
 
-    def draw(self, seed: int, side: int) -> npt.NDArray[np.uint8]:
-        """Draw the image: RGB of shape (side, side, 3)."""
-        return draw(seed, self.patient, self.eye_side, grade=self.truth, side=side)
-
 
 def plan_fundus(settings: Synthetic) -> Plan:
     """Plan trainLabels.csv and truth.csv (both image,level), train/<patient>_left.jpeg and _right.jpeg."""
-    seed = settings.seed
-    pictures = photographs(settings.images_per_grade, grader_noise=settings.grader_noise, seed=seed)
+    seed, side = settings.seed, settings.side
+    photos = photographs(settings.images_per_grade, grader_noise=settings.grader_noise, seed=seed)
     header = ("image", "level")
     files = {
-        "trainLabels.csv": to_csv(header, ((photo.name, photo.label) for photo in pictures)),
-        "truth.csv": to_csv(header, ((photo.name, photo.truth) for photo in pictures)),
-        "README.txt": _README.format(num=len(pictures), **settings.model_dump()),
+        "trainLabels.csv": to_csv(header, ((photo.name, photo.label) for photo in photos)),
+        "truth.csv": to_csv(header, ((photo.name, photo.truth) for photo in photos)),
+        "README.txt": _README.format(num=len(photos), **settings.model_dump()),
     }
-    return Plan(pictures, "train", files, seed, settings.side)
+    pictures = {one.name: partial(draw, seed, one.patient, one.eye_side, grade=one.truth, side=side) for one in photos}
+    return Plan(pictures, "train", files)
 
 
 def photographs(images_per_grade: int, *, grader_noise: float, seed: int) -> list[Photograph]:
@@ -89,9 +87,7 @@ def photographs(images_per_grade: int, *, grader_noise: float, seed: int) -> lis
     ]
 
 
-def _grader_errors(
-    rng: np.random.Generator, labels: npt.NDArray[np.int64], grader_noise: float
-) -> npt.NDArray[np.int64]:
+def _grader_errors(rng: np.random.Generator, labels: Ints, grader_noise: float) -> Ints:
     steps = rng.choice([-1, 1], labels.size)
     steps[labels == 0] = 1
     steps[labels == _NUM_GRADES - 1] = -1

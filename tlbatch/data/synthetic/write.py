@@ -3,11 +3,13 @@
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from filelock import FileLock
 from PIL import Image
 
@@ -15,7 +17,7 @@ from tlbatch.config.data import Synthetic
 from tlbatch.core.files import DRAFT_LASTS_S, atomic_file, atomic_folder, remove_drafts, write_text
 from tlbatch.data.synthetic.garments.products import plan_garments
 from tlbatch.data.synthetic.patients import plan_fundus
-from tlbatch.data.synthetic.plan import Picture, Plan
+from tlbatch.data.synthetic.plan import Plan
 
 log = logging.getLogger(__name__)
 _COMMENT: Final = "synthetic image by tlbatch"
@@ -61,19 +63,18 @@ def make_once(folder: Path, settings: Synthetic, *, workers: int) -> None:
 
 
 def _draw_all(plan: Plan, folder: Path, *, workers: int) -> None:
-    write = partial(_write, folder=folder, seed=plan.seed, side=plan.side)
+    paths = [folder / f"{name}.jpeg" for name in plan.pictures]
     if workers == 1:
-        for picture in plan.pictures:
-            write(picture)
+        for path, draw in zip(paths, plan.pictures.values(), strict=True):
+            _write(path, draw)
         return
     # Spawned: a fork would copy locks that threads of the caller hold.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in pool.map(write, plan.pictures, chunksize=8):
+        for _ in pool.map(_write, paths, plan.pictures.values(), chunksize=8):
             pass
 
 
-def _write(picture: Picture, *, folder: Path, seed: int, side: int) -> None:
-    path = folder / f"{picture.name}.jpeg"
+def _write(path: Path, draw: Callable[[], npt.NDArray[np.uint8]]) -> None:
     with atomic_file(path) as file:
-        Image.fromarray(picture.draw(seed, side)).save(file, "JPEG", quality=_QUALITY, comment=_COMMENT)
+        Image.fromarray(draw()).save(file, "JPEG", quality=_QUALITY, comment=_COMMENT)
     os.utime(path, (0, 0))  # a redrawn image has the same stamp

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from skimage import feature, filters
 
-from tlbatch.core.typing import Floats
+from tlbatch.core.typing import Floats, Ints
 from tlbatch.model.handcrafted.planes import scaled
 
 Value = TypeVar("Value", bound=np.generic)
@@ -107,7 +107,7 @@ def regions(plane: npt.NDArray[Value], number: int) -> list[npt.NDArray[Value]]:
     return [part for row in np.array_split(plane, number) for part in np.array_split(row, number, axis=1)]
 
 
-def _shares(codes: npt.NDArray[np.int64], number: int) -> Floats:
+def _shares(codes: Ints, number: int) -> Floats:
     return np.sqrt(np.bincount(codes.ravel(), minlength=number) / codes.size)
 
 

@@ -33,8 +33,7 @@ class Handcrafted(nn.Module):
 
 def features(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Compute all features of an image uint8 (side, side, 3), (1860,)."""
-    found: npt.NDArray[np.float32] = np.concatenate(list(groups(image).values()))
-    return found
+    return np.concatenate(list(groups(image).values())).astype(np.float32, copy=False)
 
 
 def groups(image: npt.NDArray[np.uint8]) -> dict[str, Floats]:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage import draw, measure, morphology
 
-from tlbatch.core.typing import Floats
-from tlbatch.model.handcrafted.planes import Mask, scaled
+from tlbatch.core.typing import Bools, Floats
+from tlbatch.model.handcrafted.planes import scaled
 
 _LENGTH = 9
 """Length of a line in pixels: shorter blobs are found, and longer structures in any direction are vessels."""
@@ -41,7 +41,7 @@ class Blobs(NamedTuple):
     """The same fraction in each quadrant of the image, (4,)."""
 
 
-def lesions(green: Floats, disc: Mask) -> Floats:
+def lesions(green: Floats, disc: Bools) -> Floats:
     """Measure counts, areas and contrasts of blobs inside the disc, dark ones before bright ones.
 
     Parameters
@@ -60,7 +60,7 @@ def lesions(green: Floats, disc: Mask) -> Floats:
     for shrunk in _SHRUNK:
         side = max(16, len(green) // shrunk)
         relief, inside = scaled(whole, side), scaled(looked_at.astype(np.float32), side) > 0.999
-        for response in (dark_blobs(relief), bright_blobs(relief)):
+        for response in (dark_blobs(relief), dark_blobs(-relief)):  # the second: bright blobs, as exudates
             found.append(_spread(response, inside))
             for contrast in _CONTRASTS:
                 blobs = blobs_above(response, inside, contrast)
@@ -78,12 +78,7 @@ def dark_blobs(relief: Floats) -> Floats:
     return filled - relief
 
 
-def bright_blobs(relief: Floats) -> Floats:
-    """Measure bright blobs (exudates), in the same way as `dark_blobs`."""
-    return dark_blobs(-relief)
-
-
-def blobs_above(response: Floats, inside: Mask, contrast: float) -> Blobs:
+def blobs_above(response: Floats, inside: Bools, contrast: float) -> Blobs:
     """Label blobs with a response above a contrast, and measure them by size and quadrant."""
     mask = (response > contrast) & inside
     labels = measure.label(mask, connectivity=2)
@@ -96,7 +91,7 @@ def blobs_above(response: Floats, inside: Mask, contrast: float) -> Blobs:
     return Blobs(counts.astype(np.float32), areas.sum() / looked_at, np.array(quadrants, np.float32) / looked_at)
 
 
-def relief_of(green: Floats, disc: Mask) -> tuple[Floats, Mask]:
+def relief_of(green: Floats, disc: Bools) -> tuple[Floats, Bools]:
     """Return the brightness relative to the local background, 0 outside the disc, and the disc without its rim."""
     side = len(green)
     coarse = min(side, _COARSE_SIDE)
@@ -110,14 +105,14 @@ def relief_of(green: Floats, disc: Mask) -> tuple[Floats, Mask]:
     return relief.clip(-1, 1).astype(np.float32), inside
 
 
-def _spread(response: Floats, inside: Mask) -> Floats:
+def _spread(response: Floats, inside: Bools) -> Floats:
     """Return square roots of the mean and upper quantiles, (4,)."""
     values = response[inside] if inside.any() else np.zeros(1, np.float32)
     return np.sqrt(np.maximum([values.mean(), *np.quantile(values, _QUANTILES)], 0))
 
 
 @cache
-def _lines() -> tuple[npt.NDArray[np.bool_], ...]:
+def _lines() -> tuple[Bools, ...]:
     half = _LENGTH // 2
     found = []
     for angle in np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS:

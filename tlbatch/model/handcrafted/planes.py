@@ -9,9 +9,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, exposure
 
-from tlbatch.core.typing import Floats
+from tlbatch.core.typing import Bools, Floats
 
-Mask = npt.NDArray[np.bool_]
 LEAST_SIDE = 32
 _SHAPE_SIDE = 128
 """Largest side for shape, texture and colour descriptors; lesions are searched at full size."""
@@ -29,15 +28,13 @@ class Planes:
     @cached_property
     def green(self) -> Floats:
         """The green channel without single noisy pixels, (side, side), 0..1."""
-        found: Floats = ndimage.median_filter(self.rgb[..., 1], 3).astype(np.float32) / 255
-        return found
+        return np.asarray(ndimage.median_filter(self.rgb[..., 1], 3).astype(np.float32) / 255)
 
     @cached_property
-    def disc(self) -> Mask:
+    def disc(self) -> Bools:
         """Pixels brighter than a tenth of the mean of the image, as B. Graham (2015) found the disc of the retina."""
         brightest = ndimage.uniform_filter(self.rgb.max(axis=2).astype(np.float32), 5)
-        found: Mask = brightest > max(_DARK, float(brightest.mean()) / 10)
-        return found
+        return np.asarray(brightest > max(_DARK, float(brightest.mean()) / 10))
 
     @cached_property
     def small(self) -> Floats:
@@ -53,21 +50,18 @@ class Planes:
     @cached_property
     def lab(self) -> Floats:
         """CIE Lab, (s, s, 3): L 0..1, a and b about -1..1."""
-        found: Floats = (color.rgb2lab(self.small) / 100).astype(np.float32)
-        return found
+        return np.asarray((color.rgb2lab(self.small) / 100).astype(np.float32))
 
     @cached_property
     def hsv(self) -> Floats:
         """Hue, saturation, value, (s, s, 3), 0..1."""
-        found: Floats = color.rgb2hsv(self.small)
-        return found
+        return np.asarray(color.rgb2hsv(self.small))
 
     @cached_property
     def equal(self) -> Floats:
         """Green with equalised local contrast (CLAHE, Zuiderveld 1994), (s, s), 0..1."""
         green = scaled(self.green, len(self.small))
-        found: Floats = exposure.equalize_adapthist(green, clip_limit=_CLIP_LIMIT)
-        return found
+        return np.asarray(exposure.equalize_adapthist(green, clip_limit=_CLIP_LIMIT))
 
 
 def planes_of(image: npt.NDArray[np.uint8]) -> Planes:

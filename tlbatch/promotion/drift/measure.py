@@ -103,7 +103,10 @@ def _shifts(run: Run, growth: Growth, known: Path, threshold: float) -> Iterator
     workers = read_world(os.environ).num_threads
     looks = (Sample(known_statistics(some, known=known, workers=workers), some.index["group"]) for some in both)
     yield test(*looks, what="images", names=COLUMNS)
-    stored = _stored(run)
+    stored, marker = None, run.paths.marker("cache")
+    if marker.exists():
+        cached = load_record(Marker, marker, missing="run cache first: python -m tlbatch.cache RUN")
+        stored = open_stores(run.job, cached.outputs, phase=0, split="train")
     if stored is None:
         yield Shift(what="features", undefined="the activations of phase 0 are not cached")
     else:
@@ -115,13 +118,6 @@ def _classes(some: Some, names: Sequence[str]) -> Sample:
     values = np.zeros((len(some.rows), len(names)))
     values[np.arange(len(values)), own[some.index["label"]]] = 1
     return Sample(values, some.index["group"])
-
-
-def _stored(run: Run) -> StoreGroup | None:
-    if not run.paths.marker("cache").exists():
-        return None
-    cached = load_record(Marker, run.paths.marker("cache"), missing="run cache first: python -m tlbatch.cache RUN")
-    return open_stores(run.job, cached.outputs, phase=0, split="train")
 
 
 def _features(some: Some, stored: StoreGroup) -> Sample:
@@ -140,7 +136,7 @@ def _features(some: Some, stored: StoreGroup) -> Sample:
     return Sample(values, some.index["group"])
 
 
-def _pooled(stored: StoreGroup, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _pooled(stored: StoreGroup, places: Ints) -> npt.NDArray[np.float32]:
     read = stored.read(places).float()
     shape = tuple(read.shape[1:])
     vectors: npt.NDArray[np.float32] = (Pooling("avg", shape)(read) if is_map(shape) else read.flatten(1)).numpy()

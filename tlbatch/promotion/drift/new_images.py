@@ -32,8 +32,7 @@ class Some:
     @property
     def index(self) -> Index:
         """Index rows of the images."""
-        found: Index = self.images.index[self.rows]
-        return found
+        return np.asarray(self.images.index[self.rows])
 
     def files(self) -> Iterator[bytes | None]:
         """Yield the bytes of each image from its shard; None if they can no longer be read."""
@@ -77,14 +76,14 @@ def compare_nights(images: ImageSet, before: Path | None, *, most: int) -> Growt
         Number of earlier images to choose.
     """
     index = images.index
-    contents, first = _contents(index)
+    contents, first = np.unique(index["content"], return_index=True)
     if before is None:
         return _alone(images, first, "no previous night")
     try:
         then = _open(before)
     except UserError as error:
         return _alone(images, first, f"the previous night cannot be read: {error}")
-    known, of = _contents(then.index)
+    known, of = np.unique(then.index["content"], return_index=True)
     shared = np.isin(contents, known)
     if not shared.any():
         return _alone(images, first, "no image of the previous night is left")
@@ -106,12 +105,6 @@ def _open(folder: Path) -> ImageSet:
     manifest = load_record(Manifest, paths.manifest, missing="nothing can be compared without it")
     read_index(paths.index_file)
     return ImageSet(manifest, paths, tuple(paths.shard(shard.name) for shard in manifest.shards))
-
-
-def _contents(index: Index) -> tuple[npt.NDArray[np.bytes_], Positions]:
-    """Return the different contents, sorted, and the first row of each."""
-    contents, first = np.unique(index["content"], return_index=True)
-    return contents, first.astype(np.int64)
 
 
 def _num_relabelled(now: ImageSet, then: ImageSet, shared: npt.NDArray[np.bytes_]) -> int:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
 
-from tlbatch.core.typing import Floats, Ints
+from tlbatch.core.typing import Bools, Floats, Ints
 from tlbatch.metrics.bootstrap import numbered
 from tlbatch.promotion.drift.records import Aspect, Difference, Shift
 
@@ -32,7 +32,7 @@ class Sample:
     groups: npt.NDArray[np.generic]
     """(n,)."""
 
-    def where(self, some: npt.NDArray[np.bool_] | Ints) -> "Sample":
+    def where(self, some: Bools | Ints) -> "Sample":
         """Return a subset of the images."""
         return Sample(self.values[some], self.groups[some])
 
@@ -57,7 +57,9 @@ def shift(new: Sample, before: Sample, *, what: Aspect, names: Sequence[str], th
     """
     found = [one.where(np.asarray(np.isfinite(one.values).all(axis=1))) for one in (new, before)]
     num_lacking = sum(map(len, (new.groups, before.groups))) - sum(len(one.groups) for one in found)
-    new, before = _thinned(found[0], found[1], np.random.default_rng([seed, 0]))
+    medians = (np.median(np.bincount(numbered(one.groups))) for one in found if len(one.groups))
+    most, rng = max(1, int(min(medians, default=1))), np.random.default_rng([seed, 0])
+    new, before = (_capped(one, most, rng) for one in found)
     num_groups = len(np.unique(new.groups)), len(np.unique(before.groups))
     compared = Shift(
         what=what,
@@ -128,14 +130,8 @@ def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
     return LabelIssues(read[doubtful].astype(np.int64), len(read), expected, z)
 
 
-def _thinned(new: Sample, before: Sample, rng: np.random.Generator) -> tuple[Sample, Sample]:
-    """Keep at most the median number of images per group, at random; the smaller median of both sets counts."""
-    most = min((np.median(np.bincount(numbered(one.groups))) for one in (new, before) if len(one.groups)), default=1)
-    first, other = (_capped(one, max(1, int(most)), rng) for one in (new, before))
-    return first, other
-
-
 def _capped(one: Sample, most: int, rng: np.random.Generator) -> Sample:
+    """Keep at most so many images of each group, at random."""
     order = rng.permutation(len(one.groups))
     of = numbered(one.groups)[order]
     together = np.argsort(of, kind="stable")

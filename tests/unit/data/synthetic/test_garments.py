@@ -218,7 +218,9 @@ def test_a_longer_garment_is_narrower_in_proportion() -> None:
 
 def test_a_colour_histogram_alone_does_not_tell_the_garments_apart() -> None:
     made = photographs(500, seed=2)
-    histograms = np.array([_histogram(each.draw(2, 64)) for each in made])
+    histograms = np.array(
+        [_histogram(draw(2, each.product, each.number, garment=each.garment, side=64)) for each in made]
+    )
     train, test = slice(0, 380), slice(380, None)
     shared = {each.product for each in made[train]} & {each.product for each in made[test]}
     away = np.abs(histograms[test, None] - histograms[None, train]).sum(axis=2)

@@ -35,8 +35,7 @@ class Pose:
 
     def place(self, points: Points) -> Points:
         """Convert points in garment units to field units."""
-        placed: Points = (points - self.middle) * self.scale * self.turn + self.shift
-        return placed
+        return np.asarray((points - self.middle) * self.scale * self.turn + self.shift)
 
     def threads(self, places: Points) -> Threads:
         """Return the coordinates of points on the cloth, in field units."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
+from tlbatch.core.typing import Ints
 from tlbatch.data.synthetic.paint import Colour, Grid, Plane, Range
 
 Threads = npt.NDArray[np.complexfloating]
@@ -65,7 +66,7 @@ def fabric(rng: Generator, colour: str, pattern: str) -> Fabric:
     return Fabric(pattern, ground, _inks(ground, order, darker), low + sizes * (high - low), turn, share, loose)
 
 
-def _inks(ground: Plane, order: npt.NDArray[np.int64], darker: float) -> Plane:
+def _inks(ground: Plane, order: Ints, darker: float) -> Plane:
     """Choose two colours that contrast with the ground; white and black are likelier than others."""
     ends = np.array(list(_SHADES.values()), dtype=np.float32)
     shades = ends[:, 0] + np.float32(darker) * (ends[:, 1] - ends[:, 0])
@@ -73,8 +74,7 @@ def _inks(ground: Plane, order: npt.NDArray[np.int64], darker: float) -> Plane:
     if darker > 0.3:
         ranked = np.roll(ranked, -2, axis=0)
     far = np.linalg.norm(ranked - ground, axis=1) > _CONTRAST
-    chosen: Plane = ranked[far][:2]
-    return chosen
+    return np.asarray(ranked[far][:2])
 
 
 def turned_threads(frame: Grid, turn: complex) -> Threads:
@@ -118,8 +118,7 @@ def woven(cloth: Fabric, threads: Threads, *, pixel: float) -> Plane:
 
 def _edge(distance: Distances, soft: float) -> Plane:
     """Return ink where the distance, in repeats, is positive."""
-    ink: Plane = np.clip(0.5 + distance / (2 * soft), 0, 1).astype(np.float32, copy=False)
-    return ink
+    return np.asarray(np.clip(0.5 + distance / (2 * soft), 0, 1).astype(np.float32, copy=False))
 
 
 def _bar(across: Distances, width: float, soft: float) -> Plane:

@@ -5,10 +5,10 @@ Some words are rarer than others, and some are correlated, as in shops: trousers
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from numpy.random import Generator
 
 from tlbatch.config.data import Synthetic
@@ -67,20 +67,18 @@ class Photograph:
         """Name of the image in the table, and stem of its file name."""
         return f"{self.product}_{self.number}"
 
-    def draw(self, seed: int, side: int) -> npt.NDArray[np.uint8]:
-        """Draw the image: RGB of shape (side, side, 3)."""
-        return draw(seed, self.product, self.number, garment=self.garment, side=side)
-
 
 def plan_garments(settings: Synthetic) -> Plan:
     """Plan garments.csv (image, phrase, type, colour, pattern, sleeve, length) and images/<product>_<n>.jpeg."""
-    pictures = photographs(settings.num_images, seed=settings.seed)
-    readme = _README.format(products=pictures[-1].product, most=_MOST_PHOTOGRAPHS, **settings.model_dump())
-    rows = (
-        (each.name, phrase(each.garment), *(getattr(each.garment, name) for name in ATTRIBUTES)) for each in pictures
-    )
+    seed, side = settings.seed, settings.side
+    photos = photographs(settings.num_images, seed=seed)
+    readme = _README.format(products=photos[-1].product, most=_MOST_PHOTOGRAPHS, **settings.model_dump())
+    rows = ((each.name, phrase(each.garment), *(getattr(each.garment, name) for name in ATTRIBUTES)) for each in photos)
     files = {"garments.csv": to_csv(("image", "phrase", *ATTRIBUTES), rows), "README.txt": readme}
-    return Plan(pictures, "images", files, settings.seed, settings.side)
+    pictures = {
+        one.name: partial(draw, seed, one.product, one.number, garment=one.garment, side=side) for one in photos
+    }
+    return Plan(pictures, "images", files)
 
 
 def photographs(num_images: int, *, seed: int) -> list[Photograph]:

@@ -88,8 +88,7 @@ def _sleeve(fit: Fit, size: float, angle: float, bend: float, *, wide: bool) -> 
 
 
 def _mirrored(points: Points) -> Points:
-    mirrored: Points = -points.conj()
-    return mirrored
+    return np.asarray(-points.conj())
 
 
 def whole(right: Sequence[complex]) -> Points:
@@ -116,8 +115,7 @@ def both(points: Sequence[complex]) -> tuple[Points, Points]:
 
 def line(*points: complex) -> Points:
     """Return the outline of a thread along points."""
-    thread: Points = ribbons(np.array(points)[None, :], 0.022, taper=0.0)[0]
-    return thread
+    return np.asarray(ribbons(np.array(points)[None, :], 0.022, taper=0.0)[0])
 
 
 def neck(fit: Fit, dip: float, *, pointed: bool) -> list[complex]:
