@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tlbatch.config.data import Data
 from tlbatch.config.training import Fit
 from tlbatch.core.typing import Ints
+from tlbatch.model.fitted_head import Vectors
 from tlbatch.model.heads import head_like
 from tlbatch.model.phrase_decoder import NONE, PhraseHead
-from tlbatch.model.sklearn_heads import Vectors, fit_head
 
 _LEAST = math.log(1e-6)
 
@@ -154,6 +154,8 @@ def fit_attributes(
     -------
     The head, and the mean out-of-fold loss of the chosen penalty, by attribute.
     """
+    from tlbatch.model.sklearn_heads import fit_head  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
     layers, losses = [], {}
     for attribute in attributes:
         values = attribute.values(phrases)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Ints
@@ -24,6 +23,11 @@ def folds_of(labels: Ints, groups: npt.NDArray[np.generic], seed: int) -> list[t
     A fold that would be fitted on a single class is left out. Raises UserError if there are too few groups for two
     folds.
     """
+    from sklearn.model_selection import (  # noqa: PLC0415 (scikit-learn takes seconds to import)
+        GroupKFold,
+        StratifiedGroupKFold,
+    )
+
     num_groups = len(np.unique(groups))
     number = min(_FOLDS, num_groups, int(np.bincount(labels)[np.unique(labels)].min()))
     if num_groups < 2:

@@ -17,8 +17,8 @@ from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.model.attribute_head import attributes_in, fit_attributes
 from tlbatch.model.average import moving
 from tlbatch.model.checkpoint import OutOfFold
+from tlbatch.model.fitted_head import FittedHead, Vectors, best_of
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
-from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of, fit_head
 from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.training.loop import Validation, checkpoint_candidate, log_epoch, samples_of, validate, weights_of
 from tlbatch.training.parallel_heads import Epochs, train_heads
@@ -69,6 +69,8 @@ def _fit(context: TrainingContext, vectors: Vectors, phase: Phase, first: Epoch)
     if isinstance(context.model.head, PhraseHead):
         return _fit_phrases(context, vectors, phase, context.model.head)
     if phase.fit:
+        from tlbatch.model.sklearn_heads import fit_head  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
         fitted = fit_head(phase.fit, vectors, seed=context.job.seed)
     else:
         fitted = _trained_heads(context, vectors, phase, first)

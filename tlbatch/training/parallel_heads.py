@@ -16,9 +16,9 @@ from torch.func import functional_call
 from tlbatch.config.training import Objective, Phase
 from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Ints
+from tlbatch.model.fitted_head import FittedHead, Vectors, best_of
 from tlbatch.model.folds import folds_to_score
 from tlbatch.model.objectives import losses, targets
-from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of
 from tlbatch.training.optim import build_schedule, optimizer_over
 
 

@@ -25,8 +25,8 @@ from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.checkpoint import BestCheckpoint, pretrained_classifier
+from tlbatch.model.fitted_head import Vectors
 from tlbatch.model.folds import folds_of
-from tlbatch.model.sklearn_heads import Vectors, fit_head
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import RunRecord, job_digest
 from tlbatch.runs.strategy import Trial
@@ -122,6 +122,8 @@ class Study:
         return found, seconds
 
     def _fitted(self, job: Job, features: npt.NDArray[np.float64], into: Positions, out: Positions) -> Outputs:
+        from tlbatch.model.sklearn_heads import fit_head  # noqa: PLC0415 (scikit-learn takes seconds to import)
+
         fit = job.phase[0].fit
         assert fit is not None
         ordered = job.objective == "regression"

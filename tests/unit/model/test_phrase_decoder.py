@@ -10,8 +10,8 @@ import torch
 from tlbatch.config.data import Data
 from tlbatch.config.model import Decoder
 from tlbatch.model.attribute_head import Attribute, attributes_in, fit_attributes, restored_head
+from tlbatch.model.fitted_head import Vectors
 from tlbatch.model.phrase_decoder import NONE, UNKNOWN, PhraseDecoder, packed, same_phrases, unpacked
-from tlbatch.model.sklearn_heads import Vectors
 
 WIDTH, TAGS = 6, 4
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from tlbatch.config.training import Fit
 from tlbatch.core.errors import UserError
+from tlbatch.model.fitted_head import FittedHead, Vectors, best_of
 from tlbatch.model.heads import head_like
-from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of, fit_head
+from tlbatch.model.sklearn_heads import fit_head
 
 KINDS = ["logistic", "ridge", "kernel-ridge", "svm", "kernel-logistic", "kernel-svm", "neighbours"]
 

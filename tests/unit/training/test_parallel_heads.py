@@ -10,9 +10,9 @@ from torch import nn
 
 from tlbatch.config.training import Optimizer, Phase
 from tlbatch.core.errors import UserError
+from tlbatch.model.fitted_head import FittedHead, Vectors, best_of
 from tlbatch.model.folds import folds_of
 from tlbatch.model.objectives import losses, targets
-from tlbatch.model.sklearn_heads import FittedHead, Vectors, best_of
 from tlbatch.training.optim import build_schedule, optimizer_over
 from tlbatch.training.parallel_heads import Epochs, train_heads
 
