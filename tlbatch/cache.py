@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tlbatch.activations.fill import fill_cache
-from tlbatch.data.dataset import ImageSet, open_images
+from tlbatch.data.image_set import ImageSet, open_images
 from tlbatch.distributed.process_group import join_process_group
 from tlbatch.model.checkpoint import pretrained_classifier
 from tlbatch.runs.records import job_digest

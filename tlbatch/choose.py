@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import ImageSet, open_images
+from tlbatch.data.image_set import ImageSet, open_images
 from tlbatch.distributed.process_group import join_process_group
 from tlbatch.runs.records import job_digest
 from tlbatch.runs.run import Run

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 from tlbatch.core.cli import command_parser, run_command
-from tlbatch.data.dataset import open_images
+from tlbatch.data.image_set import open_images
 from tlbatch.deploy.predict_files import predict_files
 from tlbatch.deploy.record import RECORD
 from tlbatch.evaluation.inference import join_and_predict
-from tlbatch.model.checkpoint import load_best
 from tlbatch.runs.records import job_digest
 from tlbatch.runs.run import Run
 from tlbatch.runs.stage import require_finished, run_guarded, run_once
@@ -23,7 +22,7 @@ def run(run_dir: Path) -> None:
     """Predict with the run's checkpoint, unless it is done."""
     run, world = Run.load(run_dir), read_world(os.environ)
     require_finished("train", run)
-    best, weights = load_best(run.paths)
+    best, weights = run.paths.load_best()
     images = open_images(run, staged=True)
     inputs = {"job": job_digest(run.record), "weights": best.digest, "set": images.manifest.index_digest}
 

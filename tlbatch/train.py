@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tlbatch.data.dataset import open_images
+from tlbatch.data.image_set import open_images
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import job_digest
 from tlbatch.runs.run import Run

@@ -14,7 +14,8 @@ from tlbatch.activations.store import open_stores, view_keys
 from tlbatch.core.cli import command_parser, run_command
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, write_text
-from tlbatch.data.dataset import labels_of, open_images
+from tlbatch.data.dataset import labels_of
+from tlbatch.data.image_set import open_images
 from tlbatch.data.sources.base import name_of
 from tlbatch.runs.records import SPLITS
 from tlbatch.runs.run import Run

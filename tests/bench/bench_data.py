@@ -34,7 +34,8 @@ from torchvision.datasets import ImageFolder
 from tlbatch import shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, open_images
+from tlbatch.data.dataset import SampleBatch, SplitDataset
+from tlbatch.data.image_set import ImageSet, open_images
 from tlbatch.data.index import new_index, read_index, split_rows, write_index
 from tlbatch.data.loader import load
 from tlbatch.data.sampler import EpochOrder, Positions, SamplerState, prediction_batches, training_batches

@@ -18,7 +18,8 @@ from tlbatch.activations.store import ActivationStore, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import SplitDataset, open_images
+from tlbatch.data.dataset import SplitDataset
+from tlbatch.data.image_set import open_images
 from tlbatch.data.views import Samples, Views
 from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.build import build_classifier

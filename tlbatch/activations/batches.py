@@ -9,7 +9,8 @@ import torch
 from tlbatch.activations.store import StoreGroup, view_keys
 from tlbatch.config.model import Head
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, labels_of
+from tlbatch.data.dataset import SampleBatch, SplitDataset, labels_of
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.loader import load
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views

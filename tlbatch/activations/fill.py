@@ -15,7 +15,8 @@ from tlbatch.activations.store import ActivationStore, BlockWriter, Keys, bytes_
 from tlbatch.config.job import Job
 from tlbatch.core.files import digest_of
 from tlbatch.core.text import counted
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset
+from tlbatch.data.dataset import SampleBatch, SplitDataset
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.loader import load, num_workers
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views

@@ -13,13 +13,14 @@ from accelerate.state import AcceleratorState
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Floats
-from tlbatch.data.dataset import ImageSet, SplitDataset, open_images
+from tlbatch.data.dataset import SplitDataset
+from tlbatch.data.image_set import ImageSet, open_images
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.evaluation.predictions import Predictions, read_predictions
 from tlbatch.evaluation.summary import temper
 from tlbatch.model.backbones import Backbone
-from tlbatch.model.checkpoint import load_best, trained_classifier
+from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.model.classifier import Classifier, predicted
 from tlbatch.model.symmetries import apply_symmetries
 from tlbatch.runs.paths import RunPaths
@@ -78,7 +79,7 @@ def load_reported(paths: RunPaths) -> ReportedRun:
     run.job.require_classes("an export")
     require_finished("reduce", run)
     report = load_record(Report, paths.report_json, missing=missing)
-    best, checkpoint = load_best(paths)
+    best, checkpoint = paths.load_best()
     if report.checkpoint is None or report.checkpoint.digest != best.digest:
         raise UserError(f"{paths.report_json}: not from checkpoint {checkpoint.name}; submit the job again")
     scored = read_predictions(paths.report / "predictions.csv", best.classes)

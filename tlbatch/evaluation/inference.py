@@ -17,7 +17,7 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
-from tlbatch.data.dataset import ImageSet
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.loader import num_workers
 from tlbatch.data.sampler import Positions, prediction_batches
 from tlbatch.data.views import Samples, Views, training_views

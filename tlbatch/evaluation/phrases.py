@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.core.typing import Bools
-from tlbatch.data.dataset import ImageSet
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.phrase_checks import odd_phrases
 from tlbatch.data.sources.base import name_of
 from tlbatch.evaluation.prediction_parts import Part

@@ -21,7 +21,7 @@ from tlbatch.model.classifier import Classifier
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.paths import RunPaths, weights_file
-from tlbatch.runs.records import Best, RunRecord, load_record
+from tlbatch.runs.records import Best, RunRecord
 from tlbatch.runs.world import World
 
 
@@ -54,7 +54,7 @@ def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
 
 
 def _load_head(model: Classifier, run: RunPaths, classes: tuple[str, ...]) -> None:
-    best, file = load_best(run)
+    best, file = run.load_best()
     if best.classes != classes and best.max_tags:
         differ = sorted(set(best.classes) ^ set(classes))
         raise UserError(
@@ -192,18 +192,6 @@ def _save_out_of_fold(path: Path, found: OutOfFold, model: Classifier, threshold
 def _rank(best: Best) -> tuple[float, float]:
     score, loss = best.val_score, best.val_loss
     return -math.inf if score is None else score, -math.inf if loss is None else -loss
-
-
-def load_best(paths: RunPaths) -> tuple[Best, Path]:
-    """Return the record of the chosen checkpoint and the path of its weights, after checking their digest.
-
-    Raises UserError if train has not finished, or the file has changed since it was written.
-    """
-    best = load_record(Best, paths.best, missing="run train first: python -m tlbatch.train RUN")
-    path = paths.checkpoints / best.weights
-    if not path.exists() or digest_file(path) != best.digest:
-        raise UserError(f"{path}: missing or changed since training; submit the job again")
-    return best, path
 
 
 def trained_classifier(record: RunRecord, num_classes: int, checkpoint: Path) -> Classifier:

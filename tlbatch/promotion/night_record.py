@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import exact_text
-from tlbatch.data.dataset import open_images
+from tlbatch.data.image_set import open_images
 from tlbatch.data.index import read_index
 from tlbatch.data.sources.base import name_of
 from tlbatch.deploy.model import ExportedModel

@@ -9,7 +9,7 @@ from tlbatch.config.job import Job
 from tlbatch.config.load import changed_keys
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file, digest_of
-from tlbatch.data.dataset import open_images
+from tlbatch.data.image_set import open_images
 from tlbatch.data.index import read_index
 from tlbatch.evaluation.external_leaderboards import read_table
 from tlbatch.evaluation.leaderboard import load_entries, rebuild_leaderboard, rival_of
@@ -17,9 +17,7 @@ from tlbatch.evaluation.phrases import Phrases, write_scored_phrases
 from tlbatch.evaluation.prediction_parts import Width, merge_parts
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.evaluation.scoring import Scoring, held_out_of, predictions_of, report_of, thresholds_of
-from tlbatch.model.checkpoint import load_best
-from tlbatch.report.page import Shown, write_page
-from tlbatch.report.run_figures import Drawn, Tested, draw_report
+from tlbatch.report.page import Drawn, Shown, write_page
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS
 from tlbatch.runs.report import Report
@@ -55,7 +53,7 @@ def build_report(run: Run, world: World) -> None:
     """Merge the prediction parts, score them and write the report."""
     paths, own = run.paths, run.set_paths
     manifest = run.load_manifest()
-    best, checkpoint = load_best(paths)
+    best, checkpoint = paths.load_best()
     index = read_index(own.index_file)
     asked = np.flatnonzero(index["split"] != SPLITS.index("train"))
     header = {"run": run.name, "weights": best.digest, "index": manifest.index_digest}
@@ -72,6 +70,8 @@ def build_report(run: Run, world: World) -> None:
     report = report_of(scoring, scored, run, best, num_predicted=len(merged.rows))
     drawn = Drawn()
     if run.job.figures:
+        from tlbatch.report.run_figures import Tested, draw_report  # noqa: PLC0415 (torch takes seconds to import)
+
         read = found.is_read & (found.splits == SPLITS.index("test"))
         tested = Tested(index[merged.rows[read]], merged.rows[read], found.where(read))
         drawn = draw_report(run, images, best, checkpoint, tested, world)

@@ -10,7 +10,7 @@ import numpy as np
 from tlbatch.config.load import changed_keys
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_of
-from tlbatch.data.dataset import open_images
+from tlbatch.data.image_set import open_images
 from tlbatch.evaluation.ensemble import together
 from tlbatch.evaluation.leaderboard import (
     Entry,
@@ -23,7 +23,6 @@ from tlbatch.evaluation.leaderboard import (
 from tlbatch.evaluation.predictions import Predictions, read_predictions
 from tlbatch.evaluation.scoring import Scoring
 from tlbatch.report.page import Mistake, Shown, write_page
-from tlbatch.report.run_figures import Tested, mistakes
 from tlbatch.runs.manifest import Audit
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import common_mode
@@ -94,6 +93,8 @@ def _mistakes(first: Run, found: Predictions) -> list[Mistake]:
 
     That set contains the images of all folds.
     """
+    from tlbatch.report.run_figures import Tested, mistakes  # noqa: PLC0415 (torch takes seconds to import)
+
     images = open_images(first)
     test = found.of("test")
     test = test.where(test.is_read)

@@ -75,6 +75,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Pictures and plots of a report, of a network and its test images."""
+
+    mistakes: Sequence[Mistake] = ()
+    """The most confident errors, most confident first."""
+    pictures: Sequence[Picture] = ()
+    feature_map: plots.FeatureMap | None = None
+
+
+@dataclass(frozen=True)
 class Shown:
     """The content of the page of a run."""
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from tlbatch.core.files import atomic_file
-from tlbatch.data.dataset import ImageSet, SplitDataset
+from tlbatch.data.dataset import SplitDataset
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.index import Index
 from tlbatch.data.loader import load
 from tlbatch.data.sampler import Positions
@@ -21,7 +22,7 @@ from tlbatch.model import interpret
 from tlbatch.model.checkpoint import trained_classifier
 from tlbatch.model.classifier import Classifier
 from tlbatch.report import figures
-from tlbatch.report.page import Mistake, Picture
+from tlbatch.report.page import Drawn, Mistake, Picture
 from tlbatch.report.plots import FeatureMap
 from tlbatch.runs.records import Best
 from tlbatch.runs.run import Run
@@ -42,16 +43,6 @@ class Tested:
     """Their rows in the index of the set, (n,)."""
     found: Predictions | Phrases
     """Predictions for the n images."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Pictures and plots of a report, of a network and its test images."""
-
-    mistakes: Sequence[Mistake] = ()
-    """The most confident errors, most confident first."""
-    pictures: Sequence[Picture] = ()
-    feature_map: FeatureMap | None = None
 
 
 def draw_report(run: Run, images: ImageSet, best: Best, checkpoint: Path, tested: Tested, world: World) -> Drawn:

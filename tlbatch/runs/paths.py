@@ -8,7 +8,7 @@ from typing import Literal
 
 from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
-from tlbatch.core.files import absolute
+from tlbatch.core.files import absolute, digest_file
 from tlbatch.runs.records import Best, RunRecord, load_record
 from tlbatch.runs.stages import StageName
 from tlbatch.runs.strategy import Strategy
@@ -98,6 +98,17 @@ class RunPaths:
         if not self.load_submitted().job.chooses:
             return None
         return load_record(Strategy, self.strategy, missing="run choose first: python -m tlbatch.choose RUN")
+
+    def load_best(self) -> tuple[Best, Path]:
+        """Read the record of the chosen checkpoint, and return it with the file of its weights, unchanged since.
+
+        Raises UserError if train has not finished, or the file has changed since it was written.
+        """
+        best = load_record(Best, self.best, missing="run train first: python -m tlbatch.train RUN")
+        file = self.checkpoints / best.weights
+        if not file.exists() or digest_file(file) != best.digest:
+            raise UserError(f"{file}: missing or changed since training; submit the job again")
+        return best, file
 
     def load(self) -> RunRecord:
         """Read the resolved job with the choices of strategy auto filled in."""

@@ -16,7 +16,7 @@ from tlbatch.data.sampler import num_batches
 from tlbatch.data.views import Views, training_views
 from tlbatch.metrics.thresholds import rounding
 from tlbatch.model.average import Average, averaged, moving
-from tlbatch.model.checkpoint import OutOfFold, load_best, load_trained
+from tlbatch.model.checkpoint import OutOfFold, load_trained
 from tlbatch.training.fit_head import fit_phase
 from tlbatch.training.loop import Validation, checkpoint_candidate, log_epoch, samples_of, train_epoch, validate
 from tlbatch.training.snapshot import Snapshot, TrainingPosition
@@ -80,7 +80,7 @@ def _try_views(context: TrainingContext) -> None:
     """Validate the kept checkpoint on the mean over an image's views (TTA), and record it if that is better."""
     job, images, model = context.job, context.images, context.model
     context.accelerator.wait_for_everyone()
-    best, weights = load_best(context.paths)
+    best, weights = context.paths.load_best()
     load_trained(model, weights)
     model.to(context.accelerator.device)
     model.thresholds.copy_(torch.from_numpy(rounding(model.num_classes)))  # as when the kept score was measured

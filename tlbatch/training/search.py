@@ -20,7 +20,7 @@ from tlbatch.config.job import Job
 from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.core.files import atomic_file, digest_of
 from tlbatch.core.typing import Ints
-from tlbatch.data.dataset import ImageSet
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.distributed.process_group import RankContext

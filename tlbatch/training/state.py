@@ -14,7 +14,7 @@ from tlbatch.config.job import Job
 from tlbatch.core.errors import StoppedError
 from tlbatch.core.files import write_text
 from tlbatch.core.text import counted
-from tlbatch.data.dataset import ImageSet
+from tlbatch.data.image_set import ImageSet
 from tlbatch.distributed.process_group import RankContext
 from tlbatch.model.attribute_head import restored_head
 from tlbatch.model.average import Average

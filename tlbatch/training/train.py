@@ -9,12 +9,12 @@ from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import copy_file
 from tlbatch.core.text import counted
-from tlbatch.data.dataset import ImageSet
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.phrase_checks import odd_phrases
 from tlbatch.data.sampler import num_batches
 from tlbatch.distributed.process_group import join_process_group
 from tlbatch.model.attribute_head import attributes_in
-from tlbatch.model.checkpoint import BestCheckpoint, load_best, pretrained_classifier
+from tlbatch.model.checkpoint import BestCheckpoint, pretrained_classifier
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS
@@ -34,7 +34,7 @@ _LEAVE_S = 5
 
 def take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None:
     """Copy the checkpoint of another run in place of training; UserError if it is incomplete, or for other classes."""
-    best, weights = load_best(other)
+    best, weights = other.load_best()
     if best.classes != images.manifest.classes:
         raise UserError(
             f"{other.folder}: its classes are {', '.join(best.classes)}, but those of the images are "

@@ -19,7 +19,8 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.load import load_job
 from tlbatch.config.slurm import Slurm
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import ImageSet, SampleBatch, SplitDataset, open_images, open_set
+from tlbatch.data.dataset import SampleBatch, SplitDataset
+from tlbatch.data.image_set import ImageSet, open_images, open_set
 from tlbatch.data.loader import load
 from tlbatch.data.sampler import EpochOrder, SamplerState, prediction_batches, training_batches
 from tlbatch.data.shards.staging import stage_locally
@@ -185,7 +186,8 @@ def child(images: ImageSet, ending: str) -> str:
 import os, signal, sys, time
 import numpy as np
 from pathlib import Path
-from tlbatch.data.dataset import SplitDataset, open_images, open_set
+from tlbatch.data.dataset import SplitDataset
+from tlbatch.data.image_set import open_images, open_set
 from tlbatch.data.loader import load
 from tlbatch.data.views import Samples, Views
 from tlbatch.runs.workspace import SetPaths

@@ -22,7 +22,8 @@ from tlbatch import cache, export, predict, reduce, shard, train
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import SplitDataset, open_images
+from tlbatch.data.dataset import SplitDataset
+from tlbatch.data.image_set import open_images
 from tlbatch.data.views import Samples, Views
 from tlbatch.deploy import export as exporting
 from tlbatch.deploy.export import export_run

@@ -13,7 +13,7 @@ from tlbatch.activations.store import StoreGroup, open_stores, view_keys
 from tlbatch.core.files import to_csv, write_text
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Floats, Ints
-from tlbatch.data.dataset import open_images
+from tlbatch.data.image_set import open_images
 from tlbatch.model.heads import Pooling, is_map
 from tlbatch.promotion.drift.image_statistics import COLUMNS, known_statistics
 from tlbatch.promotion.drift.new_images import Growth, Some, compare_nights

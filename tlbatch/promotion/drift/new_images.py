@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Ints
-from tlbatch.data.dataset import ImageSet, SplitDataset
+from tlbatch.data.dataset import SplitDataset
 from tlbatch.data.decode import UnreadableImageError
+from tlbatch.data.image_set import ImageSet
 from tlbatch.data.index import Index, read_index
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views

@@ -25,8 +25,8 @@ from tlbatch import shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
-from tlbatch.data.dataset import open_set
 from tlbatch.data.decode import decode
+from tlbatch.data.image_set import open_set
 from tlbatch.data.index import Index, read_index
 from tlbatch.data.sources.base import Source
 from tlbatch.runs.paths import RunPaths

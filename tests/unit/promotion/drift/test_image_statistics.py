@@ -11,7 +11,7 @@ from PIL import Image
 from tlbatch import shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
-from tlbatch.data.dataset import open_images
+from tlbatch.data.image_set import open_images
 from tlbatch.promotion.drift import image_statistics as statistics
 from tlbatch.promotion.drift.image_statistics import COLUMNS, image_statistics, known_statistics
 from tlbatch.promotion.drift.new_images import Some
