@@ -204,8 +204,7 @@ class StoreGroup:
 
     def missing(self, keys: Keys) -> Bools:
         """Return a mask of the keys that any of the stores lacks, (n,)."""
-        found: Bools = np.any([store.missing(keys) for store in self.stores], axis=0)
-        return found
+        return np.asarray(np.any([store.missing(keys) for store in self.stores], axis=0))
 
     def find(self, keys: Keys) -> Ints:
         """Return the location of each key in each store, (n, stores); UserError if one is missing."""

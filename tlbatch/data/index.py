@@ -77,10 +77,8 @@ def read_index(path: Path) -> Index:
     """Map the index into memory; UserError if it is missing or damaged."""
     try:
         index: Index = np.load(path, mmap_mode="r", allow_pickle=False)
-        if (
-            not isinstance(index, np.ndarray)
-            or index.dtype.names != index_dtype(key_bytes=1, group_bytes=1, num_tags=0).names
-        ):
+        columns = index_dtype(key_bytes=1, group_bytes=1, num_tags=0).names
+        if not isinstance(index, np.ndarray) or index.dtype.names != columns:
             raise ValueError("not an index")  # noqa: TRY301
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: missing or damaged ({error}); remove the folder and run shard again") from None

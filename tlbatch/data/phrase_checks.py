@@ -36,9 +36,9 @@ def odd_phrases(
     """
     tags = index["tags"]
     known = np.isin(np.arange(len(manifest.classes)), [manifest.classes.index(tag) for tag in vocabulary])
-    unseen = (tags >= 0) & ~np.append(known, True)[tags]
+    unknown = (tags >= 0) & ~np.append(known, True)[tags]
     test = split_rows(index, "test")
-    counts = Counter(tags[test][unseen[test]].tolist())
+    counts = Counter(tags[test][unknown[test]].tolist())
     several = np.zeros(len(index), np.bool_)
     for own in attributes.values():
         several |= np.isin(tags, [manifest.classes.index(tag) for tag in own]).sum(axis=1) > 1
@@ -50,6 +50,6 @@ def odd_phrases(
             name: int(((tags[split_rows(index, name)] >= 0).sum(axis=1) > max_tags).sum()) for name in SPLITS
         },
         num_several={name: int(several[split_rows(index, name)].sum()) for name in SPLITS},
-        num_unseen={name: int(unseen[split_rows(index, name)].any(axis=1).sum()) for name in SPLITS},
+        num_unseen={name: int(unknown[split_rows(index, name)].any(axis=1).sum()) for name in SPLITS},
         unseen={manifest.classes[number]: count for number, count in sorted(counts.items())},
     )

@@ -109,9 +109,9 @@ def _part(tested: Named, solution: Path, name: str) -> tuple[Bools, list[str]]:
             f"{solution}: must have three columns, image, label and Usage (it has {', '.join(header)}); name another"
         )
     key, label = (column for column in header if column != "Usage")
-    asked = [row for row in rows if row["Usage"].strip().lower() == name]
-    named = found_names([row[key] for row in asked], tested.names)
-    theirs = {one or row[key]: row[label].strip() for one, row in zip(named, asked, strict=True)}
+    listed = [row for row in rows if row["Usage"].strip().lower() == name]
+    named = found_names([row[key] for row in listed], tested.names)
+    theirs = {one or row[key]: row[label].strip() for one, row in zip(named, listed, strict=True)}
     mine = np.array([one in theirs for one in tested.names], np.bool_)
     warnings = []
     if not theirs:
@@ -140,10 +140,10 @@ def _part(tested: Named, solution: Path, name: str) -> tuple[Bools, list[str]]:
     return mine, warnings
 
 
-def found_names(asked: Sequence[str], known: Iterable[str]) -> list[str | None]:
+def found_names(listed: Sequence[str], known: Iterable[str]) -> list[str | None]:
     """Match image names, with or without a suffix such as .jpeg, to known names; None for unknown ones."""
     names = set(known)
-    stems = ((one, splitext(one)[0]) for one in asked)  # noqa: PTH122 (a name may contain slashes)
+    stems = ((one, splitext(one)[0]) for one in listed)  # noqa: PTH122 (a name may contain slashes)
     return [one if one in names else stem if stem in names else None for one, stem in stems]
 
 

@@ -137,12 +137,12 @@ def _predict_rows(
     every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches if len(batch))
     for batch in feed.batches(samples, every):
         outputs = predicted(model, batch.inputs, batch.symmetry, ranks.accelerator).to(ranks.device)
-        seen = rows[batch.positions.numpy()[::each]]
-        errors = {int(seen[place // each]): why for place, why in batch.errors.items() if place % each == 0}
-        done += len(seen)
+        predicted_rows = rows[batch.positions.numpy()[::each]]
+        errors = {int(predicted_rows[place // each]): why for place, why in batch.errors.items() if place % each == 0}
+        done += len(predicted_rows)
         ranks.reporter.update(done, total, unit="images", where=where)
         ranks.watchdog.step_done()
-        yield part_from_outputs(model, outputs, seen, errors, each=each)
+        yield part_from_outputs(model, outputs, predicted_rows, errors, each=each)
 
 
 def part_from_outputs(

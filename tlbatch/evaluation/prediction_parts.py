@@ -123,7 +123,7 @@ def merge_parts(
     probabilities = np.empty((len(expected), width.num_classes), np.float32)
     grades = np.empty(len(expected), np.float32)
     phrases = np.empty((len(expected), width.max_tags), np.int32)
-    seen = np.zeros(len(expected), np.int64)
+    counts = np.zeros(len(expected), np.int64)
     errors: dict[int, str] = {}
     for file in files:
         part = _read_part(file, header, width)
@@ -132,10 +132,10 @@ def merge_parts(
         known[known] = expected[places[known]] == part.rows[known]
         _refuse("predicted unexpectedly", part.rows[~known], folder, keys)
         probabilities[places], grades[places], phrases[places] = part.probabilities, part.grades, part.phrases
-        np.add.at(seen, places, 1)
+        np.add.at(counts, places, 1)
         errors |= part.errors
-    _refuse("predicted twice", expected[seen > 1], folder, keys)
-    _refuse("not predicted", expected[seen == 0], folder, keys)
+    _refuse("predicted twice", expected[counts > 1], folder, keys)
+    _refuse("not predicted", expected[counts == 0], folder, keys)
     return Part(expected, probabilities, grades, {row: errors[row] for row in sorted(errors)}, phrases)
 
 

@@ -21,7 +21,7 @@ from tlbatch.data.sources.table import label_columns
 from tlbatch.evaluation.external_leaderboards import submission
 from tlbatch.evaluation.prediction_parts import Part
 from tlbatch.evaluation.predictions import Predictions, located, write_predictions
-from tlbatch.evaluation.summary import Asked, evaluate_thresholds, fit_temperature_on, summarise, temper
+from tlbatch.evaluation.summary import ReportSettings, evaluate_thresholds, fit_temperature_on, summarise, temper
 from tlbatch.metrics.thresholds import rounding
 from tlbatch.runs.attempts import read_attempts
 from tlbatch.runs.manifest import Manifest
@@ -71,8 +71,8 @@ class Scoring:
         self.write_submission(dict(zip(names, test.predicted, strict=True)), commonest)
         grades = job.metric == "quadratic_kappa" or job.decision == "expected-grade" or job.objective in _OF_GRADES
         ordered = grades or all(name.isdecimal() for name in classes)
-        asked = Asked(job.metric, job.report, job.seed, self.columns(test.keys), ordered)
-        return found, summarise(found, raw, held_out, fitted, asked, names=names, thresholds=thresholds)
+        settings = ReportSettings(job.metric, job.report, job.seed, self.columns(test.keys), ordered)
+        return found, summarise(found, raw, held_out, fitted, settings, names=names, thresholds=thresholds)
 
     def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:
         """Read the subgroup columns of the labels file for the given images."""

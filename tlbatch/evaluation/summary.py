@@ -33,7 +33,7 @@ _NO_ORDER = Estimate(value=None, undefined="the classes are not ordered")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportSettings:
     """Settings of a report."""
 
     metric: Metric
@@ -78,7 +78,7 @@ def summarise(
     raw: Predictions,
     tuning: Predictions,
     fitted: Fitted,
-    asked: Asked,
+    settings: ReportSettings,
     *,
     names: Sequence[str],
     thresholds: Thresholds | None,
@@ -100,7 +100,7 @@ def summarise(
     """
     every, uncalibrated = found.of("test"), raw.of("test")
     read, uncalibrated = every.is_read, uncalibrated.where(uncalibrated.is_read)
-    test, seed, reporting = every.where(read), asked.seed, asked.reporting
+    test, seed, reporting = every.where(read), settings.seed, settings.reporting
     decided = test.decided
     few = len(found.classes) <= _MOST_CURVES
     ranked = [
@@ -108,43 +108,44 @@ def summarise(
         for number in range(len(found.classes))
     ]
     scores, classes = score_all_with_intervals(decided, found.classes, ranked, seed=seed)
-    columns = {name: np.array(values, np.object_)[read] for name, values in asked.columns.items()}
+    columns = {name: np.array(values, np.object_)[read] for name, values in settings.columns.items()}
     return Scored(
-        metric=asked.metric,
-        score=scores[asked.metric].value,
+        metric=settings.metric,
+        score=scores[settings.metric].value,
         n=len(test.keys),
         num_groups=len(np.unique(test.groups)),
         num_errors=int((~read).sum()),
-        scores=asked.meant(scores),
+        scores=settings.meant(scores),
         classes=classes,
         confusion=confusion(decided),
         questions=tuple(
-            _question(name, positive, test, tuning, asked) for name, positive in reporting.questions.items()
+            _question(name, positive, test, tuning, settings) for name, positive in reporting.questions.items()
         ),
         calibration=calibrate(uncalibrated.probabilities, test.labels, decided.groups, fitted, seed=seed),
         thresholds=thresholds,
-        deployed=_deployed(decided, found.classes, asked),
-        subgroups=tuple(_subgroups(decided, columns, asked)),
+        deployed=_deployed(decided, found.classes, settings),
+        subgroups=tuple(_subgroups(decided, columns, settings)),
         external=placed(
             Named([name for name, ok in zip(names, read, strict=True) if ok], decided, found.classes),
-            asked.metric,
+            settings.metric,
             reporting,
         ),
     )
 
 
-def _deployed(decided: Classified, classes: Sequence[str], asked: Asked) -> Deployed | None:
-    prior = asked.reporting.deploy_prior
+def _deployed(decided: Classified, classes: Sequence[str], settings: ReportSettings) -> Deployed | None:
+    prior = settings.reporting.deploy_prior
     if not prior:
         return None
     shares = np.array([prior.get(name, 0.0) for name in classes])
     shares = shares / shares.sum()
-    return Deployed(
-        prior=tuple(shares.tolist()), scores=asked.meant(score_deployed(decided, shares, classes, seed=asked.seed))
-    )
+    scores = score_deployed(decided, shares, classes, seed=settings.seed)
+    return Deployed(prior=tuple(shares.tolist()), scores=settings.meant(scores))
 
 
-def _question(name: str, positive: Sequence[str], images: Predictions, tuning: Predictions, asked: Asked) -> Question:
+def _question(
+    name: str, positive: Sequence[str], images: Predictions, tuning: Predictions, settings: ReportSettings
+) -> Question:
     """Answer a question on the test images, with thresholds chosen on ``tuning``."""
     yes = np.isin(np.array(images.classes, np.object_), positive)
     tuning = tuning.where(tuning.is_read)
@@ -154,10 +155,10 @@ def _question(name: str, positive: Sequence[str], images: Predictions, tuning: P
     where = "validation" if _is_val(tuning) else "out-of-fold predictions"
     groups = numbered(images.groups)
     decided = yes[images.decided.y_pred]
-    aim = "predicted class, no threshold"
-    points = [at_threshold(truth, decided, groups, aim=aim, threshold=None, seed=asked.seed)]
-    aims = [(f"sensitivity {value:g}", value, 0.0) for value in asked.reporting.sensitivity]
-    aims += [(f"specificity {value:g}", 0.0, value) for value in asked.reporting.specificity]
+    aim, seed = "predicted class, no threshold", settings.seed
+    points = [at_threshold(truth, decided, groups, aim=aim, threshold=None, seed=seed)]
+    aims = [(f"sensitivity {value:g}", value, 0.0) for value in settings.reporting.sensitivity]
+    aims += [(f"specificity {value:g}", 0.0, value) for value in settings.reporting.specificity]
     for wanted, sensitivity, specificity in aims:
         threshold = threshold_for(*others, sensitivity=sensitivity, specificity=specificity)
         aim = f"{wanted} on {where}"
@@ -166,19 +167,21 @@ def _question(name: str, positive: Sequence[str], images: Predictions, tuning: P
             scored = dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), none)
             points.append(OperatingPoint(aim=aim, threshold=None, counts=(0, 0, 0, 0), **scored))
             continue
-        points.append(at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=asked.seed))
+        points.append(at_threshold(truth, scores >= threshold, groups, aim=aim, threshold=threshold, seed=seed))
     ranked = rank(truth, scores, groups)
     return Question(
         **dict(ranked), name=name, positive=tuple(positive), num_positive=int(truth.sum()), points=tuple(points)
     )
 
 
-def _subgroups(decided: Classified, columns: Mapping[str, npt.NDArray[np.object_]], asked: Asked) -> list[Subgroup]:
+def _subgroups(
+    decided: Classified, columns: Mapping[str, npt.NDArray[np.object_]], settings: ReportSettings
+) -> list[Subgroup]:
     found = []
     for column, values in columns.items():
         for value, some in values_of(values):
             own = decided.where(some)
-            scores = asked.meant(score_with_intervals(own, seed=asked.seed))
+            scores = settings.meant(score_with_intervals(own, seed=settings.seed))
             num_groups = len(np.unique(own.groups))
             found.append(Subgroup(column=column, value=value, n=len(own.y_true), num_groups=num_groups, scores=scores))
     return found

@@ -103,11 +103,11 @@ def evaluate_temperature(
         return None, False, f"{counted(num_groups, 'group')} of {images}, fewer than the {_LEAST_GROUPS} required"
     plain = fitted = 0.0
     every = np.arange(probabilities.shape[1])
-    for fit, judged in GroupKFold(_FOLDS).split(probabilities, truth, groups):
+    for fit, held_out in GroupKFold(_FOLDS).split(probabilities, truth, groups):
         found = fit_temperature(probabilities[fit], truth[fit])
-        one, other = _normalised(probabilities[judged]), tempered(probabilities[judged], found)
-        plain += float(log_loss(truth[judged], one, labels=every, normalize=False))
-        fitted += float(log_loss(truth[judged], other, labels=every, normalize=False))
+        one, other = _normalised(probabilities[held_out]), tempered(probabilities[held_out], found)
+        plain += float(log_loss(truth[held_out], one, labels=every, normalize=False))
+        fitted += float(log_loss(truth[held_out], other, labels=every, normalize=False))
     number, kept = len(truth), fitted < plain
     why = (
         f"cross-validated log loss on {number} {images} "

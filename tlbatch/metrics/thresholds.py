@@ -52,8 +52,8 @@ def fit_thresholds(
     folds = list(GroupKFold(_FOLDS, shuffle=True, random_state=0).split(values, groups=groups))
     for fit in (_rounded, _matched, _searched)[: 3 if search else 2]:
         apart = np.empty(len(values), np.int64)
-        for fitted, judged in folds:
-            apart[judged] = np.digitize(values[judged], fit(values[fitted], grades[fitted], plain))
+        for fitted, held_out in folds:
+            apart[held_out] = np.digitize(values[held_out], fit(values[fitted], grades[fitted], plain))
         gained[fit] = _kappa(grades, apart)
     best = max(gained, key=lambda fit: gained[fit])  # on ties the first, which is the simplest
     return best(values, grades, plain)

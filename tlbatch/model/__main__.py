@@ -87,9 +87,9 @@ def _of_timm(name: str) -> tuple[dict[str, torch.Tensor], Input]:
 
 def _of_torchvision(name: str) -> tuple[dict[str, torch.Tensor], Input]:
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    seen = weights.transforms()
+    transforms = weights.transforms()
     own = build_backbone(Model(backbone=name))  # of networks that transform their own input, the values before that
-    stated = Input(size=seen.crop_size[0], mean=tuple(seen.mean), std=tuple(seen.std))
+    stated = Input(size=transforms.crop_size[0], mean=tuple(transforms.mean), std=tuple(transforms.std))
     if (own.mean, own.std) == ((0.5,) * 3, (0.5,) * 3):
         stated = Input(size=stated.size, mean=own.mean, std=own.std)
     return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True)), stated

@@ -132,8 +132,8 @@ class PhraseDecoder(PhraseHead):
         ends = torch.arange(wanted.shape[1], device=tokens.device) == lengths[:, None]
         wanted = torch.where(ends, self.end, wanted)
         given = torch.cat([torch.full_like(steps, self.start), shown.clamp_min(0)], 1)
-        seen = torch.cat([self._seen(features), self.read(given)], 1)
-        states, _ = self.lstm(self.dropout(seen))
+        inputs = torch.cat([self._first_input(features), self.read(given)], 1)
+        states, _ = self.lstm(self.dropout(inputs))
         log_p = self.say(self.dropout(states[:, 1:])).transpose(1, 2)
         smoothing = self.smoothing if self.training else 0.0
         each = cross_entropy(log_p, wanted, ignore_index=NONE, reduction="none", label_smoothing=smoothing)
@@ -145,7 +145,7 @@ class PhraseDecoder(PhraseHead):
         The beam of an image does not depend on other images. A phrase that has ended keeps its place; none is empty.
         """
         number, device = len(features), features.device
-        _, state = self.lstm(self._seen(features))
+        _, state = self.lstm(self._first_input(features))
         last = torch.full((number, 1), self.start, device=device)
         scores = features.new_zeros((number, 1))
         phrases = torch.full((number, 1, self.max_tags), NONE, device=device)
@@ -173,7 +173,7 @@ class PhraseDecoder(PhraseHead):
                 break
         return phrases[:, 0], scores[:, 0]
 
-    def _seen(self, features: torch.Tensor) -> torch.Tensor:
+    def _first_input(self, features: torch.Tensor) -> torch.Tensor:
         """Return the first input, (n, 1, embedding): the image vector, standardised since its scale is arbitrary."""
         found: torch.Tensor = self.see(layer_norm(features, features.shape[1:]))
         return found[:, None]

@@ -56,7 +56,7 @@ def promote_run(run: Run, overruled: str) -> None:
             champion=champion,
             history=registry.history(),
             drift=load_record(Drift, drift_file(run.paths), missing="try again"),
-            doubts=label_issues_of(run),
+            label_issues=label_issues_of(run),
             report=os.path.relpath(run.paths.report_page, registry.page(run.name).parent),
         )
         write_night(registry.page(run.name), shown)

@@ -41,7 +41,7 @@ class ShownNight:
     history: Sequence[Night]
     """All nights, this one last."""
     drift: Drift
-    doubts: Sequence[LabelIssue]
+    label_issues: Sequence[LabelIssue]
     """Sorted by decreasing margin."""
     report: str
     """Path of the run's report, relative to the page."""

@@ -118,9 +118,9 @@ class RankConsensus:
         finite, stop = bool(torch.isfinite(state.loss)), context.ranks.stop
         due = context.world.is_main and context.snapshots is not None and context.snapshots.is_due()
         each = (time.monotonic() - self._since) / max(1, state.step - self._before)
-        asked = torch.tensor([not finite, bool(stop), stop.wants_again, due, each], device=context.accelerator.device)
+        flags = torch.tensor([not finite, bool(stop), stop.wants_again, due, each], device=context.accelerator.device)
         with context.ranks.watchdog.waiting():
-            broken, stopped, again, save_now, seconds = context.accelerator.reduce(asked, "sum").tolist()
+            broken, stopped, again, save_now, seconds = context.accelerator.reduce(flags, "sum").tolist()
         if broken:
             self._refuse()
         if stopped:

@@ -67,7 +67,7 @@ class Study:
         self._folder = folder
         self._seconds_left = 60 * record.job.strategy_minutes
         self.left_out: list[str] = []
-        """Candidates that were not results, each with the reason."""
+        """Candidates that were not tried, each with the reason."""
         self._rows = images.rows("train")
         self.labels = images.labels("train")
         self.groups = images.index["group"][self._rows]
@@ -175,7 +175,7 @@ class Study:
         return bool(too_long)
 
     def leave_out(self, candidate: Candidate, why: str) -> None:
-        """Log and record that a candidate is not results."""
+        """Log and record that a candidate is not tried."""
         log.info("%s: left out, %s", candidate.name, why)
         self.left_out.append(f"{candidate.name}: {why}")
 

@@ -41,9 +41,9 @@ def take_checkpoint(other: RunPaths, paths: RunPaths, images: ImageSet) -> None:
             f"{', '.join(images.manifest.classes)}; give a run with the same classes"
         )
     paths.checkpoints.mkdir(exist_ok=True)
-    files = [weights, *([other.unseen(best)] if best.unseen else [])]
-    for file, place in [*((file, paths.checkpoints / file.name) for file in files), (other.metrics, paths.metrics)]:
-        copy_file(file, place)
+    for file in (weights, other.unseen(best)) if best.unseen else (weights,):
+        copy_file(file, paths.checkpoints / file.name)
+    copy_file(other.metrics, paths.metrics)
     best.save(paths.best)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tlbatch.config.report import Reporting
 from tlbatch.evaluation.leaderboard import COLUMNS, load_entries, rebuild_leaderboard, rival_of
 from tlbatch.evaluation.predictions import Predictions, write_predictions
-from tlbatch.evaluation.summary import Asked, summarise
+from tlbatch.evaluation.summary import ReportSettings, summarise
 from tlbatch.runs.manifest import Audit
 from tlbatch.runs.report import REPORT_VERSION, Cost, Report
 
@@ -25,9 +25,15 @@ def add(runs: Path, run: str, *, wrong: float, test: str = "t1", seed: int = 0, 
     keys = np.array([f"{n:03}".encode() for n in range(200)], np.bytes_)
     none = np.array([""] * 200, np.object_)
     found = Predictions(keys, keys, np.full(200, 2), none, ("0", "1"), truth, probabilities.astype(np.float32))
-    asked = Asked("accuracy", Reporting(), 0, {}, ordered=True)
+    settings = ReportSettings("accuracy", Reporting(), 0, {}, ordered=True)
     scored = summarise(
-        found, found, found.of("val"), (None, False, ""), asked, names=[key.decode() for key in keys], thresholds=None
+        found,
+        found,
+        found.of("val"),
+        (None, False, ""),
+        settings,
+        names=[key.decode() for key in keys],
+        thresholds=None,
     )
     write_predictions(runs / run / "report" / "predictions.csv", found)
     Report(

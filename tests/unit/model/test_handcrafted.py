@@ -20,6 +20,7 @@ from tlbatch.activations.store import open_stores, view_keys
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.core.errors import UserError
+from tlbatch.core.typing import Bools, Floats
 from tlbatch.data.dataset import SplitDataset
 from tlbatch.data.image_set import open_images
 from tlbatch.data.views import Samples, Views
@@ -32,7 +33,7 @@ from tlbatch.model.cut_points import Chain
 from tlbatch.model.handcrafted import descriptors
 from tlbatch.model.handcrafted.features import NUM_FEATURES, Handcrafted, features, groups
 from tlbatch.model.handcrafted.lesions import blobs_above, dark_blobs, lesions, relief_of
-from tlbatch.model.handcrafted.planes import Floats, Mask, planes_of
+from tlbatch.model.handcrafted.planes import planes_of
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.run import Run
 
@@ -67,7 +68,7 @@ def noise(side: int) -> Rgb:
     return np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def reliefs(image: Rgb) -> tuple[Floats, Mask]:
+def reliefs(image: Rgb) -> tuple[Floats, Bools]:
     planes = planes_of(image)
     return relief_of(planes.green, planes.disc)
 

@@ -101,8 +101,8 @@ def _shifts(run: Run, growth: Growth, known: Path, threshold: float) -> Iterator
         names = tuple(dict.fromkeys(name for some in both for name in some.images.manifest.classes))
         yield test(*(_classes(some, names) for some in both), what="classes", names=names)
     workers = read_world(os.environ).num_threads
-    looks = (Sample(known_statistics(some, known=known, workers=workers), some.index["group"]) for some in both)
-    yield test(*looks, what="images", names=COLUMNS)
+    statistics = (Sample(known_statistics(some, known=known, workers=workers), some.index["group"]) for some in both)
+    yield test(*statistics, what="images", names=COLUMNS)
     stored, marker = None, run.paths.marker("cache")
     if marker.exists():
         cached = load_record(Marker, marker, missing="run cache first: python -m tlbatch.cache RUN")

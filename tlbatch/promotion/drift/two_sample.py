@@ -120,14 +120,14 @@ def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
         (n, num_classes); NaN for an image that could not be read, which is skipped.
     """
     read = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
-    judged, own = probabilities[read].astype(np.float64), labels[read]
-    highest = judged.max(axis=1, initial=0)
-    margins = highest - judged[np.arange(len(read)), own]
+    predicted, own = probabilities[read].astype(np.float64), labels[read]
+    highest = predicted.max(axis=1, initial=0)
+    margins = highest - predicted[np.arange(len(read)), own]
     order = np.argsort(-margins, kind="stable")
-    doubtful = order[margins[order] > 0]
+    contradicted = order[margins[order] > 0]
     expected, deviation = float((1 - highest).sum()), float(np.sqrt((highest * (1 - highest)).clip(0).sum()))
-    z = (len(doubtful) - expected) / deviation if deviation > 0 else None
-    return LabelIssues(read[doubtful].astype(np.int64), len(read), expected, z)
+    z = (len(contradicted) - expected) / deviation if deviation > 0 else None
+    return LabelIssues(read[contradicted].astype(np.int64), len(read), expected, z)
 
 
 def _capped(one: Sample, most: int, rng: np.random.Generator) -> Sample:

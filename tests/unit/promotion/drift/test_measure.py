@@ -21,7 +21,7 @@ from tlbatch.promotion.drift import image_statistics, measure
 from tlbatch.promotion.drift.measure import measure_drift
 from tlbatch.promotion.drift.records import Drift, Shift
 from tlbatch.runs.paths import RunPaths
-from tlbatch.runs.records import load_record
+from tlbatch.runs.records import Marker, load_record
 from tlbatch.runs.run import Run
 
 pytestmark = pytest.mark.chain
@@ -277,7 +277,8 @@ def test_features_are_means_over_the_positions_of_a_map(site: Site, cut: str, mo
     site.measure(paths, before)
     new, old = seen[2]
     night = measure.compare_nights(open_images(Run.load(paths.folder)), index_of(before), most=2000)
-    stored = measure._stored(Run.load(paths.folder))
+    cached = load_record(Marker, paths.marker("cache"), missing="")
+    stored = measure.open_stores(paths.load().job, cached.outputs, phase=0, split="train")
     assert stored is not None
     for some, values in ((night.new, new), (night.before, old)):
         read = stored.read(stored.find(measure.view_keys(some.index["content"], (0,)))).float()
