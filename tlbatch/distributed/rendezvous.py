@@ -39,11 +39,7 @@ def join_ranks(world: World, slurm: Slurm, file: Path, *, on_gpu: bool) -> None:
     store, address = _host_store(world, file, limit) if world.is_main else _find_store(world, file, limit)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(store.port))
     if slurm.interface and world.spans_nodes:
-        known = psutil.net_if_addrs()
-        if slurm.interface not in known:
-            names = ", ".join(sorted(known))
-            raise UserError(f"slurm.interface: {world.node} has no {slurm.interface}; name one of {names}")
-        os.environ.update(NCCL_SOCKET_IFNAME=slurm.interface, GLOO_SOCKET_IFNAME=slurm.interface)
+        _use_interface(slurm.interface, world)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address))
     try:
         dist.init_process_group(
@@ -129,6 +125,14 @@ def _own_addresses(world: World) -> list[str]:
     outside = [address for address in own if not address.startswith("127.")]
     known = [world.address] if world.address in own else []
     return list(dict.fromkeys([*known, *outside, "127.0.0.1"]))
+
+
+def _use_interface(name: str, world: World) -> None:
+    """Tell gloo and NCCL which network interface of this node to use."""
+    known = psutil.net_if_addrs()
+    if name not in known:
+        raise UserError(f"slurm.interface: {world.node} has no {name}; name one of {', '.join(sorted(known))}")
+    os.environ.update(NCCL_SOCKET_IFNAME=name, GLOO_SOCKET_IFNAME=name)
 
 
 def _interface(address: str) -> str:
