@@ -48,10 +48,6 @@ class ImageSet:
         """Return the tag numbers of a split, (n, tags), padded with -1."""
         return self.index["tags"][self.rows(split)].astype(np.int64)
 
-    def counts(self, split: SplitName) -> Ints:
-        """Return the number of images of each class in a split, (num_classes,)."""
-        return np.bincount(self.labels(split), minlength=len(self.manifest.classes))
-
     def only(self, train: Positions, val: Positions) -> "ImageSet":
         """Return the same set with other training and validation rows, and no test rows."""
         return replace(self, chosen={"train": train, "val": val, "test": np.empty(0, np.int64)})

@@ -57,7 +57,8 @@ def weights_of(context: TrainingContext, phase: Phase, epoch: Epoch) -> torch.Te
     """Return the class weights in the loss of an epoch, (num_classes,)."""
     if context.images.manifest.tags:
         return torch.ones(0)
-    counts = torch.from_numpy(context.images.counts("train"))
+    labels = torch.from_numpy(context.images.labels("train"))
+    counts = torch.bincount(labels, minlength=len(context.images.manifest.classes))
     return class_weights(counts, strength=phase.balance_decay**epoch.number if phase.balance == "loss" else 0.0)
 
 
