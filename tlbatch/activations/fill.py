@@ -231,5 +231,5 @@ def _read(job: Job, part: FillRequest, ranks: RankContext) -> Iterator[tuple[Sam
         if crops:
             yield batch, keys[own, 0], batch.symmetry
             continue
-        for column, turn in enumerate(views.numbers):
-            yield batch, keys[own, column], torch.full((len(own),), turn, dtype=torch.uint8)
+        for column, symmetry in enumerate(views.numbers):
+            yield batch, keys[own, column], torch.full((len(own),), symmetry, dtype=torch.uint8)

@@ -10,7 +10,12 @@ from tlbatch.data.sampler import Positions, random_words
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
-_TURNS: dict[Symmetries, tuple[int, ...]] = {"none": (0,), "flip": (0, 1), "rot4": (0, 2, 4, 6), "d4": tuple(range(8))}
+_NUMBERS: dict[Symmetries, tuple[int, ...]] = {
+    "none": (0,),
+    "flip": (0, 1),
+    "rot4": (0, 2, 4, 6),
+    "d4": tuple(range(8)),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Views:
     @property
     def numbers(self) -> tuple[int, ...]:
         """The numbers of all views; empty if random crops are drawn again in every epoch."""
-        return tuple(range(self.random_views)) if self.crop_scale < 1 else _TURNS[self.symmetries]
+        return tuple(range(self.random_views)) if self.crop_scale < 1 else _NUMBERS[self.symmetries]
 
     def read(self, data: bytes, view: int, *, content: bytes, plain: bool) -> tuple[Rgb, int]:
         """Decode an image at sufficient size, crop and scale it, and return the symmetry to be applied.
@@ -59,7 +64,7 @@ class Views:
             return self._square(data, None, plain=plain), view
         key = np.array([int(content[:16], 16), view], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
-        return self._square(data, generator, plain=plain), int(generator.choice(_TURNS[self.symmetries]))
+        return self._square(data, generator, plain=plain), int(generator.choice(_NUMBERS[self.symmetries]))
 
     def _square(self, data: bytes, generator: np.random.Generator | None, *, plain: bool) -> Rgb:
         rgb = None if plain else decode(data)

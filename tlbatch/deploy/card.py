@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from tlbatch.core.text import counted
 from tlbatch.deploy.record import WEIGHTS, Exported
-from tlbatch.report.checklist import NOT_KNOWN, checklist, limits, told
+from tlbatch.report.checklist import NOT_KNOWN, checklist, formatted, limits
 from tlbatch.report.page import SCORE_NAMES, visible, warnings_of
 from tlbatch.runs.records import SPLITS
 from tlbatch.runs.report import Estimate, Report
@@ -100,7 +100,11 @@ def _scores(record: Exported, report: Report) -> Iterable[str]:
     yield f"On {tested}, with 95 % bootstrap intervals over groups:"
     yield _table(
         ["score", "value (interval)"],
-        [[SCORE_NAMES[name], _plain(told(found))] for name, found in report.scores.items() if found.value is not None],
+        [
+            [SCORE_NAMES[name], _plain(formatted(found))]
+            for name, found in report.scores.items()
+            if found.value is not None
+        ],
     )
     rows = [
         [_plain(one.name), f"{one.support:,}", *map(_short, (one.precision, one.recall, one.f1))]
@@ -115,7 +119,7 @@ def _scores(record: Exported, report: Report) -> Iterable[str]:
 
 
 def _short(found: Estimate) -> str:
-    return _plain(told(found)) if found.value is not None else "undefined"
+    return _plain(formatted(found)) if found.value is not None else "undefined"
 
 
 def _counts(report: Report) -> str:

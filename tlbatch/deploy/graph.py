@@ -40,12 +40,12 @@ class ExportModule(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self._turns, self._of_vectors, self._temperature = symmetry, of_vectors, temperature
+        self._symmetries, self._of_vectors, self._temperature = symmetry, of_vectors, temperature
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return probabilities, float32 (n, num_classes), of images, uint8 (n, size, size, 3)."""
-        return self.of_views([apply_symmetry(images, turn) for turn in self._turns])
+        return self.of_views([apply_symmetry(images, number) for number in self._symmetries])
 
     def of_views(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return probabilities, float32 (n, num_classes), from the views of n images, uint8 (n, size, size, 3) each.

@@ -109,8 +109,8 @@ class ExportedModel:
         symmetry = np.zeros(squares.shape[:2], np.uint8)
         for place, data in enumerate(files):
             try:
-                for number, (rgb, turn) in enumerate(self._read(data, in_shard=in_shard)):
-                    squares[number, place], symmetry[number, place] = rgb, turn
+                for number, (rgb, applied) in enumerate(self._read(data, in_shard=in_shard)):
+                    squares[number, place], symmetry[number, place] = rgb, applied
             except UnreadableImageError as error:
                 errors[place] = str(error)
         found = self._probabilities(torch.from_numpy(squares), torch.from_numpy(symmetry))

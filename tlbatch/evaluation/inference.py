@@ -131,11 +131,11 @@ def _predict_rows(
         return
     ranks.reporter.update(0, total, unit="images", where=where)
     workers = num_workers(job.train, world, ranks.device.type)
-    feed = BatchSource(context.images, rows, _views(context), stored, workers=workers, strict=False, head=job.head)
+    source = BatchSource(context.images, rows, _views(context), stored, workers=workers, strict=False, head=job.head)
     samples = Samples(len(rows), Views(model.spec.size, context.best.views), every_view=True)
     each = len(samples.views.numbers)
     every = ((batch[:, None] * each + np.arange(each)).ravel() for batch in batches if len(batch))
-    for batch in feed.batches(samples, every):
+    for batch in source.batches(samples, every):
         outputs = predicted(model, batch.inputs, batch.symmetry, ranks.accelerator).to(ranks.device)
         predicted_rows = rows[batch.positions.numpy()[::each]]
         errors = {int(predicted_rows[place // each]): why for place, why in batch.errors.items() if place % each == 0}

@@ -17,14 +17,14 @@ def apply_symmetries(images: torch.Tensor, symmetry: torch.Tensor) -> torch.Tens
     -------
     Tensor like ``images``.
     """
-    for turn in set(symmetry.tolist()) - {0}:
-        chosen = (symmetry == turn).nonzero()[:, 0].to(images.device)
-        images = images.index_copy(0, chosen, apply_symmetry(images[chosen], turn))
+    for number in set(symmetry.tolist()) - {0}:
+        chosen = (symmetry == number).nonzero()[:, 0].to(images.device)
+        images = images.index_copy(0, chosen, apply_symmetry(images[chosen], number))
     return images
 
 
-def apply_symmetry(images: torch.Tensor, turn: int) -> torch.Tensor:
+def apply_symmetry(images: torch.Tensor, number: int) -> torch.Tensor:
     """Apply the same symmetry to all images."""
-    if turn % 2:
+    if number % 2:
         images = images.flip(2)
-    return images.rot90(turn // 2, (1, 2)) if turn > 1 else images
+    return images.rot90(number // 2, (1, 2)) if number > 1 else images

@@ -55,9 +55,9 @@ def build_report(run: Run, world: World) -> None:
     manifest = run.load_manifest()
     best, checkpoint = paths.load_best()
     index = read_index(own.index_file)
-    asked = np.flatnonzero(index["split"] != SPLITS.index("train"))
+    expected = np.flatnonzero(index["split"] != SPLITS.index("train"))
     header = {"run": run.name, "weights": best.digest, "index": manifest.index_digest}
-    merged = merge_parts(paths.predictions, header, asked, keys=index["key"], width=Width.of(best))
+    merged = merge_parts(paths.predictions, header, expected, keys=index["key"], width=Width.of(best))
     scoring, images = Scoring(run.record, manifest, paths.report), open_images(run)
     rejected = [(row["key"], row["cause"]) for row in read_table(own.rejected)[1]]
     found: Predictions | Phrases

@@ -100,7 +100,7 @@ def _model(report: Report) -> Iterable[Item]:
 def _results(report: Report, num_mistakes: int, rival: Comparison | None) -> Iterable[Item]:
     part, found = "Evaluation", main_score(report)
     name = report.metric.replace("_", " ")
-    yield Item(part, "Performance measures with confidence intervals", _ALL, f"{name} {told(found)}")
+    yield Item(part, "Performance measures with confidence intervals", _ALL, f"{name} {formatted(found)}")
     aims = [point.aim for question in report.questions for point in question.points if point.threshold is not None]
     yield Item(part, "Decision thresholds and how they were chosen", _STARD + _TRIPOD,
                "; ".join(dict.fromkeys(aims)))  # fmt: skip
@@ -108,13 +108,13 @@ def _results(report: Report, num_mistakes: int, rival: Comparison | None) -> Ite
                f"{len(report.confusion)} by {len(report.confusion)} matrix" if report.confusion else "")  # fmt: skip
     used = report.calibration
     ece = used and (used.after if used.kept and used.after else used.before).ece
-    yield Item(part, "Calibration", _TRIPOD, f"expected calibration error {told(ece)}" if ece else "")
+    yield Item(part, "Calibration", _TRIPOD, f"expected calibration error {formatted(ece)}" if ece else "")
     columns = dict.fromkeys(one.column for one in report.subgroups)
     yield Item(part, "Performance in subgroups; fairness", _STARD + _TRIPOD, f"by {', '.join(columns)}" * bool(columns))
     yield Item(part, "Class prevalence in the intended setting", _STARD + _TRIPOD,
                "scores at a deployment prevalence are reported" if report.deployed else "")  # fmt: skip
     yield Item(part, "Comparison with another model", _STARD + _CLAIM,
-               f"{rival.other}: {_VERDICTS.get(rival.verdict, rival.verdict)} ({told(rival.difference)})"
+               f"{rival.other}: {_VERDICTS.get(rival.verdict, rival.verdict)} ({formatted(rival.difference)})"
                if rival else "")  # fmt: skip
     yield Item(
         part, "Failure analysis", _CLAIM, f"the {num_mistakes} most confident errors are shown" if num_mistakes else ""
@@ -160,12 +160,12 @@ def _limits_of_scores(report: Report) -> Iterable[str]:
     if known:
         _, worst = min(known, key=lambda one: one[0])
         if worst.recall.value != 1:
-            yield f"Lowest recall: class {worst.name}, {told(worst.recall)} on {counted(worst.support, 'image')}."
+            yield f"Lowest recall: class {worst.name}, {formatted(worst.recall)} on {counted(worst.support, 'image')}."
     whole = found.value
     for one in report.subgroups:
         own = one.scores.get(report.metric)
         if own is not None and own.high is not None and whole is not None and own.high < whole:
-            yield f"Subgroup {one.column} = {one.value} has a lower {name}: {told(own)}; all images {whole:.4f}."
+            yield f"Subgroup {one.column} = {one.value} has a lower {name}: {formatted(own)}; all images {whole:.4f}."
     if not report.subgroups:
         yield "Performance in subgroups was not assessed."
     used = report.calibration
@@ -173,7 +173,7 @@ def _limits_of_scores(report: Report) -> Iterable[str]:
         yield f"Predicted probabilities are not temperature-scaled: {used.why}."
 
 
-def told(found: Estimate) -> str:
+def formatted(found: Estimate) -> str:
     """Format a number with its interval, or the reason why there is none."""
     if found.value is None:
         return f"undefined ({found.undefined})"

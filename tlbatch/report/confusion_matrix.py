@@ -48,12 +48,12 @@ def _side(counts: Sequence[Sequence[int]], number: int) -> float:
 
 def _cell(corner: tuple[float, float], side: float, names: tuple[str, str], count: int, total: int) -> Markup:
     share = count / total if total else 0.0
-    told = f"{names[0]} predicted as {names[1]}: {count} of {total} ({_percent(count, total)})"
+    tooltip = f"{names[0]} predicted as {names[1]}: {count} of {total} ({_percent(count, total)})"
     parts = [
         Markup(
             '<rect class="heat" x="{:g}" y="{:g}" width="{:g}" height="{:g}" fill-opacity="{:.3f}">'
             "<title>{}</title></rect>"
-        ).format(*corner, side, side, share, told)
+        ).format(*corner, side, side, share, tooltip)
     ]
     if side > _BLANK:
         (x, y), kind = (place + side / 2 for place in corner), "on-heat high" if share >= _HEAT_TURNS else "on-heat"
@@ -64,14 +64,12 @@ def _cell(corner: tuple[float, float], side: float, names: tuple[str, str], coun
 
 
 def _confusion_words(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    told = []
+    alt = []
     for at, (name, row) in enumerate(zip(names, counts, strict=True)):
         others = [(n, names[to]) for to, n in enumerate(row) if to != at and n]
         most = max(others, default=None, key=lambda one: one[0])
-        told.append(
-            f"{name}: {row[at]} of {sum(row)} correct" + (f", {most[0]} predicted as {most[1]}" if most else "")
-        )
-    return "; ".join(told) + "."
+        alt.append(f"{name}: {row[at]} of {sum(row)} correct" + (f", {most[0]} predicted as {most[1]}" if most else ""))
+    return "; ".join(alt) + "."
 
 
 def _percent(count: int, total: int) -> str:

@@ -30,17 +30,17 @@ def draw_activations(image: Rgb, maps: Mapping[str, Floats]) -> Picture:
     maps
         (channels, h, w), by the name of the layer.
     """
-    panels, told = [Image.fromarray(image).resize((_SIDE, _SIDE))], ["the image"]
+    panels, captions = [Image.fromarray(image).resize((_SIDE, _SIDE))], ["the image"]
     for name, values in maps.items():
         varied = np.sort(np.argsort(-values.std(axis=(1, 2)), kind="stable")[:_MOST_CHANNELS])
         panels.append(_mosaic([_scaled(values[at]) for at in varied]).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
-        told.append(f"{name} ({len(varied)} of {len(values)} channels, {values.shape[1]} x {values.shape[2]})")
+        captions.append(f"{name} ({len(varied)} of {len(values)} channels, {values.shape[1]} x {values.shape[2]})")
     columns, step = min(_COLUMNS, len(panels)), _SIDE + 8 * _GAP
     canvas = Image.new("RGB", (columns * step, ceil(len(panels) / columns) * step), "white")
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
         canvas.paste(panel, (column * step, row * step))
-    caption = f"From left to right, top to bottom: {'; '.join(told)}. In each channel, high values are bright."
+    caption = f"From left to right, top to bottom: {'; '.join(captions)}. In each channel, high values are bright."
     return Picture("activations", "Activations of the network for one test image", caption, _png(canvas))
 
 

@@ -54,7 +54,7 @@ class Mistake:
 
     key: str
     truth: str
-    taken_for: str
+    predicted: str
     probability: float
     """Predicted probability of the wrong class."""
     image: bytes

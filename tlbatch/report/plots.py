@@ -60,11 +60,11 @@ def reliability(title: str, found: Reliability) -> Markup:
     parts.append(svg.stroke(frame, (0, 1), (0, 1), "ideal"))
     most, floor_at, room = max((one.n for one in found.bins), default=1), frame.height - 46, 62
     for one in found.bins:
-        told = f"{counted(one.n, 'image')} between {one.low:.2f} and {one.high:.2f}: mean probability "
-        told += f"{one.confidence:.4f}, fraction correct {_words(one.accuracy)}"
+        tooltip = f"{counted(one.n, 'image')} between {one.low:.2f} and {one.high:.2f}: mean probability "
+        tooltip += f"{one.confidence:.4f}, fraction correct {_words(one.accuracy)}"
         left, right, tall = frame.across(one.low), frame.across(one.high), room * one.n / most
-        parts.append(svg.box(left + 1, floor_at - tall, right - left - 2, tall, "bar", told))
-        parts += _whisker(frame, one.confidence, one.accuracy, told)
+        parts.append(svg.box(left + 1, floor_at - tall, right - left - 2, tall, "bar", tooltip))
+        parts += _whisker(frame, one.confidence, one.accuracy, tooltip)
     parts.append(svg.text(frame.left - 6, floor_at - room + 8, f"{most:,}", "tick end"))
     parts.append(svg.text(frame.left - 6, floor_at, "0", "tick end"))
     parts.append(svg.turned(14, floor_at - room / 2, "images", "label middle", -90))
@@ -73,12 +73,12 @@ def reliability(title: str, found: Reliability) -> Markup:
     return svg.drawing(frame.width, frame.height, title, f"{words or 'No images'}.", parts)
 
 
-def _whisker(frame: svg.Frame, x: float, found: Estimate, told: str, kind: int = 0) -> list[Markup]:
+def _whisker(frame: svg.Frame, x: float, found: Estimate, tooltip: str, kind: int = 0) -> list[Markup]:
     parts = []
     if found.low is not None and found.high is not None:
         parts.append(svg.stroke(frame, (x, x), (found.low, found.high), f"k{kind} whisker"))
     if found.value is not None:
-        parts.append(svg.dot(frame.across(x), frame.down(found.value), 4, f"k{kind}", told))
+        parts.append(svg.dot(frame.across(x), frame.down(found.value), 4, f"k{kind}", tooltip))
     return parts
 
 
@@ -120,12 +120,12 @@ def _by_epoch(title: str, lines: Sequence[Line], phases: Sequence[Any]) -> Marku
             parts.append(svg.stroke(frame, (at + 0.5, at + 0.5), frame.y, "phase"))
         parts.append(svg.text(frame.across(at + 0.5) + 4, frame.top - 7, f"phase {phases[at]}", "tick"))
     parts += [_joined(frame, line, dots=len(phases) <= 60) for line in lines]
-    told = []
+    alt = []
     for line in lines:
         values = [value for value in line.y if value is not None]
-        told.append(f"{line.name} from {values[0]:.4g} to {values[-1]:.4g}, lowest {min(values):.4g}, "
+        alt.append(f"{line.name} from {values[0]:.4g} to {values[-1]:.4g}, lowest {min(values):.4g}, "
                     f"highest {max(values):.4g}")  # fmt: skip
-    words = f"{counted(len(phases), 'epoch')} in {counted(len(starts), 'phase')}; {'; '.join(told)}."
+    words = f"{counted(len(phases), 'epoch')} in {counted(len(starts), 'phase')}; {'; '.join(alt)}."
     return svg.with_legend(frame, f"{capitalised(title)} by epoch", words, parts, _legend(lines))
 
 
@@ -134,10 +134,10 @@ def points(title: str, labels: tuple[str, str], lines: Sequence[Line]) -> Markup
     right = max((x for line in lines for x in line.x), default=0.0)
     top = max((y for line in lines for y in line.y if y is not None), default=0.0)
     frame = svg.Frame((0, 1.05 * right or 1.0), (0, 1.05 * top or 1.0), left=64)
-    told = "; ".join(f"{line.name}: " + ", ".join(f"{y:.4g} at {x:.4g}" for x, y in zip(line.x, line.y, strict=True)
+    alt = "; ".join(f"{line.name}: " + ", ".join(f"{y:.4g} at {x:.4g}" for x, y in zip(line.x, line.y, strict=True)
                                                 if y is not None) for line in lines)  # fmt: skip
     parts = [*svg.axes(frame, *labels), *(_dots(frame, line) for line in lines)]
-    return svg.with_legend(frame, title, f"{told}.", parts, _legend(lines))
+    return svg.with_legend(frame, title, f"{alt}.", parts, _legend(lines))
 
 
 def forest(title: str, rows: Sequence[Row], *, reference: float | None = None, are_errors: bool = False) -> Markup:
@@ -170,8 +170,8 @@ def forest(title: str, rows: Sequence[Row], *, reference: float | None = None, a
             parts.append(svg.stroke(frame, (found.low, found.high), (y, y), f"{kind} whisker"))
         if found.value is not None:
             parts.append(svg.dot(frame.across(found.value), frame.down(y), 5, kind))
-    told = "; ".join(f"{row[0]}: {said}" for row, said in zip(rows, words, strict=True))
-    return svg.drawing(frame.width, frame.height, title, f"{told}.", parts, kind="wide")
+    alt = "; ".join(f"{row[0]}: {said}" for row, said in zip(rows, words, strict=True))
+    return svg.drawing(frame.width, frame.height, title, f"{alt}.", parts, kind="wide")
 
 
 def candidates(score: str, found: Strategy) -> Markup:
@@ -188,17 +188,17 @@ def probes(score: str, found: Strategy) -> Markup:
     known = [value for one in map(_with_error, trials) for value in (one.low, one.high) if value is not None]
     reach, below = svg.widened(min(known, default=0), max(known, default=1)), 7 * max(map(len, names))
     frame = svg.Frame((-0.5, len(stages) - 0.5), reach, height=318 + below, left=64, bottom=48 + below)
-    parts, lines, told = [*svg.axes(frame, "backbone stage", score, below=below, names=names)], [], []
+    parts, lines, alt = [*svg.axes(frame, "backbone stage", score, below=below, names=names)], [], []
     for kind, fit in enumerate(dict.fromkeys(trial.fit for trial in trials)):
         own = {stages.index(", ".join(trial.after)): _with_error(trial) for trial in trials if trial.fit == fit}
         lines.append(Line(fit, [*own], [one.value for one in own.values()], kind))
         words = [f"{stages[at] or 'pool'} {_words(one, are_errors=True)}" for at, one in own.items()]
-        told.append(f"{fit}: {', '.join(words)}")
+        alt.append(f"{fit}: {', '.join(words)}")
         parts.append(_joined(frame, lines[-1]))
         for (at, one), said in zip(own.items(), words, strict=True):
             parts += _whisker(frame, at, one, f"{fit}, {said}", kind % _KINDS)
     return svg.with_legend(
-        frame, f"{capitalised(score)} by backbone stage", f"{'; '.join(told)}.", parts, _legend(lines)
+        frame, f"{capitalised(score)} by backbone stage", f"{'; '.join(alt)}.", parts, _legend(lines)
     )
 
 

@@ -85,40 +85,40 @@ def _feature_map(model: Classifier, images: ImageSet, tested: Tested, *, seed: i
 
 def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier | None = None) -> list[Mistake]:
     """Return the 12 most confident errors, with Grad-CAM overlays if a classification model is given."""
-    worst, told, chosen = _worst_phrases(tested.found) if isinstance(tested.found, Phrases) else _worst(tested.found)
-    seen, cams = _read(images, tested.places[worst], size), None
+    worst, labels, chosen = _worst_phrases(tested.found) if isinstance(tested.found, Phrases) else _worst(tested.found)
+    pixels, cams = _read(images, tested.places[worst], size), None
     if model is not None and chosen is not None and len(worst):
-        cams = interpret.grad_cam(model, seen, torch.from_numpy(chosen))
+        cams = interpret.grad_cam(model, pixels, torch.from_numpy(chosen))
     return [
         Mistake(
             key=name_of(tested.rows["key"][at].decode()),
             truth=truth,
-            taken_for=taken_for,
+            predicted=predicted,
             probability=probability,
-            image=figures.thumbnail(seen[number].numpy()),
-            heat=None if cams is None else figures.thumbnail(seen[number].numpy(), cams[number]),
+            image=figures.thumbnail(pixels[number].numpy()),
+            heat=None if cams is None else figures.thumbnail(pixels[number].numpy(), cams[number]),
         )
-        for number, (at, (truth, taken_for, probability)) in enumerate(zip(worst, told, strict=True))
+        for number, (at, (truth, predicted, probability)) in enumerate(zip(worst, labels, strict=True))
     ]
 
 
-_Told = list[tuple[str, str, float]]
+_Labels = list[tuple[str, str, float]]
 """True class or phrase of each image, predicted one, and its probability."""
 
 
-def _worst(found: Predictions) -> tuple[Positions, _Told, Positions | None]:
+def _worst(found: Predictions) -> tuple[Positions, _Labels, Positions | None]:
     """Return the positions of the images, their description, and their predicted classes."""
     every, chosen = np.arange(len(found.keys)), found.probabilities.argmax(axis=1)
     margin = found.probabilities[every, chosen] - found.probabilities[every, found.labels]
     worst = np.argsort(-margin, kind="stable")[: min(_MOST_MISTAKES, int((chosen != found.labels).sum()))]
-    told = [
+    labels = [
         (found.classes[found.labels[at]], found.classes[chosen[at]], float(found.probabilities[at, chosen[at]]))
         for at in worst
     ]
-    return worst, told, chosen[worst]
+    return worst, labels, chosen[worst]
 
 
-def _worst_phrases(found: Phrases) -> tuple[Positions, _Told, Positions | None]:
+def _worst_phrases(found: Phrases) -> tuple[Positions, _Labels, Positions | None]:
     order = np.argsort(-found.log_probabilities, kind="stable")
     worst = order[~found.is_right[order]][:_MOST_MISTAKES]
     sure = np.exp(found.log_probabilities[worst].astype(np.float64)).tolist()

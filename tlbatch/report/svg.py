@@ -128,24 +128,24 @@ def stroke(frame: Frame, x: tuple[float, float], y: tuple[float, float], kind: s
     )
 
 
-def box(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> Markup:
-    """Return a rectangle; told: its tooltip."""
+def box(x: float, y: float, width: float, height: float, kind: str, tooltip: str = "") -> Markup:
+    """Return a rectangle; tooltip: its tooltip."""
     return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>').format(
-        kind, x, y, width, height, _tooltip(told)
+        kind, x, y, width, height, _tooltip(tooltip)
     )
 
 
-def dot(x: float, y: float, radius: float, kind: str, told: str = "") -> Markup:
-    """Return a filled circle; told: its tooltip."""
+def dot(x: float, y: float, radius: float, kind: str, tooltip: str = "") -> Markup:
+    """Return a filled circle; tooltip: its tooltip."""
     return Markup('<circle class="{} dot" cx="{:.1f}" cy="{:.1f}" r="{:g}">{}</circle>').format(
-        kind, x, y, radius, _tooltip(told)
+        kind, x, y, radius, _tooltip(tooltip)
     )
 
 
-def shape(outline: str, fill: str, told: str = "") -> Markup:
-    """Return a filled path; told: its tooltip."""
-    return Markup('<path style="fill:{}" d="{}">{}</path>').format(fill, outline, _tooltip(told))
+def shape(outline: str, fill: str, tooltip: str = "") -> Markup:
+    """Return a filled path; tooltip: its tooltip."""
+    return Markup('<path style="fill:{}" d="{}">{}</path>').format(fill, outline, _tooltip(tooltip))
 
 
-def _tooltip(told: str) -> Markup:
-    return Markup("<title>{}</title>").format(told) if told else Markup()
+def _tooltip(tooltip: str) -> Markup:
+    return Markup("<title>{}</title>").format(tooltip) if tooltip else Markup()

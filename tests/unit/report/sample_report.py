@@ -268,7 +268,7 @@ def shown(of: Report | None = None, **changed: Any) -> Shown:
         ],
         "feature_map": feature_map(names) if names else None,
         "mistakes": [
-            Mistake(key=f"images/IDRiD_{at:03d}.jpg", truth=GRADES[at % 5], taken_for=GRADES[(at + 2) % 5],
+            Mistake(key=f"images/IDRiD_{at:03d}.jpg", truth=GRADES[at % 5], predicted=GRADES[(at + 2) % 5],
                     probability=0.97 - 0.02 * at, image=picture(at), heat=picture(at + 50) if at != 3 else None)
             for at in range(7)
         ],
