@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -89,6 +90,47 @@ def write_folders() -> Callable[..., Path]:
 def make_folders(tmp_path: Path, write_folders: Callable[..., Path]) -> Callable[..., Path]:
     """Class folders in this test's own folder."""
     return functools.partial(write_folders, tmp_path / "images")
+
+
+@pytest.fixture(scope="session")
+def finished_space(
+    tmp_path_factory: pytest.TempPathFactory, tiny_job: Path, write_folders: Callable[..., Path]
+) -> Path:
+    """Return a workspace with a finished run of the tiny job, to be copied."""
+    from tlbatch import cache, predict, reduce, shard, train
+    from tlbatch.cluster.create import make_run, resolve
+    from tlbatch.config.load import load_job
+
+    folder = tmp_path_factory.mktemp("finished")
+    where = [f"data.images={write_folders(folder / 'images')}", f"workspace={folder / 'space'}", "run=one"]
+    paths = make_run(resolve(load_job([tiny_job], where))).paths
+    for stage in (shard, cache, train, predict, reduce):
+        stage.run(paths.folder)
+    return folder / "space"
+
+
+@pytest.fixture
+def copy_run(finished_space: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Copies the finished run into a workspace of this test, without the stages after the last one that is named."""
+    from tlbatch.runs.paths import RunPaths
+
+    def copied(last: str = "reduce") -> RunPaths:
+        space = tmp_path / "space"
+        shutil.copytree(finished_space, space)
+        paths = RunPaths(space / "runs" / "one")
+        record = paths.load_submitted()
+        record.model_copy(update={"job": record.job.model_copy(update={"workspace": space})}).save(paths.record)
+        if last in ("train", "predict"):
+            paths.marker("reduce").unlink()
+            shutil.rmtree(paths.report)
+            for board in paths.folder.parent.glob("leaderboard.*"):
+                board.unlink()
+        if last == "train":
+            paths.marker("predict").unlink()
+            shutil.rmtree(paths.predictions)
+        return paths
+
+    return copied
 
 
 @pytest.fixture

@@ -65,8 +65,8 @@ def report_of(paths: RunPaths) -> dict[str, Any]:
     return report
 
 
-def test_images_become_a_report_a_submission_and_a_row_of_the_leaderboard(make: Callable[..., RunPaths]) -> None:
-    paths = run_all(make("run=one"))
+def test_images_become_a_report_a_submission_and_a_row_of_the_leaderboard(copy_run: Callable[..., RunPaths]) -> None:
+    paths = copy_run()
     report = report_of(paths)
     assert report["n"] == 9
     assert np.array(report["confusion"]).sum(axis=1).tolist() == [3, 3, 3]
@@ -103,8 +103,10 @@ def test_the_same_job_gives_the_same_weights_and_report_again(make: Callable[...
     assert report_of(run_all(make("run=three", "seed=1")))["digests"] != report_of(one)["digests"]
 
 
-def test_a_finished_stage_does_nothing_and_another_job_in_its_folder_is_refused(make: Callable[..., RunPaths]) -> None:
-    paths = run_all(make())
+def test_a_finished_stage_does_nothing_and_another_job_there_is_refused(
+    copy_run: Callable[..., RunPaths],
+) -> None:
+    paths = copy_run()
     before = {file: file.stat().st_mtime_ns for file in paths.folder.rglob("*") if file.is_file()}
     run_all(paths)
     assert {file: file.stat().st_mtime_ns for file in paths.folder.rglob("*") if file.is_file()} == before
@@ -114,8 +116,8 @@ def test_a_finished_stage_does_nothing_and_another_job_in_its_folder_is_refused(
         train.run(paths.folder)
 
 
-def test_the_leaderboard_can_be_deleted_and_comes_back_byte_for_byte(make: Callable[..., RunPaths]) -> None:
-    paths = run_all(make())
+def test_the_leaderboard_can_be_deleted_and_comes_back_byte_for_byte(copy_run: Callable[..., RunPaths]) -> None:
+    paths = copy_run()
     board = leaderboard(paths.load().job)
     before = board.read_bytes()
     board.unlink()
@@ -124,26 +126,22 @@ def test_the_leaderboard_can_be_deleted_and_comes_back_byte_for_byte(make: Calla
 
 
 def test_the_leaderboard_is_written_before_the_marker_without_which_a_run_goes_on(
-    make: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
+    copy_run: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = make("run=killed")
-    for stage in (shard, cache, train, predict):
-        stage.run(paths.folder)
+    paths = copy_run("predict")
     board = leaderboard(paths.load().job)
     with monkeypatch.context() as patched:
         patched.setattr(Marker, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             reduce.run(paths.folder)
-    assert pd.read_csv(board)["run"].tolist() == ["killed"]
+    assert pd.read_csv(board)["run"].tolist() == ["one"]
     assert Run.load(paths.folder).stages_left == ("reduce",)
 
 
 def test_a_training_that_was_killed_before_it_removed_its_snapshots_goes_on_to_do_so(
-    make: Callable[..., RunPaths],
+    copy_run: Callable[..., RunPaths],
 ) -> None:
-    paths = make()
-    for stage in (shard, cache, train):
-        stage.run(paths.folder)
+    paths = copy_run("train")
     assert Run.load(paths.folder).stages_left == ("predict", "reduce")
     before = paths.best.stat().st_mtime_ns
     (paths.snapshots / "step-1.1.3").mkdir(parents=True)
@@ -153,10 +151,8 @@ def test_a_training_that_was_killed_before_it_removed_its_snapshots_goes_on_to_d
     assert Run.load(paths.folder).stages_left == ("predict", "reduce")
 
 
-def test_a_stage_removes_what_kills_have_left_in_its_run_folder(make: Callable[..., RunPaths]) -> None:
-    paths = make()
-    for stage in (shard, cache, train):
-        stage.run(paths.folder)
+def test_a_stage_removes_what_kills_have_left_in_its_run_folder(copy_run: Callable[..., RunPaths]) -> None:
+    paths = copy_run("train")
     paths.predictions.mkdir()
     files = [
         paths.predictions / ".part-00000-of-00001.npz.abcdefg_",
@@ -220,8 +216,8 @@ def test_a_network_that_diverges_in_its_last_step_is_not_scored(make: Callable[.
         assert not paths.marker("train" if stage is train else "predict").exists()
 
 
-def test_what_was_changed_or_removed_after_a_stage_is_noticed(make: Callable[..., RunPaths]) -> None:
-    paths = run_all(make("run=one"))
+def test_what_was_changed_or_removed_after_a_stage_is_noticed(copy_run: Callable[..., RunPaths]) -> None:
+    paths = copy_run()
     before = report_of(paths)
     paths.report_json.unlink()
     shutil.rmtree(paths.predictions)
@@ -271,10 +267,8 @@ def test_a_cut_off_block_of_the_cache_is_named_by_train_and_made_again_by_cache(
         stage.run(paths.folder)
 
 
-def test_a_lost_doubled_or_foreign_prediction_stops_reduce(make: Callable[..., RunPaths]) -> None:
-    paths = make("run=one")
-    for stage in (shard, cache, train, predict):
-        stage.run(paths.folder)
+def test_a_lost_doubled_or_foreign_prediction_stops_reduce(copy_run: Callable[..., RunPaths]) -> None:
+    paths = copy_run("predict")
     (part,) = paths.predictions.iterdir()
     with np.load(part) as data:
         whole = Part.of_classes(data["rows"], data["probabilities"], data["grades"], {})
@@ -362,10 +356,8 @@ def test_bfloat16_trains_and_predicts_on_a_cpu_too(make: Callable[..., RunPaths]
     assert {str(dtype) for dtype in blocks} == {"uint16"}
 
 
-def test_a_changed_checkpoint_is_refused(make: Callable[..., RunPaths]) -> None:
-    paths = make()
-    for stage in (shard, cache, train):
-        stage.run(paths.folder)
+def test_a_changed_checkpoint_is_refused(copy_run: Callable[..., RunPaths]) -> None:
+    paths = copy_run("train")
     weights = next(paths.checkpoints.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="changed since training"):
