@@ -12,16 +12,7 @@ from tlbatch.core.files import absolute, digest_file
 from tlbatch.runs.records import Best, RunRecord, load_record
 from tlbatch.runs.stages import StageName
 from tlbatch.runs.strategy import Strategy
-
-
-class _Below:
-    """A path below the run folder."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, paths: "RunPaths", _: type["RunPaths"]) -> Path:
-        return paths.folder / self._name
+from tlbatch.runs.workspace import Below
 
 
 @dataclass(frozen=True)
@@ -29,39 +20,39 @@ class RunPaths:
     """The paths in a run folder."""
 
     folder: Path
-    record = _Below("job.json")
+    record = Below("job.json")
     """The resolved job."""
-    logs = _Below("logs")
+    logs = Below("logs")
     """Folder of submitit's scripts and of the logs, one per job and rank."""
-    rendezvous = _Below("rendezvous")
+    rendezvous = Below("rendezvous")
     """Folder of the files by which the ranks of a stage find each other."""
-    metrics = _Below("metrics.jsonl")
+    metrics = Below("metrics.jsonl")
     """Metrics of train, one JSON object per line."""
-    progress = _Below("progress.json")
+    progress = Below("progress.json")
     """Progress of the running stage."""
-    ledger = _Below("ledger.jsonl")
+    ledger = Below("ledger.jsonl")
     """Start and end of every attempt of a stage, one JSON object per line."""
-    jobs = _Below("jobs.jsonl")
+    jobs = Below("jobs.jsonl")
     """Submitted SLURM jobs, one JSON object per line."""
-    markers = _Below("markers")
+    markers = Below("markers")
     """Folder of what stages record when they finish or fail."""
-    checkpoints = _Below("checkpoints")
+    checkpoints = Below("checkpoints")
     """Folder of the weights."""
-    best = _Below("checkpoints/best.json")
+    best = Below("checkpoints/best.json")
     """The record of the selected checkpoint."""
-    trials = _Below("trials")
+    trials = Below("trials")
     """Folder of the trial trainings of choose, removed when it has finished."""
-    snapshots = _Below("snapshots")
+    snapshots = Below("snapshots")
     """Folder of the snapshots from which a training resumes, removed when it has finished."""
-    predictions = _Below("predictions")
+    predictions = Below("predictions")
     """Folder of the predictions, one part per rank."""
-    report = _Below("report")
+    report = Below("report")
     """Folder of the report."""
-    report_json = _Below("report/report.json")
+    report_json = Below("report/report.json")
     """The scores."""
-    report_page = _Below("report/report.html")
+    report_page = Below("report/report.html")
     """The report as a page."""
-    strategy = _Below("strategy.json")
+    strategy = Below("strategy.json")
     """The choices of strategy auto."""
 
     def unseen(self, best: Best) -> Path:

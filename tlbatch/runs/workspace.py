@@ -14,6 +14,17 @@ _MAKES_SHARDS = {
 _MAKES_GROUPS = {"source", "images", "urls", "labels", "synthetic", "group_column", "group_pattern"}
 
 
+class Below:
+    """A path below a folder of the same object."""
+
+    def __init__(self, name: str, *, of: str = "folder") -> None:
+        self._name, self._of = name, of
+
+    def __get__(self, paths: object, _: type) -> Path:
+        folder: Path = getattr(paths, self._of)
+        return folder / self._name
+
+
 @dataclass(frozen=True)
 class SetPaths:
     """The folder of a sharded set, and one of its indexes."""
@@ -22,31 +33,19 @@ class SetPaths:
     """Shards and their sidecars, shared by all indexes."""
     index: str
     """Name of the index, which depends on the split and the images."""
+    manifest = Below("manifest.json", of="index_folder")
+    """The description of the set."""
+    index_file = Below("index.npy", of="index_folder")
+    """The index, one row per image and split."""
+    rejected = Below("rejected.csv", of="index_folder")
+    """Images left out, and why."""
+    audit = Below("audit.csv", of="index_folder")
+    """Duplicate images."""
 
     @property
     def index_folder(self) -> Path:
         """Folder of the index."""
         return self.folder / self.index
-
-    @property
-    def manifest(self) -> Path:
-        """The description of the set."""
-        return self.index_folder / "manifest.json"
-
-    @property
-    def index_file(self) -> Path:
-        """The index, one row per image and split."""
-        return self.index_folder / "index.npy"
-
-    @property
-    def rejected(self) -> Path:
-        """Images left out, and why."""
-        return self.index_folder / "rejected.csv"
-
-    @property
-    def audit(self) -> Path:
-        """Duplicate images."""
-        return self.index_folder / "audit.csv"
 
     def shard(self, name: str) -> Path:
         """Return the path of a tar; a tar that is indexed in place has its absolute path as its name."""
