@@ -19,15 +19,13 @@ TIERS = ("fast", "chain", "cluster", "campaign")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a test without a tier the first one, and let one worker alone have the cluster, which is made once."""
+    """Give a test without a tier the first one."""
     for item in items:
         marked = [tier for tier in TIERS if item.get_closest_marker(tier)]
         if len(marked) > 1:
             raise pytest.UsageError(f"{item.nodeid}: is marked {' and '.join(marked)}; a test has one tier")
         if not marked:
             item.add_marker("fast")
-        if "slurm" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @pytest.fixture(autouse=True)
