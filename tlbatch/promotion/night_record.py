@@ -22,7 +22,7 @@ from tlbatch.runs.run import Run
 from tlbatch.runs.stages import stages_of
 
 log = logging.getLogger(__name__)
-_MOST_DOUBTS = 12
+_MOST_LABEL_ISSUES = 12
 
 
 def night_of(run: Run, registry: Registry, overruled: str) -> Night:
@@ -101,7 +101,7 @@ def _seconds(paths: RunPaths) -> dict[str, float]:
 def label_issues_of(run: Run) -> list[LabelIssue]:
     """Return the new images whose labels the champion contradicts most, for review."""
     with review_file(run.paths).open(newline="", encoding="utf-8") as file:
-        rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_DOUBTS), strict=False)]
+        rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_LABEL_ISSUES), strict=False)]
     rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
     images = shown_images(open_images(run), [row["key"] for row in rows])
     return [
