@@ -161,3 +161,12 @@ def is_key(word: str) -> bool:
 
 def without_blocks(text: str) -> str:
     return re.sub(r"^ *(```|~~~).*?^ *\1", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_name_of_the_page_for_contributors_is_in_the_code() -> None:
+    code = "\n".join(file.read_text("utf-8") for name in ("tlbatch", "tests") for file in (ROOT / name).rglob("*.py"))
+    words = set(re.findall(r"\w+", code))
+    page = (ROOT / "tlbatch" / "README.md").read_text("utf-8")
+    named = {name.split("(")[0].split(".")[-1] for name in re.findall(r"`([A-Za-z_][\w.]*(?:\(\w*\))?)`", page)}
+    assert len(named) > 80
+    assert sorted(named - words - {"NAME", "from_NAME", "toml"}) == []
