@@ -228,6 +228,6 @@ def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:
     why = f"the grade drawn, scored against labels that are one grade off with probability {noise}"
     return tuple(
         Ceiling(metric=metric, score=value, why=why)
-        for metric in get_args(Metric)
+        for metric in sorted(get_args(Metric))
         if (value := score(metric, labels, grades)) is not None
     )
