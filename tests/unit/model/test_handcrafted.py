@@ -1,4 +1,4 @@
-"""Hand-made features: each group answers to what it is meant for; a job of them runs as one of a network does."""
+"""Handcrafted features: each group answers to what it is meant for; a job of them runs as one of a network does."""
 
 import csv
 import json
