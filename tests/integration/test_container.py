@@ -159,7 +159,7 @@ def test_only_mounts_are_visible_and_only_writable_mounts_can_be_written(image: 
     assert (space["images/deep/work"] / "new").read_text("utf-8") == "out\n"
     for place in ('"$1/one.jpg"', '"$1/new"', '"$3"', "/new", "/usr/new", "/opt/new"):
         done = inside(image, space, f"echo x > {place}")
-        assert "Read-only file system" in done.stderr, place
+        assert "Read-only file system" in done.stderr, (place, done)
     assert sorted(path.name for path in space["images"].iterdir()) == ["deep", "one.jpg"]
 
 
