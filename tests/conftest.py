@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -112,13 +112,13 @@ def copy_run(finished_space: Path, tmp_path: Path) -> Callable[..., Any]:
     """Copies the finished run into a workspace of this test, without the stages after the last one that is named."""
     from tlbatch.runs.paths import RunPaths
 
-    def copied(last: str = "reduce") -> RunPaths:
+    def copied(last: Literal["train", "predict", "reduce"] = "reduce") -> RunPaths:
         space = tmp_path / "space"
         shutil.copytree(finished_space, space)
         paths = RunPaths(space / "runs" / "one")
         record = paths.load_submitted()
         record.model_copy(update={"job": record.job.model_copy(update={"workspace": space})}).save(paths.record)
-        if last in ("train", "predict"):
+        if last != "reduce":
             paths.marker("reduce").unlink()
             shutil.rmtree(paths.report)
             for board in paths.folder.parent.glob("leaderboard.*"):

@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def run(run_dir: Path, overruled: str = "") -> None:
-    """Decide whether to promote the run, by the rule or for the reason given, and act on it, unless that is done."""
+    """Decide whether to promote the run, by the rule or for the reason given, and act on it, unless that is done.
+
+    An empty reason leaves the decision to the rule. Raises UserError if the run holds predictions of a champion, or has
+    not finished.
+    """
     run, world = Run.load(run_dir), read_world(os.environ)
     paths = run.paths
     if run.record.checkpoint_of is not None:

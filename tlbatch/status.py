@@ -43,7 +43,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def folders(runs: Sequence[Path], workspace: Path, now: float) -> list[RunPaths]:
-    """Return the given runs, or the unfinished and recent ones of the workspace, oldest first."""
+    """Return the given runs, or the unfinished and recent ones of the workspace, oldest first.
+
+    Raises UserError if there is no such workspace.
+    """
     if runs:
         return [RunPaths(run) for run in runs]
     folder = workspace / "runs"

@@ -31,6 +31,11 @@ def read_vectors(run: Run, *, phase: int) -> Table:
     Returns
     -------
     Vectors (n, d), classes, names and splits.
+
+    Raises
+    ------
+    UserError
+        If the phase has not been cached, or only in random crops.
     """
     images = open_images(run, staged=True)
     cached = require_finished("cache", run)

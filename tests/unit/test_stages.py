@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,6 +364,15 @@ def test_a_changed_checkpoint_is_refused(copy_run: Callable[..., RunPaths]) -> N
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="changed since training"):
         predict.run(paths.folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "unused"),
+    [("shard", "torch"), ("cache", "sklearn"), ("train", "sklearn"), ("predict", "sklearn"), ("reduce", "torch")],
+)
+def test_a_stage_imports_only_what_it_uses(stage: str, unused: str) -> None:
+    code = f"import sys, tlbatch.{stage}; sys.exit({unused!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_stages_in_the_wrong_order_say_which_to_run_first(make: Callable[..., RunPaths], tmp_path: Path) -> None:

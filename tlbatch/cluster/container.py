@@ -209,6 +209,7 @@ def image_digest(slurm: Slurm) -> str | None:
     """Return the digest that identifies an image: the SHA-256 of its file, or podman-hpc's digest.
 
     A file FILE.sha256 beside it, as tlbatch.container_image writes, is trusted if it is not older than the image.
+    Raises UserError if there is no such image.
     """
     if is_bare(slurm):
         return None

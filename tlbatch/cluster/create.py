@@ -23,7 +23,10 @@ from tlbatch.runs.run import Run
 
 
 def resolve(job: Job) -> RunRecord:
-    """Make all paths absolute, name the run, and find the files that its stages need."""
+    """Make all paths absolute, name the run, and find the files that its stages need.
+
+    Raises UserError if images, labels or weights are missing.
+    """
     data = _data(job.data)
     files = {key: absolute(file) for key, file in job.report.files.items()}
     report = job.report.model_copy(update=files)
@@ -151,7 +154,10 @@ def _check_names(run: Run) -> None:
 
 
 def open_run(folder: Path, overrides: Sequence[str]) -> Run:
-    """Open an existing run to resume it, with overrides of its section ``slurm``."""
+    """Open an existing run to resume it, with overrides of its section ``slurm``.
+
+    Raises UserError if the folder is no run, or an override is of another section.
+    """
     run = Run.load_submitted(absolute(folder))
     slurm = _slurm(with_slurm(run.job, overrides).slurm) if overrides else run.job.slurm
     again = run.record.resubmitted(slurm, _images(slurm))

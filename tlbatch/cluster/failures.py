@@ -54,7 +54,10 @@ def newest_logs(paths: RunPaths) -> list[Path]:
 
 
 def cause_of(stage: StageName, paths: RunPaths) -> Failure | None:
-    """Return the failure record of a stage; of several ranks, that of the one that most likely failed first."""
+    """Return the failure record of a stage; of several ranks, that of the one that most likely failed first.
+
+    Raises UserError if a record cannot be read.
+    """
     failures = [load_record(Failure, file, missing="run the stage again") for file in paths.failures(stage)]
     kinds = get_args(FailureKind)  # ranks that were stopped are seldom the cause
     return min(failures, key=lambda failure: (kinds.index(failure.kind), failure.rank), default=None)

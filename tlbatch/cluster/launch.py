@@ -62,7 +62,10 @@ def check_start(where: Target, slurm: Slurm) -> None:
 
 
 def submit_chain(run: Run, stages: Sequence[StageName] = ()) -> dict[StageName, str]:
-    """Submit some or all remaining stages, each to start once the one before has succeeded; return job ids by stage."""
+    """Submit some or all remaining stages, each to start once the one before has succeeded; return job ids by stage.
+
+    Raises UserError if sbatch refuses a stage; those submitted before are cancelled.
+    """
     claim_logs(run.paths)
     forget_failures(run.paths)
     jobs: dict[StageName, str] = {}
@@ -175,7 +178,10 @@ def _run_locally(
 
 
 def run_in_allocation(run: Run, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
-    """Run all or some stages one after another with srun in the current allocation, and return the exit code."""
+    """Run all or some stages one after another with srun in the current allocation, and return the exit code.
+
+    Raises UserError if this is no allocation, or one whose numbers of GPUs and tasks differ.
+    """
     if "SLURM_JOB_ID" not in environment:
         raise UserError("--in-allocation: not in a SLURM allocation; use sbatch slurm/finetune.sh, or --local")
     tasks = int(environment.get("SLURM_NTASKS", "1"))

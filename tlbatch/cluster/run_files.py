@@ -55,7 +55,7 @@ class RunFiles:
 
 
 def read_run_files(paths: RunPaths) -> RunFiles:
-    """Read the contents of a run folder."""
+    """Read the contents of a run folder; UserError if it is no run folder, or damaged."""
     run = Run.load_submitted(paths.folder)
     stage = next((one for one in stages_of(run.job) if not paths.marker(one).exists()), None)
     return RunFiles(

@@ -47,7 +47,7 @@ def load_jobs(files: Sequence[Path], overrides: Sequence[str]) -> list[Job]:
     """Load a job for each recipe and each combination of swept values, named after the job and the variant.
 
     Keys of a recipe take precedence over those around it, which are the files' or another recipe's; overrides take
-    precedence over both, and swept values over all.
+    precedence over both, and swept values over all. Raises UserError with one line for each wrong key.
     """
     tree: Tree = {}
     for file in files:

@@ -41,7 +41,10 @@ def renamed_keys() -> dict[str, str]:
 
 
 def with_new_names(tree: Tree) -> Tree:
-    """Return the tree of a job file with the current names of keys, in recipes and sweeps too."""
+    """Return the tree of a job file with the current names of keys, in recipes and sweeps too.
+
+    Raises UserError if a key is set under both names.
+    """
     found = _section_with_new_names({key: value for key, value in tree.items() if key not in ("recipes", "sweep")}, "")
     if isinstance(tree.get("sweep"), dict):
         found["sweep"] = _section_with_new_names(tree["sweep"], "")

@@ -74,7 +74,7 @@ class Reporting(Section):
         return {key: file for key in keys if (file := getattr(self, key)) is not None}
 
     def check_files(self) -> None:
-        """Check that all files exist."""
+        """Check that all files exist; UserError if one is missing."""
         for key, file in self.files.items():
             if not file.is_file():
                 raise UserError(f"report.{key}: no such file {file}; set report.{key}=FILE")

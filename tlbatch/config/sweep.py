@@ -19,7 +19,10 @@ Combination = tuple[str, Tree]
 
 
 def variants(tree: Tree, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tree]]:
-    """Yield the path of names of each recipe, and its keys merged over those around it; recipes may be nested."""
+    """Yield the path of names of each recipe, and its keys merged over those around it; recipes may be nested.
+
+    Raises UserError if the recipes are not sections by name.
+    """
     tree = dict(tree)
     recipes = tree.pop("recipes", {})
     if not isinstance(recipes, dict) or not all(isinstance(own, dict) for own in recipes.values()):
@@ -43,7 +46,8 @@ def merged(left: Tree, right: Tree) -> Tree:
 def combinations(sweep: object) -> list[Combination]:
     """Return a label for the run's name and the value of every key for each combination; a single one for no sweep.
 
-    The section has keys, nested as in TOML, each with a list of values.
+    The section has keys, nested as in TOML, each with a list of values. Raises UserError if it contains anything else,
+    keys that cannot be swept, or too many combinations.
     """
     if not isinstance(sweep, dict):
         raise UserError(f"sweep: must be a section of lists (got {sweep!r}); write e.g. [sweep] with seed = [0, 1]")

@@ -18,8 +18,12 @@ RENAMED = {"--inside": "--in-allocation", "--anyway": "--override", "--check": "
 
 def command_parser(name: str, description: str | None, *, epilog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of a command, whose help shows its texts as they are."""
-    raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"python -m tlbatch.{name}", None, description, epilog, formatter_class=raw)
+    return argparse.ArgumentParser(
+        prog=f"python -m tlbatch.{name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def with_new_options(arguments: Sequence[str] | None) -> list[str]:

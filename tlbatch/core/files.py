@@ -35,7 +35,7 @@ _NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR
 def atomic_file(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    If ``lasting``, wait until it would survive a power failure.
+    If ``lasting``, wait until it would survive a power failure. Raises UserError if the disk or the quota is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

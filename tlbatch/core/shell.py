@@ -16,7 +16,10 @@ def is_shell_name(name: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Refuse control characters, which could end a line of #SBATCH, and backslashes, which sbatch drops."""
+    """Return a text that can be part of a line of #SBATCH.
+
+    Raises ValueError for control characters, which could end the line, and backslashes, which sbatch drops.
+    """
     if not text.isprintable() or "\\" in text:
         raise ValueError(f"must not contain control characters or backslashes (got {text!r}); leave them out")
     return text

@@ -10,7 +10,6 @@ from tlbatch.config.load import changed_keys
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file, digest_of
 from tlbatch.data.image_set import open_images
-from tlbatch.data.index import read_index
 from tlbatch.evaluation.external_leaderboards import read_table
 from tlbatch.evaluation.leaderboard import load_entries, rebuild_leaderboard, rival_of
 from tlbatch.evaluation.phrases import Phrases, write_scored_phrases
@@ -51,15 +50,14 @@ def parts_digest(paths: RunPaths) -> str:
 
 def build_report(run: Run, world: World) -> None:
     """Merge the prediction parts, score them and write the report."""
-    paths, own = run.paths, run.set_paths
-    manifest = run.load_manifest()
+    paths, images = run.paths, open_images(run)
     best, checkpoint = paths.load_best()
-    index = read_index(own.index_file)
+    manifest, index = images.manifest, images.index
     expected = np.flatnonzero(index["split"] != SPLITS.index("train"))
     header = {"run": run.name, "weights": best.digest, "index": manifest.index_digest}
     merged = merge_parts(paths.predictions, header, expected, keys=index["key"], width=Width.of(best))
-    scoring, images = Scoring(run.record, manifest, paths.report), open_images(run)
-    rejected = [(row["key"], row["cause"]) for row in read_table(own.rejected)[1]]
+    scoring = Scoring(run.record, manifest, paths.report)
+    rejected = [(row["key"], row["cause"]) for row in read_table(images.paths.rejected)[1]]
     found: Predictions | Phrases
     if best.max_tags:
         found, scored = write_scored_phrases(scoring, images, merged, best, [cause for _, cause in rejected])

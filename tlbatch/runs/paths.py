@@ -103,7 +103,8 @@ class RunPaths:
 
     def load(self) -> RunRecord:
         """Read the resolved job with the choices of strategy auto filled in."""
-        record, chosen = self.load_submitted(), self.load_strategy()
+        record = self.load_submitted()
+        chosen = self.load_strategy() if record.job.chooses else None
         return record.model_copy(update={"job": decided(record.job, chosen.settings)}) if chosen else record
 
 
@@ -113,7 +114,10 @@ def decided(job: Job, settings: Mapping[str, object]) -> Job:
 
 
 def weights_file(weights: str) -> Path | None:
-    """Return the weights file that ``model.weights`` names, for a run its checkpoint; None for random weights."""
+    """Return the weights file that ``model.weights`` names, for a run its checkpoint; None for random weights.
+
+    Raises UserError if there is no such file or package.
+    """
     if weights == "none":
         return None
     if not weights.startswith("package:"):

@@ -34,7 +34,11 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 def load_record(
     kind: type[AnyRecord], path: Path, *, missing: str, damaged: str = "submit the job as a new run"
 ) -> AnyRecord:
-    """Read a record; errors end with the way out for a missing or a damaged file."""
+    """Read a record.
+
+    Raises UserError if the file does not exist or is no such record; the message ends with the way out, ``missing`` or
+    ``damaged``.
+    """
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
