@@ -1,6 +1,8 @@
 """Fixtures that most tests share."""
 
+import atexit
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -15,6 +17,19 @@ from PIL import Image
 
 JOBS = Path(__file__).parents[1] / "jobs"
 TIERS = ("fast", "chain", "cluster", "campaign")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import the tests without garbage collection, and keep what they import out of later ones.
+
+    After each phase of a training everything is collected, which would take half a second.
+    """
+    gc.disable()
+    yield
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else triton reports leaks
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,7 +4,6 @@ Or, with the folder of an exported model and images: predict these images and wr
 """
 
 import os
-import sys
 from pathlib import Path
 
 from tlbatch.core.cli import command_parser, run_command
@@ -14,7 +13,7 @@ from tlbatch.deploy.record import RECORD
 from tlbatch.evaluation.inference import join_and_predict
 from tlbatch.runs.records import job_digest
 from tlbatch.runs.run import Run
-from tlbatch.runs.stage import require_finished, run_guarded, run_once
+from tlbatch.runs.stage import leave, require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
 
@@ -48,7 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.images or given.csv or (given.folder / RECORD).exists():
         run_command(lambda: predict_files(given.folder, given.images, given.csv))
-    sys.exit(run_guarded("predict", run, given.folder))
+    leave(run_guarded("predict", run, given.folder))
 
 
 if __name__ == "__main__":

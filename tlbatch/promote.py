@@ -18,7 +18,7 @@ from tlbatch.promotion.rescoring import make_rescoring
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import load_record
 from tlbatch.runs.run import Run
-from tlbatch.runs.stage import require_finished, run_guarded, run_once
+from tlbatch.runs.stage import leave, require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def main() -> None:
             _rescore(Run.load(folder))
         run(folder, given.override)
 
-    sys.exit(run_guarded("promote", work, given.run))
+    leave(run_guarded("promote", work, given.run))
 
 
 if __name__ == "__main__":

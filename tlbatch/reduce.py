@@ -5,7 +5,6 @@ With several runs: write a page that compares them, or with --ensemble a report 
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +16,7 @@ from tlbatch.report.comparison import compare_runs
 from tlbatch.report.ensemble import average_runs
 from tlbatch.runs.report import Ensemble
 from tlbatch.runs.run import Run
-from tlbatch.runs.stage import require_finished, run_guarded, run_once
+from tlbatch.runs.stage import leave, require_finished, run_guarded, run_once
 from tlbatch.runs.world import read_world
 
 
@@ -55,10 +54,10 @@ def main() -> None:
         parser.error("--name needs an ensemble or a comparison: name more runs")
     runs, several = given.runs, given.runs[0].absolute().parent  # a failure belongs to no single run
     if given.ensemble:
-        sys.exit(run_guarded("reduce", lambda _: average_runs(runs, given.ensemble, given.name), several))
+        leave(run_guarded("reduce", lambda _: average_runs(runs, given.ensemble, given.name), several))
     if len(runs) > 1:
-        sys.exit(run_guarded("reduce", lambda _: compare_runs(runs, given.name), several))
-    sys.exit(run_guarded("reduce", run, runs[0]))
+        leave(run_guarded("reduce", lambda _: compare_runs(runs, given.name), several))
+    leave(run_guarded("reduce", run, runs[0]))
 
 
 if __name__ == "__main__":

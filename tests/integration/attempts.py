@@ -1,5 +1,6 @@
 """Run attempts of a stage, each in a process forked from one that has imported everything, and kill them at will."""
 
+import gc
 import importlib
 import mmap
 import os
@@ -58,6 +59,7 @@ def prepare() -> None:
     """
     for stage in (*STAGES, "promote"):
         importlib.import_module(f"tlbatch.{stage}")
+    gc.freeze()  # a collection would copy every page of a fork
     store.BLOCK_BYTES = 1 << 12
     search._REPEATS = 1
     sync = RankConsensus.sync

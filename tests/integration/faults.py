@@ -265,9 +265,10 @@ def await_stage(campaign: Campaign, run: Path, jobs: dict[str, str], aim: str) -
             time.sleep(campaign.rng.uniform(0, 2 if found[0] in ("shard", "reduce") else 8))
             if campaign.active(jobs) is not None:
                 return campaign.active(jobs)
+        if found is None and has_ended(campaign, jobs):
+            break
         time.sleep(0.2)
-    queue = campaign.slurm.run("squeue").stdout + campaign.slurm.run("sinfo", "--Node").stdout
-    raise TimeoutError(f"{run.name}: {aim} is not running\n{queue}")
+    raise RuntimeError(f"{aim} is not running: {last_words(campaign, run, jobs)}")
 
 
 def finish(campaign: Campaign, run: Path, jobs: dict[str, str]) -> None:
@@ -275,15 +276,24 @@ def finish(campaign: Campaign, run: Path, jobs: dict[str, str]) -> None:
     deadline = time.monotonic() + 240
     while not (run / "markers" / "reduce.json").exists():
         campaign.release(list(jobs.values()))
-        states = {job: campaign.slurm.job_field(job, "JobState") for job in jobs.values()}
-        if set(states.values()) <= FINAL or time.monotonic() > deadline:
+        if has_ended(campaign, jobs) or time.monotonic() > deadline:
             time.sleep(1)
             if not (run / "markers" / "reduce.json").exists():
-                logs = "\n".join(
-                    f"== {log.name}\n{log.read_text('utf-8')[-1500:]}" for log in (run / "logs").glob("*.*g")
-                )
-                raise RuntimeError(f"{run.name} did not finish: {states}\n{logs}")
+                raise RuntimeError(last_words(campaign, run, jobs))
         time.sleep(0.5)
+
+
+def has_ended(campaign: Campaign, jobs: dict[str, str]) -> bool:
+    """Return whether no job of a chain is queued or running."""
+    return {campaign.slurm.job_field(job, "JobState") for job in jobs.values()} <= FINAL
+
+
+def last_words(campaign: Campaign, run: Path, jobs: dict[str, str]) -> str:
+    """Describe a chain that did not finish: the states of its jobs, the nodes, and the ends of its logs."""
+    states = {stage: campaign.slurm.job_field(job, "JobState") for stage, job in jobs.items()}
+    nodes = campaign.slurm.run("sinfo", "--Node").stdout
+    logs = [f"== {log.name}\n{log.read_text('utf-8')[-1500:]}" for log in sorted((run / "logs").glob("*.*g"))]
+    return "\n".join([f"{run.name} did not finish: {states}", nodes, *logs])
 
 
 def hold(campaign: Campaign, *, kinds: Sequence[str], each: int) -> None:

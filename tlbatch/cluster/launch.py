@@ -27,7 +27,7 @@ from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.permissions import claim_logs
 from tlbatch.runs.run import Run
 from tlbatch.runs.stage import AGAIN
-from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
+from tlbatch.runs.stages import RANKED_STAGES, StageName, groups_of, stages_of
 from tlbatch.runs.task import run_chain, run_share, run_stage
 
 _POLL_S = 0.5
@@ -127,25 +127,24 @@ def run_and_wait(run: Run, target: Target, stages: Sequence[StageName] = ()) -> 
 
 
 def run_here(run: Run, stages: Sequence[StageName] = ()) -> int:
-    """Run all or some stages in turn with submitit's local executor, showing rank 0's log, and return the exit code.
-
-    With a single task they share a process, since importing torch takes longer than many a stage.
-    """
-    slurm, paths, stages = run.job.slurm, run.paths, stages or stages_of(run.job)
+    """Run all or some stages in turn with submitit's local executor, showing rank 0's log, and return the exit code."""
+    slurm, paths = run.job.slurm, run.paths
     forget_failures(paths)
     if slurm.nodes > 1:
         print(f"slurm.nodes = {slurm.nodes}: ignored, all tasks run on this machine", flush=True)
     if slurm.num_cpus_per_task:
         os.environ["TLBATCH_CPUS_PER_TASK"] = str(slurm.num_cpus_per_task)
-    if slurm.num_tasks_per_node == 1:
-        job_id = _run_locally(run, len(stages), run_chain, str(run.folder), stages)
-        failed = [stage for stage in stages if not paths.marker(stage).exists()]
-        return report_failure(failed[0], paths, job_id) if failed else 0
-    for stage in stages:
-        job_id = _run_locally(run, 1, run_stage, stage, str(run.folder), uses_all_ranks=stage in RANKED_STAGES)
-        if not paths.marker(stage).exists():
-            return report_failure(stage, paths, job_id)
+    for group in groups_of(stages or stages_of(run.job), slurm.num_tasks_per_node):
+        uses_all_ranks = not RANKED_STAGES.isdisjoint(group)
+        job_id = _run_locally(run, len(group), run_chain, str(run.folder), group, uses_all_ranks=uses_all_ranks)
+        if unfinished := _unfinished(group, paths):
+            return report_failure(unfinished, paths, job_id)
     return 0
+
+
+def _unfinished(stages: Sequence[StageName], paths: RunPaths) -> StageName | None:
+    """Return the first of some stages that has not finished."""
+    return next((stage for stage in stages if not paths.marker(stage).exists()), None)
 
 
 def _run_locally(
@@ -178,7 +177,7 @@ def _run_locally(
 
 
 def run_in_allocation(run: Run, environment: Mapping[str, str], stages: Sequence[StageName] = ()) -> int:
-    """Run all or some stages one after another with srun in the current allocation, and return the exit code.
+    """Run all or some stages with srun in the current allocation, in as few steps as possible; return the exit code.
 
     Raises UserError if this is no allocation, or one whose numbers of GPUs and tasks differ.
     """
@@ -205,14 +204,17 @@ def run_in_allocation(run: Run, environment: Mapping[str, str], stages: Sequence
     if job.slurm.shard_tasks > 1 and tasks > 1 and not paths.marker("shard").exists():
         run_step(step([f"--ntasks={tasks}"], ["--share", "shard"]), paths, own)
     attempt = f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
-    for stage in stages or stages_of(job):
-        shape = [f"--ntasks={tasks}"] if stage in RANKED_STAGES else ["--ntasks=1", "--nodes=1"]
-        again = paths.marker(stage).with_name(f"{stage}.again.{attempt}")
-        run_step(step(shape, [stage], gpus=stage in RANKED_STAGES and gpus > 0), paths, {**own, AGAIN: str(again)})
-        if again.exists() and int(environment.get("SLURM_RESTART_COUNT", "0")) < job.slurm.max_restarts:
+    for group in groups_of(stages or stages_of(job), tasks):
+        uses_all_ranks = not RANKED_STAGES.isdisjoint(group)
+        shape = [f"--ntasks={tasks}"] if uses_all_ranks else ["--ntasks=1", "--nodes=1"]
+        again = paths.marker(group[0]).with_name(f"{group[0]}.again.{attempt}")
+        run_step(step(shape, [",".join(group)], gpus=uses_all_ranks and gpus > 0), paths, {**own, AGAIN: str(again)})
+        wants_again = again.exists()
+        again.unlink(missing_ok=True)
+        if wants_again and int(environment.get("SLURM_RESTART_COUNT", "0")) < job.slurm.max_restarts:
             return EXIT_AGAIN
-        if not paths.marker(stage).exists():
-            return report_failure(stage, paths, environment["SLURM_JOB_ID"])
+        if unfinished := _unfinished(group, paths):
+            return report_failure(unfinished, paths, environment["SLURM_JOB_ID"])
     return 0
 
 

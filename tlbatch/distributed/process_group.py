@@ -105,10 +105,15 @@ def join_process_group(stage: StageName, run: Run, world: World) -> Iterator[Ran
         heartbeat = Heartbeat(paths.rendezvous, prefix, rank=world.rank, world_size=size) if size > 1 else None
         with Watchdog(job.slurm.watchdog_timeout_s, report, heartbeat=heartbeat) as watchdog:
             yield RankContext(accelerator, world, stop, ProgressReporter(paths, world, stage), watchdog)
+    except StoppedError:
+        StopFlag.installed = None  # its signal has been noticed
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (the next stage may differ)
+        if on_gpu:
+            torch.cuda.empty_cache()
 
 
 def _wants_gpu(world: World, slurm: Slurm) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import ClassVar
 
 from tlbatch.core.errors import StoppedError
 
@@ -32,23 +33,31 @@ def _catch(work: Callable[[int, FrameType | None], None], environment: Mapping[s
 
 
 def stop_at_once() -> None:
-    """Let the warning before the time limit (USR2) and the request to end (TERM) raise a StoppedError."""
+    """Let the warning before the time limit (USR2) and the request to end (TERM) raise a StoppedError.
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        name = signal.Signals(number).name
+    So does one that reached the stage before in this process too late for its last check.
+    """
+
+    def stop(name: str) -> None:
         raise StoppedError(f"stopped by {name}", again=name in _AGAIN)
 
-    _catch(stop, os.environ)
+    _catch(lambda number, _: stop(signal.Signals(number).name), os.environ)
+    missed, StopFlag.installed = StopFlag.installed, None
+    if missed is not None and missed.signal_name:
+        stop(missed.signal_name)
 
 
 class StopFlag:
     """Stores the first signal; a handler that did more than that could hang a collective."""
+
+    installed: "ClassVar[StopFlag | None]" = None
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
 
     def install(self) -> None:
         """Catch the signals."""
+        StopFlag.installed = self
         _catch(self._remember, os.environ)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002

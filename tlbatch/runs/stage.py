@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -34,7 +35,7 @@ def stage_main(stage: StageName, run: Callable[[Path], None], doc: str | None) -
     """Run ``python -m tlbatch.<stage> RUN``."""
     parser = command_parser(stage, doc)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as python -m tlbatch.submit printed it")
-    sys.exit(run_guarded(stage, run, parser.parse_args().run))
+    leave(run_guarded(stage, run, parser.parse_args().run))
 
 
 def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) -> int:
@@ -71,10 +72,7 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
 
 
 def _leave(stopped: StoppedError, world: World) -> int:
-    """Ask the batch script around this stage to requeue the job; without one, the exit code says so.
-
-    Under srun an exit code is no message: the first nonzero one gets the other ranks killed, and their codes win.
-    """
+    """Ask the batch script around this stage to requeue the job; without one, the exit code says so."""
     again = os.environ.get(AGAIN)
     if not stopped.again or again is None:
         sys.stderr.write(f"error: {stopped}\n")
@@ -82,7 +80,15 @@ def _leave(stopped: StoppedError, world: World) -> int:
     log.info("%s; progress was saved", stopped.what)
     if world.is_main:
         write_text(Path(again), stopped.what)
-    return 0
+    return EXIT_AGAIN
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with the code of a stage, unless a batch script has been asked to requeue the job.
+
+    Under srun the first nonzero code gets the other ranks killed, and their codes win.
+    """
+    sys.exit(0 if code == EXIT_AGAIN and AGAIN in os.environ else code)
 
 
 def record_failure(stage: StageName, world: World, run_dir: Path, message: str, kind: FailureKind) -> None:

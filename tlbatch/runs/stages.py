@@ -1,5 +1,7 @@
 """The stages of a run: one table of what is known about each."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,3 +43,10 @@ SHARED_STAGES = frozenset(stage.name for stage in TABLE if stage.is_shared)
 def stages_of(job: Job) -> tuple[StageName, ...]:
     """Return the stages of a job in their order; not every job has something to choose."""
     return tuple(stage for stage in STAGES if stage != "choose" or job.chooses)
+
+
+def groups_of(stages: Sequence[StageName], num_tasks: int) -> list[tuple[StageName, ...]]:
+    """Divide consecutive stages by the number of their tasks: each group can share its processes."""
+    if num_tasks == 1:
+        return [tuple(stages)]
+    return [tuple(group) for _, group in itertools.groupby(stages, key=RANKED_STAGES.__contains__)]

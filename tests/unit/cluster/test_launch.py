@@ -116,6 +116,31 @@ def test_an_environment_without_torch_needs_a_container_that_can_run_here(monkey
             launch.check_start("local", Slurm(container=container))
 
 
+@pytest.mark.parametrize(
+    ("tasks", "steps"),
+    [
+        ("1", ["--ntasks=1 shard,cache,train,predict,reduce"]),
+        ("2", ["--ntasks=1 --nodes=1 shard", "--ntasks=2 cache,train,predict", "--ntasks=1 --nodes=1 reduce"]),
+    ],
+)
+def test_stages_on_the_same_tasks_of_an_allocation_share_a_step(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tasks: str, steps: list[str]
+) -> None:
+    run = make()
+    seen: list[str] = []
+
+    def step(command: list[str], *_: object) -> None:
+        stages = command[-2]
+        seen.append(" ".join([*re.findall(r"--n\w+=\d", " ".join(command)), stages]))
+        for stage in stages.split(","):
+            run.paths.marker(stage).parent.mkdir(exist_ok=True)
+            run.paths.marker(stage).touch()
+
+    monkeypatch.setattr(launch, "run_step", step)
+    assert launch.run_in_allocation(run, {**os.environ, "SLURM_JOB_ID": "7", "SLURM_NTASKS": tasks}) == 0
+    assert seen == steps
+
+
 @pytest.mark.parametrize(("restarts", "code"), [("0", EXIT_AGAIN), ("99", EXIT_AGAIN), ("100", 1)])
 def test_an_allocation_asks_for_another_life_as_often_as_the_job_allows(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: str, code: int

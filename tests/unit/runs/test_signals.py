@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tlbatch.core.errors import UserError
+from tlbatch.core.errors import StoppedError, UserError
 from tlbatch.runs.signals import DEADLINE, SIGNALS, StopFlag, stop_at_once
 
 
@@ -17,6 +17,7 @@ def handlers_restored() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        StopFlag.installed = None
         for one, handler in before.items():
             signal.signal(one, handler)
 
@@ -44,3 +45,13 @@ def test_a_warning_that_is_lost_is_made_up_for_by_the_clock(monkeypatch: pytest.
         assert not flag
         time.sleep(1.1)
         assert flag.wants_again
+
+
+def test_a_signal_after_the_last_check_of_a_stage_stops_the_next_one_in_this_process_once() -> None:
+    with handlers_restored():
+        StopFlag().install()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        with pytest.raises(StoppedError, match="stopped by SIGUSR2") as stop:
+            stop_at_once()
+        assert stop.value.again
+        stop_at_once()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.chain
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
-from tlbatch.runs.stage import run_guarded
+from tlbatch.runs.stage import leave, run_guarded
 number, when, folder = getattr(signal, sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 if when == "before":  # as it is while Python begins
     signal.pthread_sigmask(signal.SIG_BLOCK, [number])
@@ -25,7 +25,7 @@ if when == "before":  # as it is while Python begins
 def work(_):
     os.kill(os.getpid(), number)
     time.sleep(10)
-sys.exit(run_guarded("train", work, folder))
+leave(run_guarded("train", work, folder))
 """
 
 
