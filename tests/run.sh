@@ -28,19 +28,22 @@ install_packages() {
 tier=all
 case "${1:-}" in fast | chain | cluster | campaign) tier=$1 && shift ;; esac
 export PATH="$PATH:/usr/sbin:/sbin"
-[ "$tier" = fast ] || install_packages
+trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
+[ "$tier" = fast ] || install_packages &
 python=$(bash slurm/env.sh dev,quickstart,export)
+wait "$!" # for the packages
 bin=$(dirname "$python")
 
 check() {
+  "$bin/mypy" &
   "$bin/ruff" format --check --quiet .
   "$bin/ruff" check --quiet .
   "$bin/codespell" tlbatch tests jobs slurm ./*.md Containerfile
-  "$bin/mypy"
   "$bin/lint-imports" --no-cache > /dev/null || "$bin/lint-imports" --no-cache
   if command -v shellcheck > /dev/null; then
     shellcheck slurm/*.sh tests/*.sh .ci/run && shellcheck --shell=bash tlbatch/cluster/*.sh
   fi
+  wait "$!" # for mypy
 }
 
 case $tier in all | fast) check ;; esac

@@ -34,7 +34,7 @@ from tlbatch.runs.stages import stages_of
 TINY = Path(__file__).parents[1] / "tiny.toml"
 OPTIONS = (
     "slurm.nodes=2", "slurm.snapshot_interval_min=0.02", "slurm.watchdog_timeout_s=10",
-    "slurm.rendezvous_s=30", "phase.1.epochs=120",
+    "slurm.rendezvous_s=60", "phase.1.epochs=120",
     "phase.1.optimizer.lr=1e-3", "head.dropout=0.2", "data.shard_images=5", "train.augment=rot4",
 )  # fmt: skip
 STAGES = stages_of(load_job([TINY], ["data.images=/any", "workspace=/any"]))
