@@ -106,7 +106,7 @@ def join_process_group(stage: StageName, run: Run, world: World) -> Iterator[Ran
         with Watchdog(job.slurm.watchdog_timeout_s, report, heartbeat=heartbeat) as watchdog:
             yield RankContext(accelerator, world, stop, ProgressReporter(paths, world, stage), watchdog)
     except StoppedError:
-        StopFlag.installed = None  # its signal has been noticed
+        stop.signal_name = None  # the next stage need not notice it
         raise
     finally:
         if dist.is_initialized():
