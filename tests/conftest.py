@@ -1,6 +1,5 @@
 """Fixtures that most tests share."""
 
-import atexit
 import functools
 import gc
 import os
@@ -15,21 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlbatch.core.garbage import imports_uncollected
+
 JOBS = Path(__file__).parents[1] / "jobs"
 TIERS = ("fast", "chain", "cluster", "campaign")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Import the tests without garbage collection, and keep what they import out of later ones.
-
-    After each phase of a training everything is collected, which would take half a second.
-    """
-    gc.disable()
-    yield
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # else triton reports leaks
-    gc.enable()
+    """Keep what the tests import out of later collections: there is one after each phase of a training."""
+    with imports_uncollected():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

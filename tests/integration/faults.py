@@ -56,7 +56,7 @@ class Campaign:
     happened: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By kind and stage."""
     wrong: list[str] = field(default_factory=list)
-    released: set[tuple[str, str]] = field(default_factory=set)
+    released: set[tuple[str, int]] = field(default_factory=set)
     """Jobs, with their restart counts, whose wait was cut short."""
     otherwise: tuple[str, ...] = ()
     """Overrides of the chains that are interrupted."""
@@ -75,9 +75,10 @@ class Campaign:
 
     def active(self, jobs: dict[str, str]) -> tuple[str, str] | None:
         """Return the running stage and its job, if there is one."""
-        listed = self.slurm.run("squeue", "--noheader", f"--jobs={','.join(jobs.values())}", "--format=%i %T").stdout
-        running = {job for job, state in (line.split() for line in listed.splitlines()) if state == "RUNNING"}
-        return next(((stage, job) for stage, job in jobs.items() if job in running), None)
+        found = self.slurm.jobs(list(jobs.values()))
+        return next(
+            ((stage, job) for stage, job in jobs.items() if job in found and found[job].state == "RUNNING"), None
+        )
 
     def release(self, jobs: Sequence[str]) -> None:
         """Cut short SLURM's two minutes of wait for requeued jobs, and resume drained nodes and held jobs."""
@@ -85,30 +86,26 @@ class Campaign:
         for node, state in (line.split() for line in nodes.splitlines()):
             if state.startswith("drain"):
                 self.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
-        for job in jobs:
-            if "held" in (self.slurm.job_field(job, "Reason") or "").lower():
+        for job, now in self.slurm.jobs(jobs).items():
+            if "held" in now.reason.lower():
                 self.slurm.run("scontrol", "release", job)
-            attempt = job, self.slurm.job_field(job, "Restarts") or "0"
-            waits = (
-                attempt[1] != "0"
-                and attempt not in self.released
-                and self.slurm.job_field(job, "JobState") == "PENDING"
-            )
+            attempt = job, now.restarts
+            waits = now.restarts and attempt not in self.released and now.state == "PENDING"
             if waits and self.slurm.run("scontrol", "update", f"jobid={job}", "starttime=now+2").returncode == 0:
                 self.released.add(attempt)
 
     def settle(self, job: str, *, ends: bool) -> None:
         """Wait until a job has ended or starts its next attempt."""
-        restarts, deadline = self.slurm.job_field(job, "Restarts"), time.monotonic() + AGAIN_S
+        before, deadline = self.slurm.jobs([job]).get(job), time.monotonic() + AGAIN_S
         while time.monotonic() < deadline:
-            state = self.slurm.job_field(job, "JobState")
-            if state in FINAL:
+            now = self.slurm.jobs([job]).get(job)
+            if now is None or now.state in FINAL:
                 return
-            if not ends and (state == "PENDING" or self.slurm.job_field(job, "Restarts") != restarts):
+            if not ends and (now.state == "PENDING" or (before and now.restarts != before.restarts)):
                 self.release([job])
                 return
             time.sleep(0.3)
-        raise TimeoutError(f"job {job} is {state} after {AGAIN_S} s")
+        raise TimeoutError(f"job {job} is {now} after {AGAIN_S} s")
 
     def ranks(self, job: str) -> list[int]:
         """Return the process ids of the tasks of a job."""
@@ -263,8 +260,8 @@ def await_stage(campaign: Campaign, run: Path, jobs: dict[str, str], aim: str) -
             return None
         if found and STAGES.index(found[0]) >= STAGES.index(aim):
             time.sleep(campaign.rng.uniform(0, 2 if found[0] in ("shard", "reduce") else 8))
-            if campaign.active(jobs) is not None:
-                return campaign.active(jobs)
+            if (now := campaign.active(jobs)) is not None:
+                return now
         if found is None and has_ended(campaign, jobs):
             break
         time.sleep(0.2)
@@ -285,12 +282,12 @@ def finish(campaign: Campaign, run: Path, jobs: dict[str, str]) -> None:
 
 def has_ended(campaign: Campaign, jobs: dict[str, str]) -> bool:
     """Return whether no job of a chain is queued or running."""
-    return {campaign.slurm.job_field(job, "JobState") for job in jobs.values()} <= FINAL
+    return {job.state for job in campaign.slurm.jobs(list(jobs.values())).values()} <= FINAL
 
 
 def last_words(campaign: Campaign, run: Path, jobs: dict[str, str]) -> str:
     """Describe a chain that did not finish: the states of its jobs, the nodes, and the ends of its logs."""
-    states = {stage: campaign.slurm.job_field(job, "JobState") for stage, job in jobs.items()}
+    states = campaign.slurm.jobs(list(jobs.values()))
     nodes = campaign.slurm.run("sinfo", "--Node").stdout
     logs = [f"== {log.name}\n{log.read_text('utf-8')[-1500:]}" for log in sorted((run / "logs").glob("*.*g"))]
     return "\n".join([f"{run.name} did not finish: {states}", nodes, *logs])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import pytest
 
@@ -67,6 +67,14 @@ PartitionName=urgent Nodes=n1,n2 PriorityTier=10 MaxTime=INFINITE State=UP
 """
 
 
+class JobState(NamedTuple):
+    """A job as squeue lists it."""
+
+    state: str
+    restarts: int
+    reason: str
+
+
 @dataclass(frozen=True)
 class SlurmCluster:
     """A running cluster and what a client needs to talk to it."""
@@ -88,14 +96,23 @@ class SlurmCluster:
         found = re.search(rf"(?:^|\s){name}=({value})", self.run("scontrol", "show", "job", job_id).stdout)
         return found[1] if found else None
 
+    def jobs(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """List jobs, and elements of arrays, with a single command; those that SLURM has forgotten are left out."""
+        columns = "--Format=JobArrayID:20,State:20,RestartCnt:10,Reason:60"
+        listed = self.run("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(job_ids)}", columns)
+        rows = [(line[:20], line[20:40], line[40:50], line[50:]) for line in listed.stdout.splitlines()]
+        return {
+            job.strip(): JobState(state.strip(), int(restarts), reason.strip()) for job, state, restarts, reason in rows
+        }
+
     def wait(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, str]:
         """Wait until all jobs have ended, and return their final states."""
         deadline = time.monotonic() + timeout_s
         states: dict[str, str] = {}
         while time.monotonic() < deadline:
-            queued = self.run("squeue", "--noheader", f"--jobs={','.join(job_ids)}").stdout.strip()
-            states = {job_id: self.job_field(job_id, "JobState") or "UNKNOWN" for job_id in job_ids}
-            if not queued and set(states.values()) <= FINAL:
+            found = self.jobs(job_ids)
+            states = {job_id: found[job_id].state if job_id in found else "UNKNOWN" for job_id in job_ids}
+            if set(states.values()) <= FINAL:
                 return states
             time.sleep(0.5)
         raise TimeoutError(f"jobs still {states} after {timeout_s} s\n{self.logs()}")

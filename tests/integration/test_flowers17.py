@@ -17,7 +17,7 @@ def test_sbatch_beats_the_published_result(slurm: SlurmCluster, test_data: Path,
     images, space = test_data / "flowers17", tmp_path / "space"
     if not images.is_dir():
         pytest.skip(f"no {images}")
-    few = ["train.random_views=2", "figures=false"]  # crops and figures take most of the time
+    few = ["train.random_views=1", "figures=false"]  # crops and figures take most of the time
     job = ["jobs/flowers17.toml", f"data.images={images}", f"workspace={space}", "run=batch", *few]
     log = tmp_path / "batch.log"
     batch = slurm.run(

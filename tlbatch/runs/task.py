@@ -1,7 +1,5 @@
 """A process of a stage, started by srun or submitit."""
 
-import atexit
-import gc
 import importlib
 import os
 import sys
@@ -9,9 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import ModuleType
 
 from tlbatch.core.errors import UserError
+from tlbatch.core.garbage import imports_uncollected
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import Failure, load_record
 from tlbatch.runs.stage import leave, run_guarded
@@ -82,7 +80,8 @@ def execute(stage: StageName, run_dir: Path, *, after: StageName | None = None, 
     """
 
     def work(folder: Path) -> None:
-        module = _imported(stage)
+        with imports_uncollected():
+            module = importlib.import_module(f"tlbatch.{stage}")
         if after is not None:
             _await_marker(after, RunPaths(folder))
         module.run(folder, **options)
@@ -97,18 +96,3 @@ def _await_marker(stage: StageName, paths: RunPaths) -> None:
         if time.monotonic() > deadline:
             raise UserError(f"{paths.marker(stage)}: rank 0 has not written it; see its log, then submit the run again")
         time.sleep(0.05)
-
-
-def _imported(stage: StageName) -> ModuleType:
-    """Import a stage without garbage collection, which takes a tenth of the time and finds nothing.
-
-    Later collections leave out what the first import has made.
-    """
-    gc.disable()
-    try:
-        return importlib.import_module(f"tlbatch.{stage}")
-    finally:
-        if not gc.get_freeze_count():
-            gc.freeze()
-            atexit.register(gc.unfreeze)  # else triton reports leaks
-        gc.enable()

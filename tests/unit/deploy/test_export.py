@@ -90,6 +90,12 @@ def model(run: RunPaths, space: Path) -> Path:
     return space / "model"
 
 
+@pytest.fixture
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export the weights alone: ONNX and pt2 take seconds."""
+    monkeypatch.setattr(exporting, "_graphs", lambda *_: {})
+
+
 def scored(paths: RunPaths) -> tuple[list[str], Floats]:
     """Return keys and probabilities of the test images."""
     table = pd.read_csv(paths.report / "predictions.csv").query("split == 'test'")
@@ -182,6 +188,7 @@ def test_random_crops_are_predicted_from_files_but_not_exported_as_graph(make: M
         assert not (space / f"model-crops/model.{form}").exists()
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_images_are_treated_as_alone_in_their_group(make: Make, space: Path) -> None:
     pairs = ["head.group_mean=true", r"data.group_pattern=(\d)$", FITTED.format("logistic"), "data.audit=warn"]
     paths = make("run=pairs", *pairs)
@@ -207,6 +214,7 @@ def test_half_precision_run_is_exported_in_32_bits_with_the_difference_recorded(
     assert f"differ by at most {record.from_predictions:.1e} from those that were scored" in card
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_original_files_are_preprocessed_as_by_shard(make: Make, space: Path) -> None:
     folder = space / "kinds"
     shutil.copytree(space / "images", folder)
@@ -475,6 +483,7 @@ def test_unreadable_files_are_error_rows_and_the_others_are_predicted(
     assert len({row["p_red"] for row in rows if not row["error"]}) == 1
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_any_class_name_can_be_a_column(
     make: Make, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_folders: Callable[..., Path]
 ) -> None:
