@@ -31,8 +31,8 @@ def run_stage(stage: StageName, run_dir: str) -> None:
 
 def run_chain(run_dir: str, stages: Sequence[StageName]) -> None:
     """Run some stages of a run one after another in this process, and exit."""
-    befores = (None, *stages)
-    codes = (execute(stage, Path(run_dir), after=before) for stage, before in zip(stages, befores, strict=False))
+    pairs = zip(stages, (None, *stages), strict=False)
+    codes = (execute(stage, Path(run_dir), after=before) for stage, before in pairs)
     leave(next((code for code in codes if code), 0))
 
 
