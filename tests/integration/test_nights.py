@@ -52,4 +52,4 @@ def _a_test_image_never_trains(nights: dict[int, Outcome]) -> None:
     for one in nights.values():
         assert not tested & one.train
         tested |= one.test
-    assert len(tested) > 80
+    assert len(tested) > 60
