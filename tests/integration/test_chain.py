@@ -22,7 +22,6 @@ from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.stages import stages_of
-from tlbatch.training import search
 
 ROOT = Path(__file__).parents[2]
 UNRESOLVABLE = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host.invalid && exec "$0" "$@"']
@@ -104,9 +103,11 @@ import sys
 from pathlib import Path
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.stages import RANKED_STAGES, stages_of
+from tlbatch.model import sklearn_heads
 from tlbatch.runs.task import run_chain
 from tlbatch.training import search
 search._REPEATS = 1
+sklearn_heads._PENALTIES = {fit: penalties[::3] for fit, penalties in sklearn_heads._PENALTIES.items()}
 for folder in sys.argv[1:]:
     job = RunPaths(Path(folder)).load_submitted().job
     try:
@@ -146,11 +147,11 @@ def two_ranks(tiny: Path) -> dict[str, RunPaths]:
 
 
 @pytest.mark.chain
+@pytest.mark.usefixtures("fewer_fits")
 @pytest.mark.parametrize("name", SECTIONS)
 def test_one_rank_and_two_give_the_same_predictions_to_rounding(
-    tiny: Path, two_ranks: dict[str, RunPaths], name: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, two_ranks: dict[str, RunPaths], name: str
 ) -> None:
-    monkeypatch.setattr(search, "_REPEATS", 1)
     alone = prepared(tiny, f"{name}-one", *SECTIONS[name])
     for stage in stages_of(alone.load_submitted().job)[1:]:
         importlib.import_module(f"tlbatch.{stage}").run(alone.folder)
