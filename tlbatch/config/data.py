@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializationInfo, field_serializer, field_validator, model_validator
 
-from tlbatch.config.base import Fraction, Section, SplitName
+from tlbatch.config.base import ADDED, Fraction, Section, SplitName
 from tlbatch.core.redaction import holds_secret
 
 StepName = Literal["fundus_crop", "local_average", "clahe"]
+Spellings = Literal["stop", "join", "apart"]
 Recipe = Literal["retinopathy-lr", "retinopathy-dl", "flowers17", "dogs-vs-cats"]
 
 
@@ -111,6 +112,12 @@ class Data(Section):
     each attribute; every other tag is a yes-or-no attribute of its own."""
     classes: tuple[str, ...] = ()
     """Class names in order; empty: those found in the labels, numbers in numeric order."""
+    spellings: Annotated[Spellings, ADDED] = "stop"
+    """What to do about labels, or groups, that differ only in case, white space or invisible characters. stop: fail;
+    join: take them for one; apart: keep them. Except with apart, numbers in different forms (2, 2.0) are one."""
+    ordered: Annotated[bool, ADDED] = False
+    """Whether the classes are ordered, so that reports show kappa and errors in grades; implied by metric
+    quadratic_kappa, the objectives for ordered classes, and decision expected-grade."""
     group_pattern: str = ""
     """Regular expression on the image name whose first capture group is the group, e.g. the patient; empty: each image
     is its own group."""

@@ -1,6 +1,6 @@
 import pytest
 
-from tlbatch.core.text import counted
+from tlbatch.core.text import counted, folded, is_missing
 
 
 @pytest.mark.parametrize(
@@ -8,3 +8,29 @@ from tlbatch.core.text import counted
 )
 def test_a_count_has_its_noun_in_the_plural_unless_it_is_one(number: int, text: str) -> None:
     assert counted(number, "image") == text
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("2", "2.0", "02", " 2 ", "\uff12", "2.00", "+2", "\u0662"),
+        ("Mild", "mild", "MILD ", "mi\u200bld", "\uff2dild"),
+        ("Straße 1", "STRASSE\u00a01", "straße  1"),
+        ("-0.5", "-0.50", "-00.5"),
+        ("0", "-0", "0.0"),
+        ("\u00c4rztin", "A\u0308rztin"),
+    ],
+)
+def test_spellings_of_one_value_have_one_form(spellings: tuple[str, ...]) -> None:
+    assert len({folded(one) for one in spellings}) == 1
+
+
+def test_different_values_stay_apart() -> None:
+    values = ["2", "2.5", "20", "-2", "1e3", "1000", "a1", "a01", "2/2", "1,0", "10", "x", "x y", "xy"]
+    assert len({folded(one) for one in values}) == len(values)
+
+
+@pytest.mark.parametrize("text", ["", "nan", "NaN", "NA", "N/A", "None", "null", "-"])
+def test_a_cell_can_say_that_it_is_empty(text: str) -> None:
+    assert is_missing(text)
+    assert not is_missing(f"{text}x")

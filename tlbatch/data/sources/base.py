@@ -3,11 +3,14 @@
 import hashlib
 import io
 import itertools
+import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -17,9 +20,12 @@ from PIL import Image
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import counted, shortest
 from tlbatch.core.typing import Ints
+from tlbatch.data.sources.spellings import joined
 from tlbatch.runs.manifest import Rejected
 
+log = logging.getLogger(__name__)
 NO_LABEL = "has no label"
 TWO_LABELS = "the key is there twice, with two labels"
 """Why an image is left out."""
@@ -119,9 +125,11 @@ def make_source(
     UserError
         When more images are rejected than ``data.max_rejected``, a class is empty, or there are fewer than two classes.
     """
-    images = sorted(_labelled(found, data, rejected), key=lambda image: image.key)
-    images = list(_without_doubles(images, rejected))
-    classes = data.classes or _in_order(_used(images, data) | {tag for name in folders for tag in tags_of(name, data)})
+    listed = list(_labelled(found, data, rejected))
+    named = {tag for name in folders for tag in tags_of(name, data)}
+    listed, of_label = _joined(listed, data, named)
+    images = list(_without_doubles(sorted(listed, key=lambda image: image.key), rejected))
+    classes = data.classes or _in_order(_used(images, data) | {of_label.get(name, name) for name in named})
     known = set(classes)
     images = [image for image in images if _has_known_label(image, known, data, rejected)]
     check_rejected(rejected, data)
@@ -167,6 +175,7 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
     times: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}  # one string per label, not one per image
     pattern = re.compile(data.group_pattern) if data.group_pattern else None
+    num_alone = 0
     for one in found:
         key = key_of(one.name)
         try:
@@ -175,6 +184,7 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
             rejected.append(Rejected(key=key, cause=f"{one.path}: {error.strerror}"))
             continue
         group = _text(one.group) or key
+        num_alone += bool(data.group_column and not one.group)
         if pattern is not None and not one.group:
             match = pattern.search(one.name)
             if match is None or not match.group(1):
@@ -185,8 +195,44 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
             group = _text(match.group(1))
         label = labels.setdefault(one.label, _text(data.tag_separator.join(tags_of(one.label, data))))
         where = f"{key_of(one.path)}\0{one.offset}" if one.size >= 0 else f"{one.offset}"
-        stamp = xxhash.xxh3_64_intdigest(f"{key}\0{label}\0{size}\0{time}\0{where}".encode())
+        stamp = _stamp(key, label, size, time, where)
         yield Labelled(key, one.path, label, group, _text(one.part), stamp, one.offset, one.size)
+    if num_alone:
+        log.warning("%s with nothing in %s: each is a group of its own", counted(num_alone, "image"), data.group_column)
+
+
+def _stamp(key: str, label: str, size: int, time: int, where: str) -> int:
+    return xxhash.xxh3_64_intdigest(f"{key}\0{label}\0{size}\0{time}\0{where}".encode())
+
+
+def _joined(images: list[Labelled], data: Data, named: set[str]) -> tuple[list[Labelled], dict[str, str]]:
+    """Give labels, and groups, that are one value in several spellings the same one; return it for each label too."""
+    labels: Counter[str] = Counter(dict.fromkeys(named, 0))
+    for label, count in Counter(image.label for image in images).items():
+        labels.update(dict.fromkeys(tags_of(label, data), count))
+    groups = Counter(image.group for image in images if image.group != image.key)
+    of_label = joined(labels, "tag" if data.tag_separator else "label", data.spellings, known=data.classes)
+    of_group = joined(groups, "group", data.spellings)
+    if of_label or of_group:
+        times: dict[str, tuple[int, int]] = {}
+        images = [_respelled(image, data, of_label, of_group, times) for image in images]
+    return images, of_label
+
+
+def _respelled(
+    image: Labelled,
+    data: Data,
+    of_label: Mapping[str, str],
+    of_group: Mapping[str, str],
+    times: dict[str, tuple[int, int]],
+) -> Labelled:
+    label = data.tag_separator.join(of_label.get(tag, tag) for tag in tags_of(image.label, data))
+    found = replace(image, label=label, group=of_group.get(image.group, image.group))
+    if label == image.label:
+        return found
+    size, time = _size_and_time(image.path, times, shared=image.size >= 0)
+    where = f"{key_of(image.path)}\0{image.offset}" if image.size >= 0 else f"{image.offset}"
+    return replace(found, stamp=_stamp(image.key, label, size, time, where))
 
 
 def _text(text: str) -> str:
@@ -230,8 +276,9 @@ def _has_known_label(image: Labelled, classes: set[str], data: Data, rejected: l
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
-    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    numbers = {label: shortest(label) for label in labels}
+    if all(number is not None for number in numbers.values()):
+        return tuple(sorted(labels, key=lambda label: (Decimal(numbers[label] or 0), label)))
     return tuple(sorted(labels))
 
 

@@ -1,91 +1,262 @@
-"""A folder of images with a CSV file of labels."""
+"""A folder of images with a table of labels."""
 
-import csv
 import logging
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
-from tlbatch.core.text import counted
+from tlbatch.core.tables import Table, read_table
+from tlbatch.core.text import counted, is_missing
 from tlbatch.data.sources.base import Found, key_of
 from tlbatch.data.sources.files import ENDINGS, ending_of, walk
 from tlbatch.runs.manifest import Rejected
 
 log = logging.getLogger(__name__)
+_SHARE_OF_KEYS = 0.5
+"""Least share of the values of a column that are images, for it to be taken as the key column."""
+_MOST_CLASSES = 100
+"""Most distinct values of a column that is proposed for the labels."""
 
 
 def from_csv(images: Path, labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
-    """List the images named in a CSV file of labels."""
+    """List the images named in a table of labels."""
     files = _Files(images, rejected)
-    for line, row in _rows(labels, data, rejected):
-        name = (row[data.key_column] or "").strip()
-        stem = _stem(name)
-        path, cause = files.find(name, stem)
+    table = _open(labels, data)
+    rejected += [Rejected(key=f"{labels}:{line}", cause=cause) for line, cause in table.misfits]
+    columns = _Columns.of(table, data, files)
+    log.info("%s", _understood(table, columns))
+    names = [row[columns.key] for _, row in table.rows]
+    files.drop_common_folders(names)
+    for (line, row), name in zip(table.rows, names, strict=True):
+        stem = "/".join(_parts(_stem(name))) or name
+        path, cause = files.find(name)
         if path is None:
             rejected.append(Rejected(key=key_of(stem), cause=f"{labels}:{line}: {cause}"))
             continue
-        group = (row[data.group_column] or "").strip() if data.group_column else ""
-        if data.group_column and not group:
-            cause = f"{labels}:{line}: nothing in column {data.group_column}"
-            rejected.append(Rejected(key=key_of(stem), cause=cause))
-            continue
-        part = (row[data.split.column] or "").strip() if data.split.column else ""
-        label = (row[data.label_column] or "").strip()
+        group = "" if columns.group is None or is_missing(row[columns.group]) else row[columns.group]
+        part = "" if columns.part is None else row[columns.part]
+        label = columns.label_of(row)
+        label = "" if is_missing(label) and label not in data.classes else label
         yield Found(stem, f"{images}/{path}", label, group=group, part=part)
-    files.tell_unused()
+    files.tell_what_was_found()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a table hold what, by number."""
+
+    key: int
+    label: int | None
+    """None if every class has a column of zeros and ones."""
+    classes: dict[str, int]
+    """Columns of the classes, where there is no label column."""
+    group: int | None
+    part: int | None
+
+    @staticmethod
+    def of(table: Table, data: Data, files: "_Files") -> "_Columns":
+        """Find the columns that the job names; with its defaults, the one that names the images, and one-hot labels.
+
+        Raises UserError if a column is missing, with those that may be meant.
+        """
+        if data.key_column in table.columns or data.key_column != _default("key_column"):
+            key = table.column(data.key_column, "data.key_column")
+        else:
+            key = _key_column(table, files)
+        group = table.column(data.group_column, "data.group_column") if data.group_column else None
+        part = table.column(data.split.column, "data.split.column") if data.split.column else None
+        if data.label_column in table.columns or data.label_column != _default("label_column"):
+            return _Columns(key, table.column(data.label_column, "data.label_column"), {}, group, part)
+        classes = _one_hot(table, {key, group, part})
+        if not classes:
+            raise UserError(_without_label(table, {key, group, part}))
+        return _Columns(key, None, classes, group, part)
+
+    def label_of(self, row: Sequence[str]) -> str:
+        """Return the label of a row; empty if it has none."""
+        if self.label is not None:
+            return row[self.label]
+        return next((name for name, column in self.classes.items() if _is_one(row[column])), "")
+
+
+def _default(key: str) -> object:
+    return Data.model_fields[key].default
+
+
+def _key_column(table: Table, files: "_Files") -> int:
+    """Return the only column most of whose values are images."""
+    shares = {}
+    for number, name in enumerate(table.columns):
+        values = [row[number] for _, row in table.rows if row[number]]
+        if values and name:
+            shares[number] = files.num_matching(values) / len(values)
+    likely = [number for number, share in shares.items() if share >= max(_SHARE_OF_KEYS, 0.9 * max(shares.values()))]
+    if len(likely) == 1:
+        return likely[0]
+    names = [table.columns[number] for number in likely]
+    have = ", ".join(filter(None, table.columns))
+    problem = f"{' and '.join(names)} both name the images" if names else f"no column names the images (it has {have})"
+    raise UserError(f"{table.file}: {problem}; set data.key_column=NAME")
+
+
+def _one_hot(table: Table, used: set[int | None]) -> dict[str, int]:
+    """Return the columns of the classes if all that are left hold zeros and at most a single one in each row."""
+    left = {name: number for number, name in enumerate(table.columns) if number not in used and name}
+    if len(left) < 2 or not table.rows:
+        return {}
+    cells = [[row[number] for number in left.values()] for _, row in table.rows]
+    if not all(_is_one(cell) or _is_zero(cell) for row in cells for cell in row):
+        return {}
+    sums = Counter(sum(map(_is_one, row)) for row in cells)
+    return left if set(sums) <= {0, 1} and sums[1] else {}
+
+
+def _is_one(cell: str) -> bool:
+    return cell in ("1", "1.0") or cell.casefold() == "true"
+
+
+def _is_zero(cell: str) -> bool:
+    return cell in ("0", "0.0") or cell.casefold() == "false"
+
+
+def _without_label(table: Table, used: set[int | None]) -> str:
+    likely = []
+    for number, name in enumerate(table.columns):
+        values = {row[number] for _, row in table.rows}
+        if number not in used and name and 1 < len(values) <= min(_MOST_CLASSES, len(table.rows) // 2):
+            likely.append(f"{name} ({counted(len(values), 'value')})")
+    have = ", ".join(filter(None, table.columns))
+    hint = f", e.g. {' or '.join(likely)}" if likely else ""
+    default = _default("label_column")
+    return f"{table.file}: no column {default} (it has {have}); set data.label_column=NAME{hint}"
+
+
+def _understood(table: Table, columns: _Columns) -> str:
+    """Say what was read, in one line."""
+    label = f"label {table.columns[columns.label]}" if columns.label is not None else "one column for each class"
+    more = [
+        f"{what} {table.columns[number]}"
+        for what, number in (("group", columns.group), ("split", columns.part))
+        if number is not None
+    ]
+    dialect = f" ({table.dialect})" if table.dialect else ""
+    misfits = f", {counted(len(table.misfits), 'row')} that do not fit the header" if table.misfits else ""
+    parts = ", ".join([f"image {table.columns[columns.key]}", label, *more])
+    return f"{table.file}{dialect}: {counted(len(table.rows), 'row')}{misfits}; columns: {parts}"
 
 
 class _Files:
-    """The image files of a folder, found by path, or by name if it is unique."""
+    """The image files of a folder, found by path, or by name if it is unique; Unicode forms count as equal."""
 
     def __init__(self, images: Path, rejected: list[Rejected]) -> None:
         self._images = images
         self._by_path: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
-        self._used = 0
+        self._by_number: dict[int, list[str]] = {}
+        self._used: set[str] = set()
         self._total = 0
+        self._dropped = 0
+        """Leading folders of the names in the table that the paths here lack."""
+        self._numbered: list[tuple[str, str]] = []
+        """Names that were found by their number, with the file."""
         for folder, names in walk(images, ENDINGS, rejected):
             for name in names:
                 inner = (folder / name).as_posix()
-                stem = os.path.splitext(inner)[0]  # noqa: PTH122
-                self._by_path.setdefault(stem, []).append(inner)
+                stem = os.path.splitext(name)[0]  # noqa: PTH122
+                self._by_path.setdefault(_composed((folder / stem).as_posix()), []).append(inner)
+                self._by_name.setdefault(_composed(stem), []).append(inner)
+                if re.fullmatch(r"\d{1,18}", stem):
+                    self._by_number.setdefault(int(stem), []).append(inner)
                 self._total += 1
-                if folder.parts:
-                    self._by_name.setdefault(os.path.splitext(name)[0], []).append(inner)  # noqa: PTH122
 
-    def find(self, name: str, stem: str) -> tuple[str | None, str]:
-        """Return the file; or None, and why there is not exactly one."""
+    def num_matching(self, names: Sequence[str]) -> int:
+        """Return how many names are images, with or without their folders."""
+        return max(self._num_at(names, dropped) for dropped in range(_num_common_folders(names) + 1))
+
+    def drop_common_folders(self, names: Sequence[str]) -> None:
+        """Leave out those leading folders of all names without which most of them are found."""
+        common = range(_num_common_folders(names) + 1)
+        self._dropped = max(common, key=lambda dropped: (self._num_at(names, dropped), -dropped))
+
+    def _num_at(self, names: Sequence[str], dropped: int) -> int:
+        return sum(bool(self._candidates(name, dropped)) for name in names)
+
+    def _candidates(self, name: str, dropped: int) -> list[str]:
+        """Return the files that a name may mean."""
+        inner = "/".join(_parts(name)[dropped:])
+        stem = _stem(inner)
         found = self._by_path.get(stem) or self._by_name.get(stem) or []
-        if len(found) > 1 and name != stem:
-            found = [inner for inner in found if inner == name or inner.endswith(f"/{name}")]
+        if len(found) > 1 and inner != stem:
+            found = [one for one in found if _composed(one) == inner or _composed(one).endswith(f"/{inner}")]
+        return found
+
+    def find(self, name: str) -> tuple[str | None, str]:
+        """Return the file; or None, and why there is not exactly one."""
+        found, stem = self._candidates(name, self._dropped), _stem(name)
+        if not found and re.fullmatch(r"\d{1,18}", stem):
+            found = self._by_number.get(int(stem), [])
+            if len(found) == 1:
+                self._numbered.append((name, found[0]))
         if not found:
             return None, f"no image named {name} below {self._images}"
         if len(found) > 1:
-            return None, f"{len(found)} images named {name} ({found[0]} and {found[1]})"
-        self._used += 1
+            endings = len({_stem(one) for one in found}) == 1
+            way_out = "write its ending too" if endings else "write its folder too"
+            return None, f"{len(found)} images named {name} ({found[0]} and {found[1]}); {way_out}"
+        self._used.add(found[0])
         return found[0], ""
 
-    def tell_unused(self) -> None:
-        """Log the number of files without a label."""
-        if self._used < self._total:
-            unused = counted(self._total - self._used, "image")
+    def tell_what_was_found(self) -> None:
+        """Log the number of files without a label, and how names were understood."""
+        if self._numbered:
+            name, file = self._numbered[0]
+            log.warning("%s by number alone, such as %s for %s", counted(len(self._numbered), "image"), name, file)
+        if len(self._used) < self._total:
+            unused = counted(self._total - len(self._used), "image")
             log.info("%s below %s without a line in the labels file", unused, self._images)
+
+
+def _composed(name: str) -> str:
+    """Return a name in Unicode's composed form, which file systems do not all keep."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _parts(name: str) -> list[str]:
+    """Return the folders and the name of a path that may be absolute, or of Windows."""
+    path = re.sub(r"^[A-Za-z]:(?=[\\/])", "", _composed(name)).replace("\\", "/")
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _num_common_folders(names: Sequence[str]) -> int:
+    """Return the number of leading folders that all names share."""
+    folders = [_parts(name)[:-1] for name in names if name]
+    if not folders:
+        return 0
+    pairs = zip(min(folders), max(folders), strict=False)  # what these two share, all share
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def words_by_image(data: Data, labels: Path) -> dict[str, str | None]:
     """Return the words of each image by its key; None where lines contradict each other."""
+    table = _open(labels, data)
+    key_column = table.column(data.key_column, "data.key_column")
+    label_column = table.column(data.label_column, "data.label_column")
     found: dict[str, str | None] = {}
-    for _, row in _rows(labels, data, []):
-        key, words = key_of(_stem(row[data.key_column] or "")), (row[data.label_column] or "").strip()
+    for _, row in table.rows:
+        key, words = key_of(_stem(row[key_column])), row[label_column]
         found[key] = words if found.get(key, words) == words else None
     return found
 
 
 def _stem(name: str) -> str:
     """Return the name of an image without its extension."""
-    name = name.strip()
     return os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122 (a Path per image costs too much)
 
 
@@ -94,40 +265,17 @@ def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str,
 
     Raises UserError if the file has no such column.
     """
-    found = {}
-    for _, row in _rows(labels, data, [], more=columns):
-        found[key_of(_stem(row[data.key_column] or ""))] = tuple((row[column] or "").strip() for column in columns)
-    return found
+    table = _open(labels, data)
+    numbers = [table.column(column, "report.subgroups") for column in columns]
+    images = data.images
+    key = (
+        table.column(data.key_column, "data.key_column")
+        if data.key_column in table.columns or data.key_column != _default("key_column") or images is None
+        else _key_column(table, _Files(images, []))
+    )
+    return {key_of(_stem(row[key])): tuple(row[number] for number in numbers) for _, row in table.rows}
 
 
-def _rows(
-    labels: Path, data: Data, rejected: list[Rejected], *, more: Sequence[str] = ()
-) -> Iterator[tuple[int, dict[str, str | None]]]:
-    wanted = [
-        ("data.key_column", data.key_column),
-        ("data.label_column", data.label_column),
-        ("data.group_column", data.group_column),
-        ("data.split.column", data.split.column),
-        *(("report.subgroups", column) for column in more),
-    ]
-    try:
-        with labels.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            for name, column in wanted:
-                if column and column not in (reader.fieldnames or ()):
-                    have = ", ".join(reader.fieldnames or ())
-                    raise UserError(f"{labels}: no column {column} (it has {have}); set {name}=NAME")
-            if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
-                raise UserError(f"{labels}: two columns of one name ({', '.join(reader.fieldnames or ())}); rename one")
-            for row in reader:
-                if any(column and row[column] is None for _, column in wanted):
-                    where = f"{labels}:{reader.line_num}"
-                    rejected.append(Rejected(key=where, cause="too few columns"))
-                    continue
-                yield reader.line_num, row
-    except FileNotFoundError:
-        raise UserError(f"{labels}: no such labels file; set data.labels=PATH") from None
-    except OSError as error:
-        raise UserError(f"{labels}: cannot be read ({error.strerror}); check its permissions") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{labels}: not a CSV file in UTF-8 ({error}); convert it") from None
+def _open(labels: Path, data: Data) -> Table:
+    wanted = (data.key_column, data.label_column, data.group_column, data.split.column)
+    return read_table(labels, [name for name in wanted if name])

@@ -7,6 +7,8 @@ from typing import IO
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
+from tlbatch.core.tables import trimmed
+from tlbatch.core.text import is_missing
 from tlbatch.data.shards.tar_reader import Member, group_samples, scan_tar
 from tlbatch.data.sources.base import Found, key_of
 from tlbatch.data.sources.files import ENDINGS, walk
@@ -50,20 +52,30 @@ def _sample(
         lacks = "image" if image is None else f"cls, and no json with {data.label_column}"
         rejected.append(Rejected(key=key_of(name), cause=f"{path}: no {lacks}"))
         return
+    if isinstance(label, dict) or (isinstance(label, list) and not data.tag_separator):
+        kind = "an object" if isinstance(label, dict) else "a list; set data.tag_separator, or write one class"
+        rejected.append(Rejected(key=key_of(name), cause=f"{path}: {data.label_column} in the json is {kind}"))
+        return
     if isinstance(label, list):
-        split = [tag for tag in map(str, label) if data.tag_separator and data.tag_separator in tag]
+        split = [tag for tag in map(str, label) if data.tag_separator in tag]
         if split:
             cause = f"{path}: the tag {split[0]!r} holds data.tag_separator"
             rejected.append(Rejected(key=key_of(name), cause=cause))
             return
-        label = (data.tag_separator or " ").join(map(str, label))
-    for column in filter(None, (data.group_column, data.split.column)):
-        if fields.get(column) in (None, ""):
-            rejected.append(Rejected(key=key_of(name), cause=f"{path}: nothing in the json field {column}"))
-            return
-    group = str(fields[data.group_column]) if data.group_column else ""
+        label = data.tag_separator.join(map(str, label))
+    if data.split.column and fields.get(data.split.column) in (None, ""):
+        rejected.append(Rejected(key=key_of(name), cause=f"{path}: nothing in the json field {data.split.column}"))
+        return
+    group = _value(fields.get(data.group_column)) if data.group_column else ""
     part = str(fields[data.split.column]) if data.split.column else path.name.split("-")[0]
-    yield Found(name, str(path), str(label), group=group, part=part, offset=image.offset, size=image.size)
+    label = str(label) if label in data.classes else _value(label)
+    yield Found(name, str(path), label, group=group, part=part, offset=image.offset, size=image.size)
+
+
+def _value(value: object) -> str:
+    """Return a value of a json file as text; empty if it says that there is none."""
+    text = "" if value is None else trimmed(str(value))
+    return "" if is_missing(text) else text
 
 
 def _payload(tar: IO[bytes], member: Member) -> bytes:
