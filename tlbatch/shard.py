@@ -33,6 +33,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     folder = set_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     source = read_images(job, workers=world.num_threads)
+    job.check_order(source.classes)
     refuse_other_classes(job.data, folder, source)
     job.report.check(source.classes)
     job.nightly.check(source.classes, tuple(job.report.questions))

@@ -1,6 +1,7 @@
 """The job: a frozen tree of settings, filled from TOML files and ``key=value`` overrides and validated once."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from tlbatch.config.report import Reporting
 from tlbatch.config.slurm import RUN_NAME, Slurm
 from tlbatch.config.training import FROZEN, Cache, Decision, Objective, Phase, StoredAs, Train
 from tlbatch.core.errors import UserError
+from tlbatch.core.text import shortest
 
 
 class Job(Section):
@@ -61,6 +63,26 @@ class Job(Section):
     report: Reporting = Reporting()
     nightly: Nightly = Nightly()
     slurm: Slurm = Slurm()
+
+    @property
+    def ordered_by(self) -> str:
+        """The setting that says that the classes are ordered; empty if none does."""
+        says = {
+            "metric=quadratic_kappa": self.metric == "quadratic_kappa",
+            f"objective={self.objective}": self.objective in ("corn", "cumulative", "regression"),
+            "decision=expected-grade": self.decision == "expected-grade",
+            "data.ordered=true": self.data.ordered,
+        }
+        return next((key for key, is_set in says.items() if is_set), "")
+
+    def check_order(self, classes: Sequence[str]) -> None:
+        """Refuse ordered classes whose order is unknown, as they are words that the job does not list."""
+        if self.ordered_by and not self.data.classes and not all(shortest(name) for name in classes):
+            listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in classes)
+            raise UserError(
+                f"{self.ordered_by}: needs the order of the classes, which are words; set data.classes=[{listed}] in "
+                "their order, lowest first"
+            )
 
     @model_validator(mode="before")
     @classmethod

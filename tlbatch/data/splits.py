@@ -1,6 +1,7 @@
 """Training, validation and test splits by group, so that no group is in two of them."""
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +17,11 @@ from tlbatch.core.typing import Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.published_splits import published_rows
 from tlbatch.data.sources.base import Labelled, coded, key_of, tags_of
+from tlbatch.data.sources.files import given_split
 from tlbatch.runs.records import SPLITS
 
 _SMALL = 20
 """Strata of tags with fewer groups are merged into one."""
-GIVEN_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-    "t10k": "test",
-}
 
 
 def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
@@ -192,16 +184,19 @@ def _names_given(images: Sequence[Labelled], data: Data) -> Sequence[SplitName]:
     split = data.split
     if split.method != "given":
         return ["train"] * len(images)
-    return _listed(images, split.files) if split.files else [_named(image.part, split) for image in images]
-
-
-def _named(part: str, split: Split) -> SplitName:
-    names = GIVEN_NAMES | split.names
-    if part not in names:
+    if split.files:
+        return _listed(images, split.files)
+    parts = Counter(image.part for image in images)
+    named = {part: given_split(part, split.names) for part in parts}
+    unknown = [part for part, name in named.items() if name is None]
+    if unknown:
+        shown = ", ".join(f"{part!r} ({counted(parts[part], 'image')})" for part in sorted(unknown))
+        mapped = ", ".join(f"{json.dumps(part, ensure_ascii=False)} = 'test'" for part in sorted(unknown))
         raise UserError(
-            f"data.split: the source calls a split {part!r}; map it to one, e.g. data.split.names={{{part}='train'}}"
+            f"data.split: the source has splits of other names: {shown}; map each to train, val or test, "
+            f"e.g. data.split.names={{ {mapped} }}"
         )
-    return names[part]
+    return [name for image in images if (name := named[image.part]) is not None]
 
 
 def _listed(images: Sequence[Labelled], files: Mapping[SplitName, Path]) -> list[SplitName]:

@@ -34,7 +34,6 @@ from tlbatch.runs.stages import RANKED_STAGES, StageName, stages_of
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "scikit-learn", "numpy")
-_OF_GRADES = ("corn", "cumulative", "regression")
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ class Scoring:
         job, classes = self.record.job, self.manifest.classes
         commonest = classes[int(np.argmax(self.manifest.counts["train"]))]
         self.write_submission(dict(zip(names, test.predicted, strict=True)), commonest)
-        grades = job.metric == "quadratic_kappa" or job.decision == "expected-grade" or job.objective in _OF_GRADES
-        ordered = grades or all(name.isdecimal() for name in classes)
-        settings = ReportSettings(job.metric, job.report, job.seed, self.columns(test.keys), ordered)
+        settings = ReportSettings(job.metric, job.report, job.seed, self.columns(test.keys), bool(job.ordered_by))
         return found, summarise(found, raw, held_out, fitted, settings, names=names, thresholds=thresholds)
 
     def columns(self, keys: npt.NDArray[np.bytes_]) -> Mapping[str, Sequence[str]]:

@@ -1,3 +1,4 @@
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,30 @@ pairs = st.lists(
     st.tuples(st.sampled_from([f"p{n}" for n in range(30)]), st.sampled_from("abc")), min_size=1, max_size=80
 )
 methods = st.sampled_from(["hash", "stratified"])
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ["train", "Train", "TRAINING", " train\u200b", "trn"]),
+        ("val", ["val", "VALID", "Valid ", "validation", "dev"]),
+        ("test", ["test", "TEST", "Testing", "t10k", "tst"]),
+    ],
+)
+def test_a_given_split_is_known_in_any_case(split: str, names: list[str]) -> None:
+    some = labelled([("a", "0")], "train") + labelled([("b", "0")], "test")
+    some += [labelled([(f"c{number}", "1")], name)[0] for number, name in enumerate(names)]
+    assert splits_of(some, {"method": "given", "val": 0})[2:] == [split] * len(names)
+
+
+def test_unknown_splits_are_listed_at_once_and_none_is_proposed_for_training() -> None:
+    some = labelled([("a", "0")], "train") + labelled([("b", "0")], "") + labelled([("c", "0")] * 2, 'hold"out')
+    with pytest.raises(UserError) as refused:
+        splits_of(some, {"method": "given"})
+    text = str(refused.value)
+    assert "'' (1 image), 'hold\"out' (2 images)" in text
+    proposed = tomllib.loads("names=" + text.partition("names=")[2])["names"]
+    assert proposed == {"": "test", 'hold"out': "test"}
 
 
 @given(pairs, methods, st.floats(0.05, 0.5), st.floats(0, 0.4), st.sampled_from([0, 0, 2, 3]))
@@ -124,7 +149,7 @@ def test_given_splits_are_kept_and_validation_is_taken_from_train_where_there_is
     splits = splits_of(some, {"method": "given", "names": {"extra": "test"}, "val": 0.1})
     assert Counter(splits) == {"train": 36, "val": 4, "test": 10}
     assert splits[40:] == ["test"] * 10
-    with pytest.raises(UserError, match=r"calls a split 'extra'.*data\.split\.names=\{extra='train'\}"):
+    with pytest.raises(UserError, match=r"'extra' \(10 images\); .*names=\{ \"extra\" = 'test' \}"):
         splits_of(some, {"method": "given"})
     with pytest.raises(UserError, match="the source has no test images"):
         splits_of(some[:40], {"method": "given"})

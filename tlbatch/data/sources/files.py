@@ -3,15 +3,27 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from tlbatch.core.text import counted
+from tlbatch.config.base import SplitName
+from tlbatch.core.text import counted, folded
 from tlbatch.runs.manifest import Rejected
 
 log = logging.getLogger(__name__)
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
 """Extensions of image files."""
+_SPLITS: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "tst", "t10k"),
+}
+
+
+def given_split(name: str, more: Mapping[str, SplitName]) -> SplitName | None:
+    """Return the split that a name means, in any case; None if it is not known."""
+    known: dict[str, SplitName] = {one: split for split, names in _SPLITS.items() for one in names}
+    return (known | {folded(one): split for one, split in more.items()}).get(folded(name))
 
 
 def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iterator[tuple[Path, list[str]]]:

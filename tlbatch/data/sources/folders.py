@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tlbatch.config.data import Data
+from tlbatch.core.errors import UserError
 from tlbatch.data.sources.base import Found, key_of
-from tlbatch.data.sources.files import ENDINGS, walk
+from tlbatch.data.sources.files import ENDINGS, given_split, walk
 from tlbatch.runs.manifest import Rejected
 
 
@@ -17,6 +18,8 @@ def from_folders(images: Path, data: Data, rejected: list[Rejected], classes: di
         parts = folder.parts
         if len(parts) > depth:
             classes[_readable(parts[depth])] = None
+        elif not parts and not depth:
+            _refuse_splits(images, sorted(place.name for place in images.iterdir() if place.is_dir()))
         for name in names:
             inner = (folder / name).as_posix()
             if len(parts) <= depth:
@@ -31,3 +34,12 @@ def from_folders(images: Path, data: Data, rejected: list[Rejected], classes: di
 def _readable(name: str) -> str:
     """Return a file name as text, whatever its bytes."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _refuse_splits(images: Path, names: list[str]) -> None:
+    """Refuse folders that are named as splits, which would be classes."""
+    splits = {name: split for name in names if (split := given_split(name, {}))}
+    if "train" in splits.values() and len(set(splits.values())) > 1:
+        raise UserError(
+            f"{images}: {', '.join(splits)} look like splits, not classes; set data.split.method=given, or rename them"
+        )

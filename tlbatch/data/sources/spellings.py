@@ -60,6 +60,6 @@ def _tell(found: Mapping[str, str], values: Mapping[str, int], what: str) -> Non
     counts: Counter[tuple[str, str]] = Counter()
     for spelling, stands in found.items():
         counts[spelling, stands] += values.get(spelling, 0)
-    (spelling, stands), _ = counts.most_common(1)[0]
+    (spelling, stands), _ = min(counts.items(), key=lambda item: (-item[1], item[0]))
     images = counted(sum(counts.values()), "image")
     log.info("%s whose %s is spelled in another way, e.g. %r for %r: joined", images, what, spelling, stands)

@@ -237,7 +237,7 @@ def test_numbers_in_any_form_are_one_label_and_in_numeric_order(
     source = read(images)
     assert source.classes == ("-3", "1", "2", "2.50", "10.0")
     assert Counter(image.label for image in source.images)["1"] == 3
-    assert "2 images whose label is spelled in another way, e.g. '01' for '1': joined" in caplog.text
+    assert "2 images whose label is spelled in another way, e.g. '001' for '1': joined" in caplog.text
     assert read(images, spellings="apart").classes == ("-3", "001", "01", "1", "2", "2.50", "10.0")
 
 
@@ -254,6 +254,13 @@ def test_words_that_differ_in_spelling_only_stop_the_job(make_folders: Callable[
     with pytest.raises(UserError, match=r"'MILD' \(0 images\) and 'Mild' \(2 images\) and 'mild'"):
         read(images, classes=("MILD", "Severe"))
     assert read(images, classes=("MILD", "Severe"), spellings="join").classes == ("MILD", "Severe")
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "Testing"), ("TRAIN", "Valid")])
+def test_folders_of_splits_are_not_taken_for_classes(make_folders: Callable[..., Path], names: tuple[str, ...]) -> None:
+    images = make_folders(classes=names, each=1)
+    with pytest.raises(UserError, match=r"look like splits, not classes; set data\.split\.method=given, or rename"):
+        read(images)
 
 
 def test_an_image_with_two_labels_is_left_out_altogether(tmp_path: Path, make_folders: Callable[..., Path]) -> None:

@@ -67,7 +67,9 @@ def test_a_header_without_the_usual_names_is_searched_for_the_images(
 ) -> None:
     caplog.set_level("INFO")
     idrid = rows(header="Image name ,Retinopathy grade,,,,", cells="{},,,,")
-    with pytest.raises(UserError, match=r"no column level .*; set data\.label_column=NAME, e\.g\. Retinopathy grade \(2"):
+    with pytest.raises(
+        UserError, match=r"no column level .*label_column=NAME, e\.g\. Retinopathy grade \(2"
+    ):
         put(idrid)
     source = put(idrid, label_column="Retinopathy grade")
     assert len(source.images) == 6
