@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Pillow's limit against decompression bombs, applied here to JPEG too."""
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF")
 """Pillow's other formats run external programs or are not used for image data sets."""
 MAX_SIDE = 65_500
 

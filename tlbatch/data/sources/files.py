@@ -6,13 +6,29 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from PIL import features
+
 from tlbatch.config.base import SplitName
 from tlbatch.core.text import counted, folded
 from tlbatch.runs.manifest import Rejected
 
 log = logging.getLogger(__name__)
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
-"""Extensions of image files."""
+ENDINGS = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", *((".avif", ".avifs") if features.check("avif") else ()),
+})  # fmt: skip
+"""Extensions of image files that are read."""
+_UNREAD = frozenset({
+    ".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl", ".dcm", ".dicom", ".nii", ".svs", ".ndpi", ".czi", ".nef",
+    ".cr2", ".cr3", ".arw", ".dng", ".orf", ".rw2", ".raf", ".psd", ".svg", ".exr", ".hdr", ".tga", ".ico", ".pcx",
+    ".jpg_large", ".apng", ".mpo", ".jng", ".wdp", ".jxr",
+}) - ENDINGS  # fmt: skip
+"""Extensions of image files that are not read."""
+_OF_SYSTEMS = frozenset({
+    "__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
+    "thumbnails", "thumbs",
+})  # fmt: skip
+"""Folders that systems leave, in lower case; hidden ones are left out by their dot."""
 _SPLITS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev"),
@@ -26,10 +42,25 @@ def given_split(name: str, more: Mapping[str, SplitName]) -> SplitName | None:
     return (known | {folded(one): split for one, split in more.items()}).get(folded(name))
 
 
-def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iterator[tuple[Path, list[str]]]:
+def walk(
+    root: Path,
+    endings: Collection[str],
+    rejected: list[Rejected],
+    *,
+    unread: list[str] | None = None,
+    workspace: Path | None = None,
+) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder below ``root``, relative to it, with the names of its files that have one of the extensions.
 
-    Links to folders are followed, hidden files and folders are skipped, and other files are counted in the log.
+    Links to folders are followed. Hidden files and folders, and those that systems leave, are skipped; what is left out
+    is counted in the log.
+
+    Parameters
+    ----------
+    unread
+        Receives the paths below ``root`` of images in formats that are not read.
+    workspace
+        A folder to leave out, should it lie below ``root``.
     """
 
     def unreadable(error: OSError) -> None:
@@ -46,10 +77,14 @@ def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iter
             folders.clear()
             continue
         above[place] = (*upper, here)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_left_out(Path(place, name), workspace))
         names = sorted(name for name in files if not name.startswith("."))
-        yield Path(place).relative_to(root), [name for name in names if ending_of(name) in endings]
+        inner = Path(place).relative_to(root)
+        yield inner, [name for name in names if ending_of(name) in endings]
         other = [name for name in names if ending_of(name) not in endings]
+        if unread is not None:
+            unread += [(inner / name).as_posix() for name in other if ending_of(name) in _UNREAD]
+            other = [name for name in other if ending_of(name) not in _UNREAD]
         unnamed = [Path(place, name) for name in other if not ending_of(name)]  # like most links to folders
         links = [link for link in unnamed if link.is_symlink() and not link.exists()]
         rejected += [Rejected(key=str(link), cause=f"a symbolic link to nowhere ({link.readlink()})") for link in links]
@@ -57,6 +92,24 @@ def walk(root: Path, endings: Collection[str], rejected: list[Rejected]) -> Iter
     if others:
         shown = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
         log.warning("%s below %s with an extension that is not read: %s", counted(others.total(), "file"), root, shown)
+
+
+def _is_left_out(folder: Path, workspace: Path | None) -> bool:
+    """Return whether a folder holds no images of the set, and say so unless it is hidden."""
+    if folder.name.startswith("."):
+        return True
+    if folder.name.casefold() in _OF_SYSTEMS:
+        log.info("left out: %s, a folder that systems leave", folder)
+        return True
+    if workspace is not None and workspace.exists() and folder.samefile(workspace):
+        log.info("left out: %s, the workspace", folder)
+        return True
+    return False
+
+
+def why_unread(name: str) -> str:
+    """Return why an image file is not used."""
+    return f"{ending_of(name)} is not read; convert it to PNG or JPEG"
 
 
 def ending_of(name: str) -> str:

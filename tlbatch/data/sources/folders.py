@@ -7,14 +7,17 @@ from pathlib import Path
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.data.sources.base import Found, key_of
-from tlbatch.data.sources.files import ENDINGS, given_split, walk
+from tlbatch.data.sources.files import ENDINGS, given_split, walk, why_unread
 from tlbatch.runs.manifest import Rejected
 
 
-def from_folders(images: Path, data: Data, rejected: list[Rejected], classes: dict[str, None]) -> Iterator[Found]:
+def from_folders(
+    images: Path, data: Data, rejected: list[Rejected], classes: dict[str, None], workspace: Path | None = None
+) -> Iterator[Found]:
     """Yield the images in class folders; with given splits, class folders lie in split folders."""
+    unread: list[str] = []
     depth = 1 if (data.split.method == "given" and not data.split.files) or data.split.recipe == "dogs-vs-cats" else 0
-    for folder, names in walk(images, ENDINGS, rejected):
+    for folder, names in walk(images, ENDINGS, rejected, unread=unread, workspace=workspace):
         parts = folder.parts
         if len(parts) > depth:
             classes[_readable(parts[depth])] = None
@@ -29,6 +32,7 @@ def from_folders(images: Path, data: Data, rejected: list[Rejected], classes: di
                 continue
             stem = os.path.splitext(inner)[0]  # noqa: PTH122 (a Path per image costs too much)
             yield Found(stem, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
+    rejected += [Rejected(key=key_of(inner), cause=why_unread(inner)) for inner in unread]
 
 
 def _readable(name: str) -> str:

@@ -40,7 +40,7 @@ def read_images(job: Job, *, workers: int) -> Source:
     images = data.images or staged_folder(job)
     if data.urls:
         stage_urls(data.urls, images)
-    source = read_source(data, images, data.labels)
+    source = read_source(data, images, data.labels, job.workspace)
     for rejected in source.rejected:
         log.warning("left out: %s: %s", rejected.key, rejected.cause)
     return source
@@ -51,8 +51,8 @@ def digest_lists(data: Data) -> str:
     return digest_of({name: digest_file(file) for name, file in data.split.files.items()})
 
 
-def read_source(data: Data, images: Path, labels: Path | None) -> Source:
-    """List the images of a source with their labels.
+def read_source(data: Data, images: Path, labels: Path | None, workspace: Path | None = None) -> Source:
+    """List the images of a source with their labels; a workspace below them is left out.
 
     Raises UserError if the folder or file is missing or malformed, more than ``data.max_rejected`` images are unusable,
     a class is empty, or there are fewer than two classes.
@@ -74,10 +74,10 @@ def read_source(data: Data, images: Path, labels: Path | None) -> Source:
             if labels is None:
                 raise UserError("data.labels: is required with a table of labels; set data.labels=FILE")
             columns = (data.key_column, data.label_column)
-            return make_source(from_csv(images, labels, data, rejected), data, rejected, columns=columns)
+            return make_source(from_csv(images, labels, data, rejected, workspace), data, rejected, columns=columns)
         case "folders":
             classes: dict[str, None] = {}
-            found = from_folders(images, data, rejected, classes)
+            found = from_folders(images, data, rejected, classes, workspace)
             return make_source(found, data, rejected, columns=columns, folders=classes)
         case _:
             assert_never(data.source)

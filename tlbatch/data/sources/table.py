@@ -25,9 +25,11 @@ _MOST_CLASSES = 100
 """Most distinct values of a column that is proposed for the labels."""
 
 
-def from_csv(images: Path, labels: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
+def from_csv(
+    images: Path, labels: Path, data: Data, rejected: list[Rejected], workspace: Path | None = None
+) -> Iterator[Found]:
     """List the images named in a table of labels."""
-    files = _Files(images, rejected)
+    files = _Files(images, rejected, workspace)
     table = _open(labels, data)
     rejected += [Rejected(key=f"{labels}:{line}", cause=cause) for line, cause in table.misfits]
     columns = _Columns.of(table, data, files)
@@ -155,7 +157,7 @@ def _understood(table: Table, columns: _Columns) -> str:
 class _Files:
     """The image files of a folder, found by path, or by name if it is unique; Unicode forms count as equal."""
 
-    def __init__(self, images: Path, rejected: list[Rejected]) -> None:
+    def __init__(self, images: Path, rejected: list[Rejected], workspace: Path | None = None) -> None:
         self._images = images
         self._by_path: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
@@ -166,7 +168,8 @@ class _Files:
         """Leading folders of the names in the table that the paths here lack."""
         self._numbered: list[tuple[str, str]] = []
         """Names that were found by their number, with the file."""
-        for folder, names in walk(images, ENDINGS, rejected):
+        unread: list[str] = []
+        for folder, names in walk(images, ENDINGS, rejected, unread=unread, workspace=workspace):
             for name in names:
                 inner = (folder / name).as_posix()
                 stem = os.path.splitext(name)[0]  # noqa: PTH122
@@ -175,6 +178,7 @@ class _Files:
                 if re.fullmatch(r"\d{1,18}", stem):
                     self._by_number.setdefault(int(stem), []).append(inner)
                 self._total += 1
+        self._unread = {_composed(one) for inner in unread for one in (inner, os.path.splitext(inner)[0])}  # noqa: PTH122
 
     def num_matching(self, names: Sequence[str]) -> int:
         """Return how many names are images, with or without their folders."""
@@ -204,6 +208,8 @@ class _Files:
             found = self._by_number.get(int(stem), [])
             if len(found) == 1:
                 self._numbered.append((name, found[0]))
+        if not found and "/".join(_parts(name)[self._dropped :]) in self._unread:
+            return None, f"an image named {name} below {self._images} is in a format that is not read; convert it"
         if not found:
             return None, f"no image named {name} below {self._images}"
         if len(found) > 1:

@@ -220,13 +220,56 @@ def test_what_is_no_file_or_no_image_is_listed_or_told(
     images = make_folders(classes=("a", "b"), each=2)
     os.mkfifo(images / "a" / "pipe.jpg")
     (images / "a" / "device.jpg").symlink_to("/dev/zero")
-    (images / "b" / "x.heic").write_bytes(b"x")
-    source = read(images, max_rejected=2)
-    assert {key: cause.split(": ")[1] for key, cause in causes(source).items()} == {
+    (images / "b" / "x.HEIC").write_bytes(b"x")
+    (images / "b" / "notes.txt").write_bytes(b"x")
+    source = read(images, max_rejected=3)
+    assert {key: cause.split(": ")[-1] for key, cause in causes(source).items()} == {
         "a/pipe": "is not a regular file", "a/device": "is not a regular file",
+        "b/x%2EHEIC": ".heic is not read; convert it to PNG or JPEG",
     }  # fmt: skip
+    with pytest.raises(UserError, match=r"data\.max_rejected=3"):
+        read(images, max_rejected=2)
     assert "1 file below" in caplog.text
-    assert "1 .heic" in caplog.text
+    assert "1 .txt" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jpe", "ppm", "pgm", "jp2", "avif", "dib", "TIF"])
+def test_every_format_that_the_decoders_read_is_listed_and_decoded(
+    make_folders: Callable[..., Path], ending: str
+) -> None:
+    images = make_folders(classes=("a", "b"), each=1)
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "ppm": "PPM", "pgm": "PPM", "jp2": "JPEG2000", "TIF": "TIFF"}.get(ending)
+    image = Image.new("L" if ending == "pgm" else "RGB", (40, 40), 90 if ending == "pgm" else (90, 90, 90))
+    image.save(images / "a" / f"more.{ending}", kind or ending.upper())
+    source = read(images)
+    (more,) = (image for image in source.images if image.key == "a/more")
+    assert np.abs(decode(source.read(more)).astype(int) - 90).max() <= 2
+
+
+@pytest.mark.parametrize("folder", ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", ".ipynb_checkpoints"])
+def test_folders_that_systems_leave_are_no_classes_and_hold_no_images(
+    make_folders: Callable[..., Path], folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    images = make_folders(each=2)
+    for place in (images / folder, images / "red" / folder):
+        shutil.copytree(images / "blue", place)
+    source = read(images)
+    assert source.classes == ("blue", "green", "red")
+    assert len(source.images) == 6
+    assert (f"left out: {images / folder}, a folder that systems leave" in caplog.text) == (folder[0] != ".")
+
+
+def test_a_workspace_among_the_images_is_left_out(
+    make_folders: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    images = make_folders(each=2)
+    shutil.copytree(images / "blue", images / "work" / "runs" / "one")
+    data = Data.model_validate({"images": images})
+    assert read_source(data, images, None, images / "work").classes == ("blue", "green", "red")
+    assert f"left out: {images / 'work'}, the workspace" in caplog.text
+    assert "work" in read_source(data, images, None).classes
 
 
 def test_numbers_in_any_form_are_one_label_and_in_numeric_order(

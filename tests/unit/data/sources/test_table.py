@@ -67,9 +67,7 @@ def test_a_header_without_the_usual_names_is_searched_for_the_images(
 ) -> None:
     caplog.set_level("INFO")
     idrid = rows(header="Image name ,Retinopathy grade,,,,", cells="{},,,,")
-    with pytest.raises(
-        UserError, match=r"no column level .*label_column=NAME, e\.g\. Retinopathy grade \(2"
-    ):
+    with pytest.raises(UserError, match=r"no column level .*label_column=NAME, e\.g\. Retinopathy grade \(2"):
         put(idrid)
     source = put(idrid, label_column="Retinopathy grade")
     assert len(source.images) == 6
@@ -153,3 +151,11 @@ def test_other_columns_are_read_by_key_in_any_dialect(put: Put, images: Path) ->
     data = Data.model_validate({"images": images, "labels": images.parent / "labels.csv", "source": "csv"})
     found = label_columns(data, images.parent / "labels.csv", ["Patient"])
     assert found == {f"eye_{n}": (f"p{n}",) for n in range(6)}
+
+
+def test_an_image_in_a_format_that_is_not_read_is_named_as_such(put: Put, images: Path) -> None:
+    (images / "eye_0.png").rename(images / "eye_0.heic")
+    with pytest.raises(UserError, match=r"eye_0 .* is in a format that is not read; convert it"):
+        put(rows())
+    (images / "eye_0.heic").rename(images / "stranger.heic")
+    assert len(put(rows(), max_rejected=1).images) == 5
