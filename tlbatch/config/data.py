@@ -112,6 +112,9 @@ class Data(Section):
     each attribute; every other tag is a yes-or-no attribute of its own."""
     classes: tuple[str, ...] = ()
     """Class names in order; empty: those found in the labels, numbers in numeric order."""
+    ignore: Annotated[tuple[str, ...], ADDED] = ()
+    """Labels, and patterns of image names (* and ?), to leave out on purpose, e.g. ["ungradable", "*_mask"]. They are
+    counted in the log, and not limited by max_rejected."""
     spellings: Annotated[Spellings, ADDED] = "stop"
     """What to do about labels, or groups, that differ only in case, white space or invisible characters. stop: fail;
     join: take them for one; apart: keep them. Except with apart, numbers in different forms (2, 2.0) are one."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from fnmatch import translate
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
-from tlbatch.core.text import counted, shortest
+from tlbatch.core.text import counted, folded, shortest
 from tlbatch.core.typing import Ints
 from tlbatch.data.sources.spellings import joined
 from tlbatch.runs.manifest import Rejected
@@ -125,8 +126,9 @@ def make_source(
     UserError
         When more images are rejected than ``data.max_rejected``, a class is empty, or there are fewer than two classes.
     """
-    listed = list(_labelled(found, data, rejected))
-    named = {tag for name in folders for tag in tags_of(name, data)}
+    listed = list(_labelled(_wanted(found, data), data, rejected))
+    ignored = {folded(entry) for entry in data.ignore}
+    named = {tag for name in folders for tag in tags_of(name, data) if folded(tag) not in ignored}
     listed, of_label = _joined(listed, data, named)
     images = list(_without_doubles(sorted(listed, key=lambda image: image.key), rejected))
     classes = data.classes or _in_order(_used(images, data) | {of_label.get(name, name) for name in named})
@@ -169,6 +171,27 @@ def check_rejected(rejected: list[Rejected], data: Data) -> None:
             f"{first.key}: {first.cause}; fix or remove it, or let unusable images be listed and left out with "
             f"data.max_rejected={len(rejected)}"
         )
+
+
+def _wanted(found: Iterable[Found], data: Data) -> Iterator[Found]:
+    """Yield what ``data.ignore`` does not leave out, and log how many images each of its entries has."""
+    if not data.ignore:
+        yield from found
+        return
+    labels = {folded(entry): entry for entry in data.ignore}
+    pattern = re.compile("|".join(f"(?P<p{number}>{translate(entry)})" for number, entry in enumerate(data.ignore)))
+    counts = Counter(dict.fromkeys(data.ignore, 0))
+    for one in found:
+        label = labels.get(folded(one.label))
+        named = pattern.match(one.name) or pattern.match(os.path.basename(one.path))  # noqa: PTH119
+        if label is not None:
+            counts[label] += 1
+        elif named is not None:
+            counts[data.ignore[int((named.lastgroup or "p0")[1:])]] += 1
+        else:
+            yield one
+    for entry, count in counts.items():
+        log.log(logging.INFO if count else logging.WARNING, "ignored: %s by %r", counted(count, "image"), entry)
 
 
 def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> Iterator[Labelled]:

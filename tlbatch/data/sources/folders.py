@@ -1,6 +1,7 @@
 """Class folders."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def from_folders(
             classes[_readable(parts[depth])] = None
         elif not parts and not depth:
             _refuse_splits(images, sorted(place.name for place in images.iterdir() if place.is_dir()))
+        stems = Counter(os.path.splitext(name)[0] for name in names)  # noqa: PTH122 (a Path per image costs too much)
         for name in names:
             inner = (folder / name).as_posix()
             if len(parts) <= depth:
@@ -30,8 +32,9 @@ def from_folders(
                 cause = f"lies outside of a class folder; move it into {images}/{wanted}/"
                 rejected.append(Rejected(key=key_of(inner), cause=cause))
                 continue
-            stem = os.path.splitext(inner)[0]  # noqa: PTH122 (a Path per image costs too much)
-            yield Found(stem, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
+            stem = os.path.splitext(inner)[0]  # noqa: PTH122
+            own = inner if stems[os.path.splitext(name)[0]] > 1 else stem  # noqa: PTH122 (x.jpg and x.png are two images)
+            yield Found(own, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
     rejected += [Rejected(key=key_of(inner), cause=why_unread(inner)) for inner in unread]
 
 

@@ -36,8 +36,7 @@ def from_csv(
     log.info("%s", _understood(table, columns))
     names = [row[columns.key] for _, row in table.rows]
     files.drop_common_folders(names)
-    for (line, row), name in zip(table.rows, names, strict=True):
-        stem = "/".join(_parts(_stem(name))) or name
+    for (line, row), name, stem in zip(table.rows, names, _names(names), strict=True):
         path, cause = files.find(name)
         if path is None:
             rejected.append(Rejected(key=key_of(stem), cause=f"{labels}:{line}: {cause}"))
@@ -261,6 +260,13 @@ def words_by_image(data: Data, labels: Path) -> dict[str, str | None]:
     return found
 
 
+def _names(listed: Sequence[str]) -> list[str]:
+    """Return the names of listed images: without their extension, unless only that tells two of them apart."""
+    plain = ["/".join(_parts(name)) or name for name in listed]
+    counts = Counter(map(_stem, set(plain)))
+    return [name if counts[_stem(name)] > 1 else _stem(name) for name in plain]
+
+
 def _stem(name: str) -> str:
     """Return the name of an image without its extension."""
     return os.path.splitext(name)[0] if ending_of(name) in ENDINGS else name  # noqa: PTH122 (a Path per image costs too much)
@@ -279,7 +285,10 @@ def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str,
         if data.key_column in table.columns or data.key_column != _default("key_column") or images is None
         else _key_column(table, _Files(images, []))
     )
-    return {key_of(_stem(row[key])): tuple(row[number] for number in numbers) for _, row in table.rows}
+    names = _names([row[key] for _, row in table.rows])
+    return {
+        key_of(name): tuple(row[number] for number in numbers) for name, (_, row) in zip(names, table.rows, strict=True)
+    }
 
 
 def _open(labels: Path, data: Data) -> Table:

@@ -150,11 +150,6 @@ def break_loose_file(images: Path) -> Path:
     return images
 
 
-def break_doubled_key(images: Path) -> Path:
-    (images / "red" / "red0.jpg").rename(images / "red" / "red1.png")
-    return images
-
-
 def break_no_images(images: Path) -> Path:
     (images / "red" / "none").mkdir(parents=True)
     return images / "red" / "none"
@@ -167,7 +162,6 @@ def break_no_images(images: Path) -> Path:
         (break_empty_class, "class 'white' has no images"),
         (break_one_class, "only one class"),
         (break_loose_file, r"red0%2Ejpg: lies outside of a class folder.*data\.max_rejected=1"),
-        (break_doubled_key, "red/red1: the key is there twice"),
         (break_no_images, "no labelled image found"),
     ],
 )
@@ -258,6 +252,30 @@ def test_folders_that_systems_leave_are_no_classes_and_hold_no_images(
     assert source.classes == ("blue", "green", "red")
     assert len(source.images) == 6
     assert (f"left out: {images / folder}, a folder that systems leave" in caplog.text) == (folder[0] != ".")
+
+
+def test_labels_and_names_that_are_left_out_on_purpose_are_counted(
+    make_folders: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    images = make_folders(classes=("0", "1", "Ungradable"), each=3)
+    source = read(images, ignore=["ungradable", "*1", "none_*", "10.jpg"])
+    assert source.classes == ("0", "1")
+    assert [image.key for image in source.images] == ["0/00", "0/02", "1/12"]
+    assert source.rejected == ()
+    for entry, count in (("ungradable", "3 images"), ("*1", "2 images"), ("none_*", "0 images"), ("10.jpg", "1 image")):
+        assert f"ignored: {count} by {entry!r}" in caplog.text
+    assert [record.levelname for record in caplog.records if "none_*" in record.message] == ["WARNING"]
+    assert read(images).digest != source.digest
+
+
+def test_names_that_differ_in_their_ending_only_are_two_images(make_folders: Callable[..., Path]) -> None:
+    images = make_folders(classes=("x", "y"), each=2)
+    Image.new("RGB", (40, 40)).save(images / "x" / "x0.png")
+    found = {name_of(image.key): Path(image.path).name for image in read(images).images}
+    assert found == {
+        "x/x0.jpg": "x0.jpg", "x/x0.png": "x0.png", "x/x1": "x1.jpg", "y/y0": "y0.jpg", "y/y1": "y1.jpg",
+    }  # fmt: skip
 
 
 def test_a_workspace_among_the_images_is_left_out(

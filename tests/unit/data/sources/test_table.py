@@ -159,3 +159,9 @@ def test_an_image_in_a_format_that_is_not_read_is_named_as_such(put: Put, images
         put(rows())
     (images / "eye_0.heic").rename(images / "stranger.heic")
     assert len(put(rows(), max_rejected=1).images) == 5
+
+
+def test_two_images_of_one_name_keep_their_endings(put: Put, images: Path) -> None:
+    Image.new("RGB", (40, 40)).save(images / "eye_0.bmp")
+    source = put(rows("eye_{}.png") + "eye_0.bmp,1\n")
+    assert [image.key for image in source.images] == ["eye_0%2Ebmp", "eye_0%2Epng", *(f"eye_{n}" for n in range(1, 6))]
