@@ -70,7 +70,7 @@ def build_index(
     rejected = [*source.rejected, *(Rejected(key=image.key, cause=causes[image.stamp]) for image in lost)]
     check_rejected(rejected, data)
     place = place[place >= 0]
-    rows = split_images(images, data, known)
+    rows = split_images(images, data, known, source.spellings)
     content, near = store.rows["content"][place], store.rows["near"][place]
     findings = audit_rows(images, rows, data, content=content, near=near)
     numbers = findings.rows.image
@@ -96,9 +96,9 @@ def places_of_groups(file: Path) -> Iterator[dict[str, float]]:
     """
     with FileLock(file.with_suffix(".lock")):
         places = _read_places(file) if file.exists() else {}
-        before = len(places)
+        before = dict(places)
         yield places
-        if len(places) > before:
+        if places != before:
             write_text(file, to_csv(("group", "place"), places.items()))
 
 

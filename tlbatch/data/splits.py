@@ -12,7 +12,7 @@ import numpy as np
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data, Split
 from tlbatch.core.errors import UserError
-from tlbatch.core.text import counted
+from tlbatch.core.text import counted, folded
 from tlbatch.core.typing import Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.published_splits import published_rows
@@ -48,7 +48,9 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
     return sorted(drawn, key=lambda image: image.key)
 
 
-def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> IndexRows:
+def split_images(
+    images: Sequence[Labelled], data: Data, known: dict[str, float], joined: Mapping[str, Sequence[str]] | None = None
+) -> IndexRows:
     """Return the rows of a set: each image with its split, in the order of the images.
 
     An image has one row, except with method ``as-published``, where it may have several.
@@ -63,6 +65,8 @@ def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]
     ----------
     known
         Positions assigned to groups before; new ones are added.
+    joined
+        Other spellings of a group. It takes the strictest split that any spelling has, test before validation.
 
     Raises
     ------
@@ -73,16 +77,48 @@ def split_images(images: Sequence[Labelled], data: Data, known: dict[str, float]
     if split.recipe is not None:
         return published_rows(images, split.recipe)
     everyone = np.arange(len(images))
+    spellings = _Spellings.of(data, known, joined or {})
     if split.method == "given":
-        return IndexRows(everyone, _given(images, data, known))
+        return IndexRows(everyone, _given(images, data, known, spellings))
     groups = _Groups.of(images, data)
-    return IndexRows(everyone, _split(groups, split, known)[groups.codes])
+    return IndexRows(everyone, _split(groups, split, known, spellings)[groups.codes])
 
 
-def _split(groups: "_Groups", split: Split, known: dict[str, float]) -> Ints:
+@dataclass(frozen=True)
+class _Spellings:
+    """The spellings of each group in the source and in earlier ones."""
+
+    joined: Mapping[str, Sequence[str]]
+    known: Mapping[str, Sequence[str]]
+    """Names of groups that have a position, by their common form."""
+
+    @staticmethod
+    def of(data: Data, known: Mapping[str, float], joined: Mapping[str, Sequence[str]]) -> "_Spellings":
+        forms: dict[str, list[str]] = defaultdict(list)
+        if data.spellings != "apart" and (data.group_column or data.group_pattern):  # else groups are names of files
+            for name in known:
+                forms[folded(name)].append(name)
+        return _Spellings(joined, forms)
+
+    def of_group(self, name: str) -> list[str]:
+        """Return all spellings of a group."""
+        earlier = self.known.get(folded(name), ()) if self.known else ()
+        return list(dict.fromkeys([name, *self.joined.get(name, ()), *earlier]))
+
+
+def _split(groups: "_Groups", split: Split, known: dict[str, float], spellings: _Spellings) -> Ints:
     """Return the split of every group."""
+
+    def strictness(place: float) -> tuple[int, float]:
+        return ("test", "val", "train").index(_by_place(place, split)), place
+
     if split.method == "hash":
-        return _numbers(_by_place(_hashed(name, split.salt), split) for name in groups.names)
+        hashes = ([_hashed(one, split.salt) for one in spellings.of_group(name)] for name in groups.names)
+        return _numbers(_by_place(min(places, key=strictness), split) for places in hashes)
+    for name in groups.names:
+        places = [known[one] for one in spellings.of_group(name) if one in known]
+        if places:
+            known[name] = min(places, key=strictness)
     _spread(groups, split, known)
     return _numbers(_by_place(known[name], split) for name in groups.names)
 
@@ -162,7 +198,7 @@ def _strata(images: Sequence[Labelled], data: Data) -> tuple[Ints, int]:
     return np.array([number[tag] for tag in rarest], np.int64)[labels], len(number)
 
 
-def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> Ints:
+def _given(images: Sequence[Labelled], data: Data, known: dict[str, float], spellings: _Spellings) -> Ints:
     """Return the splits of the source; if it has no validation images, draw ``split.val`` of the training groups."""
     split = data.split
     found = _numbers(_names_given(images, data))
@@ -175,7 +211,7 @@ def _given(images: Sequence[Labelled], data: Data, known: dict[str, float]) -> I
     train = np.flatnonzero(found == SPLITS.index("train"))
     groups = _Groups.of([images[number] for number in train.tolist()], data)
     shares = split.model_copy(update={"test": 0.0, "folds": 0})
-    found[train] = _split(groups, shares, known)[groups.codes]
+    found[train] = _split(groups, shares, known, spellings)[groups.codes]
     return found
 
 

@@ -81,6 +81,29 @@ def test_unknown_splits_are_listed_at_once_and_none_is_proposed_for_training() -
     assert proposed == {"": "test", 'hold"out': "test"}
 
 
+@pytest.mark.parametrize("method", ["stratified", "hash"])
+def test_a_group_of_two_spellings_takes_the_strictest_place_of_either(method: str) -> None:
+    """Whichever spelling an earlier night had, and whichever is left."""
+    split = {"method": method, "test": 0.3, "val": 0.2}
+    numbers = [f"{number}.0" for number in range(40)]
+    known: dict[str, float] = {}
+    first = dict(zip(numbers, splits_of(labelled([(name, "a") for name in numbers]), split, known), strict=True))
+    alone = [name.removesuffix(".0") for name in numbers]
+    known.update({"3": 0.99, "4": 0.01})
+    some, data = labelled([(name, "a") for name in alone]), data_of(split, source="csv", labels="x", group_column="who")
+    rows = split_images(some, data, known, {name: [f"{name}.0"] for name in alone})
+    found = dict(zip(alone, [SPLITS[number] for number in rows.split.tolist()], strict=True))
+    order = ["test", "val", "train"]
+    for name in alone:
+        assert order.index(found[name]) <= order.index(first[f"{name}.0"])
+    if method == "stratified":
+        assert found["4"] == "test"
+        later = split_images(some, data, known)
+        assert later.split.tolist() == rows.split.tolist()
+        renamed = split_images(labelled([(f"0{name}", "a") for name in alone]), data, known)
+        assert renamed.split.tolist() == rows.split.tolist()
+
+
 @given(pairs, methods, st.floats(0.05, 0.5), st.floats(0, 0.4), st.sampled_from([0, 0, 2, 3]))
 def test_no_group_is_ever_on_two_sides(
     groups: list[tuple[str, str]], method: str, test: float, val: float, folds: int

@@ -76,6 +76,8 @@ class Source:
     """Digest of keys, labels, groups, parts, file sizes and times, and of the rejected images; it changes with the
     source."""
     rejected: tuple[Rejected, ...]
+    spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other spellings of a group that has several."""
     pixels: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """Pixels of IDX files by path: (images, height, width)."""
 
@@ -129,14 +131,18 @@ def make_source(
     listed = list(_labelled(_wanted(found, data), data, rejected))
     ignored = {folded(entry) for entry in data.ignore}
     named = {tag for name in folders for tag in tags_of(name, data) if folded(tag) not in ignored}
-    listed, of_label = _joined(listed, data, named)
+    listed, of_label, of_group = _joined(listed, data, named)
     images = list(_without_doubles(sorted(listed, key=lambda image: image.key), rejected))
     classes = data.classes or _in_order(_used(images, data) | {of_label.get(name, name) for name in named})
     known = set(classes)
     images = [image for image in images if _has_known_label(image, known, data, rejected)]
     check_rejected(rejected, data)
     _check_classes(_used(images, data), classes, data)
-    return Source(tuple(images), classes, columns, _digest(images, rejected), tuple(rejected), pixels or {})
+    spellings: dict[str, tuple[str, ...]] = {}
+    for spelling, group in of_group.items():
+        spellings[group] = (*spellings.get(group, ()), spelling)
+    digest = _digest(images, rejected)
+    return Source(tuple(images), classes, columns, digest, tuple(rejected), spellings, pixels or {})
 
 
 def _used(images: Iterable[Labelled], data: Data) -> set[str]:
@@ -228,8 +234,10 @@ def _stamp(key: str, label: str, size: int, time: int, where: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{key}\0{label}\0{size}\0{time}\0{where}".encode())
 
 
-def _joined(images: list[Labelled], data: Data, named: set[str]) -> tuple[list[Labelled], dict[str, str]]:
-    """Give labels, and groups, that are one value in several spellings the same one; return it for each label too."""
+def _joined(
+    images: list[Labelled], data: Data, named: set[str]
+) -> tuple[list[Labelled], dict[str, str], dict[str, str]]:
+    """Give labels, and groups, that are one value in several spellings the same one; return those of both too."""
     labels: Counter[str] = Counter(dict.fromkeys(named, 0))
     for label, count in Counter(image.label for image in images).items():
         labels.update(dict.fromkeys(tags_of(label, data), count))
@@ -239,7 +247,7 @@ def _joined(images: list[Labelled], data: Data, named: set[str]) -> tuple[list[L
     if of_label or of_group:
         times: dict[str, tuple[int, int]] = {}
         images = [_respelled(image, data, of_label, of_group, times) for image in images]
-    return images, of_label
+    return images, of_label, of_group
 
 
 def _respelled(
