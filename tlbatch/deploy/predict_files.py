@@ -15,6 +15,7 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, plain_text
 from tlbatch.core.typing import Floats
 from tlbatch.data.sources.files import ENDINGS, walk, why_unread
+from tlbatch.data.sources.listing import Listing
 from tlbatch.deploy.model import ExportedModel
 from tlbatch.distributed.process_group import keep_freed_memory
 from tlbatch.runs.manifest import Rejected
@@ -59,10 +60,10 @@ def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
     lost: list[Rejected] = []
     for path in images:
         if path.is_dir():
-            unread: list[str] = []
-            found = walk(path, ENDINGS, lost, unread=unread)
-            files += sorted(path / inner / name for inner, names in found for name in names)
-            lost += [Rejected(key=str(path / inner), cause=why_unread(inner)) for inner in unread]
+            listing = Listing()
+            files += sorted(path / inner / name for inner, names in walk(path, ENDINGS, listing) for name in names)
+            lost += listing.rejected
+            lost += [Rejected(key=str(path / inner), cause=why_unread(inner)) for inner in listing.unread]
         else:
             files.append(path)
     if not lost and not any(path.exists() for path in files):

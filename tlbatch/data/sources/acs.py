@@ -14,7 +14,7 @@ from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.data.sources.base import TWO_LABELS, Found, key_of
 from tlbatch.data.sources.files import ENDINGS, walk
-from tlbatch.runs.manifest import Rejected
+from tlbatch.data.sources.listing import Listing
 
 TYPES: Final = (
     "blouse", "cloak", "coat", "jacket", "long dress", "polo shirt", "robe", "shirt", "short dress", "suit", "sweater",
@@ -26,7 +26,7 @@ Words = Mapping[str, str | None]
 _LISTS = ("train", "test")
 
 
-def from_acs(folder: Path, data: Data, words: Words | None, rejected: list[Rejected]) -> Iterator[Found]:
+def from_acs(folder: Path, data: Data, words: Words | None, listing: Listing) -> Iterator[Found]:
     """Yield all images that a list names.
 
     Parameters
@@ -40,11 +40,11 @@ def from_acs(folder: Path, data: Data, words: Words | None, rejected: list[Rejec
         When a list is missing, or both name an image.
     """
     part_of = _parts(folder)
-    files = _files(folder / "images", rejected)
+    files = _files(folder / "images", listing)
     for stem in sorted(files.keys() | part_of.keys()):
         cause = _cause(stem, folder, files, part_of, words)
         if cause:
-            rejected.append(Rejected(key=key_of(stem), cause=cause))
+            listing.reject(key_of(stem), cause)
             continue
         name = stem.partition("/")[0]
         label = TYPES[int(name)] if name.isdecimal() and int(name) < len(TYPES) else name
@@ -81,12 +81,12 @@ def _parts(folder: Path) -> dict[str, str]:
     return part_of
 
 
-def _files(folder: Path, rejected: list[Rejected]) -> dict[str, str]:
+def _files(folder: Path, listing: Listing) -> dict[str, str]:
     """Return the path of each image below the folder, by its path without the extension."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set data.images to the folder that holds images/ and train.txt")
     found: dict[str, str] = {}
-    for place, names in walk(folder, ENDINGS, rejected):
+    for place, names in walk(folder, ENDINGS, listing):
         for name in names:
             inner = (place / name).as_posix()
             found.setdefault(os.path.splitext(inner)[0], inner)  # noqa: PTH122 (a Path per image costs too much)

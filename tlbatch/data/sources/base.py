@@ -3,12 +3,11 @@
 import hashlib
 import io
 import itertools
-import logging
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fnmatch import translate
@@ -23,10 +22,10 @@ from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted, folded, shortest
 from tlbatch.core.typing import Ints
+from tlbatch.data.sources.listing import Listing
 from tlbatch.data.sources.spellings import joined
 from tlbatch.runs.manifest import Rejected
 
-log = logging.getLogger(__name__)
 NO_LABEL = "has no label"
 TWO_LABELS = "the key is there twice, with two labels"
 """Why an image is left out."""
@@ -76,6 +75,8 @@ class Source:
     """Digest of keys, labels, groups, parts, file sizes and times, and of the rejected images; it changes with the
     source."""
     rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...] = ()
+    """How the source was understood."""
     spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other spellings of a group that has several."""
     pixels: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
@@ -108,7 +109,7 @@ def name_of(key: str) -> str:
 def make_source(
     found: Iterable[Found],
     data: Data,
-    rejected: list[Rejected],
+    listing: Listing,
     *,
     columns: tuple[str, str],
     folders: Iterable[str] = (),
@@ -118,8 +119,8 @@ def make_source(
 
     Parameters
     ----------
-    rejected
-        Images that the listing left out; those left out here are appended.
+    listing
+        What was left out and understood up to now; what is left out here is added.
     folders
         Classes that exist even without images.
 
@@ -128,21 +129,22 @@ def make_source(
     UserError
         When more images are rejected than ``data.max_rejected``, a class is empty, or there are fewer than two classes.
     """
-    listed = list(_labelled(_wanted(found, data), data, rejected))
+    listed = list(_labelled(_wanted(found, data, listing), data, listing))
     ignored = {folded(entry) for entry in data.ignore}
     named = {tag for name in folders for tag in tags_of(name, data) if folded(tag) not in ignored}
-    listed, of_label, of_group = _joined(listed, data, named)
-    images = list(_without_doubles(sorted(listed, key=lambda image: image.key), rejected))
+    listed, of_label, of_group = _joined(listed, data, named, listing)
+    images = list(_without_doubles(sorted(listed, key=lambda image: image.key), listing))
     classes = data.classes or _in_order(_used(images, data) | {of_label.get(name, name) for name in named})
     known = set(classes)
-    images = [image for image in images if _has_known_label(image, known, data, rejected)]
-    check_rejected(rejected, data)
+    images = [image for image in images if _has_known_label(image, known, data, listing)]
+    check_rejected(listing.rejected, data)
     _check_classes(_used(images, data), classes, data)
     spellings: dict[str, tuple[str, ...]] = {}
     for spelling, group in of_group.items():
         spellings[group] = (*spellings.get(group, ()), spelling)
-    digest = _digest(images, rejected)
-    return Source(tuple(images), classes, columns, digest, tuple(rejected), spellings, pixels or {})
+    digest = _digest(images, listing.rejected)
+    rejected, notes = tuple(listing.rejected), tuple(listing.notes)
+    return Source(tuple(images), classes, columns, digest, rejected, notes, spellings, pixels or {})
 
 
 def _used(images: Iterable[Labelled], data: Data) -> set[str]:
@@ -163,7 +165,7 @@ def coded(values: Iterable[str]) -> tuple[Ints, list[str]]:
     return codes, list(numbers)
 
 
-def check_rejected(rejected: list[Rejected], data: Data) -> None:
+def check_rejected(rejected: Sequence[Rejected], data: Data) -> None:
     """Raise when more images are left out than the job allows.
 
     Raises
@@ -179,7 +181,7 @@ def check_rejected(rejected: list[Rejected], data: Data) -> None:
         )
 
 
-def _wanted(found: Iterable[Found], data: Data) -> Iterator[Found]:
+def _wanted(found: Iterable[Found], data: Data, listing: Listing) -> Iterator[Found]:
     """Yield what ``data.ignore`` does not leave out, and log how many images each of its entries has."""
     if not data.ignore:
         yield from found
@@ -197,10 +199,11 @@ def _wanted(found: Iterable[Found], data: Data) -> Iterator[Found]:
         else:
             yield one
     for entry, count in counts.items():
-        log.log(logging.INFO if count else logging.WARNING, "ignored: %s by %r", counted(count, "image"), entry)
+        say = listing.note if count else listing.warn
+        say(f"ignored: {counted(count, 'image')} by {entry!r}")
 
 
-def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> Iterator[Labelled]:
+def _labelled(found: Iterable[Found], data: Data, listing: Listing) -> Iterator[Labelled]:
     times: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}  # one string per label, not one per image
     pattern = re.compile(data.group_pattern) if data.group_pattern else None
@@ -210,7 +213,7 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
         try:
             size, time = _size_and_time(one.path, times, shared=one.size >= 0)
         except OSError as error:
-            rejected.append(Rejected(key=key, cause=f"{one.path}: {error.strerror}"))
+            listing.reject(key, f"{one.path}: {error.strerror}")
             continue
         group = _text(one.group) or key
         num_alone += bool(data.group_column and not one.group)
@@ -227,7 +230,8 @@ def _labelled(found: Iterable[Found], data: Data, rejected: list[Rejected]) -> I
         stamp = _stamp(key, label, size, time, where)
         yield Labelled(key, one.path, label, group, _text(one.part), stamp, one.offset, one.size)
     if num_alone:
-        log.warning("%s with nothing in %s: each is a group of its own", counted(num_alone, "image"), data.group_column)
+        number = counted(num_alone, "image")
+        listing.warn(f"{number} with nothing in {data.group_column}: each is a group of its own")
 
 
 def _stamp(key: str, label: str, size: int, time: int, where: str) -> int:
@@ -235,15 +239,15 @@ def _stamp(key: str, label: str, size: int, time: int, where: str) -> int:
 
 
 def _joined(
-    images: list[Labelled], data: Data, named: set[str]
+    images: list[Labelled], data: Data, named: set[str], listing: Listing
 ) -> tuple[list[Labelled], dict[str, str], dict[str, str]]:
     """Give labels, and groups, that are one value in several spellings the same one; return those of both too."""
     labels: Counter[str] = Counter(dict.fromkeys(named, 0))
     for label, count in Counter(image.label for image in images).items():
         labels.update(dict.fromkeys(tags_of(label, data), count))
     groups = Counter(image.group for image in images if image.group != image.key)
-    of_label = joined(labels, "tag" if data.tag_separator else "label", data.spellings, known=data.classes)
-    of_group = joined(groups, "group", data.spellings)
+    of_label = joined(labels, "tag" if data.tag_separator else "label", data.spellings, listing, known=data.classes)
+    of_group = joined(groups, "group", data.spellings, listing)
     if of_label or of_group:
         times: dict[str, tuple[int, int]] = {}
         images = [_respelled(image, data, of_label, of_group, times) for image in images]
@@ -283,7 +287,7 @@ def _size_and_time(path: str, times: dict[str, tuple[int, int]], *, shared: bool
     return found
 
 
-def _without_doubles(images: list[Labelled], rejected: list[Rejected]) -> Iterator[Labelled]:
+def _without_doubles(images: list[Labelled], listing: Listing) -> Iterator[Labelled]:
     """Yield one image per key; none if the labels differ, because either may be wrong."""
     for _, group in itertools.groupby(images, key=lambda image: image.key):
         same = list(group)
@@ -292,17 +296,17 @@ def _without_doubles(images: list[Labelled], rejected: list[Rejected]) -> Iterat
             yield same[0]
         for image in same[1 if agreed else 0 :]:
             why = "the key is there twice" if agreed else TWO_LABELS
-            rejected.append(Rejected(key=image.key, cause=f"{why} ({same[0].path} and {same[-1].path})"))
+            listing.reject(image.key, f"{why} ({same[0].path} and {same[-1].path})")
 
 
-def _has_known_label(image: Labelled, classes: set[str], data: Data, rejected: list[Rejected]) -> bool:
+def _has_known_label(image: Labelled, classes: set[str], data: Data, listing: Listing) -> bool:
     tags = tags_of(image.label, data)
     unknown = [tag for tag in tags if tag not in classes]
     if not tags:
-        rejected.append(Rejected(key=image.key, cause=NO_LABEL))
+        listing.reject(image.key, NO_LABEL)
     elif unknown:
         cause = f"has the label {unknown[0]!r}, which data.classes does not list"
-        rejected.append(Rejected(key=image.key, cause=cause))
+        listing.reject(image.key, cause)
     return bool(tags) and not unknown
 
 
@@ -324,7 +328,7 @@ def _check_classes(used: set[str], classes: tuple[str, ...], data: Data) -> None
         raise UserError(f"{where}: only one class ({classes[0]!r}); a classifier needs at least two")
 
 
-def _digest(images: list[Labelled], rejected: list[Rejected]) -> str:
+def _digest(images: list[Labelled], rejected: Sequence[Rejected]) -> str:
     sha = hashlib.sha256()
     for row in rejected:
         sha.update(f"{_text(row.key)}\0{_text(row.cause)}\n".encode())

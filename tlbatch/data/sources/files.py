@@ -1,6 +1,5 @@
 """Files below a folder: those that cannot be read are listed or logged, never dropped silently."""
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -10,9 +9,8 @@ from PIL import features
 
 from tlbatch.config.base import SplitName
 from tlbatch.core.text import counted, folded
-from tlbatch.runs.manifest import Rejected
+from tlbatch.data.sources.listing import Listing
 
-log = logging.getLogger(__name__)
 ENDINGS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib", ".ppm", ".pgm",
     ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", *((".avif", ".avifs") if features.check("avif") else ()),
@@ -42,29 +40,15 @@ def given_split(name: str, more: Mapping[str, SplitName]) -> SplitName | None:
     return (known | {folded(one): split for one, split in more.items()}).get(folded(name))
 
 
-def walk(
-    root: Path,
-    endings: Collection[str],
-    rejected: list[Rejected],
-    *,
-    unread: list[str] | None = None,
-    workspace: Path | None = None,
-) -> Iterator[tuple[Path, list[str]]]:
+def walk(root: Path, endings: Collection[str], listing: Listing) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder below ``root``, relative to it, with the names of its files that have one of the extensions.
 
     Links to folders are followed. Hidden files and folders, and those that systems leave, are skipped; what is left out
-    is counted in the log.
-
-    Parameters
-    ----------
-    unread
-        Receives the paths below ``root`` of images in formats that are not read.
-    workspace
-        A folder to leave out, should it lie below ``root``.
+    is said. Images in formats that are not read are listed for the caller to decide.
     """
 
     def unreadable(error: OSError) -> None:
-        rejected.append(Rejected(key=str(error.filename), cause=f"unreadable folder ({error.strerror})"))
+        listing.reject(str(error.filename), f"unreadable folder ({error.strerror})")
 
     others: Counter[str] = Counter()
     above: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -73,36 +57,36 @@ def walk(
         here = status.st_dev, status.st_ino
         upper = above.get(os.path.dirname(place), ())  # noqa: PTH120
         if here in upper:
-            rejected.append(Rejected(key=place, cause="a symbolic link that leads back to a folder above it"))
+            listing.reject(place, "a symbolic link that leads back to a folder above it")
             folders.clear()
             continue
         above[place] = (*upper, here)
-        folders[:] = sorted(name for name in folders if not _is_left_out(Path(place, name), workspace))
+        folders[:] = sorted(name for name in folders if not _is_left_out(Path(place, name), listing))
         names = sorted(name for name in files if not name.startswith("."))
         inner = Path(place).relative_to(root)
         yield inner, [name for name in names if ending_of(name) in endings]
         other = [name for name in names if ending_of(name) not in endings]
-        if unread is not None:
-            unread += [(inner / name).as_posix() for name in other if ending_of(name) in _UNREAD]
-            other = [name for name in other if ending_of(name) not in _UNREAD]
+        listing.unread += [(inner / name).as_posix() for name in other if ending_of(name) in _UNREAD]
+        other = [name for name in other if ending_of(name) not in _UNREAD]
         unnamed = [Path(place, name) for name in other if not ending_of(name)]  # like most links to folders
         links = [link for link in unnamed if link.is_symlink() and not link.exists()]
-        rejected += [Rejected(key=str(link), cause=f"a symbolic link to nowhere ({link.readlink()})") for link in links]
+        for link in links:
+            listing.reject(str(link), f"a symbolic link to nowhere ({link.readlink()})")
         others.update(ending_of(name) or name for name in other)
     if others:
         shown = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
-        log.warning("%s below %s with an extension that is not read: %s", counted(others.total(), "file"), root, shown)
+        listing.warn(f"{counted(others.total(), 'file')} below {root} with an extension that is not read: {shown}")
 
 
-def _is_left_out(folder: Path, workspace: Path | None) -> bool:
+def _is_left_out(folder: Path, listing: Listing) -> bool:
     """Return whether a folder holds no images of the set, and say so unless it is hidden."""
     if folder.name.startswith("."):
         return True
     if folder.name.casefold() in _OF_SYSTEMS:
-        log.info("left out: %s, a folder that systems leave", folder)
+        listing.note(f"left out: {folder}, a folder that systems leave")
         return True
-    if workspace is not None and workspace.exists() and folder.samefile(workspace):
-        log.info("left out: %s, the workspace", folder)
+    if listing.workspace and Path(listing.workspace).exists() and folder.samefile(listing.workspace):
+        listing.note(f"left out: {folder}, the workspace")
         return True
     return False
 

@@ -9,16 +9,13 @@ from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.data.sources.base import Found, key_of
 from tlbatch.data.sources.files import ENDINGS, given_split, walk, why_unread
-from tlbatch.runs.manifest import Rejected
+from tlbatch.data.sources.listing import Listing
 
 
-def from_folders(
-    images: Path, data: Data, rejected: list[Rejected], classes: dict[str, None], workspace: Path | None = None
-) -> Iterator[Found]:
+def from_folders(images: Path, data: Data, listing: Listing, classes: dict[str, None]) -> Iterator[Found]:
     """Yield the images in class folders; with given splits, class folders lie in split folders."""
-    unread: list[str] = []
     depth = 1 if (data.split.method == "given" and not data.split.files) or data.split.recipe == "dogs-vs-cats" else 0
-    for folder, names in walk(images, ENDINGS, rejected, unread=unread, workspace=workspace):
+    for folder, names in walk(images, ENDINGS, listing):
         parts = folder.parts
         if len(parts) > depth:
             classes[_readable(parts[depth])] = None
@@ -30,12 +27,13 @@ def from_folders(
             if len(parts) <= depth:
                 wanted = "<split>/<class>" if depth else "<class>"
                 cause = f"lies outside of a class folder; move it into {images}/{wanted}/"
-                rejected.append(Rejected(key=key_of(inner), cause=cause))
+                listing.reject(key_of(inner), cause)
                 continue
             stem = os.path.splitext(inner)[0]  # noqa: PTH122
             own = inner if stems[os.path.splitext(name)[0]] > 1 else stem  # noqa: PTH122 (x.jpg and x.png are two images)
             yield Found(own, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
-    rejected += [Rejected(key=key_of(inner), cause=why_unread(inner)) for inner in unread]
+    for inner in listing.unread:
+        listing.reject(key_of(inner), why_unread(inner))
 
 
 def _readable(name: str) -> str:

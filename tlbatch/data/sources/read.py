@@ -16,10 +16,10 @@ from tlbatch.data.sources.acs import from_acs
 from tlbatch.data.sources.base import Source, make_source
 from tlbatch.data.sources.folders import from_folders
 from tlbatch.data.sources.idx import from_idx
+from tlbatch.data.sources.listing import Listing
 from tlbatch.data.sources.table import from_csv, words_by_image
 from tlbatch.data.sources.tars import from_tars
 from tlbatch.data.synthetic.write import make_once
-from tlbatch.runs.manifest import Rejected
 from tlbatch.runs.workspace import staged_folder, synthetic_folder
 
 log = logging.getLogger(__name__)
@@ -59,25 +59,25 @@ def read_source(data: Data, images: Path, labels: Path | None, workspace: Path |
     """
     if not images.is_dir():
         raise UserError(f"{images}: no such folder of images; set data.images=PATH")
-    rejected: list[Rejected] = []
+    listing = Listing(str(workspace or ""))
     columns = ("image", "label")
     match data.source:
         case "idx":
             pixels: dict[str, npt.NDArray[np.uint8]] = {}
-            return make_source(from_idx(images, pixels), data, rejected, columns=columns, pixels=pixels)
+            return make_source(from_idx(images, pixels), data, listing, columns=columns, pixels=pixels)
         case "tars":
-            return make_source(from_tars(images, data, rejected), data, rejected, columns=columns)
+            return make_source(from_tars(images, data, listing), data, listing, columns=columns)
         case "acs":
             words = None if labels is None else words_by_image(data, labels)
-            return make_source(from_acs(images, data, words, rejected), data, rejected, columns=columns)
+            return make_source(from_acs(images, data, words, listing), data, listing, columns=columns)
         case "csv" | "synthetic":
             if labels is None:
                 raise UserError("data.labels: is required with a table of labels; set data.labels=FILE")
             columns = (data.key_column, data.label_column)
-            return make_source(from_csv(images, labels, data, rejected, workspace), data, rejected, columns=columns)
+            return make_source(from_csv(images, labels, data, listing), data, listing, columns=columns)
         case "folders":
             classes: dict[str, None] = {}
-            found = from_folders(images, data, rejected, classes, workspace)
-            return make_source(found, data, rejected, columns=columns, folders=classes)
+            found = from_folders(images, data, listing, classes)
+            return make_source(found, data, listing, columns=columns, folders=classes)
         case _:
             assert_never(data.source)

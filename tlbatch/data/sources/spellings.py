@@ -1,17 +1,17 @@
 """One value in several spellings: numbers are joined, words are not, unless the job says so."""
 
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from tlbatch.config.data import Spellings
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted, folded, shortest
+from tlbatch.data.sources.listing import Listing
 
-log = logging.getLogger(__name__)
 
-
-def joined(values: Mapping[str, int], what: str, how: Spellings, *, known: Sequence[str] = ()) -> dict[str, str]:
+def joined(
+    values: Mapping[str, int], what: str, how: Spellings, listing: Listing, *, known: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the spelling that stands for each value that has several, which are equal after `folded`.
 
     Parameters
@@ -44,7 +44,7 @@ def joined(values: Mapping[str, int], what: str, how: Spellings, *, known: Seque
         stands = next((one for one in spellings if one in known), min(spellings, key=lambda one: (len(one), one)))
         found |= {spelling: stands for spelling in spellings if spelling != stands}
     if found:
-        _tell(found, values, what)
+        listing.note(_told(found, values, what))
     return found
 
 
@@ -56,10 +56,10 @@ def _refuse(spellings: Sequence[str], values: Mapping[str, int], what: str) -> N
     )
 
 
-def _tell(found: Mapping[str, str], values: Mapping[str, int], what: str) -> None:
+def _told(found: Mapping[str, str], values: Mapping[str, int], what: str) -> str:
     counts: Counter[tuple[str, str]] = Counter()
     for spelling, stands in found.items():
         counts[spelling, stands] += values.get(spelling, 0)
     (spelling, stands), _ = min(counts.items(), key=lambda item: (-item[1], item[0]))
     images = counted(sum(counts.values()), "image")
-    log.info("%s whose %s is spelled in another way, e.g. %r for %r: joined", images, what, spelling, stands)
+    return f"{images} whose {what} is spelled in another way, e.g. {spelling!r} for {stands!r}: joined"

@@ -1,6 +1,5 @@
 """A folder of images with a table of labels."""
 
-import logging
 import os
 import re
 import unicodedata
@@ -16,37 +15,35 @@ from tlbatch.core.tables import Table, read_table
 from tlbatch.core.text import counted, is_missing
 from tlbatch.data.sources.base import Found, key_of
 from tlbatch.data.sources.files import ENDINGS, ending_of, walk
-from tlbatch.runs.manifest import Rejected
+from tlbatch.data.sources.listing import Listing
 
-log = logging.getLogger(__name__)
 _SHARE_OF_KEYS = 0.5
 """Least share of the values of a column that are images, for it to be taken as the key column."""
 _MOST_CLASSES = 100
 """Most distinct values of a column that is proposed for the labels."""
 
 
-def from_csv(
-    images: Path, labels: Path, data: Data, rejected: list[Rejected], workspace: Path | None = None
-) -> Iterator[Found]:
+def from_csv(images: Path, labels: Path, data: Data, listing: Listing) -> Iterator[Found]:
     """List the images named in a table of labels."""
-    files = _Files(images, rejected, workspace)
+    files = _Files(images, listing)
     table = _open(labels, data)
-    rejected += [Rejected(key=f"{labels}:{line}", cause=cause) for line, cause in table.misfits]
+    for line, cause in table.misfits:
+        listing.reject(f"{labels}:{line}", cause)
     columns = _Columns.of(table, data, files)
-    log.info("%s", _understood(table, columns))
+    listing.note(_understood(table, columns))
     names = [row[columns.key] for _, row in table.rows]
     files.drop_common_folders(names)
     for (line, row), name, stem in zip(table.rows, names, _names(names), strict=True):
         path, cause = files.find(name)
         if path is None:
-            rejected.append(Rejected(key=key_of(stem), cause=f"{labels}:{line}: {cause}"))
+            listing.reject(key_of(stem), f"{labels}:{line}: {cause}")
             continue
         group = "" if columns.group is None or is_missing(row[columns.group]) else row[columns.group]
         part = "" if columns.part is None else row[columns.part]
         label = columns.label_of(row)
         label = "" if is_missing(label) and label not in data.classes else label
         yield Found(stem, f"{images}/{path}", label, group=group, part=part)
-    files.tell_what_was_found()
+    files.tell_what_was_found(listing)
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def _understood(table: Table, columns: _Columns) -> str:
 class _Files:
     """The image files of a folder, found by path, or by name if it is unique; Unicode forms count as equal."""
 
-    def __init__(self, images: Path, rejected: list[Rejected], workspace: Path | None = None) -> None:
+    def __init__(self, images: Path, listing: Listing) -> None:
         self._images = images
         self._by_path: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
@@ -167,8 +164,7 @@ class _Files:
         """Leading folders of the names in the table that the paths here lack."""
         self._numbered: list[tuple[str, str]] = []
         """Names that were found by their number, with the file."""
-        unread: list[str] = []
-        for folder, names in walk(images, ENDINGS, rejected, unread=unread, workspace=workspace):
+        for folder, names in walk(images, ENDINGS, listing):
             for name in names:
                 inner = (folder / name).as_posix()
                 stem = os.path.splitext(name)[0]  # noqa: PTH122
@@ -177,7 +173,7 @@ class _Files:
                 if re.fullmatch(r"\d{1,18}", stem):
                     self._by_number.setdefault(int(stem), []).append(inner)
                 self._total += 1
-        self._unread = {_composed(one) for inner in unread for one in (inner, os.path.splitext(inner)[0])}  # noqa: PTH122
+        self._unread = {_composed(one) for inner in listing.unread for one in (inner, os.path.splitext(inner)[0])}  # noqa: PTH122
 
     def num_matching(self, names: Sequence[str]) -> int:
         """Return how many names are images, with or without their folders."""
@@ -218,14 +214,15 @@ class _Files:
         self._used.add(found[0])
         return found[0], ""
 
-    def tell_what_was_found(self) -> None:
-        """Log the number of files without a label, and how names were understood."""
+    def tell_what_was_found(self, listing: Listing) -> None:
+        """Say how many files have no label, and how names were understood."""
         if self._numbered:
             name, file = self._numbered[0]
-            log.warning("%s by number alone, such as %s for %s", counted(len(self._numbered), "image"), name, file)
+            number = counted(len(self._numbered), "image")
+            listing.warn(f"{number} found by number alone, such as {file} for {name}")
         if len(self._used) < self._total:
             unused = counted(self._total - len(self._used), "image")
-            log.info("%s below %s without a line in the labels file", unused, self._images)
+            listing.note(f"{unused} below {self._images} without a line in the labels file")
 
 
 def _composed(name: str) -> str:
@@ -283,7 +280,7 @@ def label_columns(data: Data, labels: Path, columns: Sequence[str]) -> dict[str,
     key = (
         table.column(data.key_column, "data.key_column")
         if data.key_column in table.columns or data.key_column != _default("key_column") or images is None
-        else _key_column(table, _Files(images, []))
+        else _key_column(table, _Files(images, Listing()))
     )
     names = _names([row[key] for _, row in table.rows])
     return {

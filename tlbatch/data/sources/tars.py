@@ -12,29 +12,30 @@ from tlbatch.core.text import is_missing
 from tlbatch.data.shards.tar_reader import Member, group_samples, scan_tar
 from tlbatch.data.sources.base import Found, key_of
 from tlbatch.data.sources.files import ENDINGS, walk
-from tlbatch.runs.manifest import Rejected
+from tlbatch.data.sources.listing import Listing
 
 
-def from_tars(folder: Path, data: Data, rejected: list[Rejected]) -> Iterator[Found]:
+def from_tars(folder: Path, data: Data, listing: Listing) -> Iterator[Found]:
     """Yield the samples of WebDataset tars; the name of a tar up to its first dash names their split."""
-    paths = [folder / inner / name for inner, names in walk(folder, {".tar"}, rejected) for name in names]
+    paths = [folder / inner / name for inner, names in walk(folder, {".tar"}, listing) for name in names]
     if not paths:
         raise UserError(f"{folder}: no .tar below it; set data.images to the folder of the tars")
     for path in paths:
         try:
             members, damages = scan_tar(path)
         except OSError as error:
-            rejected.append(Rejected(key=str(path), cause=f"unreadable ({error.strerror})"))
+            listing.reject(str(path), f"unreadable ({error.strerror})")
             continue
         samples, more = group_samples(members)
-        rejected.extend(Rejected(key=f"{path}: {damage.name}", cause=damage.cause) for damage in (*damages, *more))
+        for damage in (*damages, *more):
+            listing.reject(f"{path}: {damage.name}", damage.cause)
         with path.open("rb") as tar:
             for name, parts in samples:
-                yield from _sample(path, tar, name, parts, data, rejected)
+                yield from _sample(path, tar, name, parts, data, listing)
 
 
 def _sample(
-    path: Path, tar: IO[bytes], name: str, parts: dict[str, Member], data: Data, rejected: list[Rejected]
+    path: Path, tar: IO[bytes], name: str, parts: dict[str, Member], data: Data, listing: Listing
 ) -> Iterator[Found]:
     image = next((member for ending, member in parts.items() if f".{ending}" in ENDINGS), None)
     fields: dict[str, object] = {}
@@ -42,7 +43,7 @@ def _sample(
         try:
             fields = dict(json.loads(_payload(tar, parts["json"])))
         except (ValueError, TypeError, RecursionError) as error:
-            rejected.append(Rejected(key=key_of(name), cause=f"{path}: json cannot be read ({error})"))
+            listing.reject(key_of(name), f"{path}: json cannot be read ({error})")
             return
     label = fields.get(data.label_column)
     if label is None:
@@ -50,21 +51,21 @@ def _sample(
         label = _payload(tar, plain).decode(errors="replace").strip() if plain else None
     if image is None or label is None:
         lacks = "image" if image is None else f"cls, and no json with {data.label_column}"
-        rejected.append(Rejected(key=key_of(name), cause=f"{path}: no {lacks}"))
+        listing.reject(key_of(name), f"{path}: no {lacks}")
         return
     if isinstance(label, dict) or (isinstance(label, list) and not data.tag_separator):
         kind = "an object" if isinstance(label, dict) else "a list; set data.tag_separator, or write one class"
-        rejected.append(Rejected(key=key_of(name), cause=f"{path}: {data.label_column} in the json is {kind}"))
+        listing.reject(key_of(name), f"{path}: {data.label_column} in the json is {kind}")
         return
     if isinstance(label, list):
         split = [tag for tag in map(str, label) if data.tag_separator in tag]
         if split:
             cause = f"{path}: the tag {split[0]!r} holds data.tag_separator"
-            rejected.append(Rejected(key=key_of(name), cause=cause))
+            listing.reject(key_of(name), cause)
             return
         label = data.tag_separator.join(map(str, label))
     if data.split.column and fields.get(data.split.column) in (None, ""):
-        rejected.append(Rejected(key=key_of(name), cause=f"{path}: nothing in the json field {data.split.column}"))
+        listing.reject(key_of(name), f"{path}: nothing in the json field {data.split.column}")
         return
     group = _value(fields.get(data.group_column)) if data.group_column else ""
     part = str(fields[data.split.column]) if data.split.column else path.name.split("-")[0]
