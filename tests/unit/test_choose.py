@@ -76,7 +76,9 @@ def test_the_choice_is_made_on_training_images_and_the_later_stages_follow_it(ma
 
 @pytest.mark.usefixtures("fewer_fits")
 def test_ordered_classes_are_probed_and_tuned_as_grades(make: Make) -> None:
-    paths = make(*AUTO, "metric=quadratic_kappa", "train.augment=none", "data.split.val=0")
+    paths = make(
+        *AUTO, "metric=quadratic_kappa", "data.classes=['blue','green','red']", "train.augment=none", "data.split.val=0"
+    )
     for stage in (shard, choose):
         stage.run(paths.folder)
     found = paths.load_strategy()

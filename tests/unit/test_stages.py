@@ -41,6 +41,8 @@ from tlbatch.training import phases
 from tlbatch.training.train import _check_batches
 
 pytestmark = pytest.mark.chain
+ORDER = "data.classes=['blue','green','red']"
+"""The order that the colours have where one is needed."""
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ def test_what_lies_before_the_cut_is_byte_identical_after_training(make: Callabl
         ("phase.1.cut=block.1", "phase cut 'block.1': no such module in the backbone; similar: blocks.1"),
         ("train.mixed_precision=fp16", "fp16 needs a GPU; set it to bf16 or no"),
         (
-            "objective=regression phase.0.grad_clip=0 phase.0.optimizer={name='sgd',lr=1e6}",
+            f"objective=regression {ORDER} phase.0.grad_clip=0 phase.0.optimizer={{name='sgd',lr=1e6}}",
             "the loss is not finite in phase 0 epoch 1 step 1 (images ",
         ),
     ],
@@ -211,7 +213,9 @@ def test_a_network_that_diverges_in_its_last_step_is_not_scored(make: Callable[.
     """The loss of a step is that before it; without validation images only the predictions tell."""
     last = "phase=[{cut='none',warmup=0,grad_clip=0,optimizer={name='sgd',lr=1e6,backbone_lr=1e6,momentum=0}}]"
     for val, stage in (("0.2", train), ("0", predict)):
-        paths = make(last, "train.batch_size=64", f"data.split.val={val}", f"run=val{val}", "objective=regression")
+        paths = make(
+            last, "train.batch_size=64", f"data.split.val={val}", f"run=val{val}", "objective=regression", ORDER
+        )
         with pytest.raises(UserError, match="not finite"):
             for one in (shard, cache, train, predict):
                 one.run(paths.folder)
@@ -460,7 +464,7 @@ def test_both_eyes_of_a_patient_are_seen_by_the_head(make: Callable[..., RunPath
 
 def test_without_validation_nothing_ends_a_phase_early_or_is_averaged(make: Callable[..., RunPaths]) -> None:
     phase = "phase=[{cut='blocks.1', epochs=4, patience=1, average=true}]"
-    paths = run_all(make(phase, "data.split.val=0", "train.tta=true", "decision=expected-grade"))
+    paths = run_all(make(phase, "data.split.val=0", "train.tta=true", "decision=expected-grade", ORDER))
     assert len(paths.metrics.read_text(encoding="utf-8").splitlines()) == 4
     best = load_record(Best, paths.best, missing="")
     assert (best.weights, best.views) == ("phase0-epoch3.safetensors", "none")
@@ -490,7 +494,7 @@ def test_views_are_judged_with_rounded_grades_as_the_upright_ones_were(
 
     monkeypatch.setattr(phases, "validate", spied)
     monkeypatch.setattr(checkpoint, "fit_thresholds", lambda *_, **__: np.array([0.2, 0.3]))
-    paths = make(phase, "metric=quadratic_kappa", "objective=regression", "train.tta=true")
+    paths = make(phase, "metric=quadratic_kappa", "objective=regression", "train.tta=true", ORDER)
     for stage in (shard, cache, train):
         stage.run(paths.folder)
     tensors = safetensors.torch.load_file(paths.checkpoints / load_record(Best, paths.best, missing="").weights)
@@ -524,7 +528,7 @@ def test_views_are_averaged_in_prediction_where_validation_says_so(
 
 
 def test_validation_scores_are_those_of_the_predictions_with_views_too(make: Callable[..., RunPaths]) -> None:
-    paths = run_all(make("train.tta=true", "train.augment=d4", "data.split.val=0.4", "metric=quadratic_kappa"))
+    paths = run_all(make("train.tta=true", "train.augment=d4", "data.split.val=0.4", "metric=quadratic_kappa", ORDER))
     best = load_record(Best, paths.best, missing="")
     table = pd.read_csv(paths.report / "predictions.csv").query("split == 'val'")
     names = ["blue", "green", "red"]
@@ -547,7 +551,9 @@ def test_ordered_grades_are_cut_at_thresholds_that_the_checkpoint_carries(make: 
         ("phase=[{cut='blocks.2', epochs=2}]", ["objective=corn", "decision=expected-grade"]),
     ):
         paths = run_all(
-            make(phase, "metric=quadratic_kappa", "data.split.val=0.3", *job, f"run=of-{len(job[0])}{len(phase)}")
+            make(
+                phase, "metric=quadratic_kappa", ORDER, "data.split.val=0.3", *job, f"run=of-{len(job[0])}{len(phase)}"
+            )
         )
         tensors = safetensors.torch.load_file(next(paths.checkpoints.glob("*.safetensors")))
         assert tensors["thresholds"].diff().min() > 0

@@ -31,6 +31,8 @@ from tlbatch.runs.records import SPLITS, load_record
 from tlbatch.runs.workspace import SetPaths, data_digest, groups_file, synthetic_folder
 
 log = logging.getLogger(__name__)
+_SHARE_OFF = 1 / 3
+"""Relative difference of a split's share from the one asked for above which it is said."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,9 @@ def write_audited_index(
     if across and data.audit == "stop":
         write_text(paths.folder / "audit.csv", listed)
     _check_audit(built.findings.record, data, paths)
+    unusual = split_warnings(data, source.classes, built)
+    for warning in unusual:
+        log.warning("%s", warning)
     with atomic_folder(target.index_folder) as draft:
         written = SetPaths(target.folder, draft.name)
         write_index(written.index_file, built.index)
@@ -189,7 +194,40 @@ def write_audited_index(
             columns=source.columns,
             synthetic=data.source == "synthetic",
             ceilings=_ceilings(job, built),
+            notes=source.notes,
+            warnings=unusual,
         ).save(written.manifest)
+
+
+def split_warnings(data: Data, classes: Sequence[str], built: Built) -> tuple[str, ...]:
+    """Describe splits whose share of the images is a third off the share asked for, and classes that they lack."""
+    split = data.split
+    wanted = {"test": 1 / split.folds if split.folds else split.test, "val": split.val}
+    total = len(built.index)
+    found = []
+    held_out: tuple[SplitName, ...] = ("test", "val")
+    for name in held_out if split.method in ("stratified", "hash") else ():
+        share, aim = sum(built.index["split"] == SPLITS.index(name)) / total, wanted[name]
+        if abs(share - aim) > _SHARE_OFF * aim:
+            found.append(f"the {name} split has {share:.1%} of the images, not {aim:.1%}: {_why_off(built)}")
+    for name in held_out:
+        lacking = [one for one, count in zip(classes, built.counts[name], strict=True) if not count]
+        if lacking and len(lacking) < len(classes):
+            more = f" and {counted(len(lacking) - 1, 'other')}" if len(lacking) > 1 else ""
+            found.append(f"the {name} split has no image of class {lacking[0]}{more}")
+    return tuple(found)
+
+
+def _why_off(built: Built) -> str:
+    """Name what most likely makes the splits differ from the shares asked for."""
+    audit, sizes = built.findings.record, Counter(image.group for image in built.images)
+    (group, size), *_ = sizes.most_common(1) or [("", 0)]
+    if audit.num_moved + audit.num_dropped:
+        moved = counted(audit.num_moved, "image")
+        return f"{moved} moved to the split of a duplicate, {audit.num_dropped} dropped"
+    if size > 1:
+        return f"groups stay whole, the largest ({group}) has {counted(size, 'image')}"
+    return f"there are only {counted(len(built.images), 'image')}"
 
 
 def _check_audit(found: Audit, data: Data, paths: RunPaths) -> None:

@@ -161,6 +161,8 @@ def report_of(scoring: Scoring, scored: Scored, run: Run, best: Best, *, num_pre
         counts=manifest.counts,
         num_images=manifest.num_images,
         num_rejected=manifest.num_rejected,
+        notes=manifest.notes,
+        warnings=manifest.warnings,
         audit=manifest.audit,
         resize=manifest.resize,
         steps=manifest.steps,

@@ -122,6 +122,8 @@ def _joined(reports: Sequence[Report], how: Ensemble, name: str) -> Report:
             "synthetic": any(report.synthetic for report in reports),
             "audit": _worst([report.audit for report in reports]),
             "num_rejected": max(report.num_rejected for report in reports),
+            "notes": tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+            "warnings": tuple(dict.fromkeys(warning for report in reports for warning in report.warnings)),
             "test_digest": tests[0] if same else digest_of(tests),
             "cost": Cost(
                 seconds={stage: sum(report.cost.seconds.get(stage, 0.0) for report in reports) for stage in stages},

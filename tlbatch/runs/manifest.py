@@ -75,3 +75,7 @@ class Manifest(Record):
     """Columns of the source's labels file: image name and label."""
     synthetic: bool
     ceilings: tuple[Ceiling, ...]
+    notes: tuple[str, ...] = ()
+    """How the source was read: what was understood, joined, counted or left out."""
+    warnings: tuple[str, ...] = ()
+    """What is unusual about the splits."""

@@ -259,6 +259,8 @@ class Report(Scored):
     counts: dict[SplitName, tuple[int, ...]]
     num_images: dict[SplitName, int]
     num_rejected: int
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     audit: Audit
     resize: int
     steps: tuple[str, ...]

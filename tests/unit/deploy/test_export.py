@@ -112,9 +112,10 @@ def stored(paths: RunPaths, keys: list[str]) -> tuple[list[bytes], torch.Tensor]
 
 
 FITTED = "phase=[{{cut='pool', fit='{}'}}]"
+ORDERED = ["metric=quadratic_kappa", "data.classes=['blue','green','red']"]
 JOBS: dict[str, tuple[list[str], str]] = {
-    "regression": (["metric=quadratic_kappa", "objective=regression", FITTED.format("ridge")], ""),
-    "expected-grade": (["metric=quadratic_kappa", "decision=expected-grade", FITTED.format("logistic")], ""),
+    "regression": ([*ORDERED, "objective=regression", FITTED.format("ridge")], ""),
+    "expected-grade": ([*ORDERED, "decision=expected-grade", FITTED.format("logistic")], ""),
     "two-phases": (["train.tta=true", "train.augment=rot4"], "rot4"),
     "view-mean": (
         [

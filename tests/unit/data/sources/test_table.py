@@ -134,7 +134,7 @@ def test_a_number_finds_a_file_of_that_number_only_if_there_is_one(
         Image.new("RGB", (40, 40)).save(images / f"{name}.bmp")
     source = put("image,level\n1,0\neye_0,1\n")
     assert [Path(image.path).name for image in source.images] == ["001.bmp", "eye_0.png"]
-    assert "1 image by number alone, such as 1 for 001.bmp" in caplog.text
+    assert "1 image found by number alone, such as 001.bmp for 1" in caplog.text
     with pytest.raises(UserError, match=r"2 images named 2 \(00?2\.bmp and 00?2\.bmp\)"):
         put("image,level\n2,0\neye_0,1\n")
 
