@@ -370,6 +370,20 @@ def test_a_changed_checkpoint_is_refused(copy_run: Callable[..., RunPaths]) -> N
         predict.run(paths.folder)
 
 
+def test_splits_far_from_the_shares_asked_for_are_said_in_log_and_report(
+    make: Callable[..., RunPaths], caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = run_all(make("data.group_pattern=(\\d)$", "data.split.val=0.05", "data.audit=warn", "run=uneven"))
+    report = report_of(paths)
+    share = report["num_images"]["val"] / 36
+    says = f"the val split has {share:.1%} of the images, not 5.0%: groups stay whole, the largest (0) has 6 images"
+    assert says in report["warnings"]
+    assert says in caplog.text
+    assert says.replace("'", "&#39;") in paths.report_page.read_text("utf-8")
+    even = run_all(make("run=even"))
+    assert report_of(even)["warnings"] == []
+
+
 @pytest.mark.parametrize(
     ("stage", "unused"),
     [("shard", "torch"), ("cache", "sklearn"), ("train", "sklearn"), ("predict", "sklearn"), ("reduce", "torch")],

@@ -1,6 +1,7 @@
 """Files below a folder: those that cannot be read are listed or logged, never dropped silently."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ _UNREAD = frozenset({
     ".jpg_large", ".apng", ".mpo", ".jng", ".wdp", ".jxr",
 }) - ENDINGS  # fmt: skip
 """Extensions of image files that are not read."""
+_BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|BM.{4}\0\0\0\0|\0\0\0\x0cjP  ", re.DOTALL
+)
 _OF_SYSTEMS = frozenset({
     "__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
     "thumbnails", "thumbs",
@@ -64,8 +68,11 @@ def walk(root: Path, endings: Collection[str], listing: Listing) -> Iterator[tup
         folders[:] = sorted(name for name in folders if not _is_left_out(Path(place, name), listing))
         names = sorted(name for name in files if not name.startswith("."))
         inner = Path(place).relative_to(root)
-        yield inner, [name for name in names if ending_of(name) in endings]
-        other = [name for name in names if ending_of(name) not in endings]
+        used = {name for name in names if ending_of(name) in endings}
+        if endings is ENDINGS:
+            used |= {name for name in names if not ending_of(name) and _is_image(Path(place, name))}
+        yield inner, [name for name in names if name in used]
+        other = [name for name in names if name not in used]
         listing.unread += [(inner / name).as_posix() for name in other if ending_of(name) in _UNREAD]
         other = [name for name in other if ending_of(name) not in _UNREAD]
         unnamed = [Path(place, name) for name in other if not ending_of(name)]  # like most links to folders
@@ -89,6 +96,17 @@ def _is_left_out(folder: Path, listing: Listing) -> bool:
         listing.note(f"left out: {folder}, the workspace")
         return True
     return False
+
+
+def _is_image(file: Path) -> bool:
+    """Return whether a file without an extension begins as an image that is read."""
+    if not file.is_file():  # a pipe, say, or a link to nowhere, which is listed
+        return False
+    try:
+        with file.open("rb") as opened:
+            return bool(_BEGINNINGS.match(opened.read(16)))
+    except OSError:  # which the log counts
+        return False
 
 
 def why_unread(name: str) -> str:

@@ -90,6 +90,8 @@ def _default(key: str) -> object:
 
 def _key_column(table: Table, files: "_Files") -> int:
     """Return the only column most of whose values are images."""
+    if files.num_matching(list(filter(None, table.columns))):
+        raise UserError(f"{table.file}: its first line names an image, so it has no header; add one, e.g. image,level")
     shares = {}
     for number, name in enumerate(table.columns):
         values = [row[number] for _, row in table.rows if row[number]]

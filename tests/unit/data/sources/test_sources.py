@@ -278,6 +278,15 @@ def test_names_that_differ_in_their_ending_only_are_two_images(make_folders: Cal
     }  # fmt: skip
 
 
+def test_images_without_an_ending_are_told_by_their_beginning(make_folders: Callable[..., Path]) -> None:
+    images = make_folders(classes=("x", "y"), each=2)
+    (images / "x" / "x0.jpg").rename(images / "x" / "x0")
+    (images / "x" / "README").write_text("no image", encoding="utf-8")
+    (images / "y" / "device").symlink_to("/dev/zero")
+    os.mkfifo(images / "y" / "pipe")
+    assert [image.key for image in read(images).images] == ["x/x0", "x/x1", "y/y0", "y/y1"]
+
+
 def test_a_workspace_among_the_images_is_left_out(
     make_folders: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:

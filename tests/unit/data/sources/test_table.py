@@ -81,6 +81,11 @@ def test_a_header_without_the_usual_names_is_searched_for_the_images(
         put(rows(), key_column="id")
 
 
+def test_a_table_without_a_header_is_told(put: Put) -> None:
+    with pytest.raises(UserError, match="its first line names an image, so it has no header; add one"):
+        put("\n".join(rows().splitlines()[1:]))
+
+
 def test_a_column_for_each_class_is_a_label(put: Put, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     text = "image,MEL,NV\n" + "".join(f"eye_{n},{n % 2}.0,{1 - n % 2}.0\n" for n in range(5)) + "eye_5,0,0\n"
