@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from tlbatch.core.errors import UserError
@@ -37,17 +38,17 @@ class Table:
     dialect: str = ""
     """How the file was read, where it is not comma-separated UTF-8."""
 
-    def column(self, name: str, key: str = "") -> int:
+    def column(self, name: str, key: str) -> int:
         """Return the number of a column.
 
         Raises UserError if there is none of this name, or more than one, and names the job's key that chooses another.
         """
-        if self.columns.count(name) == 1:
-            return self.columns.index(name)
-        have = ", ".join(filter(None, self.columns)) or "no header"
-        problem = "two columns" if name in self.columns else "no column"
-        way_out = f"rename one, or set {key}=NAME" if name in self.columns and key else f"set {key}=NAME"
-        raise UserError(f"{self.file}: {problem} {name} (it has {have}); {way_out if key else 'rename one'}")
+        have = ", ".join(filter(None, self.columns))
+        if self.columns.count(name) > 1:
+            raise UserError(f"{self.file}: two columns {name} (it has {have}); rename one, or set {key}=NAME")
+        if name not in self.columns:
+            raise UserError(f"{self.file}: no column {name} (it has {have}); set {key}=NAME")
+        return self.columns.index(name)
 
 
 def read_table(file: Path, wanted: Sequence[str] = ()) -> Table:
@@ -223,11 +224,16 @@ def _table(file: Path, rows: Sequence[tuple[int, Sequence[str]]], dialect: str) 
     return Table(file, tuple(columns), found, misfits, dialect)
 
 
+def _require(file: Path, *packages: str) -> None:
+    for name in packages:
+        if find_spec(name) is None:  # as on a login node whose tasks run in a container
+            raise UserError(f"{file}: needs the package {name}; install it, or save the table as CSV")
+
+
 def _of_workbook(file: Path) -> Table:
-    try:
-        import fastexcel  # noqa: PLC0415 (of no use to most tables)
-    except ImportError:
-        raise UserError(f"{file}: needs the package fastexcel; install it, or save the sheet as CSV") from None
+    _require(file, "fastexcel", "polars")
+    import fastexcel  # noqa: PLC0415 (of no use to most tables)
+
     try:
         book = fastexcel.read_excel(file)
         sheets = {
@@ -245,6 +251,7 @@ def _of_workbook(file: Path) -> Table:
 
 
 def _of_parquet(file: Path) -> Table:
+    _require(file, "polars")
     import polars as pl  # noqa: PLC0415 (of no use to most tables)
 
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tlbatch.core import tables
 from tlbatch.core.errors import UserError
 from tlbatch.core.tables import Table, read_table, trimmed
 
@@ -91,7 +92,7 @@ def test_cells_may_be_long_and_hold_the_other_delimiters(put: Put) -> None:
 
 def test_a_column_is_named_once(put: Put) -> None:
     table = put("image,level,level\na,1,2\n")
-    assert table.column("image") == 0
+    assert table.column("image", "x") == 0
     with pytest.raises(UserError, match=r"two columns level \(it has image, level, level\); rename one, or set x=NAME"):
         table.column("level", "x")
     with pytest.raises(UserError, match=r"no column grade \(it has image, level, level\); set data.y=NAME"):
@@ -129,6 +130,14 @@ def test_what_is_no_table_is_refused(tmp_path: Path, name: str, data: bytes, say
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=says):
         read_table(tmp_path / name)
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "find_spec", lambda name: None if name == "polars" else name)
+    for name in ("a.parquet", "a.xlsx"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match="needs the package polars; install it, or save the table as CSV"):
+            read_table(tmp_path / name)
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
