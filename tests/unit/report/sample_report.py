@@ -181,7 +181,7 @@ def report(**changed: Any) -> Report:
         },
         "num_images": {"train": 3 * sum(sizes), "val": sum(n // 2 for n in sizes), "test": sum(sizes) + 2},
         "num_rejected": 53,
-        "notes": ("/data/labels.csv (separated by semicolons): 516 rows; columns: image image, label level",
+        "notes": ("/data/labels.csv (separated by semicolons): 516 rows; columns: image (image), level (label)",
                   "12 images whose label is spelled in another way, e.g. '2.0' for '2': joined"),
         "warnings": ("the val split has 4.1 % of the images, not 10 %: groups are large",),
         "audit": Audit(num_exact=4, num_near=2, num_contradicting=1, across={}, num_moved=3, num_dropped=1),

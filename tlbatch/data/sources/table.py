@@ -140,15 +140,15 @@ def _without_label(table: Table, used: set[int | None]) -> str:
 
 def _understood(table: Table, columns: _Columns) -> str:
     """Say what was read, in one line."""
-    label = f"label {table.columns[columns.label]}" if columns.label is not None else "one column for each class"
+    label = f"{table.columns[columns.label]} (label)" if columns.label is not None else "one column for each class"
     more = [
-        f"{what} {table.columns[number]}"
+        f"{table.columns[number]} ({what})"
         for what, number in (("group", columns.group), ("split", columns.part))
         if number is not None
     ]
     dialect = f" ({table.dialect})" if table.dialect else ""
     misfits = f", {counted(len(table.misfits), 'row')} that do not fit the header" if table.misfits else ""
-    parts = ", ".join([f"image {table.columns[columns.key]}", label, *more])
+    parts = ", ".join([f"{table.columns[columns.key]} (image)", label, *more])
     return f"{table.file}{dialect}: {counted(len(table.rows), 'row')}{misfits}; columns: {parts}"
 
 

@@ -71,7 +71,7 @@ def test_a_header_without_the_usual_names_is_searched_for_the_images(
         put(idrid)
     source = put(idrid, label_column="Retinopathy grade")
     assert len(source.images) == 6
-    assert "6 rows; columns: image Image name, label Retinopathy grade" in caplog.text
+    assert "6 rows; columns: Image name (image), Retinopathy grade (label)" in caplog.text
     twice = "a,b,level\n" + "".join(f"eye_{n},eye_{n},{n % 2}\n" for n in range(6))
     with pytest.raises(UserError, match=r"a and b both name the images; set data\.key_column=NAME"):
         put(twice)
