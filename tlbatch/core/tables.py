@@ -201,7 +201,9 @@ def _parsed(
 
 def _stripped(row: Sequence[str]) -> list[str]:
     """Return a row without empty fields at its end."""
-    cells = [trimmed(cell) for cell in row]
+    cells = [cell.strip() for cell in row]
+    if not "".join(cells).isprintable():
+        cells = [trimmed(cell) for cell in cells]
     while cells and not cells[-1]:
         cells.pop()
     return cells
