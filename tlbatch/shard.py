@@ -38,7 +38,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     job.report.check(source.classes)
     job.nightly.check(source.classes, tuple(job.report.questions))
     if job.report.subgroups and job.data.labels:
-        label_columns(job.data, job.data.labels, job.report.subgroups)
+        label_columns(job.data, job.data.labels, job.report.subgroups, source.columns)
     if share is not None:
         chunks = plan_shards(job, source, read_store(folder, only=indexed(folder)))
         reporter = ProgressReporter(paths, world, "shard", saves=share[0] == 0)

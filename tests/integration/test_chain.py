@@ -103,12 +103,11 @@ import sys
 from pathlib import Path
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.stages import RANKED_STAGES, stages_of
-from tlbatch.model import sklearn_heads
 from tlbatch.runs.task import run_chain
-from tlbatch.training import search
-search._REPEATS = 1
-sklearn_heads._PENALTIES = {fit: penalties[::3] for fit, penalties in sklearn_heads._PENALTIES.items()}
-for folder in sys.argv[1:]:
+sys.path.insert(0, sys.argv[1])
+from attempts import fit_fewer
+fit_fewer()
+for folder in sys.argv[2:]:
     job = RunPaths(Path(folder)).load_submitted().job
     try:
         run_chain(folder, [stage for stage in stages_of(job) if stage in RANKED_STAGES])
@@ -133,7 +132,7 @@ def two_ranks(tiny: Path) -> dict[str, RunPaths]:
     world = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANKS_WORK, *(str(paths.folder) for paths in runs.values())],
+            [sys.executable, "-c", RANKS_WORK, str(Path(__file__).parent), *(str(one.folder) for one in runs.values())],
             env={**os.environ, **world, "SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank)},
         )
         for rank in (0, 1)

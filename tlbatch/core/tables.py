@@ -4,7 +4,6 @@ import csv
 import io
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tlbatch.core.errors import UserError
-from tlbatch.core.text import counted
+from tlbatch.core.text import counted, trimmed
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SAMPLE_ROWS = 200
@@ -80,29 +79,15 @@ def read_table(file: Path, wanted: Sequence[str] = ()) -> Table:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def trimmed(text: str) -> str:
-    """Return a text without white space and invisible characters around it."""
-    text = text.strip()
-    while text and _is_invisible(text[0]):
-        text = text[1:].lstrip()
-    while text and _is_invisible(text[-1]):
-        text = text[:-1].rstrip()
-    return text
-
-
-def _is_invisible(letter: str) -> bool:
-    return not letter.isprintable() and unicodedata.category(letter) in ("Cc", "Cf")
-
-
 def _of_text(file: Path, data: bytes, wanted: Sequence[str]) -> Table:
     text, encoding = _decoded(file, data)
-    lines, first = _without_comments(text.lstrip("\ufeff").rstrip("\0\x1a"))
+    lines, first = _from_header(text.lstrip("\ufeff").rstrip("\0\x1a"), wanted)
     delimiter = _delimiter(lines, wanted)
     quote = "'" if _is_quoted(lines, delimiter, "'") else '"'
     said = [f"separated by {_DELIMITERS[delimiter]}"] if delimiter != "," else []
     said += [f"encoded in {encoding}"] if encoding != "UTF-8" else []
     said += ["quoted by '"] if quote == "'" else []
-    said += [f"after {counted(first, 'comment line')}"] if first else []
+    said += [f"{counted(first, 'line')} before the header"] if first else []
     try:
         rows = [(first + number, row) for number, row in _parsed(lines, delimiter, quote)]
     except csv.Error as error:
@@ -148,16 +133,20 @@ def _strictly(file: Path, data: bytes, encoding: str) -> str:
         raise UserError(f"{file}: begins as {encoding}, but is not ({error.reason}); save it in UTF-8") from None
 
 
-def _without_comments(text: str) -> tuple[list[str], int]:
-    """Return the lines from the header on, and the number before it: comments, empty lines, Excel's ``sep=``."""
+def _from_header(text: str, wanted: Sequence[str]) -> tuple[list[str], int]:
+    """Return the lines from the header on, and the number before it: comments, empty lines, Excel's ``sep=``.
+
+    A comment that contains a wanted name as a cell is the header.
+    """
     lines = list(io.StringIO(text, newline=""))
-    first = 0
-    for line in lines:
+    for number, line in enumerate(lines):
         bare = trimmed(line)
+        names = map(trimmed, re.split(r"[,;\t|]", bare[1:]))
+        if bare.startswith("#") and not set(wanted).isdisjoint(names):
+            return [line.replace("#", "", 1), *lines[number + 1 :]], number
         if bare and not bare.startswith("#") and not re.fullmatch(r"sep=.", bare):
-            break
-        first += 1
-    return lines[first:], first
+            return lines[number:], number
+    return [], len(lines)
 
 
 def _delimiter(lines: Sequence[str], wanted: Sequence[str]) -> str:

@@ -21,9 +21,7 @@ def folded(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     if not text.isprintable():
-        text = "".join(
-            letter for letter in text if letter.isspace() or unicodedata.category(letter) not in ("Cc", "Cf")
-        )
+        text = "".join(letter for letter in text if letter.isspace() or not _is_invisible(letter))
     number = shortest(text)
     return " ".join(text.split()).casefold() if number is None else number
 
@@ -41,3 +39,17 @@ def shortest(text: str) -> str | None:
 def is_missing(text: str) -> bool:
     """Return whether a cell of a table says that it has no value."""
     return text.casefold() in _MISSING
+
+
+def trimmed(text: str) -> str:
+    """Return a text without white space and invisible characters around it."""
+    text = text.strip()
+    while text and _is_invisible(text[0]):
+        text = text[1:].lstrip()
+    while text and _is_invisible(text[-1]):
+        text = text[:-1].rstrip()
+    return text
+
+
+def _is_invisible(letter: str) -> bool:
+    return not letter.isprintable() and unicodedata.category(letter) in ("Cc", "Cf")

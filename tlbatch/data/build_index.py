@@ -22,7 +22,8 @@ from tlbatch.core.text import counted
 from tlbatch.data.audit import HEADER, Findings, audit_rows
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
 from tlbatch.data.shards.store import ShardStore, Unusable, read_store
-from tlbatch.data.sources.base import Labelled, Source, check_rejected, coded, tags_of
+from tlbatch.data.sources.base import Labelled, Source, coded, tags_of
+from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.sources.read import read_source
 from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.runs.manifest import Audit, Ceiling, Manifest, Rejected, ShardFile
@@ -169,7 +170,7 @@ def write_audited_index(
     if across and data.audit == "stop":
         write_text(paths.folder / "audit.csv", listed)
     _check_audit(built.findings.record, data, paths)
-    unusual = split_warnings(data, source.classes, built)
+    unusual = _split_warnings(data, source.classes, built)
     for warning in unusual:
         log.warning("%s", warning)
     with atomic_folder(target.index_folder) as draft:
@@ -199,13 +200,14 @@ def write_audited_index(
         ).save(written.manifest)
 
 
-def split_warnings(data: Data, classes: Sequence[str], built: Built) -> tuple[str, ...]:
+def _split_warnings(data: Data, classes: Sequence[str], built: Built) -> tuple[str, ...]:
     """Describe splits whose share of the images is a third off the share asked for, and classes that they lack."""
     split = data.split
     wanted = {"test": 1 / split.folds if split.folds else split.test, "val": split.val}
     total = len(built.index)
     found = []
     held_out: tuple[SplitName, ...] = ("test", "val")
+    word = "tag" if data.tag_separator else "class"
     for name in held_out if split.method in ("stratified", "hash") else ():
         share, aim = sum(built.index["split"] == SPLITS.index(name)) / total, wanted[name]
         if abs(share - aim) > _SHARE_OFF * aim:
@@ -214,7 +216,7 @@ def split_warnings(data: Data, classes: Sequence[str], built: Built) -> tuple[st
         lacking = [one for one, count in zip(classes, built.counts[name], strict=True) if not count]
         if lacking and len(lacking) < len(classes):
             more = f" and {counted(len(lacking) - 1, 'other')}" if len(lacking) > 1 else ""
-            found.append(f"the {name} split has no image of class {lacking[0]}{more}")
+            found.append(f"the {name} split has no image of {word} {lacking[0]}{more}")
     return tuple(found)
 
 

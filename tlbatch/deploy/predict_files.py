@@ -14,7 +14,7 @@ import torch
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, plain_text
 from tlbatch.core.typing import Floats
-from tlbatch.data.sources.files import ENDINGS, walk, why_unread
+from tlbatch.data.sources.files import is_image, walk, why_unread
 from tlbatch.data.sources.listing import Listing
 from tlbatch.deploy.model import ExportedModel
 from tlbatch.distributed.process_group import keep_freed_memory
@@ -61,7 +61,7 @@ def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
     for path in images:
         if path.is_dir():
             listing = Listing()
-            files += sorted(path / inner / name for inner, names in walk(path, ENDINGS, listing) for name in names)
+            files += sorted(path / inner / name for inner, names in walk(path, is_image, listing) for name in names)
             lost += listing.rejected
             lost += [Rejected(key=str(path / inner), cause=why_unread(inner)) for inner in listing.unread]
         else:

@@ -1,6 +1,5 @@
 """External (Kaggle) leaderboards and submission files."""
 
-import csv
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from tlbatch.config.base import Metric
 from tlbatch.config.report import Reporting
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import plain_text, to_csv
+from tlbatch.core.tables import read_table
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Bools
 from tlbatch.metrics.confusion import Classified, point_scores
@@ -22,7 +22,6 @@ from tlbatch.runs.report import Placed
 log = logging.getLogger(__name__)
 _UNLIKE = 0.01
 _DECIMALS = 5
-Table = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,12 @@ class Named:
     classes: Sequence[str]
 
 
-def read_table(file: Path) -> tuple[list[str], Table]:
-    """Read header and rows of a CSV file; UserError if it is not a CSV file."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened, strict=True, restval="")
-            rows = [{key: value for key, value in row.items() if key is not None} for row in reader]
-            return list(reader.fieldnames or ()), rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: not a CSV file in UTF-8 ({error}); name another") from None
+def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return header and rows of a table; UserError if it is none, or a row does not fit the header."""
+    table = read_table(file, ["Score", "Usage"])
+    for line, cause in table.misfits:
+        raise UserError(f"{file}:{line}: {cause}; correct that line")
+    return list(table.columns), [dict(zip(table.columns, row, strict=True)) for _, row in table.rows]
 
 
 def read_board(file: Path) -> list[float]:
@@ -50,7 +46,7 @@ def read_board(file: Path) -> list[float]:
 
     Raises UserError if the column is missing or contains a value that is not a finite number.
     """
-    header, rows = read_table(file)
+    header, rows = _read(file)
     if "Score" not in header or not rows:
         raise UserError(
             f"{file}: no column Score (it has {', '.join(header)}); use the leaderboard as exported by Kaggle"
@@ -103,7 +99,7 @@ def placed(tested: Named, metric: Metric, reporting: Reporting) -> tuple[Placed,
 
 def _part(tested: Named, solution: Path, name: str) -> tuple[Bools, list[str]]:
     """Select the test images in a part of the solution, with warnings about differences from it."""
-    header, rows = read_table(solution)
+    header, rows = _read(solution)
     if header.count("Usage") != 1 or len(set(header)) != 3:
         raise UserError(
             f"{solution}: must have three columns, image, label and Usage (it has {', '.join(header)}); name another"
@@ -167,7 +163,7 @@ def submission(
     """
     if sample is None:
         return to_csv(columns, list(answers.items())), 0
-    header, rows = read_table(sample)
+    header, rows = _read(sample)
     if len(header) != 2:
         raise UserError(f"{sample}: must have two columns (it has {', '.join(header)}); name a sample submission")
     names = [row[header[0]] for row in rows]

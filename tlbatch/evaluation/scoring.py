@@ -76,7 +76,7 @@ class Scoring:
         job = self.record.job
         if not job.report.subgroups or job.data.labels is None:
             return {}
-        values = label_columns(job.data, job.data.labels, job.report.subgroups)
+        values = label_columns(job.data, job.data.labels, job.report.subgroups, self.manifest.columns)
         none = ("",) * len(job.report.subgroups)
         rows = [values.get(key.decode(), none) for key in keys]
         return {name: [row[at] for row in rows] for at, name in enumerate(job.report.subgroups)}

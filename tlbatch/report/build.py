@@ -9,8 +9,8 @@ from tlbatch.config.job import Job
 from tlbatch.config.load import changed_keys
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file, digest_of
+from tlbatch.core.tables import read_table
 from tlbatch.data.image_set import open_images
-from tlbatch.evaluation.external_leaderboards import read_table
 from tlbatch.evaluation.leaderboard import load_entries, rebuild_leaderboard, rival_of
 from tlbatch.evaluation.phrases import Phrases, write_scored_phrases
 from tlbatch.evaluation.prediction_parts import Width, merge_parts
@@ -57,7 +57,7 @@ def build_report(run: Run, world: World) -> None:
     header = {"run": run.name, "weights": best.digest, "index": manifest.index_digest}
     merged = merge_parts(paths.predictions, header, expected, keys=index["key"], width=Width.of(best))
     scoring = Scoring(run.record, manifest, paths.report)
-    rejected = [(row["key"], row["cause"]) for row in read_table(images.paths.rejected)[1]]
+    rejected = [(key, cause) for _, (key, cause) in read_table(images.paths.rejected, ["key", "cause"]).rows]
     found: Predictions | Phrases
     if best.max_tags:
         found, scored = write_scored_phrases(scoring, images, merged, best, [cause for _, cause in rejected])

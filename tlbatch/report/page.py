@@ -172,7 +172,7 @@ def warnings_of(report: Report) -> list[tuple[str, str]]:
             "Rejected images",
             f"{counted(report.num_rejected, 'image')} of the source could not be used and are in no split.",
         ))  # fmt: skip
-    return [*found, *(("Splits", f"{warning}.") for warning in report.warnings)]
+    return [*found, *(("Splits", f"{formats.capitalised(warning)}.") for warning in report.warnings)]
 
 
 def _leaks(report: Report) -> list[str]:

@@ -55,7 +55,7 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
             run(run_dir)
     except StoppedError as error:
         record_failure(stage, world, run_dir, str(error), "stopped")
-        return _leave(error, world)
+        return _ask_for_requeue(error, world)
     except UserError as error:
         record_failure(stage, world, run_dir, str(error), "user")
         sys.stderr.write(f"error: {error}\n")
@@ -71,7 +71,7 @@ def run_guarded(stage: StageName, run: Callable[[Path], None], run_dir: Path) ->
     return 0
 
 
-def _leave(stopped: StoppedError, world: World) -> int:
+def _ask_for_requeue(stopped: StoppedError, world: World) -> int:
     """Ask the batch script around this stage to requeue the job; without one, the exit code says so."""
     again = os.environ.get(AGAIN)
     if not stopped.again or again is None:

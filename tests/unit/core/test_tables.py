@@ -8,7 +8,7 @@ import pytest
 
 from tlbatch.core import tables
 from tlbatch.core.errors import UserError
-from tlbatch.core.tables import Table, read_table, trimmed
+from tlbatch.core.tables import Table, read_table
 
 ROWS = [(f"v{number:03d}", str(number % 2)) for number in range(20)]
 Put = Callable[..., Table]
@@ -44,8 +44,8 @@ def lines(separator: str = ",", end: str = "\n", form: str = "{}") -> str:
         (lines(form='"{}"'), "utf-8", ""),
         (lines(form="'{}'"), "utf-8", "quoted by '"),
         (lines() + "\0\0\0", "utf-8", ""),
-        ("# made today\n# by hand, with care\n" + lines(), "utf-8", "after 2 comment lines"),
-        ("sep=;\r\n" + lines(";", "\r\n"), "utf-8", "separated by semicolons, after 1 comment line"),
+        ("# made today\n# by hand, with care\n" + lines(), "utf-8", "2 lines before the header"),
+        ("sep=;\r\n" + lines(";", "\r\n"), "utf-8", "separated by semicolons, 1 line before the header"),
         (lines() + ",\r\n" * 3, "utf-8", ""),
         (lines(end=",,,\n"), "utf-8", ""),
         (lines(form=" {}\N{NO-BREAK SPACE}\N{ZERO WIDTH SPACE}"), "utf-8", ""),
@@ -145,6 +145,7 @@ def test_a_missing_table_is_named(tmp_path: Path) -> None:
         read_table(tmp_path / "none.csv")
 
 
-def test_invisible_characters_around_a_text_are_left_out() -> None:
-    assert trimmed("\ufeff\u200b a\u200bb \u00a0\u200d") == "a\u200bb"
-    assert trimmed("\u200b") == ""
+def test_a_header_behind_a_hash_is_no_comment(put: Put) -> None:
+    table = put("# by hand\n#image,level\n" + lines().partition("\n")[2])
+    assert table.columns == ("image", "level")
+    assert [row for _, row in table.rows] == ROWS

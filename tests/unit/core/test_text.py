@@ -1,6 +1,6 @@
 import pytest
 
-from tlbatch.core.text import counted, folded, is_missing
+from tlbatch.core.text import counted, folded, is_missing, trimmed
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_different_values_stay_apart() -> None:
 def test_a_cell_can_say_that_it_is_empty(text: str) -> None:
     assert is_missing(text)
     assert not is_missing(f"{text}x")
+
+
+def test_invisible_characters_around_a_text_are_left_out() -> None:
+    assert trimmed("\ufeff\u200b a\u200bb \u00a0\u200d") == "a\u200bb"
+    assert trimmed("\u200b") == ""

@@ -11,7 +11,8 @@ from tlbatch.config.job import Job
 from tlbatch.data.decode import UnreadableImageError
 from tlbatch.data.shards.encode import to_shard
 from tlbatch.data.shards.store import Chunk, Prepared, ShardStore, Unusable, plan_chunks, prepare, write_chunk
-from tlbatch.data.sources.base import Labelled, Source, check_rejected
+from tlbatch.data.sources.base import Labelled, Source
+from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.splits import draw_sample
 from tlbatch.runs.manifest import Manifest, Rejected
 from tlbatch.runs.records import load_record

@@ -13,7 +13,7 @@ from typing import Final
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.data.sources.base import TWO_LABELS, Found, key_of
-from tlbatch.data.sources.files import ENDINGS, walk
+from tlbatch.data.sources.files import is_image, walk
 from tlbatch.data.sources.listing import Listing
 
 TYPES: Final = (
@@ -86,7 +86,7 @@ def _files(folder: Path, listing: Listing) -> dict[str, str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set data.images to the folder that holds images/ and train.txt")
     found: dict[str, str] = {}
-    for place, names in walk(folder, ENDINGS, listing):
+    for place, names in walk(folder, is_image, listing):
         for name in names:
             inner = (place / name).as_posix()
             found.setdefault(os.path.splitext(inner)[0], inner)  # noqa: PTH122 (a Path per image costs too much)

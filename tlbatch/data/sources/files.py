@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from PIL import features
@@ -44,8 +44,8 @@ def given_split(name: str, more: Mapping[str, SplitName]) -> SplitName | None:
     return (known | {folded(one): split for one, split in more.items()}).get(folded(name))
 
 
-def walk(root: Path, endings: Collection[str], listing: Listing) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder below ``root``, relative to it, with the names of its files that have one of the extensions.
+def walk(root: Path, is_wanted: Callable[[str, str], bool], listing: Listing) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder below ``root``, relative to it, with the names of its wanted files.
 
     Links to folders are followed. Hidden files and folders, and those that systems leave, are skipped; what is left out
     is said. Images in formats that are not read are listed for the caller to decide.
@@ -68,13 +68,10 @@ def walk(root: Path, endings: Collection[str], listing: Listing) -> Iterator[tup
         folders[:] = sorted(name for name in folders if not _is_left_out(Path(place, name), listing))
         names = sorted(name for name in files if not name.startswith("."))
         inner = Path(place).relative_to(root)
-        used = {name for name in names if ending_of(name) in endings}
-        if endings is ENDINGS:
-            used |= {name for name in names if not ending_of(name) and _is_image(Path(place, name))}
+        used = {name for name in names if is_wanted(place, name)}
         yield inner, [name for name in names if name in used]
         other = [name for name in names if name not in used]
         listing.unread += [(inner / name).as_posix() for name in other if ending_of(name) in _UNREAD]
-        other = [name for name in other if ending_of(name) not in _UNREAD]
         unnamed = [Path(place, name) for name in other if not ending_of(name)]  # like most links to folders
         links = [link for link in unnamed if link.is_symlink() and not link.exists()]
         for link in links:
@@ -92,14 +89,17 @@ def _is_left_out(folder: Path, listing: Listing) -> bool:
     if folder.name.casefold() in _OF_SYSTEMS:
         listing.note(f"left out: {folder}, a folder that systems leave")
         return True
-    if listing.workspace and Path(listing.workspace).exists() and folder.samefile(listing.workspace):
+    if listing.workspace is not None and listing.workspace.exists() and folder.samefile(listing.workspace):
         listing.note(f"left out: {folder}, the workspace")
         return True
     return False
 
 
-def _is_image(file: Path) -> bool:
-    """Return whether a file without an extension begins as an image that is read."""
+def is_image(folder: str, name: str) -> bool:
+    """Return whether a file is an image that is read: by its extension, or without one by its first bytes."""
+    if ending_of(name):
+        return ending_of(name) in ENDINGS
+    file = Path(folder, name)
     if not file.is_file():  # a pipe, say, or a link to nowhere, which is listed
         return False
     try:

@@ -8,29 +8,29 @@ from pathlib import Path
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.data.sources.base import Found, key_of
-from tlbatch.data.sources.files import ENDINGS, given_split, walk, why_unread
+from tlbatch.data.sources.files import given_split, is_image, walk, why_unread
 from tlbatch.data.sources.listing import Listing
 
 
 def from_folders(images: Path, data: Data, listing: Listing, classes: dict[str, None]) -> Iterator[Found]:
     """Yield the images in class folders; with given splits, class folders lie in split folders."""
     depth = 1 if (data.split.method == "given" and not data.split.files) or data.split.recipe == "dogs-vs-cats" else 0
-    for folder, names in walk(images, ENDINGS, listing):
+    if not depth:
+        _refuse_splits(images)
+    for folder, names in walk(images, is_image, listing):
         parts = folder.parts
         if len(parts) > depth:
             classes[_readable(parts[depth])] = None
-        elif not parts and not depth:
-            _refuse_splits(images, sorted(place.name for place in images.iterdir() if place.is_dir()))
-        stems = Counter(os.path.splitext(name)[0] for name in names)  # noqa: PTH122 (a Path per image costs too much)
-        for name in names:
+        stems = [os.path.splitext(name)[0] for name in names]  # noqa: PTH122 (a Path per image costs too much)
+        counts = Counter(stems)
+        for name, stem in zip(names, stems, strict=True):
             inner = (folder / name).as_posix()
             if len(parts) <= depth:
                 wanted = "<split>/<class>" if depth else "<class>"
                 cause = f"lies outside of a class folder; move it into {images}/{wanted}/"
                 listing.reject(key_of(inner), cause)
                 continue
-            stem = os.path.splitext(inner)[0]  # noqa: PTH122
-            own = inner if stems[os.path.splitext(name)[0]] > 1 else stem  # noqa: PTH122 (x.jpg and x.png are two images)
+            own = inner if counts[stem] > 1 else inner[: len(inner) - len(name) + len(stem)]  # x.jpg and x.png are two
             yield Found(own, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
     for inner in listing.unread:
         listing.reject(key_of(inner), why_unread(inner))
@@ -41,8 +41,9 @@ def _readable(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def _refuse_splits(images: Path, names: list[str]) -> None:
+def _refuse_splits(images: Path) -> None:
     """Refuse folders that are named as splits, which would be classes."""
+    names = sorted(place.name for place in images.iterdir() if place.is_dir())
     splits = {name: split for name in names if (split := given_split(name, {}))}
     if "train" in splits.values() and len(set(splits.values())) > 1:
         raise UserError(

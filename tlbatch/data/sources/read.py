@@ -13,10 +13,11 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file, digest_of
 from tlbatch.data.shards.staging import stage_urls
 from tlbatch.data.sources.acs import from_acs
-from tlbatch.data.sources.base import Source, make_source
+from tlbatch.data.sources.base import Source
 from tlbatch.data.sources.folders import from_folders
 from tlbatch.data.sources.idx import from_idx
 from tlbatch.data.sources.listing import Listing
+from tlbatch.data.sources.make import make_source
 from tlbatch.data.sources.table import from_csv, words_by_image
 from tlbatch.data.sources.tars import from_tars
 from tlbatch.data.synthetic.write import make_once
@@ -59,25 +60,23 @@ def read_source(data: Data, images: Path, labels: Path | None, workspace: Path |
     """
     if not images.is_dir():
         raise UserError(f"{images}: no such folder of images; set data.images=PATH")
-    listing = Listing(str(workspace or ""))
-    columns = ("image", "label")
+    listing = Listing(workspace)
     match data.source:
         case "idx":
             pixels: dict[str, npt.NDArray[np.uint8]] = {}
-            return make_source(from_idx(images, pixels), data, listing, columns=columns, pixels=pixels)
+            return make_source(from_idx(images, pixels), data, listing, pixels=pixels)
         case "tars":
-            return make_source(from_tars(images, data, listing), data, listing, columns=columns)
+            return make_source(from_tars(images, data, listing), data, listing)
         case "acs":
             words = None if labels is None else words_by_image(data, labels)
-            return make_source(from_acs(images, data, words, listing), data, listing, columns=columns)
+            return make_source(from_acs(images, data, words, listing), data, listing)
         case "csv" | "synthetic":
             if labels is None:
                 raise UserError("data.labels: is required with a table of labels; set data.labels=FILE")
-            columns = (data.key_column, data.label_column)
-            return make_source(from_csv(images, labels, data, listing), data, listing, columns=columns)
+            return make_source(from_csv(images, labels, data, listing), data, listing)
         case "folders":
             classes: dict[str, None] = {}
             found = from_folders(images, data, listing, classes)
-            return make_source(found, data, listing, columns=columns, folders=classes)
+            return make_source(found, data, listing, folders=classes)
         case _:
             assert_never(data.source)

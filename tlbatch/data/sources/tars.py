@@ -7,17 +7,16 @@ from typing import IO
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
-from tlbatch.core.tables import trimmed
-from tlbatch.core.text import is_missing
+from tlbatch.core.text import is_missing, trimmed
 from tlbatch.data.shards.tar_reader import Member, group_samples, scan_tar
 from tlbatch.data.sources.base import Found, key_of
-from tlbatch.data.sources.files import ENDINGS, walk
+from tlbatch.data.sources.files import ENDINGS, ending_of, walk
 from tlbatch.data.sources.listing import Listing
 
 
 def from_tars(folder: Path, data: Data, listing: Listing) -> Iterator[Found]:
     """Yield the samples of WebDataset tars; the name of a tar up to its first dash names their split."""
-    paths = [folder / inner / name for inner, names in walk(folder, {".tar"}, listing) for name in names]
+    paths = [folder / inner / name for inner, names in walk(folder, _is_tar, listing) for name in names]
     if not paths:
         raise UserError(f"{folder}: no .tar below it; set data.images to the folder of the tars")
     for path in paths:
@@ -32,6 +31,10 @@ def from_tars(folder: Path, data: Data, listing: Listing) -> Iterator[Found]:
         with path.open("rb") as tar:
             for name, parts in samples:
                 yield from _sample(path, tar, name, parts, data, listing)
+
+
+def _is_tar(_: str, name: str) -> bool:
+    return ending_of(name) == ".tar"
 
 
 def _sample(

@@ -223,7 +223,8 @@ def test_what_is_no_file_or_no_image_is_listed_or_told(
     }  # fmt: skip
     with pytest.raises(UserError, match=r"data\.max_rejected=3"):
         read(images, max_rejected=2)
-    assert "1 file below" in caplog.text
+    assert "2 files below" in caplog.text
+    assert "1 .heic" in caplog.text
     assert "1 .txt" in caplog.text
 
 

@@ -73,7 +73,7 @@ def test_a_header_without_the_usual_names_is_searched_for_the_images(
     assert len(source.images) == 6
     assert "6 rows; columns: Image name (image), Retinopathy grade (label)" in caplog.text
     twice = "a,b,level\n" + "".join(f"eye_{n},eye_{n},{n % 2}\n" for n in range(6))
-    with pytest.raises(UserError, match=r"a and b both name the images; set data\.key_column=NAME"):
+    with pytest.raises(UserError, match=r"several columns name the images \(a, b\); set data\.key_column=NAME"):
         put(twice)
     with pytest.raises(UserError, match=r"no column names the images \(it has a, b\)"):
         put("a,b\n1x,0\n2x,1\n")
@@ -153,8 +153,10 @@ def test_a_mask_beside_its_image_asks_for_the_ending(put: Put, images: Path) -> 
 
 def test_other_columns_are_read_by_key_in_any_dialect(put: Put, images: Path) -> None:
     put("sep=;\nPatient;image;level\n" + "".join(f"p{n};eye_{n}.png;{n % 2}\n" for n in range(6)))
+    source = put("Patient;File;level\n" + "".join(f"p{n};eye_{n}.png;{n % 2}\n" for n in range(6)))
+    assert source.columns == ("File", "level")
     data = Data.model_validate({"images": images, "labels": images.parent / "labels.csv", "source": "csv"})
-    found = label_columns(data, images.parent / "labels.csv", ["Patient"])
+    found = label_columns(data, images.parent / "labels.csv", ["Patient"], source.columns)
     assert found == {f"eye_{n}": (f"p{n}",) for n in range(6)}
 
 
