@@ -66,7 +66,8 @@ def split_images(
     known
         Positions assigned to groups before; new ones are added.
     joined
-        Other spellings of a group. It takes the strictest split that any spelling has, test before validation.
+        Other spellings of a group. It takes the lowest position that any spelling has: without folds, the strictest
+        split; with folds, the same in all of them.
 
     Raises
     ------
@@ -108,17 +109,13 @@ class _Spellings:
 
 def _split(groups: "_Groups", split: Split, known: dict[str, float], spellings: _Spellings) -> Ints:
     """Return the split of every group."""
-
-    def strictness(place: float) -> tuple[int, float]:
-        return ("test", "val", "train").index(_by_place(place, split)), place
-
     if split.method == "hash":
-        hashes = ([_hashed(one, split.salt) for one in spellings.of_group(name)] for name in groups.names)
-        return _numbers(_by_place(min(places, key=strictness), split) for places in hashes)
+        hashes = (min(_hashed(one, split.salt) for one in spellings.of_group(name)) for name in groups.names)
+        return _numbers(_by_place(place, split) for place in hashes)
     for name in groups.names:
         places = [known[one] for one in spellings.of_group(name) if one in known]
         if places:
-            known[name] = min(places, key=strictness)
+            known[name] = min(places)
     _spread(groups, split, known)
     return _numbers(_by_place(known[name], split) for name in groups.names)
 

@@ -104,6 +104,19 @@ def test_a_group_of_two_spellings_takes_the_strictest_place_of_either(method: st
         assert renamed.split.tolist() == rows.split.tolist()
 
 
+def test_a_group_of_two_spellings_is_tested_in_one_fold_whatever_ran_before() -> None:
+    some = labelled([(str(number), "a") for number in range(20)])
+    known = {str(number): (number + 0.5) / 20 for number in range(20)} | {"3.0": 0.9, "17.0": 0.1}
+    tested = []
+    for fold in (3, 0, 2, 1, 3):
+        data = data_of({"folds": 4, "fold": fold, "val": 0.1}, source="csv", labels="x", group_column="who")
+        rows = split_images(some, data, known)
+        tested.append({some[number].group for number in np.flatnonzero(rows.split == SPLITS.index("test"))})
+    assert tested[0] == tested.pop()
+    assert sum(map(len, tested)) == len(set().union(*tested)) == 20
+    assert (known["3"], known["17"]) == (3.5 / 20, 0.1)
+
+
 @given(pairs, methods, st.floats(0.05, 0.5), st.floats(0, 0.4), st.sampled_from([0, 0, 2, 3]))
 def test_no_group_is_ever_on_two_sides(
     groups: list[tuple[str, str]], method: str, test: float, val: float, folds: int

@@ -26,6 +26,7 @@ _UNREAD = frozenset({
 _BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|BM.{4}\0\0\0\0|\0\0\0\x0cjP  ", re.DOTALL
 )
+"""First bytes of images that are read."""
 _OF_SYSTEMS = frozenset({
     "__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
     "thumbnails", "thumbs",
