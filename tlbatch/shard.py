@@ -11,9 +11,11 @@ from filelock import FileLock
 from tlbatch.core.files import DRAFT_LASTS_S, digest_of, remove_drafts, write_text
 from tlbatch.data.build_index import refuse_other_classes, write_audited_index
 from tlbatch.data.shards.store import read_store
+from tlbatch.data.shards.upgrade import reading_of, upgrade_sidecars
 from tlbatch.data.shards.writer import indexed, plan_shards, write_chunks
 from tlbatch.data.sources.read import digest_lists, read_images
 from tlbatch.data.sources.table import label_columns
+from tlbatch.data.value_range import KnownRange
 from tlbatch.runs.progress import ProgressReporter
 from tlbatch.runs.run import Run
 from tlbatch.runs.stage import run_once, stage_main
@@ -33,6 +35,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     folder = set_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     source = read_images(job, workers=world.num_threads)
+    upgrade_sidecars(folder, source)
     job.check_order(source.classes)
     refuse_other_classes(job.data, folder, source)
     job.report.check(source.classes)
@@ -54,12 +57,17 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
         chunks = plan_shards(job, source, read_store(folder))
         tell = partial(ProgressReporter(paths, world, "shard").update, unit="images", where="new images")
         unusable = write_chunks(job, source, folder, chunks, tell, workers=world.num_threads)
-        index = SetPaths(folder, digest_of([inputs, [one.image.key for one in unusable if one.passing]])[:12])
+        known = KnownRange(job, source, workers=world.num_threads)
+        store = read_store(folder)
+        rows = store.find(source.images)
+        reading = reading_of(store.traits[rows[rows >= 0]], known)
+        lost = [one.image.key for one in unusable if one.passing]
+        index = SetPaths(folder, digest_of([inputs, lost, *([reading] if reading else [])])[:12])
         if index.manifest.is_file():
             log.info("using the index %s", index.index_folder)
         else:
             shutil.rmtree(index.index_folder, ignore_errors=True)
-            write_audited_index(job, source, index, unusable, paths)
+            write_audited_index(job, source, index, unusable, paths, known)
             log.info("wrote the index %s", index.index_folder)
         return {"index": index.index}
 

@@ -65,7 +65,7 @@ def fill_cache(record: RunRecord, images: ImageSet, model: Classifier, ranks: Ra
     cuts = _cacheable(job, model)
     requests = _requests(record, images, model.spec.size)
     of_cut = {cut: taps_of(model, cut) for cut in sorted(set(cuts.values()))}
-    stores = {tap: _stores(record, model, tap) for taps in of_cut.values() for tap in taps}
+    stores = {tap: _stores(record, model, tap, images.manifest.reading) for taps in of_cut.values() for tap in taps}
     if world.is_main:
         for store in {store for of_tap in stores.values() for store in of_tap.values()}:
             store.remove_unfinished()
@@ -127,10 +127,10 @@ def _requests(record: RunRecord, images: ImageSet, size: int) -> Requests:
     }
 
 
-def _stores(record: RunRecord, model: Classifier, tap: Tap) -> dict[str, ActivationStore]:
+def _stores(record: RunRecord, model: Classifier, tap: Tap, reading: str) -> dict[str, ActivationStore]:
     """Return the store of each split for a tap; random crops have a store of their own."""
     job, kind = record.job, record.job.dtype
-    identity = cache_identity(record, model, tap, kind)
+    identity = cache_identity(record, model, tap, kind) | ({"reading": reading} if reading else {})
     crops = {"crop_scale": job.train.crop_scale, "symmetries": job.train.augment} if job.train.crop_scale < 1 else {}
     predicted = crops if job.head.view_mean else {}
     return {

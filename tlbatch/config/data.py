@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -121,6 +122,8 @@ class Data(Section):
     ordered: Annotated[bool, ADDED] = False
     """Whether the classes are ordered, so that reports show kappa and errors in grades; implied by metric
     quadratic_kappa, the objectives for ordered classes, and decision expected-grade."""
+    dicom_group: Annotated[str, ADDED] = ""
+    """Attribute of DICOM files that is the group, e.g. PatientID."""
     group_pattern: str = ""
     """Regular expression on the image name whose first capture group is the group, e.g. the patient; empty: each image
     is its own group."""
@@ -139,6 +142,9 @@ class Data(Section):
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 178_956_970
     """Largest number of pixels of an image; larger ones are rejected without decoding. Pillow allows no more than the
     default."""
+    value_range: Annotated[tuple[float, float] | None, ADDED] = None
+    """Values that become black and white in images of more than 8 bits whose files do not state their range, e.g.
+    [0, 4095] or [-1000, 400]; empty: the 0.1 % and 99.9 % quantiles of the training images of the first run."""
     shard_images: Annotated[int, Field(ge=1)] = 1000
     """Number of images per shard."""
     max_rejected: Annotated[int, Field(ge=0)] = 0
@@ -174,6 +180,13 @@ class Data(Section):
             raise ValueError(f"must be a valid regular expression ({error}); fix it") from None
         if value and groups < 1:
             raise ValueError("must contain a group in parentheses; write e.g. '^(.*)_(left|right)$'")
+        return value
+
+    @field_validator("value_range")
+    @classmethod
+    def _check_range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not (isfinite(value[0]) and isfinite(value[1]) and value[0] < value[1]):
+            raise ValueError("must be two finite numbers, the lower one first; write e.g. [0, 4095]")
         return value
 
     @field_validator("urls")
@@ -224,6 +237,14 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.group_column and self.source not in ("csv", "tars"):
+            raise ValueError("group_column is read with source csv or tars; use group_pattern")
+        if self.dicom_group and self.source not in ("csv", "folders"):
+            raise ValueError("dicom_group is read with source folders or csv; use group_pattern")
+        return self
+
+    @model_validator(mode="after")
     def _check_location(self) -> Self:
         if self.urls and (self.source != "tars" or self.images):
             raise ValueError(
@@ -242,8 +263,6 @@ class Data(Section):
             raise ValueError("images is required; set data.images=FOLDER")
         if self.source == "csv" and self.labels is None:
             raise ValueError("labels is required with source csv; set data.labels=FILE")
-        if self.group_column and self.source not in ("csv", "tars"):
-            raise ValueError("group_column is read with source csv or tars; use group_pattern")
         if self.split.recipe and self.audit == "resolve":
             raise ValueError("audit: resolve would change the split of a published system; set it to warn")
         if self.source == "tars" and self.preprocess:

@@ -1,17 +1,14 @@
 """Build the index of a set: sample, split and audit its images, and locate them in the shards."""
 
-import csv
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from filelock import FileLock
+import numpy.typing as npt
 
 from tlbatch.config.base import Metric, SplitName
 from tlbatch.config.data import Data
@@ -20,12 +17,16 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_folder, digest_file, to_csv, write_text
 from tlbatch.core.text import counted
 from tlbatch.data.audit import HEADER, Findings, audit_rows
+from tlbatch.data.group_places import places_of_groups
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
 from tlbatch.data.shards.store import ShardStore, Unusable, read_store
+from tlbatch.data.shards.upgrade import reading_of
 from tlbatch.data.sources.base import Labelled, Source, coded, tags_of
 from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.sources.read import read_source
 from tlbatch.data.splits import draw_sample, split_images
+from tlbatch.data.value_range import KnownRange, describe_traits
+from tlbatch.data.wide_pixels import Trait
 from tlbatch.runs.manifest import Audit, Ceiling, Manifest, Rejected, ShardFile
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, load_record
@@ -46,6 +47,8 @@ class Built:
     rejected: list[Rejected]
     shards: tuple[ShardFile, ...]
     counts: dict[SplitName, tuple[int, ...]]
+    traits: npt.NDArray[np.uint8]
+    """`Trait` of the file of each image of the index, (n,)."""
 
 
 def build_index(
@@ -88,29 +91,8 @@ def build_index(
         ShardFile(name=store.tars[number], num_images=int((store.tar == number).sum()), size=store.sizes[number])
         for number in used.tolist()
     )
-    return Built(index, images, findings, rejected, shards, counts)
-
-
-@contextmanager
-def places_of_groups(file: Path) -> Iterator[dict[str, float]]:
-    """Yield the positions of groups in the order that splits cut; additions are saved, and shared by all indexes.
-
-    Raises UserError if the file is damaged.
-    """
-    with FileLock(file.with_suffix(".lock")):
-        places = _read_places(file) if file.exists() else {}
-        before = dict(places)
-        yield places
-        if places != before:
-            write_text(file, to_csv(("group", "place"), places.items()))
-
-
-def _read_places(file: Path) -> dict[str, float]:
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            return {group: float(place) for group, place in islice(csv.reader(lines, strict=True), 1, None)}
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{file}: damaged ({error}); put it back from a copy, or remove it for new splits") from None
+    traits = store.traits[place[np.unique(numbers)]]
+    return Built(index, images, findings, rejected, shards, counts, traits)
 
 
 def _indexed(images: Sequence[Labelled], source: Source, data: Data) -> Index:
@@ -159,7 +141,7 @@ def refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
 
 
 def write_audited_index(
-    job: Job, source: Source, target: SetPaths, unusable: Sequence[Unusable], paths: RunPaths
+    job: Job, source: Source, target: SetPaths, unusable: Sequence[Unusable], paths: RunPaths, known_range: KnownRange
 ) -> None:
     """Audit the set and write the index, the audit and the manifest, in a folder that appears only when complete."""
     data = job.data
@@ -173,6 +155,10 @@ def write_audited_index(
     unusual = _split_warnings(data, source.classes, built)
     for warning in unusual:
         log.warning("%s", warning)
+    value_range = known_range.get() if (built.traits & Trait.NO_RANGE).any() else None
+    notes = describe_traits(built.traits, value_range, given=data.value_range is not None)
+    for note in notes:
+        log.info("%s", note)
     with atomic_folder(target.index_folder) as draft:
         written = SetPaths(target.folder, draft.name)
         write_index(written.index_file, built.index)
@@ -195,8 +181,10 @@ def write_audited_index(
             columns=source.columns,
             synthetic=data.source == "synthetic",
             ceilings=_ceilings(job, built),
-            notes=source.notes,
+            notes=(*source.notes, *notes),
             warnings=unusual,
+            value_range=value_range,
+            reading=reading_of(built.traits, known_range),
         ).save(written.manifest)
 
 

@@ -70,10 +70,11 @@ class SplitDataset(Dataset[SampleBatch]):
         images = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
         symmetry = np.zeros(len(rows), dtype=np.uint8)
         errors: dict[int, str] = {}
+        value_range = self._images.manifest.limits
         for place, (row, view) in enumerate(zip(rows, views.tolist(), strict=True)):
             try:
                 images[place], symmetry[place] = self._samples.views.read(
-                    self.read(row), view, content=row["content"], plain=bool(row["plain"])
+                    self.read(row), view, content=row["content"], plain=bool(row["plain"]), value_range=value_range
                 )
             except UnreadableImageError as error:
                 if self._strict:

@@ -7,6 +7,7 @@ import numpy as np
 from tlbatch.config.training import Symmetries, Train
 from tlbatch.data.decode import Rgb, decode, decode_plain, plain_size, reduction, resized
 from tlbatch.data.sampler import Positions, random_words
+from tlbatch.data.wide_pixels import Range
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -36,7 +37,9 @@ class Views:
         """The numbers of all views; empty if random crops are drawn again in every epoch."""
         return tuple(range(self.random_views)) if self.crop_scale < 1 else _NUMBERS[self.symmetries]
 
-    def read(self, data: bytes, view: int, *, content: bytes, plain: bool) -> tuple[Rgb, int]:
+    def read(
+        self, data: bytes, view: int, *, content: bytes, plain: bool, value_range: Range | None = None
+    ) -> tuple[Rgb, int]:
         """Decode an image at sufficient size, crop and scale it, and return the symmetry to be applied.
 
         Parameters
@@ -49,6 +52,8 @@ class Views:
             Hash of the data in hexadecimal; with the view it keys all randomness.
         plain
             Whether the image is an upright RGB or grey JPEG.
+        value_range
+            See `tlbatch.data.decode.decode`.
 
         Returns
         -------
@@ -60,14 +65,14 @@ class Views:
         UnreadableImageError
             When the image cannot be decoded any more.
         """
+        rgb = None if plain else decode(data, value_range=value_range)
         if self.crop_scale == 1:
-            return self._square(data, None, plain=plain), view
+            return self._square(data, rgb, None), view
         key = np.array([int(content[:16], 16), view], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
-        return self._square(data, generator, plain=plain), int(generator.choice(_NUMBERS[self.symmetries]))
+        return self._square(data, rgb, generator), int(generator.choice(_NUMBERS[self.symmetries]))
 
-    def _square(self, data: bytes, generator: np.random.Generator | None, *, plain: bool) -> Rgb:
-        rgb = None if plain else decode(data)
+    def _square(self, data: bytes, rgb: Rgb | None, generator: np.random.Generator | None) -> Rgb:
         width, height = plain_size(data) if rgb is None else rgb.shape[1::-1]
         box = _random_box(width, height, self.crop_scale, generator) if generator else _centre(width, height)
         if rgb is None:

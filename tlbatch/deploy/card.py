@@ -67,6 +67,12 @@ def _usage(record: Exported) -> Iterable[str]:
 
 def _interface(record: Exported) -> Iterable[str]:
     done, model = record.preprocessing, record.network
+    if done.value_range is not None:
+        low, high = done.value_range
+        yield (
+            f"In images of more than 8 bits, the values {low:g} and {high:g} become 0 and 255, unless the file states "
+            "its own range; this is done only by tlbatch."
+        )
     if done.steps:
         yield f"First steps, done only by tlbatch: {', '.join(done.steps)}."
     if done.resize:

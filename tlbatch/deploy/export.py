@@ -74,6 +74,7 @@ def _described(run: ReportedRun, reference: ParitySample) -> Exported:
         phase=best.phase,
         preprocessing=Preprocessing(
             max_pixels=job.data.max_pixels,
+            value_range=manifest.limits,
             steps=manifest.steps,
             resize=manifest.resize,
             size=spec.size,

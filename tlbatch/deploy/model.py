@@ -13,8 +13,9 @@ import xxhash
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file
 from tlbatch.data.decode import Rgb, UnreadableImageError, is_plain
-from tlbatch.data.shards.encode import to_shard
+from tlbatch.data.shards.encode import ShardImage, to_shard
 from tlbatch.data.views import Views, training_views
+from tlbatch.data.wide_pixels import NoRangeError
 from tlbatch.deploy.graph import ExportModule
 from tlbatch.deploy.record import RECORD, WEIGHTS, Exported
 from tlbatch.model.build import build_classifier
@@ -124,10 +125,26 @@ class ExportedModel:
         if in_shard:
             stored, plain = data, is_plain(data)
         else:
-            made = to_shard(data, resize=wanted.resize, steps=wanted.steps, max_pixels=wanted.max_pixels)
+            made = self._made(data)
             stored, plain = made.data, made.plain
         content = xxhash.xxh3_128_hexdigest(stored).encode()
-        return [self._views.read(stored, view, content=content, plain=plain) for view in self._drawn]
+        limits = wanted.value_range
+        views = self._drawn
+        return [self._views.read(stored, view, content=content, plain=plain, value_range=limits) for view in views]
+
+    def _made(self, data: bytes) -> ShardImage:
+        """Return an image as it would be in a shard of the run; UnreadableImageError if it cannot be read."""
+        wanted = self.record.preprocessing
+        try:
+            return to_shard(
+                data,
+                resize=wanted.resize,
+                steps=wanted.steps,
+                max_pixels=wanted.max_pixels,
+                value_range=wanted.value_range,
+            )
+        except NoRangeError as error:
+            raise UnreadableImageError(f"{error}, as the model was not trained on such images") from None
 
     @torch.inference_mode()
     def _probabilities(self, squares: torch.Tensor, symmetry: torch.Tensor) -> npt.NDArray[np.float32]:

@@ -20,6 +20,8 @@ class Preprocessing(Record):
 
     max_pixels: int
     """Images with more pixels (width times height) are refused."""
+    value_range: tuple[float, float] | None = None
+    """Values that become 0 and 255 in images of more than 8 bits that do not state them; none: such are refused."""
     steps: tuple[StepName, ...]
     resize: int
     """Short side to which larger images are scaled down and re-encoded as JPEG; 0: files stay as they are."""

@@ -48,9 +48,10 @@ def rescoring_of(run: Run, champion: Champion) -> RunRecord | None:
         return None
     before = other.load()
     kept = before.job.data
-    data = run.job.data.model_copy(
-        update={"resize": kept.resize, "preprocess": kept.preprocess, "max_pixels": kept.max_pixels}
-    )
+    update = {"resize": kept.resize, "preprocess": kept.preprocess, "max_pixels": kept.max_pixels}
+    if own.limits != theirs.limits:
+        update["value_range"] = theirs.limits
+    data = run.job.data.model_copy(update=update)
     job = before.job.model_copy(
         update={key: getattr(run.job, key) for key in ("workspace", "private", "slurm", "report", "nightly")}
         | {"data": data, "run": rescoring_paths(run.paths).folder.name, "figures": False}

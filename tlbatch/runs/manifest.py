@@ -31,6 +31,20 @@ class Rejected(Record):
     cause: str
 
 
+class ValueRange(Record):
+    """The values that become 0 and 255 in images of more than 8 bits that do not state them."""
+
+    low: float
+    high: float
+    num_images: int
+    """Number of training images whose values it was taken from; 0: it is ``data.value_range``."""
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Both ends."""
+        return self.low, self.high
+
+
 class Audit(Record):
     """Results of the audit of a set; audit.csv names the images."""
 
@@ -79,3 +93,12 @@ class Manifest(Record):
     """How the source was read: what was understood, joined, counted or left out."""
     warnings: tuple[str, ...] = ()
     """What is unusual about the splits."""
+    value_range: ValueRange | None = None
+    """Range of the images of more than 8 bits that do not state theirs; none: there are no such images."""
+    reading: str = ""
+    """What identifies the reading of images that earlier versions read otherwise; empty: there are none."""
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Range of values with which the images in the shards are read."""
+        return None if self.value_range is None else self.value_range.limits

@@ -8,10 +8,10 @@ from tlbatch.core.files import digest_of
 
 _MAKES_SHARDS = {
     "source", "images", "urls", "labels", "key_column", "label_column", "tag_separator", "classes", "resize",
-    "preprocess", "max_pixels", "shard_images", "synthetic", "spellings", "ignore",
+    "preprocess", "max_pixels", "shard_images", "synthetic", "spellings", "ignore", "value_range",
 }  # fmt: skip
 """Keys of the data section that the bytes of the shards depend on."""
-_MAKES_GROUPS = {"source", "images", "urls", "labels", "synthetic", "group_column", "group_pattern"}
+_MAKES_GROUPS = {"source", "images", "urls", "labels", "synthetic", "group_column", "group_pattern", "dicom_group"}
 
 
 class Below:
@@ -64,6 +64,13 @@ def groups_file(job: Job) -> Path:
     kept = job.data.for_digest(include=_MAKES_GROUPS)
     name = set_folder(job).name.rpartition("-")[0]
     return job.workspace / "shards" / f"{name}-{digest_of([kept, job.data.split.salt])[:12]}.groups.csv"
+
+
+def value_range_file(job: Job) -> Path:
+    """Return the file with the range of values of a source's images, which all sets of the source share."""
+    kept = job.data.for_digest(include=_MAKES_GROUPS - {"group_column", "group_pattern", "dicom_group"})
+    name = set_folder(job).name.rpartition("-")[0]
+    return job.workspace / "shards" / f"{name}-{digest_of(kept)[:12]}.range.json"
 
 
 def staged_folder(job: Job) -> Path:

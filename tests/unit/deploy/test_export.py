@@ -220,7 +220,7 @@ def test_original_files_are_preprocessed_as_by_shard(make: Make, space: Path) ->
     folder = space / "kinds"
     shutil.copytree(space / "images", folder)
     for name in CLASSES:
-        for number, save in enumerate((_as_png, _as_grey_alpha, _turned, _as_cmyk)):
+        for number, save in enumerate((_as_png, _as_grey_alpha, _turned, _as_cmyk, _as_12_bits)):
             for at in range(number, 12, 5):
                 file = folder / name / f"{name}{at}.jpg"
                 with Image.open(file) as image:
@@ -228,7 +228,9 @@ def test_original_files_are_preprocessed_as_by_shard(make: Make, space: Path) ->
                 file.unlink()
                 save(image, file)
     paths = make("run=kinds", "data.resize=36", "data.preprocess=['clahe']", "data.audit=warn", images="kinds")
-    export_run(paths, space / "model-kinds")
+    record = export_run(paths, space / "model-kinds")
+    assert record.preprocessing.value_range == open_images(Run.load(paths.folder)).manifest.limits
+    assert "In images of more than 8 bits, the values " in (space / "model-kinds" / "README.md").read_text()
     model = ExportedModel.load(space / "model-kinds")
     keys, expected = scored(paths)
     files = [next(folder.glob(f"{key}.*")) for key in keys]
@@ -256,6 +258,19 @@ def _turned(image: Image.Image, file: Path) -> None:
 
 def _as_cmyk(image: Image.Image, file: Path) -> None:
     image.convert("CMYK").save(file, quality=95)
+
+
+def _as_12_bits(image: Image.Image, file: Path) -> None:
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 16).save(file.with_suffix(".png"))
+
+
+def test_a_model_that_knows_no_range_refuses_more_than_8_bits(model: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 700, np.uint16)).save(buffer, "PNG")
+    found = ExportedModel.load(model).predict([buffer.getvalue()])
+    assert found.errors == {
+        0: "samples of 16 bits, and no range of their values is known, as the model was not trained on such images"
+    }
 
 
 def test_export_is_reproducible_and_holds_no_local_paths(run: RunPaths, model: Path, space: Path) -> None:

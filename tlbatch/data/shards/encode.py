@@ -8,6 +8,7 @@ import simplejpeg
 
 from tlbatch.config.data import StepName
 from tlbatch.data.decode import MAX_PIXELS, MAX_SIDE, Rgb, UnreadableImageError, open_image, shrink
+from tlbatch.data.wide_pixels import Range, Trait
 
 _QUALITY = 92
 _ENDINGS = {"JPEG": "jpg"}
@@ -26,18 +27,30 @@ class ShardImage:
     """Whether `decode_plain` can read it."""
     rgb: Rgb
     """Pixels, at full or reduced size."""
+    traits: Trait
+    """Properties of the source file."""
 
 
-def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pixels: int = MAX_PIXELS) -> ShardImage:
+def to_shard(
+    data: bytes,
+    *,
+    resize: int,
+    steps: Sequence[StepName] = (),
+    max_pixels: int = MAX_PIXELS,
+    value_range: Range | None = None,
+) -> ShardImage:
     """Return what goes into the shard for one source image.
 
     Every image is decoded once, so damaged ones are found here. With ``resize = 0``, and for an upright 8-bit JPEG or
     PNG that is not larger than ``resize`` if there are no steps, the bytes of the file are kept. Raises
-    UnreadableImageError if the image cannot be decoded, or a step fails on it.
+    UnreadableImageError if the image cannot be decoded, or a step fails on it; NoRangeError if it needs a range of
+    values (see `tlbatch.data.decode.decode`).
     """
-    rgb, kind, usual, side = open_image(data, short_side=resize * (_STEPS_SCALE if steps else 1), max_pixels=max_pixels)
-    if resize == 0 or (side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):
-        return ShardImage(_ENDINGS.get(kind, kind.lower()), data, usual and kind == "JPEG", rgb)
+    short_side = resize * (_STEPS_SCALE if steps else 1)
+    source = open_image(data, short_side=short_side, max_pixels=max_pixels, value_range=value_range)
+    rgb, kind, usual = source.rgb, source.kind, source.usual
+    if resize == 0 or (source.side <= resize and not steps and usual and kind in {"JPEG", "PNG"}):
+        return ShardImage(_ENDINGS.get(kind, kind.lower()), data, usual and kind == "JPEG", rgb, source.traits)
     if steps:
         from tlbatch.data.preprocess import apply_steps  # noqa: PLC0415 (scikit-image takes seconds to import)
 
@@ -49,4 +62,4 @@ def to_shard(data: bytes, *, resize: int, steps: Sequence[StepName] = (), max_pi
     encoded = simplejpeg.encode_jpeg(
         np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="420"
     )
-    return ShardImage("jpg", encoded, plain=True, rgb=rgb)
+    return ShardImage("jpg", encoded, plain=True, rgb=rgb, traits=source.traits)

@@ -23,6 +23,7 @@ from tlbatch.data.near_duplicates import WORDS, near_hash
 from tlbatch.data.shards.encode import ShardImage
 from tlbatch.data.shards.tar_writer import TarStream
 from tlbatch.data.sources.base import Labelled
+from tlbatch.data.wide_pixels import Trait
 
 ROW = np.dtype(
     [
@@ -35,6 +36,8 @@ ROW = np.dtype(
     ]
 )
 """An image in a shard: what it was made from, its location, and the hashes of its bytes and pixels."""
+READER = 1
+"""Version of the reader of images, stored in sidecars: a change for some kind of image makes these be read again."""
 _BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, AttributeError)
 
 
@@ -60,6 +63,8 @@ class Prepared:
     data: bytes
     row: tuple[object, ...]
     """Its `ROW`, without stamp and offset."""
+    traits: Trait
+    """Properties of the source file."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,25 @@ class Unusable:
 def prepare(image: Labelled, made: ShardImage) -> Prepared:
     """Hash the bytes and the pixels of an image."""
     content = xxhash.xxh3_128_hexdigest(made.data).encode()
-    return Prepared(image, made.ending, made.data, (len(made.data), made.plain, content, near_hash(made.rgb)))
+    row = len(made.data), made.plain, content, near_hash(made.rgb)
+    return Prepared(image, made.ending, made.data, row, made.traits)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What lies beside a shard."""
+
+    tar: str
+    """Name of the tar, or its absolute path; empty if all images were unusable."""
+    size: int
+    """Bytes of the tar."""
+    rows: npt.NDArray[np.void]
+    """`ROW` of every image."""
+    traits: npt.NDArray[np.uint8]
+    """`Trait` of the source file of every image."""
+    rejected: dict[int, str]
+    """Causes by stamp."""
+    reader: int = READER
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,8 @@ class ShardStore:
     """`ROW` of every image."""
     tar: npt.NDArray[np.int32]
     """Number of the tar of every row."""
+    traits: npt.NDArray[np.uint8]
+    """`Trait` of the source file of every row."""
     rejected: dict[int, str]
     """Causes by stamp."""
     num_sidecars: int
@@ -107,25 +132,49 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardSto
     """Read the sidecars of a set, or only those of some tars; UserError if a sidecar is damaged."""
     tars: list[str] = []
     sizes: list[int] = []
-    parts, numbers = [np.empty(0, ROW)], [np.empty(0, np.int32)]
+    parts, numbers, traits = [np.empty(0, ROW)], [np.empty(0, np.int32)], [np.empty(0, np.uint8)]
     rejected: dict[int, str] = {}
     for file in sorted(folder.glob("*.npz")):
-        try:
-            with np.load(file, allow_pickle=False) as data:
-                tar, size, rows = str(data["tar"]), int(data["size"]), data["rows"]
-                causes = zip(data["rejected"].tolist(), data["causes"].tolist(), strict=True)
-                if rows.dtype != ROW:
-                    raise ValueError("of another version of tlbatch")  # noqa: TRY301
-        except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, *_BROKEN) as error:
-            raise UserError(f"{file}: damaged ({error}); remove it and submit again") from None
-        if only is not None and tar not in only:
+        sidecar = read_sidecar(file)
+        if only is not None and sidecar.tar not in only:
             continue
-        numbers.append(np.full(len(rows), len(tars), np.int32))
-        tars.append(tar)
-        sizes.append(size)
-        parts.append(rows)
-        rejected.update(causes)
-    return ShardStore(tuple(tars), tuple(sizes), np.concatenate(parts), np.concatenate(numbers), rejected, len(tars))
+        numbers.append(np.full(len(sidecar.rows), len(tars), np.int32))
+        tars.append(sidecar.tar)
+        sizes.append(sidecar.size)
+        parts.append(sidecar.rows)
+        traits.append(sidecar.traits)
+        rejected.update(sidecar.rejected)
+    rows, tar, kinds = np.concatenate(parts), np.concatenate(numbers), np.concatenate(traits)
+    return ShardStore(tuple(tars), tuple(sizes), rows, tar, kinds, rejected, len(tars))
+
+
+def read_sidecar(file: Path) -> Sidecar:
+    """Read the sidecar of a shard; UserError if it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            rows, reader = data["rows"], int(data["reader"]) if "reader" in data else 0
+            if rows.dtype != ROW or reader > READER:
+                raise ValueError("of another version of tlbatch")  # noqa: TRY301
+            traits = data["traits"] if reader else np.zeros(len(rows), np.uint8)
+            rejected = dict(zip(data["rejected"].tolist(), data["causes"].tolist(), strict=True))
+            return Sidecar(str(data["tar"]), int(data["size"]), rows, traits, rejected, reader)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, *_BROKEN) as error:
+        raise UserError(f"{file}: damaged ({error}); remove it and submit again") from None
+
+
+def write_sidecar(file: Path, sidecar: Sidecar) -> None:
+    """Write a sidecar atomically."""
+    with atomic_file(file) as opened:
+        np.savez(
+            opened,
+            tar=np.array(sidecar.tar),
+            size=np.array(sidecar.size),
+            rows=sidecar.rows,
+            traits=sidecar.traits,
+            reader=np.array(sidecar.reader),
+            rejected=np.array(list(sidecar.rejected), np.uint64),
+            causes=np.array(list(sidecar.rejected.values()), dtype=np.str_),
+        )
 
 
 def plan_chunks(images: Sequence[Labelled], store: ShardStore, *, size: int, in_place: bool) -> list[Chunk]:
@@ -162,7 +211,8 @@ def write_chunk(
         sidecar is written.
     """
     unusable: list[Unusable] = []
-    usable = _without(prepared, unusable)
+    traits: list[Trait] = []
+    usable = _usable(prepared, unusable, traits)
     if labels is None:
         rows = [(one.image.stamp, one.image.offset, *one.row) for one in usable]
         tar = chunk.images[0].path
@@ -172,15 +222,23 @@ def write_chunk(
             rows = list(_write_members(TarStream(file), usable, dict(zip(chunk.images, labels, strict=True))))
         if not rows:
             (folder / tar).unlink()
-    _write_sidecar(folder, chunk, tar if rows else "", rows, unusable)
+    lasting = {one.image.stamp: one.cause for one in unusable if not one.passing}
+    if rows or lasting:
+        size = (folder / tar).stat().st_size if rows else 0  # an absolute path is kept by ``/``
+        kept = np.array(rows, ROW), np.array(traits, np.uint8)
+        write_sidecar(folder / chunk.sidecar, Sidecar(tar if rows else "", size, *kept, lasting))
     return unusable
 
 
-def _without(prepared: Iterable[Prepared | Unusable], unusable: list[Unusable]) -> Iterator[Prepared]:
+def _usable(
+    prepared: Iterable[Prepared | Unusable], unusable: list[Unusable], traits: list[Trait]
+) -> Iterator[Prepared]:
+    """Yield the usable images and note their traits; note the others."""
     for one in prepared:
         if isinstance(one, Unusable):
             unusable.append(one)
         else:
+            traits.append(one.traits)
             yield one
 
 
@@ -194,21 +252,3 @@ def _write_members(
         places = {name: stream.add(f"{one.image.key}.{name}", data) for name, data in members}
         yield (one.image.stamp, places[one.ending], *one.row)
     stream.close()
-
-
-def _write_sidecar(
-    folder: Path, chunk: Chunk, tar: str, rows: Sequence[tuple[object, ...]], unusable: Sequence[Unusable]
-) -> None:
-    lasting = [one for one in unusable if not one.passing]
-    if not rows and not lasting:
-        return
-    size = (folder / tar).stat().st_size if tar else 0  # an absolute path is kept by ``/``
-    with atomic_file(folder / chunk.sidecar) as file:
-        np.savez(
-            file,
-            tar=np.array(tar),
-            size=np.array(size),
-            rows=np.array(list(rows), ROW),
-            rejected=np.array([one.image.stamp for one in lasting], np.uint64),
-            causes=np.array([one.cause for one in lasting], dtype=np.str_),
-        )

@@ -9,11 +9,13 @@ from pathlib import Path
 from tlbatch.config.data import Data
 from tlbatch.config.job import Job
 from tlbatch.data.decode import UnreadableImageError
-from tlbatch.data.shards.encode import to_shard
+from tlbatch.data.shards.encode import ShardImage, to_shard
 from tlbatch.data.shards.store import Chunk, Prepared, ShardStore, Unusable, plan_chunks, prepare, write_chunk
 from tlbatch.data.sources.base import Labelled, Source
 from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.splits import draw_sample
+from tlbatch.data.value_range import KnownRange
+from tlbatch.data.wide_pixels import NoRangeError, Range
 from tlbatch.runs.manifest import Manifest, Rejected
 from tlbatch.runs.records import load_record
 
@@ -40,9 +42,10 @@ def write_chunks(
     new = [chunk for chunk in chunks if not (folder / chunk.sidecar).exists()]
     total = sum(len(chunk.images) for chunk in chunks)
     done = total - sum(len(chunk.images) for chunk in new)
+    known = KnownRange(job, source, workers=workers)
     with ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
         for chunk in new:
-            images = _prepared(job.data, source, chunk.images, pool, ahead=8 * workers)
+            images = _prepared(job.data, source, chunk.images, pool, known, ahead=8 * workers)
             labels = None if job.data.source == "tars" else _label_members(job.data, source, chunk.images)
             left_out = write_chunk(folder, chunk, _with_progress(images, report, done, total), labels)
             done += len(chunk.images)
@@ -73,10 +76,19 @@ def _label_members(data: Data, source: Source, images: Sequence[Labelled]) -> It
 
 
 def _prepared(
-    data: Data, source: Source, images: Sequence[Labelled], pool: ThreadPoolExecutor, *, ahead: int
+    data: Data,
+    source: Source,
+    images: Sequence[Labelled],
+    pool: ThreadPoolExecutor,
+    known: KnownRange,
+    *,
+    ahead: int,
 ) -> Iterator[Prepared | Unusable]:
     """Read, decode and hash the images in order, with few in memory at a time."""
     resize = 0 if data.source == "tars" else data.resize
+
+    def encode(raw: bytes, limits: Range | None) -> ShardImage:
+        return to_shard(raw, resize=resize, steps=data.preprocess, max_pixels=data.max_pixels, value_range=limits)
 
     def work(image: Labelled) -> Prepared | Unusable:
         try:
@@ -84,7 +96,11 @@ def _prepared(
         except OSError as error:
             return Unusable(image, f"cannot be read ({error.strerror})", passing=True)
         try:
-            return prepare(image, to_shard(raw, resize=resize, steps=data.preprocess, max_pixels=data.max_pixels))
+            try:
+                made = encode(raw, known.limits)
+            except NoRangeError:
+                made = encode(raw, known.get().limits)
+            return prepare(image, made)
         except UnreadableImageError as error:
             return Unusable(image, f"cannot be decoded ({error})")
 

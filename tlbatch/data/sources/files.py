@@ -10,21 +10,28 @@ from PIL import features
 
 from tlbatch.config.base import SplitName
 from tlbatch.core.text import counted, folded
+from tlbatch.data.more_formats import HAS_DICOM, HAS_HEIC, INSTALL
 from tlbatch.data.sources.listing import Listing
 
+_HEIC = (".heic", ".heif", ".hif")
+_DICOM = (".dcm", ".dicom")
 ENDINGS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib", ".ppm", ".pgm",
-    ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", *((".avif", ".avifs") if features.check("avif") else ()),
+    ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxl",
+    *((".avif", ".avifs") if features.check("avif") else ()),
+    *(_HEIC if HAS_HEIC else ()), *(_DICOM if HAS_DICOM else ()),
 })  # fmt: skip
 """Extensions of image files that are read."""
 _UNREAD = frozenset({
-    ".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl", ".dcm", ".dicom", ".nii", ".svs", ".ndpi", ".czi", ".nef",
+    ".avif", ".avifs", *_HEIC, *_DICOM, ".nii", ".svs", ".ndpi", ".czi", ".nef",
     ".cr2", ".cr3", ".arw", ".dng", ".orf", ".rw2", ".raf", ".psd", ".svg", ".exr", ".hdr", ".tga", ".ico", ".pcx",
     ".jpg_large", ".apng", ".mpo", ".jng", ".wdp", ".jxr",
 }) - ENDINGS  # fmt: skip
 """Extensions of image files that are not read."""
 _BEGINNINGS = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|BM.{4}\0\0\0\0|\0\0\0\x0cjP  ", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|BM.{4}\0\0\0\0|\0\0\0\x0cjP  "
+    rb"|\0\0\0\x0cJXL |\xff\x0a|.{4}ftyp(?:avi[fs]|hei[cxms]|hev[cx]|mif1|msf1)|.{128}DICM",
+    re.DOTALL,
 )
 """First bytes of images that are read."""
 _OF_SYSTEMS = frozenset({
@@ -105,13 +112,16 @@ def is_image(folder: str, name: str) -> bool:
         return False
     try:
         with file.open("rb") as opened:
-            return bool(_BEGINNINGS.match(opened.read(16)))
+            return bool(_BEGINNINGS.match(opened.read(132)))
     except OSError:  # which the log counts
         return False
 
 
 def why_unread(name: str) -> str:
     """Return why an image file is not used."""
+    for endings, package in ((_HEIC, "pillow-heif"), (_DICOM, "pydicom")):
+        if ending_of(name) in endings:
+            return f"{ending_of(name)} needs the package {package}: {INSTALL}"
     return f"{ending_of(name)} is not read; convert it to PNG or JPEG"
 
 

@@ -18,6 +18,7 @@ import xxhash
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted, folded, shortest
+from tlbatch.data.more_formats import group_of_dicom
 from tlbatch.data.sources.base import NO_LABEL, TWO_LABELS, Found, Labelled, Source, key_of, tags_of
 from tlbatch.data.sources.listing import Listing, check_rejected
 from tlbatch.data.sources.spellings import joined
@@ -109,9 +110,10 @@ def _labelled(found: Iterable[Found], data: Data, listing: Listing) -> Iterator[
         except OSError as error:
             listing.reject(key, f"{one.path}: {error.strerror}")
             continue
-        group = _text(one.group) or key
-        num_alone += bool(data.group_column and not one.group)
-        if pattern is not None and not one.group:
+        given = one.group or (group_of_dicom(one.path, data.dicom_group) if data.dicom_group else "")
+        group = _text(given) or key
+        num_alone += bool((data.group_column or data.dicom_group) and not given)
+        if pattern is not None and not given:
             match = pattern.search(one.name)
             if match is None or not match.group(1):
                 raise UserError(
@@ -124,7 +126,7 @@ def _labelled(found: Iterable[Found], data: Data, listing: Listing) -> Iterator[
         yield Labelled(key, one.path, label, group, _text(one.part), stamp, one.offset, one.size)
     if num_alone:
         number = counted(num_alone, "image")
-        listing.warn(f"{number} with nothing in {data.group_column}: each is a group of its own")
+        listing.warn(f"{number} with nothing in {data.group_column or data.dicom_group}: each is a group of its own")
 
 
 def _stamp(key: str, label: str, path: str, offset: int, length: int, status: tuple[int, int]) -> int:

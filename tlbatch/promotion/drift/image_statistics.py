@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from tlbatch.core.files import atomic_file
 from tlbatch.core.text import counted
 from tlbatch.data.decode import Rgb, UnreadableImageError, decode, shrink
+from tlbatch.data.wide_pixels import Range
 from tlbatch.promotion.drift.new_images import Some
 
 log = logging.getLogger(__name__)
@@ -132,12 +134,13 @@ def _computed(some: Some, workers: int) -> Table:
     found: list[Table] = []
     with ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
         for part in some.parts(_CHUNK):
-            found.extend(pool.map(_measured, list(part.files())))
+            found.extend(pool.map(_measured, list(part.files()), repeat(some.images.manifest.limits)))
     return np.stack(found)
 
 
-def _measured(data: bytes | None) -> Table:
+def _measured(data: bytes | None, value_range: Range | None) -> Table:
     with suppress(UnreadableImageError):
         if data is not None:
-            return image_statistics(shrink(decode(data, short_side=_SHORT_SIDE), _SHORT_SIDE), num_bytes=len(data))
+            rgb = decode(data, short_side=_SHORT_SIDE, value_range=value_range)
+            return image_statistics(shrink(rgb, _SHORT_SIDE), num_bytes=len(data))
     return np.full(len(COLUMNS), np.nan, np.float32)

@@ -214,17 +214,17 @@ def test_what_is_no_file_or_no_image_is_listed_or_told(
     images = make_folders(classes=("a", "b"), each=2)
     os.mkfifo(images / "a" / "pipe.jpg")
     (images / "a" / "device.jpg").symlink_to("/dev/zero")
-    (images / "b" / "x.HEIC").write_bytes(b"x")
+    (images / "b" / "x.NEF").write_bytes(b"x")
     (images / "b" / "notes.txt").write_bytes(b"x")
     source = read(images, max_rejected=3)
     assert {key: cause.split(": ")[-1] for key, cause in causes(source).items()} == {
         "a/pipe": "is not a regular file", "a/device": "is not a regular file",
-        "b/x%2EHEIC": ".heic is not read; convert it to PNG or JPEG",
+        "b/x%2ENEF": ".nef is not read; convert it to PNG or JPEG",
     }  # fmt: skip
     with pytest.raises(UserError, match=r"data\.max_rejected=3"):
         read(images, max_rejected=2)
     assert "2 files below" in caplog.text
-    assert "1 .heic" in caplog.text
+    assert "1 .nef" in caplog.text
     assert "1 .txt" in caplog.text
 
 

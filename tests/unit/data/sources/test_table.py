@@ -161,10 +161,10 @@ def test_other_columns_are_read_by_key_in_any_dialect(put: Put, images: Path) ->
 
 
 def test_an_image_in_a_format_that_is_not_read_is_named_as_such(put: Put, images: Path) -> None:
-    (images / "eye_0.png").rename(images / "eye_0.heic")
+    (images / "eye_0.png").rename(images / "eye_0.svs")
     with pytest.raises(UserError, match=r"eye_0 .* is in a format that is not read; convert it"):
         put(rows())
-    (images / "eye_0.heic").rename(images / "stranger.heic")
+    (images / "eye_0.svs").rename(images / "stranger.svs")
     assert len(put(rows(), max_rejected=1).images) == 5
 
 

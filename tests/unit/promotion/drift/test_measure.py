@@ -114,9 +114,9 @@ def site(tmp_path: Path, tiny_job: Path) -> Site:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     found: list[bytes] = []
 
-    def counted(data: bytes, *, short_side: int) -> object:
+    def counted(data: bytes, **options: object) -> object:
         found.append(data)
-        return decode(data, short_side=short_side)
+        return decode(data, **options)
 
     monkeypatch.setattr(image_statistics, "decode", counted)
     return found
