@@ -10,7 +10,7 @@ import xxhash
 from torch.utils.data import Dataset
 
 from tlbatch.core.errors import UserError
-from tlbatch.data.decode import UnreadableImageError
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.image_set import ImageSet
 from tlbatch.data.index import Index
 from tlbatch.data.sampler import Positions

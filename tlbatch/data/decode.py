@@ -1,9 +1,5 @@
 """Decode image files to RGB, strictly: a damaged file is an error, never a partly grey image."""
 
-import io
-import struct
-import zlib
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -11,33 +7,31 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
+from tlbatch.data.image_files import (
+    BROKEN,
+    PIXEL_CHUNKS,
+    TIFF_STARTS,
+    UnreadableImageError,
+    check_pixels_of_png,
+    dropped_channels,
+    has_header,
+    is_usual,
+    make_upright,
+    only_chunks,
+    opened_file,
+    orientation_of,
+    to_largest_page,
+    to_rgb,
+    without_segments,
+)
 from tlbatch.data.more_formats import is_dicom, is_jxl, jxl_size, read_dicom, read_jxl, register_heic
-from tlbatch.data.wide_pixels import NoRangeError, Range, Samples, Trait, png_chunks, read_tiff, read_wide
+from tlbatch.data.wide_pixels import NoRangeError, Range, Samples, Trait, read_tiff, read_wide
 
 Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Pillow's limit against decompression bombs, applied here to JPEG too."""
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF")
-"""Pillow's other formats run external programs or are not used for image data sets."""
 MAX_SIDE = 65_500
-_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"sBIT", b"IDAT", b"IEND"})
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What makes an image upright, by its EXIF orientation."""
-
-
-class UnreadableImageError(Exception):
-    """The bytes are not a complete image; the message says why."""
 
 
 def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS, value_range: Range | None = None) -> Rgb:
@@ -96,9 +90,9 @@ def decode_plain(data: bytes, size: tuple[int, int], *, factor: int = 1) -> Rgb:
 def is_plain(data: bytes) -> bool:
     """Return whether `decode_plain` can read an image, by its header."""
     try:
-        with _opened(data) as image:
-            return image.format in {"JPEG", "MPO"} and _is_usual(image)
-    except _BROKEN:
+        with opened_file(data) as image:
+            return image.format in {"JPEG", "MPO"} and is_usual(image)
+    except BROKEN:
         return False
 
 
@@ -138,7 +132,7 @@ def open_image(
             return _open_by_pillow(data, short_side, max_pixels, value_range)
         except (UnreadableImageError, NoRangeError):
             raise
-        except _BROKEN:
+        except BROKEN:
             again = _second_try(data, max_pixels, value_range)
             if again is None:
                 raise
@@ -147,7 +141,7 @@ def open_image(
         raise
     except UnidentifiedImageError:
         raise UnreadableImageError("no image of a known format") from None
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
@@ -162,16 +156,16 @@ def open_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Samples 
         other = _other_format(data, max_pixels)
         if other is not None:
             return other[1], other[1].traits
-        with _opened(data) as image:
-            pages = _to_largest_page(image)
+        with opened_file(data) as image:
+            pages = to_largest_page(image)
             _check_size(image.size, max_pixels)
             wide = read_wide(data, image)
             return wide, pages if wide is None else pages | wide.traits
     except UnreadableImageError:
         raise
-    except _BROKEN as error:
-        if data.startswith(_TIFF):
-            with suppress(*_BROKEN):
+    except BROKEN as error:
+        if data.startswith(TIFF_STARTS):
+            with suppress(*BROKEN):
                 samples = read_tiff(data, max_pixels=max_pixels)
                 return samples, samples.traits
         raise UnreadableImageError(str(error)) from None
@@ -194,151 +188,48 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _open_by_pillow(data: bytes, short_side: int, max_pixels: int, value_range: Range | None) -> Opened:
-    with _opened(data) as image:
-        pages = _to_largest_page(image)
+    with opened_file(data) as image:
+        pages = to_largest_page(image)
         _check_size(image.size, max_pixels)
         kind = "JPEG" if image.format == "MPO" else image.format or ""
-        usual, side = _is_usual(image), min(image.size)
+        usual, side = is_usual(image), min(image.size)
         if usual and kind == "JPEG":
             factor = reduction(side, short_side)
             try:
                 return Opened(decode_plain(data, image.size, factor=factor), kind, usual, side, pages)
             except UnreadableImageError:
-                rgb = decode_plain(_without_segments(data), image.size, factor=factor)
+                rgb = decode_plain(without_segments(data), image.size, factor=factor)
                 return Opened(rgb, kind, usual=False, side=side, traits=pages)
         if kind == "PNG":
-            _check_pixels_of_png(data)
+            check_pixels_of_png(data)
         wide = read_wide(data, image)
         if wide is None:
             image.load()
-            shown, traits = _to_rgb(image)
-            traits |= _dropped(image)
+            shown, traits = to_rgb(image)
+            traits |= dropped_channels(image)
         else:
             shown, traits = Image.fromarray(wide.to_rgb(value_range)), wide.traits
-        upright = _upright(shown, _orientation(image))
+        upright = make_upright(shown, orientation_of(image))
         return Opened(np.asarray(upright), kind, usual and wide is None, side, pages | traits)
 
 
 def _second_try(data: bytes, max_pixels: int, value_range: Range | None) -> Opened | None:
     """Decode a file whose metadata are damaged, or a TIFF that Pillow cannot read; None if that fails too."""
-    with suppress(UnreadableImageError, *_BROKEN):
-        if data.startswith(_TIFF):
+    with suppress(UnreadableImageError, *BROKEN):
+        if data.startswith(TIFF_STARTS):
             samples = read_tiff(data, max_pixels=max_pixels)
             rgb = samples.to_rgb(value_range)
-            shown = np.asarray(_upright(Image.fromarray(rgb), samples.orientation))
+            shown = np.asarray(make_upright(Image.fromarray(rgb), samples.orientation))
             return Opened(shown, "TIFF", usual=False, side=min(rgb.shape[:2]), traits=samples.traits)
-        if data.startswith(b"\xff\xd8") and not _has_header(data):
-            bare = _without_segments(data)
+        if data.startswith(b"\xff\xd8") and not has_header(data):
+            bare = without_segments(data)
             size = plain_size(bare)
             _check_size(size, max_pixels)
             return Opened(decode_plain(bare, size), "JPEG", usual=False, side=min(size), traits=Trait.NONE)
-    for kept in ({b"eXIf", *_PIXEL_CHUNKS}, _PIXEL_CHUNKS) if data.startswith(b"\x89PNG") else ():
-        with suppress(UnreadableImageError, *_BROKEN):
-            return replace(_open_by_pillow(_only_chunks(data, kept), 0, max_pixels, value_range), usual=False)
+    for kept in ({b"eXIf", *PIXEL_CHUNKS}, PIXEL_CHUNKS) if data.startswith(b"\x89PNG") else ():
+        with suppress(UnreadableImageError, *BROKEN):
+            return replace(_open_by_pillow(only_chunks(data, kept), 0, max_pixels, value_range), usual=False)
     return None
-
-
-def _without_segments(data: bytes) -> bytes:
-    """Return a JPEG without comments and metadata: APP1 to APP13, but not JFIF (APP0) and Adobe (APP14)."""
-    place, kept = 2, [data[:2]]
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b"\xff", b""):
-        stop = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if not (0xE1 <= data[place + 1] <= 0xED or data[place + 1] == 0xFE):
-            kept.append(data[place:stop])
-        place = stop
-    return b"".join([*kept, data[place:]])
-
-
-def _check_pixels_of_png(data: bytes) -> None:
-    """Raise UnreadableImageError if a check sum of the pixels is wrong, which Pillow does not look at."""
-    for kind, chunk in png_chunks(data):
-        if kind == b"IDAT" and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-            raise UnreadableImageError("the check sum of its pixels is wrong")
-
-
-def _has_header(data: bytes) -> bool:
-    try:
-        _opened(data).close()
-    except _BROKEN:
-        return False
-    return True
-
-
-def _only_chunks(data: bytes, kept: Collection[bytes]) -> bytes:
-    """Return a PNG with some kinds of chunks alone; ValueError if its end is missing."""
-    chunks = list(png_chunks(data))
-    if not chunks or chunks[-1][0] != b"IEND":
-        raise ValueError("the end is missing")
-    return data[:8] + b"".join(chunk for kind, chunk in chunks if kind in kept)
-
-
-def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=_FORMATS if "HEIF" not in Image.OPEN else (*_FORMATS, "HEIF"))
-
-
-def _to_largest_page(image: Image.Image) -> Trait:
-    """Go to the largest page of a TIFF, the first of several; of other files, the first frame is read."""
-    try:
-        num_pages: int = getattr(image, "n_frames", 1)
-    except _BROKEN:
-        num_pages = 1
-    if num_pages <= 1:
-        return Trait.NONE
-    if image.format != "TIFF":
-        return Trait.PAGES
-    areas = []
-    for page in range(num_pages):
-        image.seek(page)
-        areas.append(image.width * image.height)
-    largest = areas.index(max(areas))
-    image.seek(largest)
-    return Trait.PAGES | (Trait.LATER_PAGE if largest else Trait.NONE)
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation: 1 is upright, 0 is none that can be read."""
-    try:
-        found = image.getexif().get(0x0112, 1)
-    except _BROKEN:
-        return 0
-    return found if isinstance(found, int) else 0
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    how = _TURNS.get(orientation)
-    return image if how is None else image.transpose(how)
-
-
-def _is_usual(image: Image.Image) -> bool:
-    """Return whether an image is upright in 8-bit RGB or grey."""
-    return image.mode in {"RGB", "L"} and _orientation(image) == 1
-
-
-_BROKEN = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
-    MemoryError, RecursionError, NotImplementedError, AssertionError, Image.DecompressionBombError,
-    RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
-"""Raised by decoders on damaged files."""
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, Trait]:
-    """Convert to RGB, transparency composed on white."""
-    if image.mode not in {"RGBA", "LA", "PA", "RGBa", "La"} and "transparency" not in image.info:
-        return image.convert("RGB"), Trait.NONE
-    rgba = image.convert("RGBA")
-    is_opaque = np.asarray(rgba)[..., 3].min() == 255
-    composed = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return composed, Trait.NONE if is_opaque else Trait.ALPHA
-
-
-def _dropped(image: Image.Image) -> Trait:
-    """Return whether a TIFF has channels that Pillow does not read."""
-    if not isinstance(image, TiffImageFile):
-        return Trait.NONE
-    colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(image.tag_v2.get(262, 1), 1)
-    has_alpha = any(one in (1, 2) for one in image.tag_v2.get(338, ()))
-    return Trait.DROPPED if image.tag_v2.get(277, 1) > colours + has_alpha else Trait.NONE
 
 
 def shrink(rgb: Rgb, short_side: int) -> Rgb:

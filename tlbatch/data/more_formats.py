@@ -4,7 +4,6 @@ from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-import imagecodecs
 import numpy as np
 
 from tlbatch.core.errors import UserError
@@ -62,6 +61,8 @@ def jxl_size(data: bytes) -> tuple[int, int]:
 
 def read_jxl(data: bytes) -> Samples:
     """Return the samples of the first frame of a JPEG XL."""
+    import imagecodecs  # noqa: PLC0415 (for files of few kinds)
+
     found = split_usual(imagecodecs.jpegxl_decode(data, index=0))
     return make_samples(found, None)
 

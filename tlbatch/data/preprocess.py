@@ -11,7 +11,8 @@ from skimage import color, exposure
 
 from tlbatch.config.data import StepName
 from tlbatch.core.typing import Bools
-from tlbatch.data.decode import Rgb, UnreadableImageError, resized, shrink
+from tlbatch.data.decode import Rgb, resized, shrink
+from tlbatch.data.image_files import UnreadableImageError
 
 _SEARCH_SIDE: Final = 192
 """The disc is located in a reduced copy, whose short side is between this and twice this."""

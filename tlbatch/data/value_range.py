@@ -15,8 +15,9 @@ from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Floats
-from tlbatch.data.decode import UnreadableImageError, open_samples
+from tlbatch.data.decode import open_samples
 from tlbatch.data.group_places import read_places
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.sources.base import Labelled, Source, name_of
 from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.data.wide_pixels import Range, Trait

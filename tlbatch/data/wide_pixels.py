@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntFlag
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
-import tifffile
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
 
 Range = tuple[float, float]
 """The values that become 0 and 255."""
@@ -164,6 +165,8 @@ def split_usual(samples: Values) -> Channels:
 
 
 def _png(data: bytes) -> Samples:
+    import imagecodecs  # noqa: PLC0415 (for files of few kinds)
+
     found = split_usual(imagecodecs.png_decode(data))
     bits = next((max(chunk[8:-4]) for kind, chunk in png_chunks(data) if kind == b"sBIT" and len(chunk) > 12), 16)
     return make_samples(found, _png_range(found.values, bits))
@@ -207,6 +210,8 @@ def read_tiff(data: bytes, *, page: int | None = None, max_pixels: int | None = 
 
     Raises ValueError, or an error of the decoder, if they cannot be read.
     """
+    import tifffile  # noqa: PLC0415 (for files of few kinds)
+
     with tifffile.TiffFile(BytesIO(data)) as file:
         pages: list[Any] = list(file.pages)
         at = max(range(len(pages)), key=lambda n: (pages[n].imagewidth * pages[n].imagelength, -n), default=0)
@@ -234,7 +239,7 @@ def read_tiff(data: bytes, *, page: int | None = None, max_pixels: int | None = 
     return replace(made, orientation=int(tags.get(274, 1)))
 
 
-def _channels_last(page: tifffile.TiffPage) -> Values:
+def _channels_last(page: "TiffPage") -> Values:
     """Return the samples of a page, (height, width, channels)."""
     samples: Values = np.asarray(page.asarray())
     match page.axes:
@@ -265,6 +270,8 @@ def _jpeg2000(data: bytes) -> Samples | None:
     bits, signed = 1 + (depth & 0x7F), depth >= 0x80
     if start < 0 or bits <= 8:
         return None
+    import imagecodecs  # noqa: PLC0415 (for files of few kinds)
+
     found = split_usual(imagecodecs.jpeg2k_decode(data))
     stated = None if bits in _TYPE_BITS else (-float(1 << bits - 1), float((1 << bits - 1) - 1)) if signed else (
         0.0, float((1 << bits) - 1)

@@ -12,7 +12,8 @@ import xxhash
 
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import digest_file
-from tlbatch.data.decode import Rgb, UnreadableImageError, is_plain
+from tlbatch.data.decode import Rgb, is_plain
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.shards.encode import ShardImage, to_shard
 from tlbatch.data.views import Views, training_views
 from tlbatch.data.wide_pixels import NoRangeError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlbatch.data.decode import UnreadableImageError, decode, is_plain, open_image, shrink
+from tlbatch.data.decode import decode, is_plain, open_image, shrink
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.shards.encode import to_shard
 from tlbatch.data.wide_pixels import Trait
 

@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
 
 from tlbatch.core.errors import UserError
 from tlbatch.data import more_formats
-from tlbatch.data.decode import UnreadableImageError, decode, open_image
+from tlbatch.data.decode import decode, open_image
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.more_formats import group_of_dicom
 from tlbatch.data.shards.encode import to_shard
 from tlbatch.data.sources.files import is_image, why_unread

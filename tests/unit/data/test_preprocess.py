@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tlbatch.config.data import StepName
-from tlbatch.data.decode import Rgb, UnreadableImageError
+from tlbatch.data.decode import Rgb
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.preprocess import apply_steps, clahe, fundus_crop, local_average
 from tlbatch.data.synthetic.fundus import draw
 

@@ -9,7 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tlbatch.data.decode import UnreadableImageError, decode, open_image
+from tlbatch.data.decode import decode, open_image
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.wide_pixels import NoRangeError, Trait
 
 Wide = npt.NDArray[np.uint16]

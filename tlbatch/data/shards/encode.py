@@ -7,7 +7,8 @@ import numpy as np
 import simplejpeg
 
 from tlbatch.config.data import StepName
-from tlbatch.data.decode import MAX_PIXELS, MAX_SIDE, Rgb, UnreadableImageError, open_image, shrink
+from tlbatch.data.decode import MAX_PIXELS, MAX_SIDE, Rgb, open_image, shrink
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.wide_pixels import Range, Trait
 
 _QUALITY = 92

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.core.text import counted
-from tlbatch.data.decode import UnreadableImageError, open_samples
+from tlbatch.data.decode import open_samples
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.shards.store import READER, Sidecar, read_sidecar, write_sidecar
 from tlbatch.data.sources.base import Labelled, Source
 from tlbatch.data.sources.files import ending_of

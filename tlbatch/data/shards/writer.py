@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tlbatch.config.data import Data
 from tlbatch.config.job import Job
-from tlbatch.data.decode import UnreadableImageError
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.shards.encode import ShardImage, to_shard
 from tlbatch.data.shards.store import Chunk, Prepared, ShardStore, Unusable, plan_chunks, prepare, write_chunk
 from tlbatch.data.sources.base import Labelled, Source

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from tlbatch.core.files import atomic_file
 from tlbatch.core.text import counted
-from tlbatch.data.decode import Rgb, UnreadableImageError, decode, shrink
+from tlbatch.data.decode import Rgb, decode, shrink
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.wide_pixels import Range
 from tlbatch.promotion.drift.new_images import Some
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Ints
 from tlbatch.data.dataset import SplitDataset
-from tlbatch.data.decode import UnreadableImageError
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.image_set import ImageSet
 from tlbatch.data.index import Index, read_index
 from tlbatch.data.sampler import Positions

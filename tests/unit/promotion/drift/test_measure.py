@@ -15,7 +15,8 @@ from tlbatch import cache, shard
 from tlbatch.cluster.create import make_run, resolve
 from tlbatch.config.load import load_job
 from tlbatch.config.nightly import Nightly
-from tlbatch.data.decode import UnreadableImageError, decode
+from tlbatch.data.decode import decode
+from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.image_set import open_images
 from tlbatch.promotion.drift import image_statistics, measure
 from tlbatch.promotion.drift.measure import measure_drift
