@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,17 @@ def test_views_that_splits_share_are_computed_once(make: Make, tmp_path: Path) -
     ranks = RankContext.single_process("cache", paths)
     fill_cache(record, images.only(train=rows, val=rows), pretrained_classifier(record, images.manifest), ranks)
     assert num_rows(tmp_path) == 2 * len(rows)
+
+
+def test_images_that_are_read_otherwise_are_computed_again(make: Make, tmp_path: Path) -> None:
+    paths = make("train.augment=none")
+    run(paths, shard)
+    record, images = paths.load(), open_images(Run.load(paths.folder))
+    ranks = RankContext.single_process("cache", paths)
+    for number, reading in enumerate(["", "1", "1 (0.0, 4095.0)", "1"], start=1):
+        manifest = images.manifest.model_copy(update={"reading": reading})
+        fill_cache(record, replace(images, manifest=manifest), pretrained_classifier(record, manifest), ranks)
+        assert num_rows(tmp_path) == 2 * 36 * min(number, 3)
 
 
 def test_new_images_alone_are_computed(make: Make, tmp_path: Path, write_folders: Callable[..., Path]) -> None:
