@@ -78,10 +78,19 @@ def read_dicom(data: bytes, max_pixels: int) -> Samples:
     Rescale slope and intercept are applied. The stated range is that of the first window, or else that of Bits Stored
     where these are fewer than Bits Allocated (DICOM PS3.3, C.11.2.1.2.1 and C.7.6.3.1).
 
-    Raises ValueError if a package is missing or there are no pixels or too many, and errors of pydicom.
+    Raises ValueError if a package is missing or there are no pixels or too many, and other errors on damaged files.
     """
     if not HAS_DICOM:
         raise ValueError(f"DICOM needs the package pydicom: {INSTALL}")
+    from pydicom.errors import BytesLengthException, InvalidDicomError  # noqa: PLC0415 (optional)
+
+    try:
+        return _read_dicom(data, max_pixels)
+    except (BytesLengthException, InvalidDicomError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _read_dicom(data: bytes, max_pixels: int) -> Samples:
     import pydicom  # noqa: PLC0415 (optional)
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut  # noqa: PLC0415
     from pydicom.pixels.utils import pixel_array  # noqa: PLC0415

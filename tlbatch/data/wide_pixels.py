@@ -1,5 +1,6 @@
 """Images of more than 8 bits a sample: their values as they are, and the range that their file states."""
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -212,6 +213,7 @@ def read_tiff(data: bytes, *, page: int | None = None, max_pixels: int | None = 
     """
     import tifffile  # noqa: PLC0415 (for files of few kinds)
 
+    tifffile.logger().setLevel(logging.CRITICAL)  # it lists what is odd in a file, which is decoded or refused here
     with tifffile.TiffFile(BytesIO(data)) as file:
         pages: list[Any] = list(file.pages)
         at = max(range(len(pages)), key=lambda n: (pages[n].imagewidth * pages[n].imagelength, -n), default=0)

@@ -116,7 +116,7 @@ def test_a_dicom_file_without_pixels_or_with_too_many_is_refused() -> None:
     with pytest.raises(UnreadableImageError, match=r"32 x 32 pixels are more than data\.max_pixels"):
         decode(dicom(RAMP, bits=12), max_pixels=1000)
     with pytest.raises(UnreadableImageError):
-        decode(dicom(RAMP, bits=12)[:1500])
+        decode(dicom(RAMP, bits=12)[:1501])
 
 
 def test_the_group_of_a_dicom_file_is_an_attribute_of_its_header(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import random
 import struct
 import zlib
 
@@ -158,6 +159,38 @@ def test_a_truncated_file_of_many_bits_is_refused() -> None:
         for end in (len(data) // 2, len(data) - 40):
             with pytest.raises(UnreadableImageError):
                 open_image(data[:end], value_range=(0, 4095))
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draw.choice([1, 1, 2, 8])):
+        place = draw.randrange(min(len(changed), draw.choice([200, 100_000])))
+        if draw.random() < 0.7:
+            changed[place] = draw.randrange(256)
+        else:
+            del changed[place : place + draw.randrange(1, 20)]
+    return bytes(changed)
+
+
+def test_a_thousand_mutated_files_of_many_bits_are_decoded_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    files = [
+        png(colour(RAMP)),
+        tiff(colour(RAMP)),
+        tiff(RAMP.astype(np.float32), compression="zlib", predictor=True),
+        imagecodecs.jpegxl_encode(colour(RAMP), lossless=True),
+        imagecodecs.jpeg2k_encode(RAMP, level=0, bitspersample=16),
+        pnm(RAMP, top=4095),
+    ]
+    draw, read = random.Random(0), 0
+    for number in range(1200):
+        try:
+            rgb = open_image(mutated(files[number % 6], draw), value_range=(0, 4095), max_pixels=1_000_000).rgb
+        except UnreadableImageError:
+            continue
+        read += 1
+        assert (rgb.dtype, rgb.shape[2:]) == (np.uint8, (3,))
+    assert 100 < read < 1100
+    assert "tifffile" not in {record.name for record in caplog.records}
 
 
 def test_sizes_are_checked_before_many_bits_are_decoded() -> None:
