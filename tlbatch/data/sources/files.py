@@ -23,7 +23,7 @@ ENDINGS = frozenset({
 })  # fmt: skip
 """Extensions of image files that are read."""
 _UNREAD = frozenset({
-    ".avif", ".avifs", *_HEIC, *_DICOM, ".nii", ".svs", ".ndpi", ".czi", ".nef",
+    ".avif", ".avifs", *_HEIC, *_DICOM, ".nii", ".nii.gz", ".svs", ".ndpi", ".czi", ".nef",
     ".cr2", ".cr3", ".arw", ".dng", ".orf", ".rw2", ".raf", ".psd", ".svg", ".exr", ".hdr", ".tga", ".ico", ".pcx",
     ".jpg_large", ".apng", ".mpo", ".jng", ".wdp", ".jxr",
 }) - ENDINGS  # fmt: skip
@@ -127,4 +127,5 @@ def why_unread(name: str) -> str:
 
 def ending_of(name: str) -> str:
     """Return the extension of a file name in lower case, with its dot."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path per image would cost too much)
+    lower = name.lower()
+    return ".nii.gz" if lower.endswith(".nii.gz") else os.path.splitext(lower)[1]  # noqa: PTH122 (a Path per image would cost too much)

@@ -216,14 +216,16 @@ def test_what_is_no_file_or_no_image_is_listed_or_told(
     (images / "a" / "device.jpg").symlink_to("/dev/zero")
     (images / "b" / "x.NEF").write_bytes(b"x")
     (images / "b" / "notes.txt").write_bytes(b"x")
-    source = read(images, max_rejected=3)
+    (images / "b" / "scan.nii.gz").write_bytes(b"x")
+    source = read(images, max_rejected=4)
     assert {key: cause.split(": ")[-1] for key, cause in causes(source).items()} == {
         "a/pipe": "is not a regular file", "a/device": "is not a regular file",
         "b/x%2ENEF": ".nef is not read; convert it to PNG or JPEG",
+        "b/scan%2Enii%2Egz": ".nii.gz is not read; convert it to PNG or JPEG",
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"data\.max_rejected=3"):
+    with pytest.raises(UserError, match=r"data\.max_rejected=4"):
         read(images, max_rejected=2)
-    assert "2 files below" in caplog.text
+    assert "3 files below" in caplog.text
     assert "1 .nef" in caplog.text
     assert "1 .txt" in caplog.text
 
