@@ -8,7 +8,7 @@ from tlbatch.core.files import digest_of
 
 _MAKES_SHARDS = {
     "source", "images", "urls", "labels", "key_column", "label_column", "tag_separator", "classes", "resize",
-    "preprocess", "max_pixels", "shard_images", "synthetic", "spellings", "ignore",
+    "preprocess", "max_pixels", "shard_images", "synthetic", "spellings", "ignore", "image_part",
 }  # fmt: skip
 """Keys of the data section that the bytes of the shards depend on."""
 _MAKES_GROUPS = {"source", "images", "urls", "labels", "synthetic", "group_column", "group_pattern"}

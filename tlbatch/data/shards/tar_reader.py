@@ -1,7 +1,7 @@
 """Read tars from untrusted sources."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,28 +87,6 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Damage]]:
                 names.add(entry.name)
                 members.append(entry)
     return members, damage
-
-
-def group_samples(members: Sequence[Member]) -> tuple[list[tuple[str, dict[str, Member]]], list[Damage]]:
-    """Group members into samples as WebDataset does: the name up to the first dot of its last part is the key.
-
-    The rest, in lower case, is the extension. The members of a sample need not be adjacent; samples come in the order
-    of their first members. Hidden files, such as ``._a.jpg`` of macOS, are skipped silently.
-    """
-    samples: dict[str, dict[str, Member]] = {}
-    damage: list[Damage] = []
-    for member in members:
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        if base.startswith("."):
-            continue
-        if not ending:
-            damage.append(Damage(member.name, "has no extension, so it belongs to no sample"))
-            continue
-        parts = samples.setdefault(f"{folder}{slash}{stem}", {})
-        if (first := parts.setdefault(ending.lower(), member)) is not member:
-            damage.append(Damage(member.name, f"has the key and the extension of {first.name!r}"))
-    return list(samples.items()), damage
 
 
 def _entries(descriptor: int, end: int, label: str) -> Iterator[Member | Damage]:

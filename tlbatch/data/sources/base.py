@@ -49,6 +49,8 @@ class Found:
     part: str = ""
     offset: int = 0
     size: int = -1
+    prefix: str = ""
+    """Put before the name in the key, where another image has the same name."""
 
 
 @dataclass(frozen=True)

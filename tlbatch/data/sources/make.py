@@ -103,7 +103,7 @@ def _labelled(found: Iterable[Found], data: Data, listing: Listing) -> Iterator[
     pattern = re.compile(data.group_pattern) if data.group_pattern else None
     num_alone = 0
     for one in found:
-        key = key_of(one.name)
+        key = key_of(one.prefix + one.name)
         try:
             status = _size_and_time(one.path, times, shared=one.size >= 0)
         except OSError as error:
