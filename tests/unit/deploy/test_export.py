@@ -99,7 +99,7 @@ def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def scored(paths: RunPaths) -> tuple[list[str], Floats]:
     """Return keys and probabilities of the test images."""
     table = pd.read_csv(paths.report / "predictions.csv").query("split == 'test'")
-    return table["key"].tolist(), table[[f"p_{name}" for name in CLASSES]].to_numpy(np.float32)
+    return table["image"].tolist(), table[[f"p_{name}" for name in CLASSES]].to_numpy(np.float32)
 
 
 def stored(paths: RunPaths, keys: list[str]) -> tuple[list[bytes], torch.Tensor]:

@@ -18,7 +18,7 @@ import xxhash
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted, folded, shortest
-from tlbatch.data.sources.base import NO_LABEL, TWO_LABELS, Found, Labelled, Source, key_of, tags_of
+from tlbatch.data.sources.base import NO_LABEL, TWO_LABELS, Found, Labelled, Source, key_of, name_of, tags_of
 from tlbatch.data.sources.listing import Listing, check_rejected
 from tlbatch.data.sources.spellings import joined
 from tlbatch.runs.manifest import Rejected
@@ -107,7 +107,7 @@ def _labelled(found: Iterable[Found], data: Data, listing: Listing) -> Iterator[
         try:
             status = _size_and_time(one.path, times, shared=one.size >= 0)
         except OSError as error:
-            listing.reject(key, f"{one.path}: {error.strerror}")
+            listing.reject(one.prefix + one.name, f"{one.path}: {error.strerror}")
             continue
         group = _text(one.group) or key
         num_alone += bool(data.group_column and not one.group)
@@ -190,17 +190,17 @@ def _without_doubles(images: list[Labelled], listing: Listing) -> Iterator[Label
             yield same[0]
         for image in same[1 if agreed else 0 :]:
             why = "the key is there twice" if agreed else TWO_LABELS
-            listing.reject(image.key, f"{why} ({same[0].path} and {same[-1].path})")
+            listing.reject(name_of(image.key), f"{why} ({same[0].path} and {same[-1].path})")
 
 
 def _has_known_label(image: Labelled, classes: set[str], data: Data, listing: Listing) -> bool:
     tags = tags_of(image.label, data)
     unknown = [tag for tag in tags if tag not in classes]
     if not tags:
-        listing.reject(image.key, NO_LABEL)
+        listing.reject(name_of(image.key), NO_LABEL)
     elif unknown:
         cause = f"has the label {unknown[0]!r}, which data.classes does not list"
-        listing.reject(image.key, cause)
+        listing.reject(name_of(image.key), cause)
     return bool(tags) and not unknown
 
 
