@@ -38,7 +38,8 @@ class Split(Section):
     """Additional names of splits in the source (given), e.g. { valid = "test" }; train, val, valid, validation and test
     are known."""
     files: dict[SplitName, Path] = {}
-    """Text files that list the images of each split (given), one name per line."""
+    """Text files that list the images of each split (given), one name per line, as in a table of labels; lines that
+    begin with # are comments."""
     recipe: Recipe | None = None
     """Published system whose split to reproduce (as-published)."""
 
