@@ -11,6 +11,8 @@ _LONGEST_MARK = RECORD + BLOCK  # an end-of-archive mark of two zero blocks, pad
 _MAX_NAME = 4096  # PATH_MAX
 _MAX_EXTENDED = 1 << 20
 _PACKED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"PK\3\4")
+COMPRESSED = "is compressed; unpack it first"
+"""Cause of the only damage of a compressed tar."""
 _FAULT = b""  # no key of an extended header is empty
 _NO_FILE = {
     b"1": "is a hard link, not a file",
@@ -77,7 +79,7 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Damage]]:
         if not start:
             return [], [Damage(path.name, "is empty, not a tar")]
         if start.startswith(_PACKED) and not _is_header(start):
-            return [], [Damage(path.name, "is compressed; unpack it first")]
+            return [], [Damage(path.name, COMPRESSED)]
         for entry in _entries(descriptor, os.fstat(descriptor).st_size, path.name):
             if isinstance(entry, Damage):
                 damage.append(entry)

@@ -11,7 +11,7 @@ from typing import IO
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted, is_missing, trimmed
-from tlbatch.data.shards.tar_reader import Member, scan_tar
+from tlbatch.data.shards.tar_reader import COMPRESSED, Member, scan_tar
 from tlbatch.data.sources.base import Found
 from tlbatch.data.sources.files import ending_of, given_split, walk
 from tlbatch.data.sources.listing import Listing
@@ -55,6 +55,10 @@ def from_tars(folder: Path, data: Data, listing: Listing) -> Iterator[Found]:
         except OSError as error:
             listing.reject(str(path), f"unreadable ({error.strerror})")
             continue
+        if any(damage.cause == COMPRESSED for damage in damages):
+            raise UserError(
+                f"{path}: is compressed, so it cannot be read in place; unpack it first, or with data.urls in a pipe"
+            )
         samples, more = group_samples(members, to_first_dot="." in data.image_part)
         for damage in (*damages, *more):
             listing.reject(f"{path}: {damage.name}", damage.cause)

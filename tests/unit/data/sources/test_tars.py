@@ -1,5 +1,6 @@
 """WebDataset tars as this project and others write them."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -180,6 +181,13 @@ def test_a_compressed_tar_is_refused_with_what_unpacks_it(tmp_path: Path, name: 
     write_tar(tmp_path / "a.tar", labelled("a", "b"))
     (tmp_path / name).write_bytes(b"\x1f\x8b")
     with pytest.raises(UserError, match=f"unpack it first: {tool} {name}"):
+        read(tmp_path, max_rejected=9)
+
+
+def test_a_compressed_tar_with_the_name_of_a_plain_one_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", labelled("a", "b"))
+    (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    with pytest.raises(UserError, match=r"b\.tar: is compressed, so it cannot be read in place; unpack it first"):
         read(tmp_path, max_rejected=9)
 
 
