@@ -8,7 +8,7 @@ from tlbatch.core.text import counted
 from tlbatch.data.shards.tar_reader import Damage, Member
 from tlbatch.data.sources.files import ENDINGS, ending_of, looks_unread, why_unread
 
-_LABELS = ("cls", "label.cls", "label.txt", "label", "class.cls", "class.txt", "class")
+_LABELS = ("label.cls", "label.txt", "label", "class.cls", "class.txt", "class")
 _OF_LABELS = frozenset({".cls", ".json", ".txt"})
 _SHOWN = 3
 
@@ -105,14 +105,15 @@ def other_images(parts: Mapping[str, Member], image: str) -> Iterator[str]:
 def label_part(parts: Mapping[str, Member], image: str, data: Data) -> Member | None:
     """Return the file with the class: cls, or one named as its label or its image is."""
     stem = image.rpartition(".")[0]
-    names = [*_LABELS, f"{stem}.cls", *(("txt",) if data.tag_separator else ())]
+    names = ["cls", *(("txt",) if data.tag_separator else ()), f"{stem}.cls", *_LABELS]
     return next((parts[part] for part in names if part in parts), None) or _only(parts, ".cls")
 
 
-def json_part(parts: Mapping[str, Member], image: str) -> Member | None:
-    """Return the json file of a sample: the one named as its image is, or the only one."""
+def json_part(parts: Mapping[str, Member], image: str, data: Data) -> Member | None:
+    """Return the json file of a sample: the one named as its image is, or the only one if no other file has a label."""
     stem = image.rpartition(".")[0]
-    return parts.get("json") or parts.get(f"{stem}.json") or _only(parts, ".json")
+    found = parts.get("json") or parts.get(f"{stem}.json")
+    return found or (None if label_part(parts, image, data) else _only(parts, ".json"))
 
 
 def _only(parts: Mapping[str, Member], ending: str) -> Member | None:

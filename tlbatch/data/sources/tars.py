@@ -105,7 +105,7 @@ def _sample(
     if not part:
         return
     fields: dict[str, object] = {}
-    about = json_part(parts, part)
+    about = json_part(parts, part, data)
     if about is not None:
         try:
             fields = dict(json.loads(_payload(tar, about)))

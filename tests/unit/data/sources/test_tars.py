@@ -158,6 +158,12 @@ def test_named_parts_are_read(tmp_path: Path) -> None:
     assert [(image.key, image.label) for image in read(tmp_path).images] == [("a", "x"), ("b", "0")]
 
 
+def test_a_json_of_another_part_is_read_only_where_nothing_else_has_a_label(tmp_path: Path) -> None:
+    members = labelled("a", "b") | {"a.meta.json": about(level=7), "b.meta.json": b"{"}
+    write_tar(tmp_path / "x.tar", members | {"c.jpg": JPEG, "c.meta.json": about(level=1)})
+    assert [image.label for image in read(tmp_path).images] == ["0", "1", "1"]
+
+
 def test_names_that_begin_again_in_each_tar_are_different_images(tmp_path: Path) -> None:
     for number in (2, 10):
         write_tar(tmp_path / f"x-{number}.tar", labelled("1_l", "2_l"))
