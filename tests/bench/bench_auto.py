@@ -120,7 +120,7 @@ def main() -> None:
                     chosen += [found.chosen] if found else []
                 table = pd.concat(parts)
                 if name == "idrid":
-                    table = table.drop_duplicates("key")  # a copy tests with its like, in two folds perhaps
+                    table = table.drop_duplicates("image")  # a copy tests with its like, in two folds perhaps
                     score = cohen_kappa_score(table["label"], table["prediction"], weights="quadratic")
                 else:
                     score = accuracy_score(table["label"], table["prediction"])

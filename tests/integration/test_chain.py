@@ -156,7 +156,7 @@ def test_one_rank_and_two_give_the_same_predictions_to_rounding(
         importlib.import_module(f"tlbatch.{stage}").run(alone.folder)
     reduce.run(two_ranks[name].folder)
     one, two = predictions(tiny, f"{name}-one"), predictions(tiny, f"{name}-two")
-    assert one["key"].tolist() == two["key"].tolist()
+    assert one["image"].tolist() == two["image"].tolist()
     columns = [name for name in one if name.startswith("p_") or name == "log_probability"]
     assert columns == (["log_probability"] if name == "phrases" else ["p_blue", "p_green", "p_red"])
     assert name != "phrases" or one["prediction"].tolist() == two["prediction"].tolist()

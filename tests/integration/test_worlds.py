@@ -86,7 +86,7 @@ def test_training_of_two_ranks_resumes_with_one_and_with_two_again(make: Callabl
     assert "saved by 1 rank and resumed by 2: every remaining sample of the epoch is used once" in said[0]
     assert not changed.snapshots.exists()
     one, two = predictions(constant), predictions(changed)
-    assert one["key"].tolist() == two["key"].tolist()
+    assert one["image"].tolist() == two["image"].tolist()
     assert np.allclose(one[CLASSES], two[CLASSES], atol=1e-3)
 
 

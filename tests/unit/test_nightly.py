@@ -558,7 +558,7 @@ def test_images_with_names_like_formulas_are_reviewed_like_others(
     assert site.night() == 0
     with (site.last_run().folder / "review.csv").open(newline="", encoding="utf-8") as file:
         (doubt, *_) = csv.DictReader(file)
-    assert doubt["key"].startswith("'-1%20")
+    assert doubt["image"].startswith("'-1 ")
     assert "-1 " in write_page_text(site.registry.page("night-1"))
 
 

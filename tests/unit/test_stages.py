@@ -83,14 +83,14 @@ def test_images_become_a_report_a_submission_and_a_row_of_the_leaderboard(copy_r
     assert report["cost"]["hosts"]
     assert report["cost"]["images_per_s"] > 0
     predictions = pd.read_csv(paths.report / "predictions.csv")
-    assert predictions["key"].is_unique
+    assert predictions["image"].is_unique
     assert predictions["split"].value_counts().to_dict() == {"test": 9, "val": 6}
     assert np.allclose(predictions[["p_blue", "p_green", "p_red"]].sum(axis=1), 1, atol=1e-5)
     test = predictions[predictions["split"] == "test"]
     assert report["score"] == pytest.approx((test["label"] == test["prediction"]).mean())
     submission = pd.read_csv(paths.report / "submission.csv")
     assert submission.columns.tolist() == ["image", "label"]
-    assert submission["image"].tolist() == test["key"].tolist()
+    assert submission["image"].tolist() == test["image"].tolist()
     board = pd.read_csv(leaderboard(paths.load().job))
     assert board[["rank", "run", "score"]].to_numpy().tolist() == [[1, "one", report["score"]]]
     lines = [json.loads(line) for line in paths.metrics.read_text(encoding="utf-8").splitlines()]
@@ -332,7 +332,7 @@ def test_a_test_image_that_rots_after_sharding_is_an_error_row_and_not_scored(ma
     assert (report["n"], report["num_errors"]) == (8, 1)
     predictions = pd.read_csv(paths.report / "predictions.csv")
     (lost,) = predictions[predictions["error"].notna()].to_dict("records")
-    assert lost["key"] == row["key"].decode()
+    assert lost["image"] == row["key"].decode()
     assert np.isnan(lost["p_red"])
     submission = pd.read_csv(paths.report / "submission.csv")
     assert (len(submission), int(submission["label"].isna().sum())) == (9, 1)
@@ -537,7 +537,7 @@ def test_views_are_averaged_in_prediction_where_validation_says_so(
     with torch.inference_mode():
         each = [model.probabilities(model(squares.rot90(turn, (1, 2)))) for turn in range(4)]
     table = pd.read_csv(paths.report / "predictions.csv").query("split == 'test'")
-    assert table["key"].tolist() == [key.decode() for key in images.index["key"][rows]]
+    assert table["image"].tolist() == [key.decode() for key in images.index["key"][rows]]
     assert np.allclose(table[["p_blue", "p_green", "p_red"]], torch.stack(each).mean(0).numpy(), atol=1e-4)
 
 

@@ -39,7 +39,8 @@ class Split(Section):
     """Additional names of splits in the source (given), e.g. { valid = "test" }; train, val, valid, validation and test
     are known."""
     files: dict[SplitName, Path] = {}
-    """Text files that list the images of each split (given), one name per line."""
+    """Text files that list the images of each split (given), one name per line, as in a table of labels; lines that
+    begin with # are comments."""
     recipe: Recipe | None = None
     """Published system whose split to reproduce (as-published)."""
 
@@ -106,6 +107,9 @@ class Data(Section):
     """Column of the label; for tars the field in their json files."""
     group_column: str = ""
     """Column, or json field, of the group, e.g. the patient; a group is never divided between splits."""
+    image_part: Annotated[str, ADDED] = ""
+    """Extension of the image in tars whose samples hold several images, such as jpg or image.png: what follows the key
+    and its dot. Empty: the only image, or the only one whose extension has no dot."""
     tag_separator: str = ""
     """Separator of several tags in a label; empty: a label is a single class."""
     attributes: dict[str, tuple[str, ...]] = {}
@@ -245,6 +249,14 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_tars(self) -> Self:
+        if self.image_part and self.source != "tars":
+            raise ValueError("image_part is read with source tars only; leave it out, or set data.source=tars")
+        if self.source == "tars" and self.preprocess:
+            raise ValueError("preprocess: tars are indexed in place and never changed; leave it empty")
+        return self
+
+    @model_validator(mode="after")
     def _check_location(self) -> Self:
         if self.urls and (self.source != "tars" or self.images):
             raise ValueError(
@@ -265,8 +277,6 @@ class Data(Section):
             raise ValueError("labels is required with source csv; set data.labels=FILE")
         if self.split.recipe and self.audit == "resolve":
             raise ValueError("audit: resolve would change the split of a published system; set it to warn")
-        if self.source == "tars" and self.preprocess:
-            raise ValueError("preprocess: tars are indexed in place and never changed; leave it empty")
         if self.per_class_of == "train" and (self.split.method != "given" or not self.per_class):
             raise ValueError("per_class_of = train needs split.method = given and per_class; leave it out")
         if self.resize == 0 and self.preprocess:

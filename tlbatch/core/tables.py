@@ -79,6 +79,16 @@ def read_table(file: Path, wanted: Sequence[str] = ()) -> Table:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
 
 
+def read_lines(file: Path) -> tuple[list[str], str]:
+    """Return the lines of a text file, without white space around them, and its encoding.
+
+    Raises OSError if the file cannot be read, and UserError if it is in no known encoding.
+    """
+    text, encoding = _decoded(file, file.read_bytes())
+    lines = io.StringIO(text.lstrip("\ufeff").rstrip("\0\x1a"), newline=None)
+    return [trimmed(line) for line in lines], encoding
+
+
 def _of_text(file: Path, data: bytes, wanted: Sequence[str]) -> Table:
     text, encoding = _decoded(file, data)
     lines, first = _from_header(text.lstrip("\ufeff").rstrip("\0\x1a"), wanted)

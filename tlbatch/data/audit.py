@@ -13,7 +13,7 @@ from tlbatch.config.data import Data
 from tlbatch.core.typing import Bools, Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.near_duplicates import near_clusters
-from tlbatch.data.sources.base import Labelled, coded
+from tlbatch.data.sources.base import Labelled, coded, shown_key
 from tlbatch.runs.manifest import Audit
 from tlbatch.runs.records import SPLITS
 
@@ -25,7 +25,7 @@ _PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
     ("test", ("val",)),
     ("test", ("train", "val")),
 )
-HEADER = ("cluster", "key", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
+HEADER = ("cluster", "image", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
 
 
 @dataclass(frozen=True)
@@ -174,4 +174,6 @@ def _lines(images: Sequence[Labelled], table: _Table, actions: npt.NDArray[np.ob
         bits = max(0, int(table.bits[row])) if doubled[row] else ""
         flags = ("yes" if flag else "" for flag in (across[row], doubled[row] and contradicting[row]))
         split = SPLITS[table.split[row]]
-        yield first.key, image.key, split, image.label, image.group, kind, bits, *flags, actions[row]
+        name = shown_key(image.key)
+        group = name if image.group == image.key else image.group
+        yield shown_key(first.key), name, split, image.label, group, kind, bits, *flags, actions[row]

@@ -21,7 +21,7 @@ from tlbatch.data.group_places import places_of_groups
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
 from tlbatch.data.shards.store import ShardStore, Unusable, read_store
 from tlbatch.data.shards.upgrade import reading_of
-from tlbatch.data.sources.base import Labelled, Source, coded, tags_of
+from tlbatch.data.sources.base import Labelled, Source, coded, shown_key, tags_of
 from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.sources.read import read_source
 from tlbatch.data.splits import draw_sample, split_images
@@ -73,7 +73,7 @@ def build_index(
     images = [image for image, row in zip(sampled, place.tolist(), strict=True) if row >= 0]
     causes = store.rejected | {one.image.stamp: one.cause for one in unusable}
     lost = [image for image, row in zip(sampled, place.tolist(), strict=True) if row < 0]
-    rejected = [*source.rejected, *(Rejected(key=image.key, cause=causes[image.stamp]) for image in lost)]
+    rejected = [*source.rejected, *(Rejected(key=shown_key(image.key), cause=causes[image.stamp]) for image in lost)]
     check_rejected(rejected, data)
     place = place[place >= 0]
     rows = split_images(images, data, known, source.spellings)
@@ -162,7 +162,7 @@ def write_audited_index(
     with atomic_folder(target.index_folder) as draft:
         written = SetPaths(target.folder, draft.name)
         write_index(written.index_file, built.index)
-        write_text(written.rejected, to_csv(("key", "cause"), [(row.key, row.cause) for row in built.rejected]))
+        write_text(written.rejected, to_csv(("image", "cause"), [(row.key, row.cause) for row in built.rejected]))
         write_text(written.audit, listed)
         Manifest(
             source_digest=source.digest,

@@ -14,7 +14,7 @@ from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.image_set import ImageSet
 from tlbatch.data.index import Index
 from tlbatch.data.sampler import Positions
-from tlbatch.data.sources.base import name_of
+from tlbatch.data.sources.base import shown_key
 from tlbatch.data.views import Samples
 
 _MOST_OPEN = 128
@@ -79,8 +79,8 @@ class SplitDataset(Dataset[SampleBatch]):
             except UnreadableImageError as error:
                 if self._strict:
                     raise UserError(
-                        f"{self._images.shards[int(row['shard'])]}: image {name_of(row['key'].decode())} can no longer "
-                        f"be read ({error}); remove the folder {self._images.paths.folder} and submit again"
+                        f"{self._images.shards[int(row['shard'])]}: image {shown_key(row['key'].decode())} can no "
+                        f"longer be read ({error}); remove the folder {self._images.paths.folder} and submit again"
                     ) from None
                 errors[place] = str(error)
         symmetries = torch.from_numpy(symmetry)

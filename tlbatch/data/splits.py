@@ -5,7 +5,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from tlbatch.core.text import counted, folded
 from tlbatch.core.typing import Ints
 from tlbatch.data.index import IndexRows
 from tlbatch.data.published_splits import published_rows
-from tlbatch.data.sources.base import Labelled, coded, key_of, tags_of
+from tlbatch.data.sources.base import Labelled, coded, tags_of
 from tlbatch.data.sources.files import given_split
+from tlbatch.data.split_lists import listed_splits
 from tlbatch.runs.records import SPLITS
 
 _SMALL = 20
@@ -34,7 +34,7 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
         return list(images)
     of_label: dict[str, list[Labelled]] = defaultdict(list)
     drawn: list[Labelled] = []
-    sampled = [data.per_class_of == "all" or name == "train" for name in _names_given(images, data)]
+    sampled = [data.per_class_of == "all" or name == "train" for name in _names_given(images, data, tell=True)]
     for image, is_sampled in zip(images, sampled, strict=True):
         (of_label[image.label] if is_sampled else drawn).append(image)
     for label, some in of_label.items():
@@ -198,7 +198,7 @@ def _strata(images: Sequence[Labelled], data: Data) -> tuple[Ints, int]:
 def _given(images: Sequence[Labelled], data: Data, known: dict[str, float], spellings: _Spellings) -> Ints:
     """Return the splits of the source; if it has no validation images, draw ``split.val`` of the training groups."""
     split = data.split
-    found = _numbers(_names_given(images, data))
+    found = _numbers(_names_given(images, data, tell=not data.per_class))  # else the sample was told of them
     if not (found == SPLITS.index("test")).any():
         raise UserError(
             "data.split: the source has no test images; map its names to splits, e.g. data.split.names={valid='test'}"
@@ -212,13 +212,13 @@ def _given(images: Sequence[Labelled], data: Data, known: dict[str, float], spel
     return found
 
 
-def _names_given(images: Sequence[Labelled], data: Data) -> Sequence[SplitName]:
+def _names_given(images: Sequence[Labelled], data: Data, *, tell: bool) -> Sequence[SplitName]:
     """Return the split that the source gives each image; training if splits are not given."""
     split = data.split
     if split.method != "given":
         return ["train"] * len(images)
     if split.files:
-        return _listed(images, split.files)
+        return listed_splits(images, data, tell=tell)
     parts = Counter(image.part for image in images)
     named = {part: given_split(part, split.names) for part in parts}
     unknown = [part for part, name in named.items() if name is None]
@@ -230,24 +230,3 @@ def _names_given(images: Sequence[Labelled], data: Data) -> Sequence[SplitName]:
             f"e.g. data.split.names={{ {mapped} }}"
         )
     return [name for image in images if (name := named[image.part]) is not None]
-
-
-def _listed(images: Sequence[Labelled], files: Mapping[SplitName, Path]) -> list[SplitName]:
-    of_key: dict[str, SplitName] = {}
-    for name, file in files.items():
-        try:
-            lines = file.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: cannot be read ({error}); set data.split.files.{name}=FILE") from None
-        for line in filter(None, map(str.strip, lines)):
-            key = key_of(line)
-            if of_key.setdefault(key, name) != name:
-                raise UserError(f"{file}: {line} is listed in {of_key[key]} too; remove it from one")
-    found: list[SplitName] = []
-    for image in images:
-        ending = "." + image.path.rpartition(".")[2]
-        chosen = of_key.get(image.key) or of_key.get(image.key + key_of(ending))
-        if chosen is None:
-            raise UserError(f"data.split.files: no file lists {image.key}; add it to one")
-        found.append(chosen)
-    return found

@@ -14,6 +14,7 @@ import torch
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, plain_text
 from tlbatch.core.typing import Floats
+from tlbatch.data.sources.base import shown
 from tlbatch.data.sources.files import is_image, walk, why_unread
 from tlbatch.data.sources.listing import Listing
 from tlbatch.deploy.model import ExportedModel
@@ -63,7 +64,7 @@ def image_files(images: Sequence[Path]) -> tuple[list[Path], list[Rejected]]:
             listing = Listing()
             files += sorted(path / inner / name for inner, names in walk(path, is_image, listing) for name in names)
             lost += listing.rejected
-            lost += [Rejected(key=str(path / inner), cause=why_unread(inner)) for inner in listing.unread]
+            lost += [Rejected(key=shown(str(path / inner)), cause=why_unread(inner)) for inner in listing.unread]
         else:
             files.append(path)
     if not lost and not any(path.exists() for path in files):
@@ -82,7 +83,7 @@ def write_image_predictions(
     nothing = [""] * (1 + len(classes))
     for file, probabilities, error in _predicted(model, files):
         values = [classes[int(probabilities.argmax())], *(f"{value:.6f}" for value in probabilities.tolist())]
-        table.write(_line([str(file), *(nothing if error else values), error]))
+        table.write(_line([shown(str(file)), *(nothing if error else values), error]))
         num_unread += bool(error)
     table.writelines(_line([one.key, *nothing, one.cause]) for one in lost)
     return num_unread

@@ -20,6 +20,7 @@ from tlbatch.core.text import counted
 from tlbatch.data.image_set import ImageSet
 from tlbatch.data.loader import num_workers
 from tlbatch.data.sampler import Positions, prediction_batches
+from tlbatch.data.sources.base import shown_key
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.distributed.process_group import RankContext, join_process_group
 from tlbatch.evaluation.prediction_parts import Part, Width, read_rows, write_part
@@ -98,7 +99,7 @@ def _share(context: InferenceContext) -> Iterator[Part]:
 def _write(context: InferenceContext, folder: Path, part: Part, header: Mapping[str, str]) -> None:
     write_part(folder, part, header)
     for row, error in part.errors.items():
-        log.warning("%s: not predicted: %s", context.images.index["key"][row].decode(), error)
+        log.warning("%s: not predicted: %s", shown_key(context.images.index["key"][row].decode()), error)
 
 
 def _sources(context: InferenceContext, split: SplitName) -> list[tuple[Positions, StoreGroup | None]]:

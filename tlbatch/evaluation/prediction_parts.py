@@ -16,6 +16,7 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, to_json
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Ints
+from tlbatch.data.sources.base import shown_key
 from tlbatch.runs.records import Best
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def merge_parts(
 def _refuse(wrong: str, rows: Ints, folder: Path, keys: npt.NDArray[np.bytes_]) -> None:
     if len(rows):
         row = int(rows.min())
-        first = keys[row].decode() if 0 <= row < len(keys) else f"row {row}"
+        first = shown_key(keys[row].decode()) if 0 <= row < len(keys) else f"row {row}"
         raise UserError(f"{folder}: {counted(len(rows), 'image')} {wrong}, the first is {first}; {_AGAIN}")
 
 

@@ -15,13 +15,14 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file, exact_text, plain_text
 from tlbatch.core.typing import Bools, Ints
 from tlbatch.data.index import Index
+from tlbatch.data.sources.base import key_of_shown, shown_key
 from tlbatch.evaluation.prediction_parts import Part
 from tlbatch.metrics.bootstrap import numbered
 from tlbatch.metrics.confusion import Classified
 from tlbatch.runs.records import SPLITS
 
 _ROWS = 100_000
-_TEXTS = ("key", "group", "split", "label", "prediction")
+_TEXTS = ("image", "group", "split", "label", "prediction")
 
 
 @dataclass(frozen=True)
@@ -97,20 +98,30 @@ def located(index: Index, merged: Part) -> Mapping[str, Any]:
 
 
 def write_predictions(path: Path, found: PredictionTable) -> None:
-    """Write predictions.csv; text cells are safe from formula injection, and floats round-trip exactly."""
+    """Write predictions.csv; text cells are safe from formula injection, and floats round-trip exactly.
+
+    Images have their names as users see them, see `tlbatch.data.sources.base.shown`.
+    """
     with atomic_file(path) as file:
         for start in range(0, max(1, len(found.keys)), _ROWS):
             some = found.where(np.arange(start, min(start + _ROWS, len(found.keys))))
             texts, numbers = some.columns
+            keys = some.keys.tolist(), some.groups.tolist()
+            names = [shown_key(key.decode()) for key in keys[0]]
             columns = {
-                "key": _plain(text.decode() for text in some.keys.tolist()),
-                "group": _plain(text.decode() for text in some.groups.tolist()),
+                "image": _plain(names),
+                "group": _plain(_group(*row) for row in zip(names, *keys, strict=True)),
                 "split": _plain(SPLITS[number] for number in some.splits),
             }
             columns |= {name: _plain(column) for name, column in texts.items()}
             columns |= {name: pl.Series(values).fill_nan(None) for name, values in numbers.items()}
             columns["error"] = _plain(some.errors)
             pl.DataFrame(columns).write_csv(file, include_header=start == 0)
+
+
+def _group(name: str, key: bytes, group: bytes) -> str:
+    """Return the group of an image as users see it; one of its own has the image's name."""
+    return name if group == key else group.decode()
 
 
 def _plain(texts: Iterable[str]) -> pl.Series:
@@ -133,13 +144,15 @@ def read_columns(
 ) -> tuple[dict[str, Any], dict[str, list[str]], npt.NDArray[np.float32]]:
     """Read predictions.csv: the fields of `PredictionTable`, the columns of text, and those of numbers, (n, numbers).
 
-    Raises UserError if it is missing, damaged, or has other columns.
+    Where images have keys in place of names, as in files of earlier versions, the first column is ``key``. Raises
+    UserError if it is missing, damaged, or has other columns.
     """
     kinds = dict.fromkeys(_TEXTS, pl.String) | dict.fromkeys(numbers, pl.Float32) | {"error": pl.String}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header = next(csv.reader(file), [])
-        if header != list(kinds):
+        are_keys = header[:1] == ["key"]  # as files had it that were written before names
+        if header[are_keys:] != list(kinds)[are_keys:]:
             raise pl.exceptions.SchemaError(f"its columns are {', '.join(header)}")
         table = pl.read_csv(path, has_header=False, skip_lines=1 + "".join(header).count("\n"), schema=kinds)
         values = table.select(numbers).to_numpy().astype(np.float32)
@@ -150,8 +163,8 @@ def read_columns(
         raise UserError(
             f"{path}: missing or damaged ({first}); run reduce again: python -m tlbatch.reduce RUN"
         ) from None
-    keys, groups = (
-        np.array([exact_text(text).encode() for text in texts[name]], np.bytes_) for name in ("key", "group")
-    )
+    names, own = ([exact_text(text) for text in texts[name]] for name in ("image", "group"))
+    keys = np.array([(text if are_keys else key_of_shown(text)).encode() for text in names], np.bytes_)
+    groups = np.array([text.encode() for text in own], np.bytes_)
     errors = np.array(texts["error"], np.object_)
     return {"keys": keys, "groups": groups, "splits": splits, "errors": errors}, texts, values

@@ -8,7 +8,7 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.files import exact_text
 from tlbatch.data.image_set import open_images
 from tlbatch.data.index import read_index
-from tlbatch.data.sources.base import name_of
+from tlbatch.data.sources.base import key_of_shown, shown_key
 from tlbatch.deploy.model import ExportedModel
 from tlbatch.promotion.drift.measure import Predict, measure_drift
 from tlbatch.promotion.night_page import LabelIssue
@@ -103,8 +103,9 @@ def label_issues_of(run: Run) -> list[LabelIssue]:
     with review_file(run.paths).open(newline="", encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_MOST_LABEL_ISSUES), strict=False)]
     rows = [{name: exact_text(text) for name, text in row.items()} for row in rows]
-    images = shown_images(open_images(run), [row["key"] for row in rows])
+    keys = [row["key"] if "key" in row else key_of_shown(row["image"]) for row in rows]  # earlier files have keys
+    images = shown_images(open_images(run), keys)
     return [
-        LabelIssue(name_of(row["key"]), row["label"], row["champion_says"], float(row["probability"]), image)
-        for row, image in zip(rows, images, strict=True)
+        LabelIssue(shown_key(key), row["label"], row["champion_says"], float(row["probability"]), image)
+        for key, row, image in zip(keys, rows, images, strict=True)
     ]

@@ -57,7 +57,7 @@ def build_report(run: Run, world: World) -> None:
     header = {"run": run.name, "weights": best.digest, "index": manifest.index_digest}
     merged = merge_parts(paths.predictions, header, expected, keys=index["key"], width=Width.of(best))
     scoring = Scoring(run.record, manifest, paths.report)
-    rejected = [(key, cause) for _, (key, cause) in read_table(images.paths.rejected, ["key", "cause"]).rows]
+    rejected = [(key, cause) for _, (key, cause) in read_table(images.paths.rejected, ["image", "cause"]).rows]
     found: Predictions | Phrases
     if best.max_tags:
         found, scored = write_scored_phrases(scoring, images, merged, best, [cause for _, cause in rejected])

@@ -13,7 +13,7 @@ from tlbatch.data.image_set import ImageSet
 from tlbatch.data.index import Index
 from tlbatch.data.loader import load
 from tlbatch.data.sampler import Positions
-from tlbatch.data.sources.base import name_of
+from tlbatch.data.sources.base import shown_key
 from tlbatch.data.views import Samples, Views
 from tlbatch.distributed.process_group import keep_freed_memory
 from tlbatch.evaluation.phrases import Phrases
@@ -91,7 +91,7 @@ def mistakes(images: ImageSet, tested: Tested, *, size: int, model: Classifier |
         cams = interpret.grad_cam(model, pixels, torch.from_numpy(chosen))
     return [
         Mistake(
-            key=name_of(tested.rows["key"][at].decode()),
+            key=shown_key(tested.rows["key"][at].decode()),
             truth=truth,
             predicted=predicted,
             probability=probability,

@@ -27,7 +27,7 @@ class Rejected(Record):
     """An image that could not be used."""
 
     key: str
-    """Key of the image, or whatever name it has."""
+    """Name of the image, or of whatever could not be used."""
     cause: str
 
 

@@ -8,7 +8,8 @@ from tlbatch.core.files import digest_of
 
 _MAKES_SHARDS = {
     "source", "images", "urls", "labels", "key_column", "label_column", "tag_separator", "classes", "resize",
-    "preprocess", "max_pixels", "shard_images", "synthetic", "spellings", "ignore", "value_range",
+    "preprocess", "max_pixels", "shard_images", "synthetic", "spellings", "ignore", "image_part",
+    "value_range",
 }  # fmt: skip
 """Keys of the data section that the bytes of the shards depend on."""
 _MAKES_GROUPS = {"source", "images", "urls", "labels", "synthetic", "group_column", "group_pattern", "dicom_group"}

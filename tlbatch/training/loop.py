@@ -19,6 +19,7 @@ from tlbatch.core.errors import UserError
 from tlbatch.core.typing import Ints
 from tlbatch.data.dataset import SampleBatch
 from tlbatch.data.sampler import SamplerState, class_balanced, num_batches, prediction_batches, training_batches
+from tlbatch.data.sources.base import shown_key
 from tlbatch.data.views import Samples, Views, training_views
 from tlbatch.metrics.scores import mean_log_loss, score
 from tlbatch.model.classifier import predicted
@@ -146,7 +147,7 @@ class RankConsensus:
         for step, positions, loss in self._recent:
             if not torch.isfinite(loss):
                 rows = self._context.images.rows("train")[positions]
-                keys = [key.decode() for key in self._context.images.index["key"][rows]]
+                keys = [shown_key(key.decode()) for key in self._context.images.index["key"][rows]]
                 return f"step {step} (images {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''})"
         return "on another rank"
 

@@ -13,7 +13,7 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.data.build_index import places_of_groups
-from tlbatch.data.sources.base import Labelled
+from tlbatch.data.sources.base import Labelled, key_of
 from tlbatch.data.sources.read import read_source
 from tlbatch.data.splits import draw_sample, split_images
 from tlbatch.runs.records import SPLITS
@@ -198,7 +198,7 @@ def test_split_files_list_images_with_or_without_ending(tmp_path: Path) -> None:
     files = {name: tmp_path / f"{name}.txt" for name in ("train", "test")}
     assert splits_of(some, {"method": "given", "files": files, "val": 0}) == ["train"] * 3 + ["test"] * 3
     (tmp_path / "test.txt").write_text("a/k3\na/k4\n", encoding="utf-8")
-    with pytest.raises(UserError, match="no file lists a/k5"):
+    with pytest.raises(UserError, match=r"no file lists 1 image \(a/k5\)"):
         splits_of(some, {"method": "given", "files": files})
     (tmp_path / "test.txt").write_text("a/k0\n", encoding="utf-8")
     with pytest.raises(UserError, match="a/k0 is listed in train too"):
@@ -206,6 +206,55 @@ def test_split_files_list_images_with_or_without_ending(tmp_path: Path) -> None:
     files["test"] = tmp_path / "absent.txt"
     with pytest.raises(UserError, match="cannot be read"):
         splits_of(some, {"method": "given", "files": files})
+
+
+def write_lists(folder: Path, train: bytes, test: bytes) -> dict[str, Path]:
+    (folder / "train.txt").write_bytes(train)
+    (folder / "test.txt").write_bytes(test)
+    return {name: folder / f"{name}.txt" for name in ("train", "test")}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("\ufeffa/Blüte 1\na/b.2\n".encode(), "a/x\n".encode("utf-16")),
+        ("# made by hand\r\r\na/Blüte 1.jpg \ra/b.2\t\r".encode("latin-1"), b"\na/x.jpg\r\n"),
+        ("a\\Blüte 1.jpg\na\\b.2.jpg".encode(), b"a\\x.jpg"),
+        ("/data/of us/a/Blüte 1.jpg\n/data/of us/a/b.2.jpg\n".encode(), b"/data/of us/a/x.jpg\n"),
+        ("./a/Blu\u0308te 1\nb.2\n".encode(), b"x\n"),
+    ],
+)
+def test_lists_of_splits_are_read_as_people_write_them(tmp_path: Path, train: bytes, test: bytes) -> None:
+    some = [Labelled(key_of(name), f"{name}.jpg", "x", name, "", 0) for name in ("a/Blüte 1", "a/b.2", "a/x")]
+    files = write_lists(tmp_path, train, test)
+    assert splits_of(some, {"method": "given", "files": files, "val": 0}) == ["train", "train", "test"]
+
+
+def test_lists_may_name_the_files_where_a_table_names_images_without_folders(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    some = [Labelled(f"k{number}", f"{images}/a/k{number}.jpg", "x", f"g{number}", "", number) for number in range(2)]
+    files = write_lists(tmp_path, b"a/k0.jpg\n", b"a/k1.jpg\n")
+    data = data_of({"method": "given", "files": files, "val": 0}, images=images)
+    assert [SPLITS[number] for number in split_images(some, data, {}).split.tolist()] == ["train", "test"]
+
+
+def test_all_unlisted_images_are_counted_and_names_of_no_image_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = [Labelled(f"{number:03}", f"{number:03}.png", "x", f"g{number}", "", number) for number in range(8)]
+    files = write_lists(tmp_path, b"000\n001\nabsent.png\n", b"# 5\n#6\n002\n3\n")
+    with pytest.raises(UserError, match=r"no file lists 5 images \(003, 004, 005, \.\.\.\); add each to one"):
+        splits_of(some, {"method": "given", "files": files})
+    assert "train.txt: no usable image for 1 name, such as absent.png" in caplog.text
+    assert "test.txt: no usable image for 1 name, such as 3" in caplog.text
+
+
+def test_a_listed_name_that_several_images_have_is_refused(tmp_path: Path) -> None:
+    some = [Labelled(key, f"{key}.png", "x", key, "", 0) for key in ("a/1", "b/1", "#c")]
+    with pytest.raises(UserError, match=r"train\.txt: 1 may be a/1\.png or b/1\.png; write its folder"):
+        splits_of(some, {"method": "given", "files": write_lists(tmp_path, b"1\n", b"a/1\n")})
+    files = write_lists(tmp_path, b"a/1\n# b/1\n", b"b/1.png\n#c\n")
+    assert splits_of(some, {"method": "given", "files": files, "val": 0}) == ["train", "test", "test"]
 
 
 def test_a_sample_takes_the_same_images_of_each_class_whatever_else_there_is() -> None:

@@ -99,7 +99,7 @@ def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def scored(paths: RunPaths) -> tuple[list[str], Floats]:
     """Return keys and probabilities of the test images."""
     table = pd.read_csv(paths.report / "predictions.csv").query("split == 'test'")
-    return table["key"].tolist(), table[[f"p_{name}" for name in CLASSES]].to_numpy(np.float32)
+    return table["image"].tolist(), table[[f"p_{name}" for name in CLASSES]].to_numpy(np.float32)
 
 
 def stored(paths: RunPaths, keys: list[str]) -> tuple[list[bytes], torch.Tensor]:
@@ -473,27 +473,29 @@ def test_command_writes_a_table_of_predictions(
 def test_unreadable_files_are_error_rows_and_the_others_are_predicted(
     model: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
 ) -> None:
-    names = ["a,b.jpg", 'say "red".jpg', "two\nlines.jpg", "back\rto.jpg", "=1+1.jpg", "übung.jpg"]
+    names = ["a,b.jpg", 'say "red".jpg', "two\nlines.jpg", "back\rto.jpg", "=1+1.jpg", "übung.jpg", "\udcff.jpg"]
     (tmp_path / "deep/er").mkdir(parents=True)
     for name in names:
         shutil.copy(space / "images/red/red0.jpg", tmp_path / "deep" / name)
     (tmp_path / "deep/er/half.jpg").write_bytes((space / "images/red/red1.jpg").read_bytes()[:400])
     (tmp_path / "deep/er/empty.png").touch()
     (tmp_path / "deep/er/notes.txt").touch()
+    (tmp_path / "deep/er/phone.HEIC").touch()
     monkeypatch.chdir(tmp_path / "deep")
     last = space / "images/red/red0.jpg"
     assert call(monkeypatch, predict, model, ".", "gone.jpg", last) == 1
     out, err = capfdbinary.readouterr()
-    assert b"3 of 10 could not be read" in err
+    assert b"4 of 12 could not be read" in err
     rows = rows_of(out)
     assert [row["image"] for row in rows] == [
         "'=1+1.jpg", "a,b.jpg", "back\rto.jpg", "er/empty.png", "er/half.jpg", 'say "red".jpg', "two\nlines.jpg",
-        "übung.jpg", "gone.jpg", str(last),
+        "übung.jpg", r"\udcff.jpg", "gone.jpg", str(last), "er/phone.HEIC",
     ]  # fmt: skip
     assert {row["image"]: row["error"] for row in rows if row["error"]} == {
         "er/empty.png": "no image of a known format",
         "er/half.jpg": "Truncated File Read",
         "gone.jpg": "No such file or directory",
+        "er/phone.HEIC": ".heic is not read; convert it to PNG or JPEG",
     }
     assert all((row["predicted"] == "") == bool(row["error"]) == (row["p_red"] == "") for row in rows)
     assert len({row["p_red"] for row in rows if not row["error"]}) == 1

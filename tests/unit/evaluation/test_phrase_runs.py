@@ -88,7 +88,7 @@ def test_phrases_are_learned_and_reported(runs: dict[str, RunPaths], name: str) 
     report = report_of(runs[name])
     table = pd.read_csv(runs[name].report / "predictions.csv")
     test = table[table["split"] == "test"]
-    assert table["key"].is_unique
+    assert table["image"].is_unique
     assert report["n"] == len(test) == 39
     assert report["score"] == pytest.approx((test["label"] == test["prediction"]).mean())
     assert report["score"] > 0.5, "six phrases: chance is 0.17"

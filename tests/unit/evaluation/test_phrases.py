@@ -38,7 +38,7 @@ def test_what_is_written_is_read_back_and_no_cell_begins_a_formula(tmp_path: Pat
     file = tmp_path / "predictions.csv"
     write_predictions(file, SOME)
     lines = file.read_text("utf-8").splitlines()
-    assert lines[0] == "key,group,split,label,prediction,log_probability,error"
+    assert lines[0] == "image,group,split,label,prediction,log_probability,error"
     assert lines[1].startswith("k0,g0,val,'=red coat,'=red coat,-0.0")
     assert lines[4] == 'k3,g1,test,coat,"",,cannot be read'
     back = read_phrases(file)

@@ -175,7 +175,9 @@ def test_folds_together_are_one_run_on_all_images_and_one_row_of_the_leaderboard
     assert whole.folder.stat().st_mode & 0o777 == 0o700
     assert (report["n"], report["num_groups"]) == (36, 18)
     assert report["members"] == ["fold0", "fold1", "fold2"]
-    parts = pd.concat([pd.read_csv(paths.report / "predictions.csv", dtype=str) for paths in folds]).sort_values("key")
+    parts = pd.concat([pd.read_csv(paths.report / "predictions.csv", dtype=str) for paths in folds]).sort_values(
+        "image"
+    )
     together = pd.read_csv(whole.report / "predictions.csv", dtype=str)
     assert together["prediction"].tolist() == parts["prediction"].tolist()
     right = (parts["label"] == parts["prediction"]).mean()

@@ -1,7 +1,7 @@
 """Read tars from untrusted sources."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ _LONGEST_MARK = RECORD + BLOCK  # an end-of-archive mark of two zero blocks, pad
 _MAX_NAME = 4096  # PATH_MAX
 _MAX_EXTENDED = 1 << 20
 _PACKED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"PK\3\4")
+COMPRESSED = "is compressed; unpack it first"
+"""Cause of the only damage of a compressed tar."""
 _FAULT = b""  # no key of an extended header is empty
 _NO_FILE = {
     b"1": "is a hard link, not a file",
@@ -77,7 +79,7 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Damage]]:
         if not start:
             return [], [Damage(path.name, "is empty, not a tar")]
         if start.startswith(_PACKED) and not _is_header(start):
-            return [], [Damage(path.name, "is compressed; unpack it first")]
+            return [], [Damage(path.name, COMPRESSED)]
         for entry in _entries(descriptor, os.fstat(descriptor).st_size, path.name):
             if isinstance(entry, Damage):
                 damage.append(entry)
@@ -87,28 +89,6 @@ def scan_tar(path: Path) -> tuple[list[Member], list[Damage]]:
                 names.add(entry.name)
                 members.append(entry)
     return members, damage
-
-
-def group_samples(members: Sequence[Member]) -> tuple[list[tuple[str, dict[str, Member]]], list[Damage]]:
-    """Group members into samples as WebDataset does: the name up to the first dot of its last part is the key.
-
-    The rest, in lower case, is the extension. The members of a sample need not be adjacent; samples come in the order
-    of their first members. Hidden files, such as ``._a.jpg`` of macOS, are skipped silently.
-    """
-    samples: dict[str, dict[str, Member]] = {}
-    damage: list[Damage] = []
-    for member in members:
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        if base.startswith("."):
-            continue
-        if not ending:
-            damage.append(Damage(member.name, "has no extension, so it belongs to no sample"))
-            continue
-        parts = samples.setdefault(f"{folder}{slash}{stem}", {})
-        if (first := parts.setdefault(ending.lower(), member)) is not member:
-            damage.append(Damage(member.name, f"has the key and the extension of {first.name!r}"))
-    return list(samples.items()), damage
 
 
 def _entries(descriptor: int, end: int, label: str) -> Iterator[Member | Damage]:

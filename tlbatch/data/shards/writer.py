@@ -11,7 +11,7 @@ from tlbatch.config.job import Job
 from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.shards.encode import ShardImage, to_shard
 from tlbatch.data.shards.store import Chunk, Prepared, ShardStore, Unusable, plan_chunks, prepare, write_chunk
-from tlbatch.data.sources.base import Labelled, Source
+from tlbatch.data.sources.base import Labelled, Source, shown_key
 from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.splits import draw_sample
 from tlbatch.data.value_range import KnownRange
@@ -51,9 +51,9 @@ def write_chunks(
             done += len(chunk.images)
             log.info("%d of %d new images", done, total)
             for one in left_out:
-                log.warning("left out: %s: %s", one.image.key, one.cause)
+                log.warning("left out: %s: %s", shown_key(one.image.key), one.cause)
             unusable.extend(left_out)
-            rejected = (Rejected(key=one.image.key, cause=one.cause) for one in unusable)
+            rejected = (Rejected(key=shown_key(one.image.key), cause=one.cause) for one in unusable)
             check_rejected([*source.rejected, *rejected], job.data)
     return unusable
 

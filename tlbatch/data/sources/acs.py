@@ -44,7 +44,7 @@ def from_acs(folder: Path, data: Data, words: Words | None, listing: Listing) ->
     for stem in sorted(files.keys() | part_of.keys()):
         cause = _cause(stem, folder, files, part_of, words)
         if cause:
-            listing.reject(key_of(stem), cause)
+            listing.reject(stem, cause)
             continue
         name = stem.partition("/")[0]
         label = TYPES[int(name)] if name.isdecimal() and int(name) < len(TYPES) else name

@@ -1,6 +1,7 @@
 """Labelled images of any source, in a fixed order and with one digest."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
@@ -13,6 +14,8 @@ from tlbatch.config.data import Data
 from tlbatch.core.typing import Ints
 from tlbatch.runs.manifest import Rejected
 
+_BEFORE_ESCAPE = re.compile(r"\\(?=\\*(?:udc[89a-f][0-9a-f]|[\udc80-\udcff]))")
+_ESCAPED = re.compile(r"(\\+)udc([89a-f][0-9a-f])")
 NO_LABEL = "has no label"
 TWO_LABELS = "the key is there twice, with two labels"
 """Why an image is left out."""
@@ -49,6 +52,8 @@ class Found:
     part: str = ""
     offset: int = 0
     size: int = -1
+    prefix: str = ""
+    """Put before the name in the key, where another image has the same name."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,31 @@ def key_of(name: str) -> str:
 def name_of(key: str) -> str:
     """Return the name of an image from its key: the inverse of `key_of`."""
     return unquote(key, errors="surrogateescape")
+
+
+def shown(name: str) -> str:
+    r"""Return the name of an image as users see it: as it is, but bytes that are not UTF-8 as ``\udcff``.
+
+    To keep names apart, a backslash is doubled where it is before such a byte, or before text that looks like one.
+    """
+    if "\\" in name:
+        name = _BEFORE_ESCAPE.sub(r"\\\\", name)
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
+
+
+def shown_key(key: str) -> str:
+    """Return the name of an image as users see it, from its key."""
+    return shown(name_of(key))
+
+
+def key_of_shown(text: str) -> str:
+    """Return the key of an image from its name as users see it: the inverse of `shown_key`."""
+    return key_of(_ESCAPED.sub(_unescaped, text))
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    pairs, is_byte = divmod(len(found[1]), 2)
+    return "\\" * pairs + (chr(0xDC00 + int(found[2], 16)) if is_byte else f"udc{found[2]}")
 
 
 def tags_of(label: str, data: Data) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def walk(root: Path, is_wanted: Callable[[str, str], bool], listing: Listing) ->
         used = {name for name in names if is_wanted(place, name)}
         yield inner, [name for name in names if name in used]
         other = [name for name in names if name not in used]
-        listing.unread += [(inner / name).as_posix() for name in other if ending_of(name) in _UNREAD]
+        listing.unread += [(inner / name).as_posix() for name in other if looks_unread(name)]
         unnamed = [Path(place, name) for name in other if not ending_of(name)]  # like most links to folders
         links = [link for link in unnamed if link.is_symlink() and not link.exists()]
         for link in links:
@@ -115,6 +115,11 @@ def is_image(folder: str, name: str) -> bool:
             return bool(_BEGINNINGS.match(opened.read(132)))
     except OSError:  # which the log counts
         return False
+
+
+def looks_unread(name: str) -> bool:
+    """Return whether a name is that of an image in a format that is not read."""
+    return ending_of(name) in _UNREAD
 
 
 def why_unread(name: str) -> str:

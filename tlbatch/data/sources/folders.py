@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
-from tlbatch.data.sources.base import Found, key_of
+from tlbatch.data.sources.base import Found
 from tlbatch.data.sources.files import given_split, is_image, walk, why_unread
 from tlbatch.data.sources.listing import Listing
 
@@ -28,12 +28,12 @@ def from_folders(images: Path, data: Data, listing: Listing, classes: dict[str, 
             if len(parts) <= depth:
                 wanted = "<split>/<class>" if depth else "<class>"
                 cause = f"lies outside of a class folder; move it into {images}/{wanted}/"
-                listing.reject(key_of(inner), cause)
+                listing.reject(inner, cause)
                 continue
             own = inner if counts[stem] > 1 else inner[: len(inner) - len(name) + len(stem)]  # x.jpg and x.png are two
             yield Found(own, f"{images}/{inner}", _readable(parts[depth]), part=parts[0] if depth else "")
     for inner in listing.unread:
-        listing.reject(key_of(inner), why_unread(inner))
+        listing.reject(inner, why_unread(inner))
 
 
 def _readable(name: str) -> str:

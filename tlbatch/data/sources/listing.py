@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
+from tlbatch.data.sources.base import shown
 from tlbatch.runs.manifest import Rejected
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,9 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     """What was understood, joined, counted or assumed, one sentence each."""
 
-    def reject(self, key: str, cause: str) -> None:
-        """Leave out an image that cannot be used."""
-        self.rejected.append(Rejected(key=key, cause=cause))
+    def reject(self, name: str, cause: str) -> None:
+        """Leave out an image, or whatever has this name, that cannot be used."""
+        self.rejected.append(Rejected(key=shown(name), cause=cause))
 
     def note(self, text: str, *, level: int = logging.INFO) -> None:
         """Say how the source was understood, in the log and later in the report."""

@@ -19,7 +19,7 @@ from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted, folded, shortest
 from tlbatch.data.more_formats import group_of_dicom
-from tlbatch.data.sources.base import NO_LABEL, TWO_LABELS, Found, Labelled, Source, key_of, tags_of
+from tlbatch.data.sources.base import NO_LABEL, TWO_LABELS, Found, Labelled, Source, key_of, name_of, tags_of
 from tlbatch.data.sources.listing import Listing, check_rejected
 from tlbatch.data.sources.spellings import joined
 from tlbatch.runs.manifest import Rejected
@@ -104,11 +104,11 @@ def _labelled(found: Iterable[Found], data: Data, listing: Listing) -> Iterator[
     pattern = re.compile(data.group_pattern) if data.group_pattern else None
     num_alone = 0
     for one in found:
-        key = key_of(one.name)
+        key = key_of(one.prefix + one.name)
         try:
             status = _size_and_time(one.path, times, shared=one.size >= 0)
         except OSError as error:
-            listing.reject(key, f"{one.path}: {error.strerror}")
+            listing.reject(one.prefix + one.name, f"{one.path}: {error.strerror}")
             continue
         given = one.group or (group_of_dicom(one.path, data.dicom_group) if data.dicom_group else "")
         group = _text(given) or key
@@ -192,17 +192,17 @@ def _without_doubles(images: list[Labelled], listing: Listing) -> Iterator[Label
             yield same[0]
         for image in same[1 if agreed else 0 :]:
             why = "the key is there twice" if agreed else TWO_LABELS
-            listing.reject(image.key, f"{why} ({same[0].path} and {same[-1].path})")
+            listing.reject(name_of(image.key), f"{why} ({same[0].path} and {same[-1].path})")
 
 
 def _has_known_label(image: Labelled, classes: set[str], data: Data, listing: Listing) -> bool:
     tags = tags_of(image.label, data)
     unknown = [tag for tag in tags if tag not in classes]
     if not tags:
-        listing.reject(image.key, NO_LABEL)
+        listing.reject(name_of(image.key), NO_LABEL)
     elif unknown:
         cause = f"has the label {unknown[0]!r}, which data.classes does not list"
-        listing.reject(image.key, cause)
+        listing.reject(name_of(image.key), cause)
     return bool(tags) and not unknown
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -13,30 +13,18 @@ from tlbatch.data.sources.files import ENDINGS, ending_of, is_image, walk
 from tlbatch.data.sources.listing import Listing
 
 
-class NamedFiles:
-    """The image files of a folder, found by path, or by name if it is unique; Unicode forms count as equal."""
+class FileNames:
+    """Image files, found by path, or by name if it is unique; Unicode forms count as equal."""
 
-    def __init__(self, images: Path, listing: Listing) -> None:
-        self._images = images
+    def __init__(self, files: Iterable[str]) -> None:
         self._by_path: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
-        self._by_number: dict[int, list[str]] = {}
-        self._used: set[str] = set()
-        self._total = 0
         self._dropped = 0
-        """Leading folders of the names in the table that the paths here lack."""
-        self._numbered: list[tuple[str, str]] = []
-        """Names that were found by their number, with the file."""
-        for folder, names in walk(images, is_image, listing):
-            for name in names:
-                inner = (folder / name).as_posix()
-                stem = os.path.splitext(name)[0]  # noqa: PTH122
-                self._by_path.setdefault(_composed((folder / stem).as_posix()), []).append(inner)
-                self._by_name.setdefault(_composed(stem), []).append(inner)
-                if re.fullmatch(r"\d{1,18}", stem):
-                    self._by_number.setdefault(int(stem), []).append(inner)
-                self._total += 1
-        self._unread = {_composed(one) for inner in listing.unread for one in (inner, os.path.splitext(inner)[0])}  # noqa: PTH122
+        """Leading folders of the names that are looked up which the paths here lack."""
+        for file in files:
+            path = _composed(stem_of(file))
+            self._by_path.setdefault(path, []).append(file)
+            self._by_name.setdefault(path.rpartition("/")[2], []).append(file)
 
     def num_matching(self, names: Sequence[str]) -> int:
         """Return how many names are images, with or without their folders."""
@@ -49,20 +37,38 @@ class NamedFiles:
             self._dropped = max(range(most + 1), key=lambda dropped: (self._num_at(names, dropped), -dropped))
 
     def _num_at(self, names: Sequence[str], dropped: int) -> int:
-        return sum(bool(self._candidates(name, dropped)) for name in names)
+        return sum(bool(self.candidates(name, dropped)) for name in names)
 
-    def _candidates(self, name: str, dropped: int) -> list[str]:
+    def candidates(self, name: str, dropped: int | None = None) -> list[str]:
         """Return the files that a name may mean."""
-        inner = "/".join(_parts(name)[dropped:])
+        inner = "/".join(_parts(name)[self._dropped if dropped is None else dropped :])
         stem = stem_of(inner)
         found = self._by_path.get(stem) or self._by_name.get(stem) or []
         if len(found) > 1 and inner != stem:
             found = [one for one in found if _composed(one) == inner or _composed(one).endswith(f"/{inner}")]
         return found
 
+
+class NamedFiles(FileNames):
+    """The image files of a folder, as a table names them; a number may lack its zeros."""
+
+    def __init__(self, images: Path, listing: Listing) -> None:
+        files = [(folder / name).as_posix() for folder, names in walk(images, is_image, listing) for name in names]
+        super().__init__(files)
+        self._images = images
+        self._by_number: dict[int, list[str]] = {}
+        self._used: set[str] = set()
+        self._total = len(files)
+        self._numbered: list[tuple[str, str]] = []
+        """Names that were found by their number, with the file."""
+        for name, own in self._by_name.items():
+            if re.fullmatch(r"\d{1,18}", name):
+                self._by_number.setdefault(int(name), []).extend(own)
+        self._unread = {_composed(one) for inner in listing.unread for one in (inner, os.path.splitext(inner)[0])}  # noqa: PTH122
+
     def find(self, name: str) -> tuple[str | None, str]:
         """Return the file; or None, and why there is not exactly one."""
-        found, stem = self._candidates(name, self._dropped), stem_of(name)
+        found, stem = self.candidates(name), stem_of(name)
         if not found and re.fullmatch(r"\d{1,18}", stem):
             found = self._by_number.get(int(stem), [])
             if len(found) == 1:

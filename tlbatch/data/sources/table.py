@@ -34,7 +34,7 @@ def from_csv(images: Path, labels: Path, data: Data, listing: Listing) -> Iterat
     for (line, row), name, stem in zip(table.rows, names, image_names(names), strict=True):
         path, cause = files.find(name)
         if path is None:
-            listing.reject(key_of(stem), f"{labels}:{line}: {cause}")
+            listing.reject(stem, f"{labels}:{line}: {cause}")
             continue
         group = "" if columns.group is None or is_missing(row[columns.group]) else row[columns.group]
         part = "" if columns.part is None else row[columns.part]

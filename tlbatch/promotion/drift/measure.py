@@ -14,6 +14,7 @@ from tlbatch.core.files import to_csv, write_text
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Floats, Ints
 from tlbatch.data.image_set import open_images
+from tlbatch.data.sources.base import shown_key
 from tlbatch.model.heads import Pooling, is_map
 from tlbatch.promotion.drift.image_statistics import COLUMNS, known_statistics
 from tlbatch.promotion.drift.new_images import Growth, Some, compare_nights
@@ -26,7 +27,7 @@ from tlbatch.runs.world import read_world
 MOST_BEFORE = 2_000
 """Most images of the previous night to compare with, which bounds the cost for large sets."""
 _CHUNK = 128
-_HEADER = ("key", "split", "label", "champion_says", "probability", "probability_of_label")
+_HEADER = ("image", "split", "label", "champion_says", "probability", "probability_of_label")
 _TAGS = "images have tags instead of a class"
 Predict = Callable[[Sequence[bytes]], npt.NDArray[np.float32]]
 """From the bytes of images in the shards to probabilities (n, classes); NaN for unreadable images."""
@@ -199,4 +200,4 @@ def _lines(
     for place in found.places.tolist():
         row, label, chosen = some.index[place], int(labels[place]), int(probabilities[place].argmax())
         values = (round(float(probabilities[place, number]), 6) for number in (chosen, label))
-        yield (row["key"].decode(), SPLITS[row["split"]], classes[label], classes[chosen], *values)
+        yield (shown_key(row["key"].decode()), SPLITS[row["split"]], classes[label], classes[chosen], *values)

@@ -17,7 +17,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlbatch.data.shards.tar_reader import Damage, Member, group_samples, scan_tar
+from tlbatch.data.shards.tar_reader import Damage, Member, scan_tar
 from tlbatch.data.shards.tar_writer import TarStream
 
 BLOCK = 512
@@ -506,40 +506,3 @@ def test_no_mutation_crashes_the_scan_or_loses_a_member_silently(tmp_path: Path)
 def test_any_bytes_at_all_are_scanned(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     _, damage = scan(tmp_path_factory.getbasetemp(), data)
     assert damage or not data.strip(b"\0")
-
-
-def member(name: str) -> Member:
-    return Member(name, 512, 1)
-
-
-def test_members_are_joined_by_the_name_up_to_the_first_dot_of_its_last_part() -> None:
-    samples, damage = group_samples([member(n) for n in ("d.x/a.seg.PNG", "d.x/a.CLS", "b.jpg", "a.jpg", "b.cls")])
-    assert damage == []
-    assert [(key, list(parts)) for key, parts in samples] == [
-        ("d.x/a", ["seg.png", "cls"]),
-        ("b", ["jpg", "cls"]),
-        ("a", ["jpg"]),
-    ]
-
-
-def test_members_apart_are_joined_and_doubles_are_named() -> None:
-    samples, damage = group_samples([member(n) for n in ("a.jpg", "b.jpg", "a.cls", "a.JPG", "a.jpg")])
-    assert [(key, list(parts)) for key, parts in samples] == [("a", ["jpg", "cls"]), ("b", ["jpg"])]
-    assert [one.name for one in damage] == ["a.JPG", "a.jpg"]
-
-
-def test_hidden_files_are_left_out_and_names_without_extension_are_named() -> None:
-    samples, damage = group_samples([member(n) for n in ("._a.jpg", "d/.DS_Store", "README", "a.", ".d/c.jpg")])
-    assert [key for key, _ in samples] == [".d/c"]
-    assert [one.name for one in damage] == ["README", "a."]
-
-
-def test_grouping_agrees_with_webdataset(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    path.write_bytes(written({"a/b.c/k.left.jpg": b"1", "a/b.c/k.CLS": b"2", "j.jpg": b"3"})[0])
-    theirs = {
-        s["__key__"]: set(s) - {"__key__", "__url__", "__local_path__"}
-        for s in webdataset.WebDataset(str(path), shardshuffle=False)
-    }
-    samples, _ = group_samples(scan_tar(path)[0])
-    assert {key: set(parts) for key, parts in samples} == theirs

@@ -218,18 +218,18 @@ def test_unusable_images_stop_the_job_or_are_listed_up_to_the_limit(
     assert list((images.parent / "space" / "shards").glob("*/*/manifest.json")) == []
     folder = sharded(make(images, "run=lenient", "data.max_rejected=3"))
     assert len(index_of(folder)) == 22
-    listed = {row["key"]: row["cause"] for row in table(folder.rejected)}
+    listed = {row["image"]: row["cause"] for row in table(folder.rejected)}
     assert set(listed) == {"red/loop", "red/red3", "red/red4"}
     assert "cannot be decoded" in listed["red/red3"]
     assert listed["red/red4"] == "cannot be decoded (no image of a known format)"
     again = sharded(make(images, "run=again", "data.max_rejected=3", "data.split.val=0"))
-    assert {row["key"]: row["cause"] for row in table(again.rejected)} == listed
+    assert {row["image"]: row["cause"] for row in table(again.rejected)} == listed
     broken.write_bytes((images / "red" / "red5.jpg").read_bytes()[:-2] + b"\0\xff\xd9")
     mended = sharded(make(images, "run=mended", "data.max_rejected=3", "data.audit=warn"))
     assert len(index_of(mended)) == 23
     (images / "red" / "late.jpg").symlink_to(images / "red" / "late.jpg")
     later = sharded(make(images, "run=later", "data.max_rejected=3", "data.audit=warn"))
-    assert {"red/late", "red/loop"} <= {row["key"] for row in table(later.rejected)}
+    assert {"red/late", "red/loop"} <= {row["image"] for row in table(later.rejected)}
 
 
 def test_an_image_that_could_not_be_read_once_is_tried_again(
@@ -247,7 +247,7 @@ def test_an_image_that_could_not_be_read_once_is_tried_again(
     with pytest.raises(UserError, match=r"red/red1: cannot be read \(Input/output error\)"):
         shard.run(make(images, "run=1").folder)
     some = sharded(make(images, "run=2", "data.max_rejected=2"))
-    assert [row["key"] for row in table(some.rejected)] == ["red/red1", "red/red2"]
+    assert [row["image"] for row in table(some.rejected)] == ["red/red1", "red/red2"]
     monkeypatch.setattr(Source, "read", whole)
     assert len(index_of(sharded(make(images, "run=3", "data.max_rejected=2")))) == 24
 
@@ -529,7 +529,7 @@ def test_the_audit_stops_the_job_at_copies_across_splits_and_lists_them(make: Ma
         listed = table(paths.folder / "audit.csv")
         break
     assert len(listed) == 6
-    found = {row["key"]: row for row in listed}
+    found = {row["image"]: row for row in listed}
     assert {key: row["kind"] for key, row in found.items()} == {
         tested[0]: "exact", f"{tested[0]}copy": "exact", trained[0]: "near", f"{trained[0]}again": "near",
         trained[1]: "near", "two/other": "near",
@@ -545,7 +545,7 @@ def test_the_audit_stops_the_job_at_copies_across_splits_and_lists_them(make: Ma
     mended = sharded(make(images, "run=mended", f"data.split.salt={salt}", "data.audit=resolve"))
     record = open_set(mended).manifest.audit
     assert (record.num_dropped, sum(record.across.values())) == (2, 0)
-    actions = {row["key"]: row["action"] for row in table(mended.audit)}
+    actions = {row["image"]: row["action"] for row in table(mended.audit)}
     assert (actions[trained[1]], actions["two/other"]) == ("dropped", "dropped")
     assert record.num_moved == sum(action.startswith("moved to") for action in actions.values())
     kept = {row["key"].decode(): int(row["split"]) for row in index_of(mended)}
@@ -556,7 +556,7 @@ def test_the_audit_stops_the_job_at_copies_across_splits_and_lists_them(make: Ma
     exact_only = sharded(
         make(images, "run=exact", f"data.split.salt={salt}", "data.audit=warn", "data.phash_max_distance=0")
     )
-    assert {row["key"] for row in table(exact_only.audit)} == {tested[0], f"{tested[0]}copy"}
+    assert {row["image"] for row in table(exact_only.audit)} == {tested[0], f"{tested[0]}copy"}
 
 
 def test_the_audit_finds_the_published_leak(make: Make, tmp_path: Path, write_folders: Callable[..., Path]) -> None:

@@ -71,7 +71,7 @@ def test_a_folder_that_is_no_known_number_names_its_type(folder: Path, read: Cal
         (lambda folder: (folder / "images/4/a.jpg").unlink(), "4/a", "train.txt names it, and there is no such image"),
         (
             lambda folder: (folder / "test.txt").write_text("4/b\n"),
-            "7/d%2Ee",
+            "7/d.e",
             "neither train.txt nor test.txt names it",
         ),
     ],
@@ -99,7 +99,7 @@ def test_an_image_without_words_is_rejected_and_one_in_both_lists_is_an_error(
     folder: Path, read: Callable[..., Source]
 ) -> None:
     found = read("4/a,red\n4/b,red\n7/c,red\n", tag_separator=" ", max_rejected=1)
-    assert [(one.key, one.cause) for one in found.rejected] == [("7/d%2Ee", "the labels file has no line for it")]
+    assert [(one.key, one.cause) for one in found.rejected] == [("7/d.e", "the labels file has no line for it")]
     (folder / "test.txt").write_text("4/a\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"test\.txt: 4/a is in train\.txt too; remove it from one"):
         read()

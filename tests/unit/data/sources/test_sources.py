@@ -19,7 +19,7 @@ from PIL import Image
 from tlbatch.config.data import Data
 from tlbatch.core.errors import UserError
 from tlbatch.data.decode import decode
-from tlbatch.data.sources.base import Source, key_of, name_of
+from tlbatch.data.sources.base import Source, key_of, key_of_shown, name_of, shown_key
 from tlbatch.data.sources.read import read_source
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -40,6 +40,18 @@ def test_keys_hold_no_dots_and_give_the_name_back(name: str) -> None:
     name = name.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
     assert set(key_of(name)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-~/%")
     assert name_of(key_of(name)) == name
+
+
+@given(st.one_of(st.binary(min_size=1), st.from_regex(rb"[ab%\\\xff]*(\\*(udcff|\xff)){1,3}", fullmatch=True)))
+def test_names_that_users_see_are_utf_8_and_give_the_key_back(name: bytes) -> None:
+    key = key_of(name.decode(errors="surrogateescape"))
+    assert key_of_shown(shown_key(key).encode().decode()) == key
+
+
+def test_names_that_users_see_are_those_of_the_files() -> None:
+    names = ["a b.v2/x", "100%20", "a\\b", "Blüte", 'a,"b"\nc', "\udcff", "\\udcff"]
+    seen = [shown_key(key_of(name)) for name in names]
+    assert seen == [*names[:5], "\\udcff", "\\\\udcff"]
 
 
 def test_class_folders_give_sorted_keys_and_classes(make_folders: Callable[..., Path]) -> None:
@@ -161,7 +173,7 @@ def break_no_images(images: Path) -> Path:
         (break_missing, r"absent: no such folder of images; set data\.images=PATH"),
         (break_empty_class, "class 'white' has no images"),
         (break_one_class, "only one class"),
-        (break_loose_file, r"red0%2Ejpg: lies outside of a class folder.*data\.max_rejected=1"),
+        (break_loose_file, r"red0\.jpg: lies outside of a class folder.*data\.max_rejected=1"),
         (break_no_images, "no labelled image found"),
     ],
 )
@@ -220,8 +232,8 @@ def test_what_is_no_file_or_no_image_is_listed_or_told(
     source = read(images, max_rejected=4)
     assert {key: cause.split(": ")[-1] for key, cause in causes(source).items()} == {
         "a/pipe": "is not a regular file", "a/device": "is not a regular file",
-        "b/x%2ENEF": ".nef is not read; convert it to PNG or JPEG",
-        "b/scan%2Enii%2Egz": ".nii.gz is not read; convert it to PNG or JPEG",
+        "b/x.NEF": ".nef is not read; convert it to PNG or JPEG",
+        "b/scan.nii.gz": ".nii.gz is not read; convert it to PNG or JPEG",
     }  # fmt: skip
     with pytest.raises(UserError, match=r"data\.max_rejected=4"):
         read(images, max_rejected=2)

@@ -315,7 +315,7 @@ def test_contradicted_labels_are_listed_by_decreasing_margin(site: Site) -> None
     assert margins == sorted(margins, reverse=True)
     for row in site.table:
         (path,) = (path for path in wrong if path.parent.name == row["label"])
-        assert row["key"].endswith(path.stem)
+        assert row["image"].endswith(path.stem)
         assert row["split"] in ("train", "val", "test")
         own = by_colour([path.read_bytes()])[0]
         assert float(row["probability"]) == pytest.approx(own.max(), abs=1e-5)
