@@ -17,10 +17,11 @@ import webdataset
 import xxhash
 from PIL import Image
 
-from tlbatch.data.near_duplicates import WORDS
+from tlbatch.data.near_duplicates import FREQUENCIES, WORDS
 from tlbatch.data.shards.encode import to_shard
 from tlbatch.data.shards.store import Chunk, Prepared, prepare, write_chunk
 from tlbatch.data.sources.base import Labelled
+from tlbatch.data.wide_pixels import Trait
 
 ROUNDS = 5
 Way = Callable[[], int]
@@ -157,13 +158,13 @@ def _write_in(folder: Path) -> None:
         path.with_suffix(".cls").write_bytes(b"0")
     images = listed(paths)
     members = [f"{path.relative_to(folder).with_suffix(ending)}" for path in paths for ending in (".cls", ".jpg")]
-    no_near_hash = np.zeros(WORDS, np.uint64)
+    no_near_hash, no_spectrum = np.zeros(WORDS, np.uint64), np.zeros((FREQUENCIES, FREQUENCIES), np.float16)
 
     def hashed(image: Labelled) -> Prepared:
         with open(image.path, "rb") as file:  # noqa: PTH123 (as Source.read)
             data = file.read()
         content = xxhash.xxh3_128_hexdigest(data).encode()
-        return Prepared(image, "jpg", data, (len(data), True, content, no_near_hash))
+        return Prepared(image, "jpg", data, (len(data), True, content, no_near_hash), Trait.NONE, no_spectrum)
 
     def ours() -> int:
         write_chunk(folder, Chunk("ours", tuple(images)), map(hashed, images), [("cls", b"0")] * len(images))

@@ -12,7 +12,8 @@ from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data
 from tlbatch.core.typing import Bools, Ints
 from tlbatch.data.index import IndexRows
-from tlbatch.data.near_duplicates import near_clusters
+from tlbatch.data.near_copies import Kind, find_clusters
+from tlbatch.data.near_duplicates import Hashes, Spectra
 from tlbatch.data.sources.base import Labelled, coded, shown_key
 from tlbatch.runs.manifest import Audit
 from tlbatch.runs.records import SPLITS
@@ -25,6 +26,7 @@ _PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
     ("test", ("val",)),
     ("test", ("train", "val")),
 )
+_NAMES = {Kind.NEAR: "near", Kind.TURNED: "mirrored or turned", Kind.CROPPED: "cropped"}
 HEADER = ("cluster", "image", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
 
 
@@ -52,6 +54,8 @@ class _Table:
     """Hamming distance to the nearest duplicate, -1 where there is none."""
     exact: Bools
     """Whether another row has the same content."""
+    kind: Ints
+    """`Kind` of its duplicates, the first of them that it has."""
 
     @property
     def doubled(self) -> Bools:
@@ -93,7 +97,8 @@ def audit_rows(
     data: Data,
     *,
     content: npt.NDArray[np.bytes_],
-    near: npt.NDArray[np.uint64],
+    near: Hashes,
+    spectra: Spectra,
 ) -> Findings:
     """Find exact and near duplicates, and with ``data.audit = "resolve"`` keep none of them in two splits.
 
@@ -106,8 +111,10 @@ def audit_rows(
         Hash of the bytes of each image, (n,).
     near
         Perceptual hash of each image, (n, words), see `tlbatch.data.near_duplicates`.
+    spectra
+        Lowest frequencies of each image, (n, 24, 24).
     """
-    table = _table(images, rows, data, content, near)
+    table, num_mirrored = _table(images, rows, data, content, near, spectra)
     actions = np.full(len(rows), "", dtype=object)
     kept, after = rows, table
     if data.audit == "resolve":
@@ -123,10 +130,17 @@ def audit_rows(
         num_near=int((table.doubled & ~table.exact).sum()),
         num_contradicting=int((table.doubled & table.contradicting).sum()),
         across={f"{one} in {' or '.join(others)}": after.num_in(one, others) for one, others in _PAIRS},
+        num_turned=_number_of(table, Kind.TURNED),
+        num_cropped=_number_of(table, Kind.CROPPED),
+        num_mirrored=num_mirrored,
         num_moved=sum(action.startswith("moved") for action in actions),
         num_dropped=int((actions == "dropped").sum()),
     )
     return Findings(record, kept, list(_lines(images, table, actions)))
+
+
+def _number_of(table: _Table, kind: Kind) -> int:
+    return int((table.doubled & ~table.exact & (table.kind == kind)).sum())
 
 
 def _table(
@@ -134,19 +148,24 @@ def _table(
     rows: IndexRows,
     data: Data,
     content: npt.NDArray[np.bytes_],
-    near: npt.NDArray[np.uint64],
-) -> _Table:
+    near: Hashes,
+    spectra: Spectra,
+) -> tuple[_Table, int]:
+    """Return what is known of each row, and how many images look like another of their group, mirrored or turned."""
     image = rows.image
     _, first, same = np.unique(content, return_index=True, return_inverse=True)
+    group, _ = coded(one.group for one in images)
+    num_mirrored = 0
     if data.phash_max_distance:
-        cluster, bits = near_clusters(near, data.phash_max_distance)
+        (cluster, bits, kind), num_mirrored = find_clusters(near, spectra, group, data.phash_max_distance)
     else:
         cluster, bits = first[same].astype(np.int64), np.full(len(same), -1, np.int64)
-    group, _ = coded(one.group for one in images)
+        kind = np.zeros(len(same), np.int64)
     label, _ = coded(one.label for one in images)
     exact = np.bincount(same[image], minlength=1)[same[image]] > 1
     nearest = np.where(exact, 0, bits[image])
-    return _Table(image, rows.split, group[image], label[image], cluster[image], nearest, exact)
+    found = _Table(image, rows.split, group[image], label[image], cluster[image], nearest, exact, kind[image])
+    return found, num_mirrored
 
 
 def _one_split_each(table: _Table, kept: Bools) -> Ints:
@@ -170,7 +189,8 @@ def _lines(images: Sequence[Labelled], table: _Table, actions: npt.NDArray[np.ob
     order = listed[np.lexsort((table.image[listed], table.cluster[listed]))]
     for row in order.tolist():
         image, first = images[table.image[row]], images[table.cluster[row]]
-        kind = "exact" if table.exact[row] else "near" if doubled[row] else "group"
+        near = _NAMES[Kind(table.kind[row])] if doubled[row] else "group"
+        kind = "exact" if table.exact[row] else near
         bits = max(0, int(table.bits[row])) if doubled[row] else ""
         flags = ("yes" if flag else "" for flag in (across[row], doubled[row] and contradicting[row]))
         split = SPLITS[table.split[row]]

@@ -78,7 +78,7 @@ def build_index(
     place = place[place >= 0]
     rows = split_images(images, data, known, source.spellings)
     content, near = store.rows["content"][place], store.rows["near"][place]
-    findings = audit_rows(images, rows, data, content=content, near=near)
+    findings = audit_rows(images, rows, data, content=content, near=near, spectra=store.spectra[place])
     numbers = findings.rows.image
     index = _indexed([images[number] for number in numbers.tolist()], source, data)
     index["split"] = findings.rows.split
@@ -223,8 +223,9 @@ def _why_off(built: Built) -> str:
 def _check_audit(found: Audit, data: Data, paths: RunPaths) -> None:
     """Log the findings of the audit, and raise where the job does not allow them."""
     log.info(
-        "audit: %s with an exact duplicate, %d with a near duplicate; %d of these with a different label",
-        counted(found.num_exact, "image"), found.num_near, found.num_contradicting,
+        "audit: %s with an exact duplicate, %d with a near duplicate (%d mirrored or turned, %d cropped); %d of these "
+        "with a different label",
+        counted(found.num_exact, "image"), found.num_near, found.num_turned, found.num_cropped, found.num_contradicting,
     )  # fmt: skip
     if found.num_moved or found.num_dropped:
         moved = counted(found.num_moved, "image")

@@ -52,6 +52,13 @@ class Audit(Record):
     """Number of images that have an exact duplicate."""
     num_near: int
     """Number of images that have a near duplicate, and no exact one."""
+    num_turned: int = 0
+    """Number of these that are mirrored or turned copies only."""
+    num_cropped: int = 0
+    """Number of these that are cropped copies only."""
+    num_mirrored: int = 0
+    """Number of images that look like another of their group, mirrored or turned, such as the eyes of a patient; these
+    are no duplicates."""
     num_contradicting: int
     """Number of images that have a duplicate or near duplicate with another label."""
     across: dict[str, int]

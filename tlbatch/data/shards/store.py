@@ -19,7 +19,7 @@ import xxhash
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_file
 from tlbatch.core.typing import Ints
-from tlbatch.data.near_duplicates import WORDS, near_hash
+from tlbatch.data.near_duplicates import FREQUENCIES, WORDS, Spectra, hashes_of, low_frequencies
 from tlbatch.data.shards.encode import ShardImage
 from tlbatch.data.shards.tar_writer import TarStream
 from tlbatch.data.sources.base import Labelled
@@ -38,6 +38,7 @@ ROW = np.dtype(
 """An image in a shard: what it was made from, its location, and the hashes of its bytes and pixels."""
 READER = 1
 """Version of the reader of images, stored in sidecars: a change for some kind of image makes these be read again."""
+NO_SPECTRA = np.empty((0, FREQUENCIES, FREQUENCIES), np.float16)
 _BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, AttributeError)
 
 
@@ -65,6 +66,8 @@ class Prepared:
     """Its `ROW`, without stamp and offset."""
     traits: Trait
     """Properties of the source file."""
+    spectrum: Spectra
+    """See `low_frequencies` in `tlbatch.data.near_duplicates`."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ class Unusable:
 def prepare(image: Labelled, made: ShardImage) -> Prepared:
     """Hash the bytes and the pixels of an image."""
     content = xxhash.xxh3_128_hexdigest(made.data).encode()
-    row = len(made.data), made.plain, content, near_hash(made.rgb)
-    return Prepared(image, made.ending, made.data, row, made.traits)
+    frequencies = low_frequencies(made.rgb)
+    row = len(made.data), made.plain, content, hashes_of(frequencies)
+    return Prepared(image, made.ending, made.data, row, made.traits, frequencies.astype(np.float16))
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class Sidecar:
     """`ROW` of every image."""
     traits: npt.NDArray[np.uint8]
     """`Trait` of the source file of every image."""
+    spectra: Spectra
+    """Lowest frequencies of every image, (n, 24, 24)."""
     rejected: dict[int, str]
     """Causes by stamp."""
     reader: int = READER
@@ -113,6 +119,8 @@ class ShardStore:
     """Number of the tar of every row."""
     traits: npt.NDArray[np.uint8]
     """`Trait` of the source file of every row."""
+    spectra: Spectra
+    """Lowest frequencies of the image of every row, (n, 24, 24)."""
     rejected: dict[int, str]
     """Causes by stamp."""
     num_sidecars: int
@@ -132,7 +140,7 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardSto
     """Read the sidecars of a set, or only those of some tars; UserError if a sidecar is damaged."""
     tars: list[str] = []
     sizes: list[int] = []
-    parts, numbers, traits = [np.empty(0, ROW)], [np.empty(0, np.int32)], [np.empty(0, np.uint8)]
+    parts, numbers, traits, spectra = [np.empty(0, ROW)], [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [NO_SPECTRA]
     rejected: dict[int, str] = {}
     for file in sorted(folder.glob("*.npz")):
         sidecar = read_sidecar(file)
@@ -143,9 +151,18 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardSto
         sizes.append(sidecar.size)
         parts.append(sidecar.rows)
         traits.append(sidecar.traits)
+        spectra.append(sidecar.spectra)
         rejected.update(sidecar.rejected)
-    rows, tar, kinds = np.concatenate(parts), np.concatenate(numbers), np.concatenate(traits)
-    return ShardStore(tuple(tars), tuple(sizes), rows, tar, kinds, rejected, len(tars))
+    return ShardStore(
+        tuple(tars),
+        tuple(sizes),
+        np.concatenate(parts),
+        np.concatenate(numbers),
+        np.concatenate(traits),
+        np.concatenate(spectra),
+        rejected,
+        len(tars),
+    )
 
 
 def read_sidecar(file: Path) -> Sidecar:
@@ -156,8 +173,9 @@ def read_sidecar(file: Path) -> Sidecar:
             if rows.dtype != ROW or reader > READER:
                 raise ValueError("of another version of tlbatch")  # noqa: TRY301
             traits = data["traits"] if reader else np.zeros(len(rows), np.uint8)
+            spectra = data["spectra"] if reader else np.zeros((len(rows), *NO_SPECTRA.shape[1:]), np.float16)
             rejected = dict(zip(data["rejected"].tolist(), data["causes"].tolist(), strict=True))
-            return Sidecar(str(data["tar"]), int(data["size"]), rows, traits, rejected, reader)
+            return Sidecar(str(data["tar"]), int(data["size"]), rows, traits, spectra, rejected, reader)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, *_BROKEN) as error:
         raise UserError(f"{file}: damaged ({error}); remove it and submit again") from None
 
@@ -171,6 +189,7 @@ def write_sidecar(file: Path, sidecar: Sidecar) -> None:
             size=np.array(sidecar.size),
             rows=sidecar.rows,
             traits=sidecar.traits,
+            spectra=sidecar.spectra,
             reader=np.array(sidecar.reader),
             rejected=np.array(list(sidecar.rejected), np.uint64),
             causes=np.array(list(sidecar.rejected.values()), dtype=np.str_),
@@ -211,8 +230,8 @@ def write_chunk(
         sidecar is written.
     """
     unusable: list[Unusable] = []
-    traits: list[Trait] = []
-    usable = _usable(prepared, unusable, traits)
+    of_source: list[tuple[Trait, Spectra]] = []
+    usable = _usable(prepared, unusable, of_source)
     if labels is None:
         rows = [(one.image.stamp, one.image.offset, *one.row) for one in usable]
         tar = chunk.images[0].path
@@ -225,20 +244,22 @@ def write_chunk(
     lasting = {one.image.stamp: one.cause for one in unusable if not one.passing}
     if rows or lasting:
         size = (folder / tar).stat().st_size if rows else 0  # an absolute path is kept by ``/``
-        kept = np.array(rows, ROW), np.array(traits, np.uint8)
+        traits = np.array([traits for traits, _ in of_source], np.uint8)
+        spectra = np.stack([spectrum for _, spectrum in of_source]) if of_source else NO_SPECTRA
+        kept = np.array(rows, ROW), traits, spectra
         write_sidecar(folder / chunk.sidecar, Sidecar(tar if rows else "", size, *kept, lasting))
     return unusable
 
 
 def _usable(
-    prepared: Iterable[Prepared | Unusable], unusable: list[Unusable], traits: list[Trait]
+    prepared: Iterable[Prepared | Unusable], unusable: list[Unusable], of_source: list[tuple[Trait, Spectra]]
 ) -> Iterator[Prepared]:
-    """Yield the usable images and note their traits; note the others."""
+    """Yield the usable images and note traits and spectra; note the others."""
     for one in prepared:
         if isinstance(one, Unusable):
             unusable.append(one)
         else:
-            traits.append(one.traits)
+            of_source.append((one.traits, one.spectrum))
             yield one
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.core.text import counted
-from tlbatch.data.decode import open_samples
+from tlbatch.data.decode import decode, open_samples
 from tlbatch.data.image_files import UnreadableImageError
+from tlbatch.data.near_duplicates import Spectra, low_frequencies
 from tlbatch.data.shards.store import READER, Sidecar, read_sidecar, write_sidecar
 from tlbatch.data.sources.base import Labelled, Source
 from tlbatch.data.sources.files import ending_of
@@ -33,10 +35,14 @@ def upgrade_sidecars(folder: Path, source: Source) -> None:
     old = [file for file in sorted(folder.glob("*.npz")) if read_sidecar(file).reader < READER]
     if not old:
         return
+    log.info(
+        "%s: reading %s of an earlier version once more, to find cropped copies", folder, counted(len(old), "shard")
+    )
     of_stamp = {image.stamp: image for image in source.images}
     num_changed = 0
     for file in old:
-        upgraded = _upgraded(read_sidecar(file), of_stamp, source)
+        sidecar = read_sidecar(file)
+        upgraded = replace(_upgraded(sidecar, of_stamp, source), spectra=_spectra(folder / sidecar.tar, sidecar))
         num_changed += int((upgraded.traits & _CHANGED != 0).sum())
         write_sidecar(file, upgraded)
     if num_changed:
@@ -52,6 +58,16 @@ def _upgraded(sidecar: Sidecar, of_stamp: Mapping[int, Labelled], source: Source
     traits, rows = np.array(found, np.uint8), sidecar.rows.copy()
     rows["stamp"][traits & _CHANGED != 0] = _NEVER
     return replace(sidecar, rows=rows, traits=traits, rejected={}, reader=READER)
+
+
+def _spectra(tar: Path, sidecar: Sidecar) -> Spectra:
+    """Return the lowest frequencies of the images of a shard; zeros where one can no longer be read."""
+    spectra = sidecar.spectra.copy()
+    for number, row in enumerate(sidecar.rows):
+        with suppress(OSError, UnreadableImageError), tar.open("rb") as file:
+            file.seek(int(row["offset"]))
+            spectra[number] = low_frequencies(decode(file.read(int(row["size"]))))
+    return spectra
 
 
 def _traits(image: Labelled | None, source: Source) -> Trait:
