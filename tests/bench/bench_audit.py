@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tlbatch.data.decode import decode
-from tlbatch.data.near_copies import find_clusters
+from tlbatch.data.near_copies import find_copies
 from tlbatch.data.near_duplicates import FREQUENCIES, hashes_of, low_frequencies
 from tlbatch.data.synthetic.fundus import draw
 
@@ -41,7 +41,7 @@ def main() -> None:
         spectra = made()
         hashes, stored = hashes_of(spectra), spectra.astype(np.float16)
         start = time.process_time()
-        find_clusters(hashes, stored, np.arange(len(stored)), MAX_BITS)
+        find_copies(hashes, stored, np.arange(len(stored)), MAX_BITS)
         search_s, whole_s = time.process_time() - start, decode_s * len(stored)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"| {name} | {search_s:.0f} s | {whole_s:.0f} s | {search_s / whole_s:.2f} | {memory:.0f} MiB |")

@@ -11,6 +11,7 @@ from tlbatch.config.model import Head
 from tlbatch.core.errors import UserError
 from tlbatch.data.dataset import SampleBatch, SplitDataset, labels_of
 from tlbatch.data.image_set import ImageSet
+from tlbatch.data.index import own_groups
 from tlbatch.data.loader import load
 from tlbatch.data.sampler import Positions
 from tlbatch.data.views import Samples, Views
@@ -49,7 +50,7 @@ class BatchSource:
             self._column = np.zeros(max(views.numbers) + 1, np.int64)
             self._column[list(views.numbers)] = range(len(views.numbers))
             self._labels = labels_of(in_index)
-            self._mates = _mates(in_index["group"]) if head.group_mean else []
+            self._mates = _mates(own_groups(in_index)) if head.group_mean else []
 
     def batches(self, samples: Samples, batches: Iterable[Positions]) -> Iterator[SampleBatch]:
         """Yield the given batches of samples in order."""

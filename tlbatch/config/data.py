@@ -155,7 +155,8 @@ class Data(Section):
     """Largest number of unusable images, which are left out and listed in rejected.csv; with more the job stops."""
     audit: Literal["stop", "warn", "resolve"] = "stop"
     """What to do about duplicates and near duplicates in different splits. stop: fail; warn: continue with a warning;
-    resolve: move them into one split, and drop those with contradicting labels."""
+    resolve: keep them in one split, and drop equal ones with contradicting labels, of given splits those that train.
+    Always, images that share a duplicate are one group for intervals and inner folds."""
     phash_max_distance: Annotated[int, Field(ge=0, le=24, alias="near_bits")] = 16
     """Largest Hamming distance of the 256-bit perceptual hashes of near duplicates; 0: find identical files only."""
     split: Split = Split()

@@ -1,25 +1,27 @@
 """The audit: exact and near duplicates within and across splits, and whether their labels agree."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data
+from tlbatch.core.errors import UserError
+from tlbatch.core.files import to_csv, write_text
+from tlbatch.core.text import counted
 from tlbatch.core.typing import Bools, Ints
+from tlbatch.data.clusters import MOST, Clusters, several_labels
 from tlbatch.data.index import IndexRows
-from tlbatch.data.near_copies import Kind, find_clusters
-from tlbatch.data.near_duplicates import Hashes, Spectra
+from tlbatch.data.near_copies import Kind
+from tlbatch.data.placement import Placement
 from tlbatch.data.sources.base import Labelled, coded, shown_key
 from tlbatch.runs.manifest import Audit
+from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS
 
-_STRICTEST = ("test", "val", "train")
-"""Order in which splits keep an image: a test image never moves to training."""
+log = logging.getLogger(__name__)
 _PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
     ("val", ("train",)),
     ("test", ("train",)),
@@ -27,6 +29,7 @@ _PAIRS: tuple[tuple[SplitName, tuple[SplitName, ...]], ...] = (
     ("test", ("train", "val")),
 )
 _NAMES = {Kind.NEAR: "near", Kind.TURNED: "mirrored or turned", Kind.CROPPED: "cropped"}
+_TOO_LARGE = f"listed only: cluster above {MOST:.0%} of the set"
 HEADER = ("cluster", "image", "split", "label", "group", "kind", "bits", "across", "contradicts", "action")
 
 
@@ -38,6 +41,9 @@ class Findings:
     rows: IndexRows
     table: list[tuple[object, ...]]
     """Lines of audit.csv, see `HEADER`."""
+    notes: tuple[str, ...]
+    """What was joined, and the shares of the splits where images were moved or dropped."""
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class _Table:
     label: Ints
     cluster: Ints
     """Smallest image number in the cluster of exact and near duplicates."""
+    joined: Ints
+    """Smallest image number in the cluster of duplicates that must be in one split."""
     bits: Ints
     """Hamming distance to the nearest duplicate, -1 where there is none."""
     exact: Bools
@@ -65,15 +73,12 @@ class _Table:
     @property
     def contradicting(self) -> Bools:
         """Rows whose cluster has more than one label."""
-        low, high = (np.full(int(self.cluster.max(initial=-1)) + 1, start) for start in (np.iinfo(np.int64).max, -1))
-        np.minimum.at(low, self.cluster, self.label)
-        np.maximum.at(high, self.cluster, self.label)
-        return (low < high)[self.cluster]
+        return several_labels(self.cluster, self.label)
 
     def also_in(self, split: int) -> Bools:
         """Return a mask of the rows with a duplicate, or an image of their group, in a split."""
         there = self.split == split
-        return np.asarray(np.isin(self.cluster, self.cluster[there]) | np.isin(self.group, self.group[there]))
+        return np.asarray(np.isin(self.joined, self.joined[there]) | np.isin(self.group, self.group[there]))
 
     def num_in(self, one: SplitName, others: tuple[SplitName, ...]) -> int:
         """Count the rows of one split with a duplicate, or an image of their group, in any of the others."""
@@ -91,40 +96,13 @@ class _Table:
         return np.asarray(np.any(others, axis=0))
 
 
-def audit_rows(
-    images: Sequence[Labelled],
-    rows: IndexRows,
-    data: Data,
-    *,
-    content: npt.NDArray[np.bytes_],
-    near: Hashes,
-    spectra: Spectra,
-) -> Findings:
-    """Find exact and near duplicates, and with ``data.audit = "resolve"`` keep none of them in two splits.
-
-    With ``resolve``, duplicates with different labels are dropped, and groups that share an exact or near duplicate are
-    moved into one split: test before validation before training.
-
-    Parameters
-    ----------
-    content
-        Hash of the bytes of each image, (n,).
-    near
-        Perceptual hash of each image, (n, words), see `tlbatch.data.near_duplicates`.
-    spectra
-        Lowest frequencies of each image, (n, 24, 24).
-    """
-    table, num_mirrored = _table(images, rows, data, content, near, spectra)
-    actions = np.full(len(rows), "", dtype=object)
-    kept, after = rows, table
-    if data.audit == "resolve":
-        dropped = table.contradicting & table.doubled
-        actions[dropped] = "dropped"
-        moved_to = _one_split_each(table, ~dropped)
-        moved = ~dropped & (moved_to != table.split)
-        actions[moved] = [f"moved to {SPLITS[split]}" for split in moved_to[moved].tolist()]
-        kept = IndexRows(rows.image[~dropped], moved_to[~dropped])
-        after = replace(table, split=moved_to).only(~dropped)
+def audit_rows(images: Sequence[Labelled], data: Data, clusters: Clusters, placed: Placement) -> Findings:
+    """Count and list exact and near duplicates, what was done about them, and which are still in two splits."""
+    table = _table(images, placed.before, clusters)
+    kept = ~placed.dropped[table.image]
+    large = clusters.large[table.image]
+    similar = kept & table.contradicting & ~several_labels(clusters.equal[table.image], table.label)
+    after = replace(table, split=placed.split).only(kept)
     record = Audit(
         num_exact=int(table.exact.sum()),
         num_near=int((table.doubled & ~table.exact).sum()),
@@ -132,58 +110,50 @@ def audit_rows(
         across={f"{one} in {' or '.join(others)}": after.num_in(one, others) for one, others in _PAIRS},
         num_turned=_number_of(table, Kind.TURNED),
         num_cropped=_number_of(table, Kind.CROPPED),
-        num_mirrored=num_mirrored,
-        num_moved=sum(action.startswith("moved") for action in actions),
-        num_dropped=int((actions == "dropped").sum()),
+        num_mirrored=clusters.num_mirrored,
+        num_moved=int(placed.moved.sum()),
+        num_dropped=int((~kept).sum()),
+        num_similar=int(similar.sum()),
+        num_large=int((large & ~table.exact).sum()),
     )
-    return Findings(record, kept, list(_lines(images, table, actions)))
+    actions = {
+        "dropped": ~kept,
+        **{f"moved to {split}": placed.moved & (placed.split == number) for number, split in enumerate(SPLITS)},
+        "kept: similar, not equal": similar,
+        _TOO_LARGE: kept & large & ~table.exact,
+    }
+    rows = IndexRows(table.image[kept], placed.split[kept])
+    lines = list(_lines(images, table, _texts(actions, len(table.image))))
+    shares = (_shares(rows.split),) if data.audit == "resolve" and record.num_moved + record.num_dropped else ()
+    return Findings(record, rows, lines, (*placed.notes, *shares), _large_clusters(clusters))
 
 
 def _number_of(table: _Table, kind: Kind) -> int:
     return int((table.doubled & ~table.exact & (table.kind == kind)).sum())
 
 
-def _table(
-    images: Sequence[Labelled],
-    rows: IndexRows,
-    data: Data,
-    content: npt.NDArray[np.bytes_],
-    near: Hashes,
-    spectra: Spectra,
-) -> tuple[_Table, int]:
-    """Return what is known of each row, and how many images look like another of their group, mirrored or turned."""
+def _table(images: Sequence[Labelled], rows: IndexRows, clusters: Clusters) -> _Table:
     image = rows.image
-    _, first, same = np.unique(content, return_index=True, return_inverse=True)
     group, _ = coded(one.group for one in images)
-    num_mirrored = 0
-    if data.phash_max_distance:
-        (cluster, bits, kind), num_mirrored = find_clusters(near, spectra, group, data.phash_max_distance)
-    else:
-        cluster, bits = first[same].astype(np.int64), np.full(len(same), -1, np.int64)
-        kind = np.zeros(len(same), np.int64)
     label, _ = coded(one.label for one in images)
-    exact = np.bincount(same[image], minlength=1)[same[image]] > 1
-    nearest = np.where(exact, 0, bits[image])
-    found = _Table(image, rows.split, group[image], label[image], cluster[image], nearest, exact, kind[image])
-    return found, num_mirrored
+    same = clusters.content[image]
+    exact = np.bincount(same, minlength=1)[same] > 1
+    return _Table(
+        image, rows.split, group[image], label[image], clusters.near[image], clusters.joined[image],
+        np.where(exact, 0, clusters.bits[image]), exact, clusters.kind[image],
+    )  # fmt: skip
 
 
-def _one_split_each(table: _Table, kept: Bools) -> Ints:
-    """Return the split of every row after groups that share a cluster are moved to the strictest of their splits."""
-    num_groups = int(table.group.max(initial=-1)) + 1
-    nodes = num_groups + int(table.cluster.max(initial=-1)) + 1
-    links = coo_array(
-        (np.ones(int(kept.sum()), np.int8), (table.group[kept], num_groups + table.cluster[kept])), (nodes, nodes)
-    )
-    _, component = connected_components(links, directed=False)
-    rank = np.array([_STRICTEST.index(split) for split in SPLITS])
-    strictest = np.full(nodes, len(SPLITS))
-    np.minimum.at(strictest, component[table.group[kept]], rank[table.split[kept]])
-    back = np.array([*(SPLITS.index(split) for split in _STRICTEST), 0])
-    return np.where(kept, back[strictest[component[table.group]]], table.split)
+def _texts(actions: Mapping[str, Bools], num_rows: int) -> list[str]:
+    """Return what was done with each row."""
+    texts: list[list[str]] = [[] for _ in range(num_rows)]
+    for text, rows in actions.items():
+        for row in np.flatnonzero(rows).tolist():
+            texts[row].append(text)
+    return ["; ".join(some) for some in texts]
 
 
-def _lines(images: Sequence[Labelled], table: _Table, actions: npt.NDArray[np.object_]) -> Iterator[tuple[object, ...]]:
+def _lines(images: Sequence[Labelled], table: _Table, actions: Sequence[str]) -> Iterator[tuple[object, ...]]:
     doubled, across, contradicting = table.doubled, table.across, table.contradicting
     listed = np.flatnonzero(doubled | across)
     order = listed[np.lexsort((table.image[listed], table.cluster[listed]))]
@@ -197,3 +167,52 @@ def _lines(images: Sequence[Labelled], table: _Table, actions: npt.NDArray[np.ob
         name = shown_key(image.key)
         group = name if image.group == image.key else image.group
         yield shown_key(first.key), name, split, image.label, group, kind, bits, *flags, actions[row]
+
+
+def _shares(split: Ints) -> str:
+    counts = np.bincount(split, minlength=len(SPLITS)).tolist()
+    shares = (
+        f"{name} {count:,} ({count / max(1, len(split)):.1%})" for name, count in zip(SPLITS, counts, strict=True)
+    )
+    return f"images of each split after duplicates were resolved: {', '.join(shares)}"
+
+
+def _large_clusters(clusters: Clusters) -> tuple[str, ...]:
+    large = clusters.large
+    images, of = counted(int(large.sum()), "image"), counted(len(np.unique(clusters.near[large])), "cluster")
+    text = (
+        f"{images} in {of} of near duplicates above {MOST:.0%} of the set: audit.csv lists them; only those with equal "
+        "bytes are joined, moved or dropped, as the others look alike but are hardly copies"
+    )
+    return (text,) if large.any() else ()
+
+
+def check_audit(findings: Findings, data: Data, paths: RunPaths) -> None:
+    """Log the findings of the audit, and raise where the job does not allow them; the run then has an audit.csv."""
+    found = findings.record
+    log.info(
+        "audit: %s with an exact duplicate, %d with a near duplicate (%d mirrored or turned, %d cropped); %d of these "
+        "with a different label",
+        counted(found.num_exact, "image"), found.num_near, found.num_turned, found.num_cropped, found.num_contradicting,
+    )  # fmt: skip
+    if found.num_similar:
+        log.info(
+            "audit: %s with a near duplicate of a different label kept: similar, not equal",
+            counted(found.num_similar, "image"),
+        )
+    if found.num_moved or found.num_dropped:
+        moved = counted(found.num_moved, "image")
+        log.info("audit: %s moved to the split of a duplicate, %d dropped", moved, found.num_dropped)
+    for note in findings.notes:
+        log.info("audit: %s", note)
+    leaks = [f"{counted(num, 'image')} of {pair} too" for pair, num in found.across.items() if num]
+    if not leaks:
+        return
+    if data.audit == "stop":
+        listed = paths.folder / "audit.csv"
+        write_text(listed, to_csv(HEADER, findings.table))
+        raise UserError(
+            f"data: the same or nearly the same images are in two splits: {', '.join(leaks)} (see {listed}); set "
+            "data.audit=resolve to fix it, or data.audit=warn to accept it"
+        )
+    log.warning("audit: the same or nearly the same images are in two splits: %s", ", ".join(leaks))

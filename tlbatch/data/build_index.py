@@ -16,18 +16,20 @@ from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.files import atomic_folder, digest_file, to_csv, write_text
 from tlbatch.core.text import counted
-from tlbatch.data.audit import HEADER, Findings, audit_rows
+from tlbatch.data.audit import HEADER, Findings, audit_rows, check_audit
+from tlbatch.data.clusters import find_clusters
 from tlbatch.data.group_places import places_of_groups
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
+from tlbatch.data.placement import place_images
 from tlbatch.data.shards.store import ShardStore, Unusable, read_store
 from tlbatch.data.shards.upgrade import reading_of
 from tlbatch.data.sources.base import Labelled, Source, coded, shown_key, tags_of
 from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.sources.read import read_source
-from tlbatch.data.splits import draw_sample, split_images
+from tlbatch.data.splits import draw_sample
 from tlbatch.data.value_range import KnownRange, describe_traits
 from tlbatch.data.wide_pixels import Trait
-from tlbatch.runs.manifest import Audit, Ceiling, Manifest, Rejected, ShardFile
+from tlbatch.runs.manifest import Ceiling, Manifest, Rejected, ShardFile
 from tlbatch.runs.paths import RunPaths
 from tlbatch.runs.records import SPLITS, load_record
 from tlbatch.runs.workspace import SetPaths, data_digest, groups_file, synthetic_folder
@@ -76,11 +78,14 @@ def build_index(
     rejected = [*source.rejected, *(Rejected(key=shown_key(image.key), cause=causes[image.stamp]) for image in lost)]
     check_rejected(rejected, data)
     place = place[place >= 0]
-    rows = split_images(images, data, known, source.spellings)
     content, near = store.rows["content"][place], store.rows["near"][place]
-    findings = audit_rows(images, rows, data, content=content, near=near, spectra=store.spectra[place])
+    group, _ = coded(image.group for image in images)
+    clusters = find_clusters(content, near, store.spectra[place], group, data.phash_max_distance)
+    placed = place_images(images, data, clusters, known, source.spellings)
+    findings = audit_rows(images, data, clusters, placed)
     numbers = findings.rows.image
-    index = _indexed([images[number] for number in numbers.tolist()], source, data)
+    kept = numbers.tolist()
+    index = _indexed([images[number] for number in kept], [placed.groups[number] for number in kept], source, data)
     index["split"] = findings.rows.split
     for column in ("offset", "size", "plain", "content"):
         index[column] = store.rows[column][place[numbers]]
@@ -95,13 +100,15 @@ def build_index(
     return Built(index, images, findings, rejected, shards, counts, traits)
 
 
-def _indexed(images: Sequence[Labelled], source: Source, data: Data) -> Index:
+def _indexed(images: Sequence[Labelled], groups: Sequence[str], source: Source, data: Data) -> Index:
     """Return an index with keys, groups and labels."""
     number = {name: place for place, name in enumerate(source.classes)}
     codes, labels = coded(image.label for image in images)
     tags = [[number[tag] for tag in tags_of(label, data)] for label in labels]
     most = max(map(len, tags), default=0) if data.tag_separator else 0
-    index = new_index([image.key for image in images], [image.group for image in images], num_tags=most)
+    index = new_index(
+        [image.key for image in images], groups, own_groups=[image.group for image in images], num_tags=most
+    )
     if data.tag_separator:
         index["label"] = -1
         index["tags"] = np.array([[*some, *[-1] * (most - len(some))] for some in tags], np.int32)[codes]
@@ -147,23 +154,20 @@ def write_audited_index(
     data = job.data
     with places_of_groups(groups_file(job)) as known:
         built = build_index(data, source, read_store(target.folder), unusable, known=known)
-    across = sum(built.findings.record.across.values())
-    listed = to_csv(HEADER, built.findings.table)
-    if across and data.audit == "stop":
-        write_text(paths.folder / "audit.csv", listed)
-    _check_audit(built.findings.record, data, paths)
-    unusual = _split_warnings(data, source.classes, built)
+        check_audit(built.findings, data, paths)
+    unusual = (*_split_warnings(data, source.classes, built), *built.findings.warnings)
     for warning in unusual:
         log.warning("%s", warning)
     value_range = known_range.get() if (built.traits & Trait.NO_RANGE).any() else None
-    notes = describe_traits(built.traits, value_range, given=data.value_range is not None)
-    for note in notes:
+    traits = describe_traits(built.traits, value_range, given=data.value_range is not None)
+    notes = (*built.findings.notes, *traits)
+    for note in traits:
         log.info("%s", note)
     with atomic_folder(target.index_folder) as draft:
         written = SetPaths(target.folder, draft.name)
         write_index(written.index_file, built.index)
         write_text(written.rejected, to_csv(("image", "cause"), [(row.key, row.cause) for row in built.rejected]))
-        write_text(written.audit, listed)
+        write_text(written.audit, to_csv(HEADER, built.findings.table))
         Manifest(
             source_digest=source.digest,
             data_digest=data_digest(job),
@@ -218,27 +222,6 @@ def _why_off(built: Built) -> str:
     if size > 1:
         return f"groups stay whole, the largest ({group}) has {counted(size, 'image')}"
     return f"there are only {counted(len(built.images), 'image')}"
-
-
-def _check_audit(found: Audit, data: Data, paths: RunPaths) -> None:
-    """Log the findings of the audit, and raise where the job does not allow them."""
-    log.info(
-        "audit: %s with an exact duplicate, %d with a near duplicate (%d mirrored or turned, %d cropped); %d of these "
-        "with a different label",
-        counted(found.num_exact, "image"), found.num_near, found.num_turned, found.num_cropped, found.num_contradicting,
-    )  # fmt: skip
-    if found.num_moved or found.num_dropped:
-        moved = counted(found.num_moved, "image")
-        log.info("audit: %s moved to the split of a duplicate, %d dropped", moved, found.num_dropped)
-    leaks = [f"{counted(num, 'image')} of {pair} too" for pair, num in found.across.items() if num]
-    if not leaks:
-        return
-    if data.audit == "stop":
-        raise UserError(
-            f"data: the same or nearly the same images are in two splits: {', '.join(leaks)} (see "
-            f"{paths.folder / 'audit.csv'}); set data.audit=resolve to fix it, or data.audit=warn to accept it"
-        )
-    log.warning("audit: the same or nearly the same images are in two splits: %s", ", ".join(leaks))
 
 
 def _ceilings(job: Job, built: Built) -> tuple[Ceiling, ...]:

@@ -33,12 +33,13 @@ class IndexRows:
         return len(self.image)
 
 
-def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int) -> np.dtype[np.void]:
+def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int, own_bytes: int = 0) -> np.dtype[np.void]:
     """Return the columns of the index.
 
     Keys and groups are UTF-8; offset and size locate the image in its shard, in bytes; label is a class number, or -1
     with tags; tags are class numbers, padded with -1; content is the XXH3-128 of the image's bytes; plain says whether
-    `tlbatch.data.decode.decode_plain` can read it.
+    `tlbatch.data.decode.decode_plain` can read it. Groups that share a duplicate are one group; where there are such,
+    own_group is the group that the source gives the image.
     """
     return np.dtype(
         [
@@ -52,19 +53,35 @@ def index_dtype(*, key_bytes: int, group_bytes: int, num_tags: int) -> np.dtype[
             ("split", "<i1"),
             ("plain", "?"),
             ("content", "S32"),
+            *([("own_group", f"S{own_bytes}")] if own_bytes else []),
         ]
     )
 
 
-def new_index(keys: Sequence[str], groups: Sequence[str], *, num_tags: int) -> Index:
-    """Return an index with its keys and groups; the other columns are zero."""
-    longest = [max((len(text.encode()) for text in column), default=1) for column in (keys, groups)]
-    index = np.zeros(len(keys), index_dtype(key_bytes=longest[0], group_bytes=longest[1], num_tags=num_tags))
-    for name, column in (("key", keys), ("group", groups)):
+def new_index(
+    keys: Sequence[str], groups: Sequence[str], *, num_tags: int, own_groups: Sequence[str] | None = None
+) -> Index:
+    """Return an index with its keys and groups; the other columns are zero.
+
+    The column own_group is left out where it equals the groups.
+    """
+    columns = {"key": keys, "group": groups}
+    if own_groups is not None and own_groups != groups:
+        columns["own_group"] = own_groups
+    longest = {name: max((len(text.encode()) for text in column), default=1) for name, column in columns.items()}
+    own_bytes = longest.get("own_group", 0)
+    kinds = index_dtype(key_bytes=longest["key"], group_bytes=longest["group"], num_tags=num_tags, own_bytes=own_bytes)
+    index = np.zeros(len(keys), kinds)
+    for name, column in columns.items():
         for start in range(0, len(column), _CHUNK):
             some = column[start : start + _CHUNK]
             index[name][start : start + _CHUNK] = [text.encode() for text in some]
     return index
+
+
+def own_groups(index: Index) -> npt.NDArray[np.bytes_]:
+    """Return the group that the source gives each image, (n,)."""
+    return index["own_group" if "own_group" in (index.dtype.names or ()) else "group"]
 
 
 def write_index(path: Path, index: Index) -> None:
@@ -77,8 +94,8 @@ def read_index(path: Path) -> Index:
     """Map the index into memory; UserError if it is missing or damaged."""
     try:
         index: Index = np.load(path, mmap_mode="r", allow_pickle=False)
-        columns = index_dtype(key_bytes=1, group_bytes=1, num_tags=0).names
-        if not isinstance(index, np.ndarray) or index.dtype.names != columns:
+        columns = [index_dtype(key_bytes=1, group_bytes=1, num_tags=0, own_bytes=size).names for size in (0, 1)]
+        if not isinstance(index, np.ndarray) or index.dtype.names not in columns:
             raise ValueError("not an index")  # noqa: TRY301
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: missing or damaged ({error}); remove the folder and run shard again") from None

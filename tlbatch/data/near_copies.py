@@ -164,7 +164,7 @@ def _as_signs(hashes: Hashes) -> Reals:
     return 2 * np.unpackbits(hashes.view(np.uint8), axis=1).astype(np.float32) - 1
 
 
-class Clusters(NamedTuple):
+class Copies(NamedTuple):
     """Images that are copies of each other, (n,) each."""
 
     cluster: Ints
@@ -175,7 +175,7 @@ class Clusters(NamedTuple):
     """`Kind` of its copies, the first of them that it has."""
 
 
-def find_clusters(hashes: Hashes, spectra: Spectra, groups: Ints, max_bits: int) -> tuple[Clusters, int]:
+def find_copies(hashes: Hashes, spectra: Spectra, groups: Ints, max_bits: int) -> tuple[Copies, int]:
     """Cluster near, mirrored, turned and cropped copies (single linkage).
 
     Images of one group that look mirrored or turned, such as the eyes of a patient, are no copies.
@@ -194,7 +194,7 @@ def find_clusters(hashes: Hashes, spectra: Spectra, groups: Ints, max_bits: int)
     num = len(hashes)
     if not num:
         nothing = np.empty(0, np.int64)
-        return Clusters(nothing, nothing, nothing), 0
+        return Copies(nothing, nothing, nothing), 0
     distinct, first, inverse, counts = np.unique(
         hashes, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
@@ -223,5 +223,5 @@ def find_clusters(hashes: Hashes, spectra: Spectra, groups: Ints, max_bits: int)
     smallest = np.full(len(distinct), num)
     np.minimum.at(smallest, label, first)
     bits[bits == NO_COPY] = -1
-    clusters = Clusters(*(column[inverse].astype(np.int64) for column in (smallest[label], bits, kind)))
+    clusters = Copies(*(column[inverse].astype(np.int64) for column in (smallest[label], bits, kind)))
     return clusters, int(mirrored[inverse].sum())

@@ -1,6 +1,5 @@
 """Training, validation and test splits by group, so that no group is in two of them."""
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +10,9 @@ import numpy as np
 from tlbatch.config.base import SplitName
 from tlbatch.config.data import Data, Split
 from tlbatch.core.errors import UserError
-from tlbatch.core.text import counted, folded
+from tlbatch.core.text import counted
 from tlbatch.core.typing import Ints
+from tlbatch.data.group_places import Spellings, hashed_place
 from tlbatch.data.index import IndexRows
 from tlbatch.data.published_splits import published_rows
 from tlbatch.data.sources.base import Labelled, coded, tags_of
@@ -43,7 +43,7 @@ def draw_sample(images: Sequence[Labelled], data: Data) -> list[Labelled]:
                 f"data.per_class: {label!r} has {counted(len(some), 'image')}, not {data.per_class}; lower it, or add "
                 "images"
             )
-        some.sort(key=lambda image: (_hashed(image.key, str(data.per_class_seed)), image.key))
+        some.sort(key=lambda image: (hashed_place(image.key, str(data.per_class_seed)), image.key))
         drawn.extend(some[: data.per_class])
     return sorted(drawn, key=lambda image: image.key)
 
@@ -56,18 +56,19 @@ def split_images(
     An image has one row, except with method ``as-published``, where it may have several.
 
     Each group has a position in [0, 1): groups below the test fraction are test groups, and so on (see `_by_place`).
-    With method ``hash``, the position is a hash of (salt, group). With ``stratified``, the initial groups of a stratum
-    (see `_strata`) are spread evenly over [0, 1) in the order of their hash, which gives each split its exact fraction;
-    groups added later get the position of their hash. With both methods, new images never move a group to another
-    split, and all folds and fractions cut the same order.
+    With method ``hash``, the position is a hash of (salt, group), and of joined groups the lowest. With ``stratified``,
+    the initial groups of a stratum (see `_strata`) are spread evenly over [0, 1) in the order of their hash, so that
+    each split has its exact fraction; groups added later get the position of their hash. With both methods, new images
+    never move a group to another split, unless they join it with a stricter one, and all folds and fractions cut the
+    same order.
 
     Parameters
     ----------
     known
         Positions assigned to groups before; new ones are added.
     joined
-        Other spellings of a group. It takes the lowest position that any spelling has: without folds, the strictest
-        split; with folds, the same in all of them.
+        Other names of a group: its spellings, and groups that were joined with it. It takes the lowest position that
+        any of them has: without folds, the strictest split; with folds, the same in all of them. All of them keep it.
 
     Raises
     ------
@@ -78,46 +79,26 @@ def split_images(
     if split.recipe is not None:
         return published_rows(images, split.recipe)
     everyone = np.arange(len(images))
-    spellings = _Spellings.of(data, known, joined or {})
+    spellings = Spellings.of(data, known, joined or {})
     if split.method == "given":
         return IndexRows(everyone, _given(images, data, known, spellings))
     groups = _Groups.of(images, data)
     return IndexRows(everyone, _split(groups, split, known, spellings)[groups.codes])
 
 
-@dataclass(frozen=True)
-class _Spellings:
-    """The spellings of each group in the source and in earlier ones."""
-
-    joined: Mapping[str, Sequence[str]]
-    known: Mapping[str, Sequence[str]]
-    """Names of groups that have a position, by their common form."""
-
-    @staticmethod
-    def of(data: Data, known: Mapping[str, float], joined: Mapping[str, Sequence[str]]) -> "_Spellings":
-        forms: dict[str, list[str]] = defaultdict(list)
-        if data.spellings != "apart" and (data.group_column or data.group_pattern):  # else groups are names of files
-            for name in known:
-                forms[folded(name)].append(name)
-        return _Spellings(joined, forms)
-
-    def of_group(self, name: str) -> list[str]:
-        """Return all spellings of a group."""
-        earlier = self.known.get(folded(name), ()) if self.known else ()
-        return list(dict.fromkeys([name, *self.joined.get(name, ()), *earlier]))
-
-
-def _split(groups: "_Groups", split: Split, known: dict[str, float], spellings: _Spellings) -> Ints:
+def _split(groups: "_Groups", split: Split, known: dict[str, float], spellings: Spellings) -> Ints:
     """Return the split of every group."""
     if split.method == "hash":
-        hashes = (min(_hashed(one, split.salt) for one in spellings.of_group(name)) for name in groups.names)
-        return _numbers(_by_place(place, split) for place in hashes)
-    for name in groups.names:
-        places = [known[one] for one in spellings.of_group(name) if one in known]
-        if places:
-            known[name] = min(places)
-    _spread(groups, split, known)
-    return _numbers(_by_place(known[name], split) for name in groups.names)
+        placed = {name: min(spellings.places_of(name, split, known)) for name in groups.names}
+    else:
+        for name in groups.names:
+            places = spellings.places_of(name, split, known)
+            if places:
+                known[name] = min(places)
+        _spread(groups, split, known)
+        placed = {name: known[name] for name in groups.names}
+    spellings.keep(placed, known)
+    return _numbers(_by_place(place, split) for place in placed.values())
 
 
 def _numbers(splits: Iterable[SplitName]) -> Ints:
@@ -153,12 +134,6 @@ class _Groups:
         return _Groups(names, codes, np.bincount(codes).tolist(), members)
 
 
-def _hashed(group: str, salt: str) -> float:
-    """Return the hash of a group as a number in [0, 1)."""
-    digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 def _by_place(place: float, split: Split) -> SplitName:
     """Return the split at a position in [0, 1): test, validation, training; folds shift it by 1 / folds each."""
     test = split.test
@@ -174,7 +149,7 @@ def _spread(groups: _Groups, split: Split, known: dict[str, float]) -> None:
     """Give every group a position: spread those of a new stratum evenly, and hash those that come later."""
     for members in groups.strata:
         sizes = {groups.names[number]: groups.sizes[number] for number in members}
-        hashes = {name: _hashed(name, split.salt) for name in sizes if name not in known}
+        hashes = {name: hashed_place(name, split.salt) for name in sizes if name not in known}
         if len(hashes) < len(sizes):
             known.update(hashes)
             continue
@@ -195,7 +170,12 @@ def _strata(images: Sequence[Labelled], data: Data) -> tuple[Ints, int]:
     return np.array([number[tag] for tag in rarest], np.int64)[labels], len(number)
 
 
-def _given(images: Sequence[Labelled], data: Data, known: dict[str, float], spellings: _Spellings) -> Ints:
+def stated_splits(images: Sequence[Labelled], data: Data) -> Ints:
+    """Return the number in `SPLITS` of the split that the source gives each image; training if it gives none."""
+    return _numbers(_names_given(images, data, tell=False))
+
+
+def _given(images: Sequence[Labelled], data: Data, known: dict[str, float], spellings: Spellings) -> Ints:
     """Return the splits of the source; if it has no validation images, draw ``split.val`` of the training groups."""
     split = data.split
     found = _numbers(_names_given(images, data, tell=not data.per_class))  # else the sample was told of them

@@ -9,7 +9,7 @@ import numpy as np
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Bools
-from tlbatch.data.index import Index, read_index
+from tlbatch.data.index import Index, own_groups, read_index
 from tlbatch.evaluation.leaderboard import Entry
 from tlbatch.evaluation.predictions import Predictions
 from tlbatch.promotion.records import Champion, Decision
@@ -132,4 +132,5 @@ class Challenge:
 def _known_to(index: Index, test: Index) -> Bools:
     """Mask (n,): test images whose content or group was in the training or validation split of a model."""
     known = index[index["split"] != SPLITS.index("test")]
-    return np.asarray(np.isin(test["group"], known["group"]) | np.isin(test["content"], known["content"]))
+    joined, own = np.isin(test["group"], known["group"]), np.isin(own_groups(test), own_groups(known))
+    return np.asarray(joined | own | np.isin(test["content"], known["content"]))

@@ -69,8 +69,10 @@ def _data(report: Report) -> Iterable[Item]:
     leaks = ", ".join(f"{number:,} {pair}" for pair, number in sorted(audit.across.items()) if number)
     yield Item(part, "Independence of the splits at image and patient level, and how it was ensured", _ALL,
                f"audit for duplicates, near-duplicates and shared groups: {leaks or 'none across splits'}")  # fmt: skip
+    kept = f", {audit.num_similar:,} of them similar, not equal" if audit.num_similar else ""
     yield Item(part, "Conflicting labels", _CLAIM,
-               f"images with a duplicate or near-duplicate of another label: {audit.num_contradicting:,}")  # fmt: skip
+               f"images with a duplicate or near-duplicate of another label: {audit.num_contradicting:,}{kept}; "
+               f"{audit.num_dropped:,} dropped")  # fmt: skip
     steps = f", {', '.join(report.steps)}" if report.steps else ""
     yield Item(part, "Preprocessing", _CLAIM + _TRIPOD, f"shorter side at most {report.resize} pixels{steps}"
                if report.resize else ", ".join(report.steps))  # fmt: skip

@@ -66,6 +66,10 @@ class Audit(Record):
     duplicate or an image of the same group in the other split."""
     num_moved: int
     num_dropped: int
+    num_similar: int = 0
+    """Number of images that were kept though a near duplicate has another label, because the two are not equal."""
+    num_large: int = 0
+    """Number of images with near duplicates in clusters too large to be of copies, which are listed only."""
 
 
 class Manifest(Record):

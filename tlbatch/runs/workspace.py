@@ -64,7 +64,8 @@ def groups_file(job: Job) -> Path:
     """Return the file with the positions of a source's groups, which is independent of pre-processing."""
     kept = job.data.for_digest(include=_MAKES_GROUPS)
     name = set_folder(job).name.rpartition("-")[0]
-    return job.workspace / "shards" / f"{name}-{digest_of([kept, job.data.split.salt])[:12]}.groups.csv"
+    method = ["hash"] if job.data.split.method == "hash" else []  # its positions are other ones
+    return job.workspace / "shards" / f"{name}-{digest_of([kept, job.data.split.salt, *method])[:12]}.groups.csv"
 
 
 def value_range_file(job: Job) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tlbatch.config.data import Data
 from tlbatch.data import near_copies
-from tlbatch.data.near_copies import Kind, cropped_copies, find_clusters, turned_copies
+from tlbatch.data.near_copies import Kind, cropped_copies, find_copies, turned_copies
 from tlbatch.data.near_duplicates import FREQUENCIES, WORDS, close_pairs, hashes_of, low_frequencies
 
 NEAR = Data(images=Path("x")).phash_max_distance
@@ -118,7 +118,7 @@ def test_clusters_name_the_kind_of_copy_and_leave_out_the_eyes_of_a_patient(test
     ]
     spectra = spectra_of(images)
     groups = np.array([0, 1, 2, 2, 3, 4, 5])
-    found, num_mirrored = find_clusters(hashes_of(spectra), spectra.astype(np.float16), groups, NEAR)
+    found, num_mirrored = find_copies(hashes_of(spectra), spectra.astype(np.float16), groups, NEAR)
     assert found.cluster.tolist() == [0, 0, 2, 3, 4, 4, 0]
     assert [Kind(kind) for kind in found.kind[[1, 5, 6]].tolist()] == [Kind.TURNED, Kind.CROPPED, Kind.NEAR]
     assert (found.bits >= 0).tolist() == [True, True, False, False, True, True, True]
@@ -128,11 +128,11 @@ def test_clusters_name_the_kind_of_copy_and_leave_out_the_eyes_of_a_patient(test
 def test_equal_hashes_are_one_cluster_and_no_images_are_none() -> None:
     spectra = np.zeros((300_000, FREQUENCIES, FREQUENCIES), np.float16)
     start = time.process_time()
-    found, _ = find_clusters(
+    found, _ = find_copies(
         np.tile(np.arange(WORDS, dtype=np.uint64), (len(spectra), 1)), spectra, np.arange(len(spectra)), NEAR
     )
     assert (set(found.cluster.tolist()), set(found.bits.tolist())) == ({0}, {0})
     assert time.process_time() - start < 30
-    nothing, num_mirrored = find_clusters(np.empty((0, WORDS), np.uint64), spectra[:0], np.empty(0, np.int64), NEAR)
+    nothing, num_mirrored = find_copies(np.empty((0, WORDS), np.uint64), spectra[:0], np.empty(0, np.int64), NEAR)
     assert [column.tolist() for column in nothing] == [[], [], []]
     assert num_mirrored == 0

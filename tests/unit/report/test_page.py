@@ -128,6 +128,17 @@ def test_no_name_in_a_comparison_can_be_more_than_text(tmp_path: Path) -> None:
     harmless(path.read_bytes().decode())
 
 
+def test_the_page_says_which_duplicates_were_listed_only(tmp_path: Path) -> None:
+    audit = leaking()
+    plain = Page(page(tmp_path, sample.shown(sample.report(audit=audit)))).words
+    assert "similar, not equal" not in plain
+    assert "listed only" not in plain
+    audit = audit.model_copy(update={"num_similar": 7, "num_large": 31})
+    text = Page(page(tmp_path, sample.shown(sample.report(audit=audit)))).words
+    assert "Of these, kept as similar, not equal 7 images" in text
+    assert "In clusters above 5% of the set, listed only 31 images" in text
+
+
 def leaking() -> Audit:
     across = {"test in train": 3, "test in train or val": 3, "test in val": 0, "val in train": 0}
     return Audit(num_exact=4, num_near=2, num_contradicting=1, across=across, num_moved=0, num_dropped=0)

@@ -97,3 +97,11 @@ def test_an_added_key_enters_a_digest_only_where_it_differs_from_its_default(
 ) -> None:
     assert section.for_digest() == expected
     assert section.model_dump(mode="json").keys() == {"inner", "added"}
+
+
+def test_the_methods_that_place_groups_otherwise_share_no_positions(jobs: Path) -> None:
+    files = [
+        groups_file(load_jobs([jobs / "nightly.toml"], ["workspace=/w", *IMAGES, f"data.split.method={method}"])[0])
+        for method in ("stratified", "hash")
+    ]
+    assert files[0] != files[1]
