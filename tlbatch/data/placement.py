@@ -9,7 +9,15 @@ import numpy as np
 from tlbatch.config.data import Data
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Bools, Ints
-from tlbatch.data.clusters import STRICTEST, STRICTNESS, Clusters, contradicted, joined_groups, num_joined
+from tlbatch.data.clusters import (
+    STRICTEST,
+    STRICTNESS,
+    Clusters,
+    contradicted,
+    joined_groups,
+    num_joined,
+    several_labels,
+)
 from tlbatch.data.group_places import Spellings, hashed_place
 from tlbatch.data.index import IndexRows
 from tlbatch.data.sources.base import Labelled, coded
@@ -107,8 +115,9 @@ def place_images(
         before = split_images(images, data, dict(known) if leads else known, spelled)
         split = _together(images, data, leads, known, spelled) if leads else before.split
         split = _in_one_split(split, component[group], ~dropped)
-        together = np.array([name in leads for name in names], bool)[group]
-        moved = ~dropped & (split != before.split) & (together | (data.split.method == "given"))
+        apart = np.zeros(len(images), bool)
+        apart[~dropped] = several_labels(component[group[~dropped]], before.split[~dropped])
+        moved = apart & (split != before.split)
     else:
         before = split_images(images, data, known, spelled)
         leads = joined.leads(data, known, spelled)

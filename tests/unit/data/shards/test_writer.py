@@ -568,6 +568,26 @@ def test_the_audit_stops_the_job_at_copies_across_splits_and_lists_them(make: Ma
     assert {row["image"] for row in table(exact_only.audit)} == {tested[0], f"{tested[0]}copy"}
 
 
+def test_a_near_copy_of_a_test_image_is_tested_for_three_nights(make: Make, tmp_path: Path) -> None:
+    images = photographs(tmp_path / "images")
+    nights = [sharded(make(images, "run=night0", "data.audit=resolve"))]
+    split = splits_by_key(nights[0])
+    tested = [key for key in split if split[key] == 2][:4]
+    for key in tested:
+        copy_image(images, f"{key}.jpg", f"{key}copy.jpg", quality=60)
+    nights.append(sharded(make(images, "run=night1", "data.audit=resolve")))
+    for key in tested:
+        (images / f"{key}.jpg").unlink()
+    nights.append(sharded(make(images, "run=night2", "data.audit=resolve")))
+    alone = splits_by_key(sharded(make(images, "run=alone", "data.audit=resolve", f"workspace={tmp_path / 'other'}")))
+    assert {alone[f"{key}copy"] for key in tested} != {2}
+    for night in nights[1:]:
+        assert {splits_by_key(night)[f"{key}copy"] for key in tested} == {2}
+    groups = {row["key"].decode(): row["group"].decode() for row in index_of(nights[1])}
+    assert [groups[f"{key}copy"] for key in tested] == tested
+    assert {key: splits_by_key(nights[1])[key] for key in split} == split
+
+
 def test_the_audit_finds_the_published_leak(make: Make, tmp_path: Path, write_folders: Callable[..., Path]) -> None:
     images = write_folders(tmp_path / "images", classes=("0", "1", "2", "3", "4"), each=200, side=16)
     published = ["data.split.method=as-published", "data.split.recipe=retinopathy-dl", "data.phash_max_distance=0"]
