@@ -21,6 +21,7 @@ from tlbatch.data.clusters import find_clusters
 from tlbatch.data.group_places import places_of_groups
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
 from tlbatch.data.placement import place_images
+from tlbatch.data.second_look import look_again
 from tlbatch.data.shards.store import ShardStore, Unusable, read_store
 from tlbatch.data.shards.upgrade import reading_of
 from tlbatch.data.sources.base import Labelled, Source, coded, shown_key, tags_of
@@ -81,6 +82,9 @@ def build_index(
     content, near = store.rows["content"][place], store.rows["near"][place]
     group, _ = coded(image.group for image in images)
     clusters = find_clusters(content, near, store.spectra[place], group, data.phash_max_distance)
+    if data.audit == "resolve":
+        label, _ = coded(image.label for image in images)
+        clusters = look_again(clusters, images, label, source)
     placed = place_images(images, data, clusters, known, source.spellings)
     findings = audit_rows(images, data, clusters, placed)
     numbers = findings.rows.image

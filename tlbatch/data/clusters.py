@@ -33,7 +33,7 @@ class Clusters:
     bits: Ints
     """Hamming distance to the nearest duplicate, -1 where there is none."""
     alike: Bools
-    """Whether the images of the cluster are equal at full size, however they are stored."""
+    """Whether the images of the cluster are equal at full size, however they are stored; see `look_again`."""
     kind: Ints
     """`Kind` of its duplicates that are not exact."""
     num_mirrored: int = 0
@@ -62,8 +62,6 @@ def find_clusters(
     spectra: Spectra,
     groups: Ints,
     max_bits: int,
-    *,
-    alike: Bools | None = None,
 ) -> Clusters:
     """Find exact and near duplicates.
 
@@ -79,9 +77,6 @@ def find_clusters(
         Number of the group of each image, (n,).
     max_bits
         Largest distance of near duplicates; 0: find equal bytes only.
-    alike
-        Whether each image is equal to the others of its cluster at full size, (n,), which counts where all of a
-        cluster are; by default, only equal bytes count.
     """
     _, first, same = np.unique(content, return_index=True, return_inverse=True)
     exact = first[same].astype(np.int64)
@@ -90,10 +85,7 @@ def find_clusters(
     else:
         cluster, bits = exact, np.full(len(exact), -1, np.int64)
         kind, num_mirrored = np.zeros(len(exact), np.int64), 0
-    if alike is None:
-        alike = np.zeros(len(exact), bool)
-    unlike = np.bincount(cluster, weights=~alike, minlength=1)[cluster] > 0
-    return Clusters(exact, cluster, bits, ~unlike, kind, num_mirrored)
+    return Clusters(exact, cluster, bits, np.zeros(len(exact), np.bool_), kind, num_mirrored)
 
 
 def several_labels(cluster: Ints, label: Ints) -> Bools:

@@ -33,7 +33,7 @@ def clusters_of(some: list[Labelled], *near: str, equal: str = "", alike: bool =
 
     cluster = numbered([*equal.split(), *near])
     bits = np.where(np.bincount(cluster, minlength=len(some))[cluster] > 1, 2, -1)
-    return Clusters(numbered(equal.split()), cluster, bits, np.full(len(some), alike))
+    return Clusters(numbered(equal.split()), cluster, bits, np.full(len(some), alike), np.zeros(len(some), np.int64))
 
 
 def placed(
