@@ -100,8 +100,9 @@ def audit_rows(images: Sequence[Labelled], data: Data, clusters: Clusters, place
     """Count and list exact and near duplicates, what was done about them, and which are still in two splits."""
     table = _table(images, placed.before, clusters)
     kept = ~placed.dropped[table.image]
-    large = clusters.large[table.image]
-    similar = kept & table.contradicting & ~several_labels(clusters.equal[table.image], table.label)
+    equal, large = clusters.equal[table.image], clusters.large[table.image] & ~table.exact
+    similar = kept & table.contradicting & ~several_labels(equal, table.label)
+    stays = np.where(kept, -1, _stays(equal, table.split, kept))
     after = replace(table, split=placed.split).only(kept)
     record = Audit(
         num_exact=int(table.exact.sum()),
@@ -114,18 +115,27 @@ def audit_rows(images: Sequence[Labelled], data: Data, clusters: Clusters, place
         num_moved=int(placed.moved.sum()),
         num_dropped=int((~kept).sum()),
         num_similar=int(similar.sum()),
-        num_large=int((large & ~table.exact).sum()),
+        num_large=int(large.sum()),
     )
     actions = {
-        "dropped": ~kept,
+        "dropped": ~kept & (stays < 0),
+        **{f"dropped: contradicts a {split} image": stays == number for number, split in enumerate(SPLITS)},
         **{f"moved to {split}": placed.moved & (placed.split == number) for number, split in enumerate(SPLITS)},
         "kept: similar, not equal": similar,
-        _TOO_LARGE: kept & large & ~table.exact,
+        _TOO_LARGE: kept & large,
     }
-    rows = IndexRows(table.image[kept], placed.split[kept])
-    lines = list(_lines(images, table, _texts(actions, len(table.image))))
-    shares = (_shares(rows.split),) if data.audit == "resolve" and record.num_moved + record.num_dropped else ()
-    return Findings(record, rows, lines, (*placed.notes, *shares), _large_clusters(clusters))
+    lines = list(_lines(images, table, _texts(actions, len(kept))))
+    notes = [*placed.notes, *_contradicted(stays)]
+    if data.audit == "resolve" and (notes or record.num_dropped or record.num_moved):
+        notes.append(_shares(after.split))
+    return Findings(record, IndexRows(after.image, after.split), lines, tuple(notes), _large_clusters(clusters))
+
+
+def _stays(equal: Ints, split: Ints, kept: Bools) -> Ints:
+    """Return the split of the equal images that are kept, -1 if none is, (rows,)."""
+    found = np.full(int(equal.max(initial=-1)) + 1, -1)
+    found[equal[kept]] = split[kept]
+    return np.asarray(found[equal])
 
 
 def _number_of(table: _Table, kind: Kind) -> int:
@@ -167,6 +177,13 @@ def _lines(images: Sequence[Labelled], table: _Table, actions: Sequence[str]) ->
         name = shown_key(image.key)
         group = name if image.group == image.key else image.group
         yield shown_key(first.key), name, split, image.label, group, kind, bits, *flags, actions[row]
+
+
+def _contradicted(stays: Ints) -> Iterator[str]:
+    """Say how many images were dropped because an equal one of a stricter split stays."""
+    for split in np.unique(stays[stays >= 0]).tolist():
+        gone = counted(int((stays == split).sum()), "image")
+        yield f"{gone} dropped: an equal {SPLITS[split]} image has another label, and stays"
 
 
 def _shares(split: Ints) -> str:

@@ -129,6 +129,16 @@ def test_new_sets_keep_their_shares_though_every_image_has_a_copy() -> None:
     assert Counter(found.values()) == {"train": 140, "val": 20, "test": 40}
 
 
+def test_folds_are_even_though_every_image_has_three_copies() -> None:
+    some = [image(f"k{n:03d}") for n in range(200)]
+    clusters = clusters_of(some, *("+".join(f"k{n + 50 * copy:03d}" for copy in range(4)) for n in range(50)))
+    tested = [
+        Counter(placed(some, clusters, data_of({"folds": 5, "fold": fold}), {})[1].values())["test"]
+        for fold in range(5)
+    ]
+    assert tested == [40] * 5
+
+
 def given_set() -> list[Labelled]:
     rows = [("t", "test"), ("v", "val"), ("f", "train")]
     return [image(f"{name}{n}", "ab"[n % 2], part=part) for name, part in rows for n in range(10)]
@@ -144,9 +154,14 @@ def test_where_equal_images_of_a_given_split_contradict_the_training_one_goes() 
     assert (splits["f8"], splits["t0"], splits["v0"]) == ("test", "test", "val")
     findings = audit_rows(some, data, clusters, found)
     actions = {row[1]: row[-1] for row in findings.table}
-    assert (actions["f1"], actions["t0"], actions["f8"]) == ("dropped", "", "moved to test")
+    assert (actions["f1"], actions["t0"], actions["f8"]) == ("dropped: contradicts a test image", "", "moved to test")
+    assert (actions["f3"], actions["f4"], actions["f6"]) == ("dropped: contradicts a val image", "dropped", "dropped")
     assert (findings.record.num_dropped, findings.record.num_moved) == (10, 1)
     assert not any(findings.record.across.values())
+    assert findings.notes[-3:-1] == (
+        "1 image dropped: an equal val image has another label, and stays",
+        "4 images dropped: an equal test image has another label, and stays",
+    )
     assert findings.notes[-1] == (
         "images of each split after duplicates were resolved: train 2 (10.0%), val 9 (45.0%), test 9 (45.0%)"
     )
