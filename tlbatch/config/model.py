@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tlbatch.config.base import Fraction, Section
+from tlbatch.config.base import ADDED, Fraction, Section
 
 Pool = Literal["auto", "avg", "max", "avgmax", "gem", "attention", "flatten"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -21,6 +21,9 @@ class Model(Section):
     weights: Annotated[str, Field(min_length=1)] = "none"
     """Pre-trained weights: a file (.safetensors, .pth); ``package:MODULE/FILE`` inside an installed package; the folder
     of another run; library (torchvision's or timm's own, downloaded when the job is submitted); or none (random)."""
+    weights_entry: Annotated[str, ADDED] = ""
+    """Which weights to read from a file of several, e.g. state_dict_ema or teacher; empty: those that are neither an
+    average of the others nor one of a teacher and a student."""
     match: Literal["name", "order"] = "name"
     """How tensors of the weights file are matched to the backbone's."""
     size: Annotated[int, Field(ge=16, le=4096)] | None = None

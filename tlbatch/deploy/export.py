@@ -63,7 +63,7 @@ def _described(run: ReportedRun, reference: ParitySample) -> Exported:
         weights=best.digest,
         classes=best.classes,
         network=Network(
-            model=job.model.model_copy(update={"weights": "none"}),
+            model=job.model.model_copy(update={"weights": "none", "weights_entry": ""}),
             head=job.head.model_copy(update={"weights": ""}),
             objective=job.objective,
             decision=job.decision,

@@ -11,8 +11,9 @@ import torchvision
 
 from tlbatch.config.model import HANDCRAFTED, Model
 from tlbatch.core.errors import UserError
-from tlbatch.model.backbones import Input, build_backbone, write_weights
+from tlbatch.model.backbones import build_backbone
 from tlbatch.model.cut_points import Chain, last_of_layers
+from tlbatch.model.weights_file import Input, write_weights
 
 
 def main() -> None:

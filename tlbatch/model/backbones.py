@@ -2,27 +2,25 @@
 
 import difflib
 import logging
-import pickle
-import warnings
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 import torchvision
-from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from tlbatch.config.base import Triple
 from tlbatch.config.model import HANDCRAFTED, Model
 from tlbatch.core.errors import UserError
-from tlbatch.core.files import atomic_file
 from tlbatch.core.text import counted
 from tlbatch.model.handcrafted.features import DEFAULT_SIZE, NUM_FEATURES, Handcrafted
+from tlbatch.model.weights_file import Input, Tensors, is_unused, listed, read_input, read_tensors
 
 log = logging.getLogger(__name__)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -31,9 +29,6 @@ HALVES: Triple = (0.5, 0.5, 0.5)
 _INCEPTIONS = {"googlenet", "inception_v3"}
 """torchvision's weights of these were trained on pixels from -1 to 1; their side heads are left out."""
 _SIDE_HEADS = ("aux1.", "aux2.", "AuxLogits.")
-_TRANSFORMERS = ("vit_", "deit", "swin", "beit", "eva")
-"""Networks that are built for one input size; convolutional networks take any."""
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,14 +42,6 @@ class Backbone:
     size: int
     mean: Triple
     std: Triple
-
-
-class Input(BaseModel):
-    """Input size and normalisation that weights were trained with, as stored in their file."""
-
-    size: int | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
 
 
 def build_backbone(model: Model, weights: Path | None = None) -> Backbone:
@@ -84,32 +71,15 @@ def build_backbone(model: Model, weights: Path | None = None) -> Backbone:
     return _timm_backbone(name, wanted) if family else _torchvision_backbone(name, wanted)
 
 
-def read_input(file: Path) -> Input:
-    """Read the input size and normalisation that a .safetensors file states."""
-    if file.suffix != ".safetensors":
-        return Input()
-    try:
-        with safetensors.safe_open(file, "pt") as opened:
-            return Input.model_validate_json((opened.metadata() or {}).get("input", "{}"))
-    except (OSError, ValidationError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{file}: cannot be read as weights ({error}); give a .safetensors or .pth state dict"
-        ) from None
-
-
-def write_weights(path: Path, tensors: Tensors, stated: Input) -> None:
-    """Write tensors as safetensors, with the input size and normalisation of their network."""
-    whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with atomic_file(path) as file:
-        file.write(safetensors.torch.save(whole, metadata={"input": stated.model_dump_json()}))
-
-
 def _timm_backbone(name: str, wanted: Input) -> Backbone:
     known = timm.list_models()
-    if name not in known:
+    architecture, _, tag = name.partition(".")
+    if architecture not in known:
         raise UserError(f"model.backbone: timm has no {name!r}{_similar(name, known)}")
-    fixed_size: dict[str, Any] = {"img_size": wanted.size} if wanted.size and name.startswith(_TRANSFORMERS) else {}
-    net: Any = timm.create_model(name, pretrained=False, **fixed_size)
+    if tag and name not in timm.list_pretrained(f"{architecture}.*"):
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:3]) or "none"
+        raise UserError(f"model.backbone: timm has no weights {name!r} of {architecture}; it has {tags}")
+    net: Any = _timm_network(name, wanted.size)
     config = net.pretrained_cfg
     classifier = config["classifier"]
     net.reset_classifier(0)
@@ -121,6 +91,22 @@ def _timm_backbone(name: str, wanted: Input) -> Backbone:
         mean=wanted.mean or config["mean"],
         std=wanted.std or config["std"],
     )
+
+
+def _timm_network(name: str, size: int | None) -> nn.Module:
+    """Build a network for an input size, if it is built for one; most convolutional networks take any."""
+    if size is None:
+        return timm.create_model(name, pretrained=False)
+    try:
+        return timm.create_model(name, pretrained=False, img_size=size)
+    except TypeError:  # it takes no img_size
+        return timm.create_model(name, pretrained=False)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"model.size: {name} cannot be built for {size} x {size} pixels ({why}); set model.size to a multiple of "
+            "its patch or window, or leave it out"
+        ) from None
 
 
 def _torchvision_backbone(name: str, wanted: Input) -> Backbone:
@@ -144,60 +130,92 @@ def _similar(name: str, known: list[str]) -> str:
     return f"; similar: {', '.join(close)}" if close else f"; there are {len(known)}, e.g. {known[0]}"
 
 
-def load_weights(backbone: Backbone, path: Path, *, match: str) -> None:
+def load_weights(backbone: Backbone, path: Path, *, match: str, entry: str = "") -> None:
     """Load the weights of the network from a file, without those of the classifier.
 
     Raises UserError if the file cannot be read, or its tensors do not fit; the message names the first that do not.
     """
-    given, wanted = read_tensors(path), backbone.net.state_dict()
-    fit = _by_order if match == "order" else _by_name
-    fitted = fit(given, wanted, backbone.classifier, path)
+    given, wanted = read_tensors(path, entry=entry), backbone.net.state_dict()
+    if match == "order":
+        fitted = _by_order(given, wanted, path)
+    else:
+        inner = _stripped(given, wanted, path)
+        fitted = _by_name(_resampled(inner, backbone.net, path), wanted, backbone.classifier, path)
     wrong = next((key for key, value in fitted.items() if not torch.isfinite(value).all()), None)
     if wrong is not None:
         raise UserError(f"{path}: {wrong} contains values that are not finite; download the file again")
     backbone.net.load_state_dict(fitted)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from .safetensors, or from a torch file without running any code in it."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # errors are reported below
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (torch raises half a dozen kinds for a bad file)
-        # messages of the unpickler are cryptic, or advise running the code in the file
-        riddle = isinstance(error, (pickle.UnpicklingError, LookupError, EOFError))
-        why = "not a state dict, or one that contains code, which is not run" if riddle else str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as weights ({why}); give a .safetensors or .pth state dict") from None
-    for key in ("state_dict", "model"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise UserError(f"{path}: contains no state dict (tensors by name); export one with model.state_dict()")
-    return state
+def _resampled(tensors: Tensors, net: nn.Module, path: Path) -> Tensors:
+    """Return the tensors, those of a timm network for another input size adapted to its own.
+
+    timm adapts most of them; position embeddings that it leaves are interpolated, bicubic with antialiasing.
+    """
+    wanted = net.state_dict()
+    other = [key for key, value in tensors.items() if key in wanted and value.shape != wanted[key].shape]
+    adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if not other:
+        return tensors
+    adapted = dict(tensors)
+    if adapt is not None:
+        with suppress(Exception):  # timm's functions may raise anything on tensors of another network
+            adapted = adapt(adapted, net)
+    for key in other:
+        if key in adapted and key.endswith("pos_embed"):
+            adapted[key] = _interpolated(adapted[key], wanted[key])
+    if all(adapted[key].shape == wanted[key].shape for key in other if key in adapted):
+        log.info("%s: adapted %s to the input size", path.name, listed(other))
+        return adapted
+    return tensors
 
 
-def _by_name(tensors: Tensors, wanted: Tensors, classifier: str, path: Path) -> dict[str, torch.Tensor]:
-    inner = _stripped(tensors, wanted, path)
+def _interpolated(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return a position embedding for another grid: (1, places, channels), (1, h, w, channels) or (1, channels, h, w).
+
+    It is returned as it is if the two do not fit, or have places beside those of a square.
+    """
+    if given.ndim == 3 and given.shape[-1] == wanted.shape[-1]:
+        old, new = (math.isqrt(embedding.shape[1]) for embedding in (given, wanted))
+        if (old * old, new * new) == (given.shape[1], wanted.shape[1]):
+            return (
+                _to_grid(given.reshape(1, old, old, -1).permute(0, 3, 1, 2), (new, new))
+                .permute(0, 2, 3, 1)
+                .flatten(1, 2)
+            )
+    if given.ndim == 4 and given.shape[3] == wanted.shape[3] and given.shape[1] != wanted.shape[1]:
+        return _to_grid(given.permute(0, 3, 1, 2), wanted.shape[1:3]).permute(0, 2, 3, 1)
+    if given.ndim == 4 and given.shape[1] == wanted.shape[1]:
+        return _to_grid(given, wanted.shape[2:])
+    return given
+
+
+def _to_grid(given: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    resized = nn.functional.interpolate(given.float(), tuple(size), mode="bicubic", antialias=True)
+    return resized.to(given.dtype)
+
+
+def _by_name(inner: Tensors, wanted: Tensors, classifier: str, path: Path) -> dict[str, torch.Tensor]:
     left_out = (f"{classifier}.", *_SIDE_HEADS)
     body = {key: value for key, value in inner.items() if not key.startswith(left_out)}
     missing = [key for key in wanted if key not in body and not key.endswith("num_batches_tracked")]
     extra = [key for key in body if key not in wanted]
-    if missing or extra:
+    if missing:
         raise UserError(
-            f"{path}: weights of another architecture: {counted(len(missing), 'tensor')} missing{_first(missing)}, "
-            f"{len(extra)} not in the backbone{_first(extra)}; name the backbone they belong to, or "
-            "model.match=order if only the names differ"
+            f"{path}: weights of another architecture: {listed(missing)} missing, {listed(extra)} not in the backbone; "
+            "name the backbone they belong to, or set model.match=order if only the names differ"
         )
+    if extra:
+        log.info("%s: ignored %s that the backbone has no place for", path.name, listed(extra))
+    if classifier and (unused := is_unused(inner, classifier)):
+        log.info("%s: %s", path.name, unused)
     for key, value in body.items():
-        if value.shape != wanted[key].shape:
+        if key in wanted and value.shape != wanted[key].shape:
             raise UserError(
                 f"{path}: {key} has shape {tuple(value.shape)}, the backbone {tuple(wanted[key].shape)}; "
-                "name the backbone that the weights belong to"
+                "name the backbone that they belong to, or leave out model.size if they are of another input size"
             )
-    return {**wanted, **body}
+    return {**wanted, **{key: body[key] for key in wanted if key in body}}
 
 
 def _stripped(tensors: Tensors, wanted: Tensors, path: Path) -> Tensors:
@@ -207,11 +225,11 @@ def _stripped(tensors: Tensors, wanted: Tensors, path: Path) -> Tensors:
     best = max(sorted(prefixes), key=lambda prefix: sum(f"{prefix}{key}" in tensors for key in wanted))
     outside = [key for key in tensors if not key.startswith(best)]
     if outside:
-        log.info("%s: ignored %s outside %s*%s", path.name, counted(len(outside), "tensor"), best, _first(outside))
+        log.info("%s: ignored %s outside %s*", path.name, listed(outside), best)
     return {key.removeprefix(best): value for key, value in tensors.items() if key.startswith(best)}
 
 
-def _by_order(tensors: Tensors, wanted: Tensors, _classifier: str, path: Path) -> dict[str, torch.Tensor]:
+def _by_order(tensors: Tensors, wanted: Tensors, path: Path) -> dict[str, torch.Tensor]:
     given = [(k, v) for k, v in tensors.items() if not k.endswith("num_batches_tracked")]
     places = [key for key in wanted if not key.endswith("num_batches_tracked")]
     if len(given) < len(places):
@@ -227,7 +245,3 @@ def _by_order(tensors: Tensors, wanted: Tensors, _classifier: str, path: Path) -
             )
         filled[place] = value
     return filled
-
-
-def _first(keys: list[str]) -> str:
-    return f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""

@@ -15,10 +15,11 @@ from tlbatch.core.typing import Ints
 from tlbatch.metrics.thresholds import fit_thresholds
 from tlbatch.model.attribute_head import restored_head
 from tlbatch.model.average import moving
-from tlbatch.model.backbones import Input, load_weights, read_tensors, write_weights
+from tlbatch.model.backbones import load_weights
 from tlbatch.model.build import build_classifier
 from tlbatch.model.classifier import Classifier
 from tlbatch.model.phrase_decoder import PhraseHead, outputs_named
+from tlbatch.model.weights_file import Input, read_tensors, write_weights
 from tlbatch.runs.manifest import Manifest
 from tlbatch.runs.paths import RunPaths, weights_file
 from tlbatch.runs.records import Best, RunRecord
@@ -45,7 +46,7 @@ def pretrained_classifier(record: RunRecord, manifest: Manifest) -> Classifier:
     if isinstance(model.head, PhraseHead):
         model.head.read_classes(names, manifest.classes)
     if file is not None:
-        load_weights(model.spec, file, match=job.model.match)
+        load_weights(model.spec, file, match=job.model.match, entry=job.model.weights_entry)
     for phase in job.phase:  # reports a wrong cut of the last phase before the first starts
         model.find(phase.cut)
     if job.head.weights:

