@@ -153,9 +153,9 @@ def kill_chain(name: str, job: Job, todo: dict[tuple[str, StageName], int], tall
             kills.append(f"{stage} {attempt.killed} {kill}")
             tally.ways[name, stage, way] += 1
             tally.moments[name, stage, attempt.killed] += 1
-            left = job.unfinished() - before
-            tally.num_torn[stage] += bool(left)
-            job.age(left)
+            left = job.unfinished()
+            tally.num_torn[stage] += bool(left - before)
+            job.age(left)  # also what an earlier kill left, which this attempt may have begun to remove
             if attempt.killed == "after":
                 break
         if stage in LAST and job.run.marker(stage).exists():

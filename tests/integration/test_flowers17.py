@@ -26,6 +26,6 @@ def test_sbatch_beats_the_published_result(slurm: SlurmCluster, test_data: Path,
     )  # fmt: skip
     assert batch.returncode == 0, log.read_text("utf-8")
     report = json.loads((space / "runs" / "batch" / "report" / "report.json").read_text("utf-8"))
-    assert (report["n"], report["audit"]["num_moved"]) == (340, 25)  # a quarter, in which copies are together
+    assert (report["n"], report["audit"]["num_moved"]) == (340, 30)  # a quarter, in which copies are together
     assert min(row["support"] for row in report["classes"]) == 20
     assert report["score"] >= 0.975 > PUBLISHED

@@ -20,7 +20,7 @@ from tlbatch.config.model import HANDCRAFTED, Model
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
 from tlbatch.model.handcrafted.features import DEFAULT_SIZE, NUM_FEATURES, Handcrafted
-from tlbatch.model.weights_file import Input, Tensors, is_unused, listed, read_input, read_tensors
+from tlbatch.model.weights_file import Input, Tensors, is_average, is_unused, listed, read_input, read_tensors
 
 log = logging.getLogger(__name__)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -200,7 +200,7 @@ def _by_name(inner: Tensors, wanted: Tensors, classifier: str, path: Path) -> di
     body = {key: value for key, value in inner.items() if not key.startswith(left_out)}
     missing = [key for key in wanted if key not in body and not key.endswith("num_batches_tracked")]
     extra = [key for key in body if key not in wanted]
-    if missing:
+    if missing or _has_more_blocks(extra, wanted):
         raise UserError(
             f"{path}: weights of another architecture: {listed(missing)} missing, {listed(extra)} not in the backbone; "
             "name the backbone they belong to, or set model.match=order if only the names differ"
@@ -222,11 +222,23 @@ def _stripped(tensors: Tensors, wanted: Tensors, path: Path) -> Tensors:
     """Return the tensors under the prefix that most of the wanted ones share, without it."""
     first = next(iter(wanted))
     prefixes = {"", *(key.removesuffix(first) for key in tensors if key.endswith(f".{first}"))}
-    best = max(sorted(prefixes), key=lambda prefix: sum(f"{prefix}{key}" in tensors for key in wanted))
+    counts = {prefix: sum(f"{prefix}{key}" in tensors for key in wanted) for prefix in sorted(prefixes)}
+    most = [prefix for prefix, count in counts.items() if count == max(counts.values())]
+    usual = [prefix for prefix in most if not is_average(prefix)] or most
+    if len(usual) > 1 and counts[usual[0]]:
+        names = " and ".join(prefix.removesuffix(".") or "the file itself" for prefix in usual)
+        raise UserError(f"{path}: holds the weights {names}; set model.weights_entry to one of them")
+    best = usual[0]
     outside = [key for key in tensors if not key.startswith(best)]
     if outside:
         log.info("%s: ignored %s outside %s*", path.name, listed(outside), best)
     return {key.removeprefix(best): value for key, value in tensors.items() if key.startswith(best)}
+
+
+def _has_more_blocks(extra: list[str], wanted: Tensors) -> bool:
+    """Return whether tensors are of modules that the backbone lacks, inside of one that it has, as its blocks are."""
+    modules = {".".join(key.split(".")[:depth]) for key in wanted for depth in range(1, key.count(".") + 1)}
+    return any(key.rpartition(".")[0] not in modules and key.partition(".")[0] in modules for key in extra)
 
 
 def _by_order(tensors: Tensors, wanted: Tensors, path: Path) -> dict[str, torch.Tensor]:

@@ -113,13 +113,16 @@ def _state_dicts(stored: object, name: str = "", depth: int = _DEPTH) -> dict[st
 
 def _chosen(path: Path, found: dict[str, dict[str, torch.Tensor]], entry: str) -> dict[str, torch.Tensor]:
     if entry:
+        inner = [some for tensors in found.values() if (some := under(tensors, f"{entry}."))]
+        if inner and entry not in found:
+            return inner[0]
         if entry not in found:
             names = ", ".join(name or "the file itself" for name in found) or "none"
             raise UserError(f"{path}: has no weights {entry!r}, but {names}; set model.weights_entry=NAME")
         return found[entry]
     if not found:
         raise UserError(f"{path}: contains no state dict (tensors by name); export one with model.state_dict()")
-    averages = [name for name in found if any(word in name.lower() for word in _AVERAGES)]
+    averages = [name for name in found if is_average(name)]
     others = [name for name in found if name not in averages] or averages
     usual = [name for name in others if name.rpartition(".")[2] in _USUAL]
     chosen = "" if "" in found else (usual or others)[0]
@@ -136,6 +139,16 @@ def _chosen(path: Path, found: dict[str, dict[str, torch.Tensor]], entry: str) -
     elif chosen in averages:
         log.info("%s: reads the averaged weights %s, as there are no others", path.name, chosen)
     return found[chosen]
+
+
+def under(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def is_average(name: str) -> bool:
+    """Return whether a name is that of averaged weights."""
+    return any(word in name.lower() for word in _AVERAGES)
 
 
 def is_unused(tensors: Tensors, prefix: str) -> str:

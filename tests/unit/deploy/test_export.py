@@ -480,7 +480,7 @@ def test_unreadable_files_are_error_rows_and_the_others_are_predicted(
     (tmp_path / "deep/er/half.jpg").write_bytes((space / "images/red/red1.jpg").read_bytes()[:400])
     (tmp_path / "deep/er/empty.png").touch()
     (tmp_path / "deep/er/notes.txt").touch()
-    (tmp_path / "deep/er/phone.HEIC").touch()
+    (tmp_path / "deep/er/phone.NEF").touch()
     monkeypatch.chdir(tmp_path / "deep")
     last = space / "images/red/red0.jpg"
     assert call(monkeypatch, predict, model, ".", "gone.jpg", last) == 1
@@ -489,13 +489,13 @@ def test_unreadable_files_are_error_rows_and_the_others_are_predicted(
     rows = rows_of(out)
     assert [row["image"] for row in rows] == [
         "'=1+1.jpg", "a,b.jpg", "back\rto.jpg", "er/empty.png", "er/half.jpg", 'say "red".jpg', "two\nlines.jpg",
-        "übung.jpg", r"\udcff.jpg", "gone.jpg", str(last), "er/phone.HEIC",
+        "übung.jpg", r"\udcff.jpg", "gone.jpg", str(last), "er/phone.NEF",
     ]  # fmt: skip
     assert {row["image"]: row["error"] for row in rows if row["error"]} == {
         "er/empty.png": "no image of a known format",
         "er/half.jpg": "Truncated File Read",
         "gone.jpg": "No such file or directory",
-        "er/phone.HEIC": ".heic is not read; convert it to PNG or JPEG",
+        "er/phone.NEF": ".nef is not read; convert it to PNG or JPEG",
     }
     assert all((row["predicted"] == "") == bool(row["error"]) == (row["p_red"] == "") for row in rows)
     assert len({row["p_red"] for row in rows if not row["error"]}) == 1

@@ -117,6 +117,26 @@ def test_the_job_chooses_among_several_weights(
         loaded(tmp_path / "x.pth", pair, "ema")
 
 
+def test_several_networks_in_one_state_dict_are_told_apart(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    lightning = {"state_dict": prefixed(raised(state), "ema_model.") | prefixed(state, "model.")}
+    assert torch.equal(loaded(tmp_path / "x.pth", lightning), state[FIRST])
+    assert torch.equal(loaded(tmp_path / "x.pth", lightning, "ema_model"), state[FIRST] + 1)
+    pair = prefixed(state, "student.") | prefixed(raised(state), "teacher.")
+    with pytest.raises(UserError, match=r"holds the weights student and teacher; set model\.weights_entry to one"):
+        loaded(tmp_path / "x.pth", pair)
+    assert torch.equal(loaded(tmp_path / "x.pth", pair, "teacher"), state[FIRST] + 1)
+
+
+def test_a_deeper_network_is_another_architecture(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    deeper = {
+        key.replace("blocks.0.", "blocks.99."): value for key, value in state.items() if key.startswith("blocks.0.")
+    }
+    with pytest.raises(UserError, match=r"another architecture: 0 tensors missing, \d+ tensors \(blocks\.99\."):
+        loaded(tmp_path / "x.pth", state | deeper)
+    index = {"blocks.0.attn.relative_position_index": torch.zeros(3)}
+    assert torch.equal(loaded(tmp_path / "x.pth", state | index), state[FIRST])
+
+
 def test_what_is_ignored_is_said_once(
     state: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
