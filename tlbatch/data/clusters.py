@@ -32,8 +32,8 @@ class Clusters:
     """Smallest number of an image in the cluster of exact and near duplicates."""
     bits: Ints
     """Hamming distance to the nearest duplicate, -1 where there is none."""
-    alike: Bools
-    """Whether the images of the cluster are equal at full size, however they are stored; see `look_again`."""
+    same: Ints
+    """Smallest number of an image that it is equal to at full size, however they are stored; see `look_again`."""
     kind: Ints
     """`Kind` of its duplicates that are not exact."""
     num_mirrored: int = 0
@@ -52,8 +52,8 @@ class Clusters:
 
     @property
     def equal(self) -> Ints:
-        """Smallest number of an image that is really equal to it."""
-        return np.where(self.alike & ~self.large, self.near, self.content)
+        """Smallest number of an image that is really equal to it; in large clusters, only equal files are."""
+        return np.where(self.large, self.content, self.same)
 
 
 def find_clusters(
@@ -85,7 +85,7 @@ def find_clusters(
     else:
         cluster, bits = exact, np.full(len(exact), -1, np.int64)
         kind, num_mirrored = np.zeros(len(exact), np.int64), 0
-    return Clusters(exact, cluster, bits, np.zeros(len(exact), np.bool_), kind, num_mirrored)
+    return Clusters(exact, cluster, bits, exact, kind, num_mirrored)
 
 
 def several_labels(cluster: Ints, label: Ints) -> Bools:

@@ -18,6 +18,8 @@ MOST_DIFFERENT = 20
 """Grey levels of 255. Of 80 photographs encoded anew at quality 60, or scaled to 256 pixels, the most different had
 19.9; a mark of 3 pixels radius and 30 grey levels has 23."""
 _SHAPE = 0.02
+_MOST_SEEN = 16
+"""Different images of a cluster that are kept in memory to compare others with."""
 
 
 def difference(one: Rgb, other: Rgb) -> float:
@@ -41,7 +43,7 @@ def difference(one: Rgb, other: Rgb) -> float:
 
 
 def look_again(clusters: Clusters, images: Sequence[Labelled], label: Ints, source: Source) -> Clusters:
-    """Compare near duplicates whose labels contradict each other with the first of their cluster, at full size.
+    """Compare near duplicates whose labels contradict each other, at full size.
 
     Parameters
     ----------
@@ -50,18 +52,27 @@ def look_again(clusters: Clusters, images: Sequence[Labelled], label: Ints, sour
 
     Returns
     -------
-    The clusters with `alike` set where all images of one are equal.
+    The clusters with the images that are equal in `same`.
     """
-    looked = several_labels(clusters.near, label) & ~clusters.large
-    unlike = ~looked
-    first: tuple[int, Rgb | None] = (-1, None)
-    for number in np.flatnonzero(looked)[np.argsort(clusters.near[looked], kind="stable")].tolist():
-        rgb, cluster = _pixels(images[number], source), int(clusters.near[number])
-        if first[0] != cluster:
-            first = cluster, rgb
-        reference = first[1]
-        unlike[number] = rgb is None or reference is None or difference(rgb, reference) > MOST_DIFFERENT
-    return replace(clusters, alike=np.bincount(clusters.near, weights=unlike, minlength=1)[clusters.near] == 0)
+    same = clusters.same.copy()
+    looked = np.flatnonzero(several_labels(clusters.near, label) & ~clusters.large)
+    for members in np.split(looked[np.argsort(clusters.near[looked], kind="stable")], _starts(clusters.near[looked])):
+        seen: dict[int, Rgb] = {}
+        for number in members.tolist():
+            rgb = _pixels(images[number], source)
+            if rgb is None:
+                continue
+            twin = next((one for one, other in seen.items() if difference(rgb, other) <= MOST_DIFFERENT), None)
+            if twin is not None:
+                same[number] = twin
+            elif len(seen) < _MOST_SEEN:
+                seen[number] = rgb
+    return replace(clusters, same=same)
+
+
+def _starts(clusters: Ints) -> Ints:
+    """Return where each cluster but the first begins once they are sorted."""
+    return np.flatnonzero(np.diff(np.sort(clusters))) + 1
 
 
 def _pixels(image: Labelled, source: Source) -> Rgb | None:

@@ -33,7 +33,8 @@ def clusters_of(some: list[Labelled], *near: str, equal: str = "", alike: bool =
 
     cluster = numbered([*equal.split(), *near])
     bits = np.where(np.bincount(cluster, minlength=len(some))[cluster] > 1, 2, -1)
-    return Clusters(numbered(equal.split()), cluster, bits, np.full(len(some), alike), np.zeros(len(some), np.int64))
+    content = numbered(equal.split())
+    return Clusters(content, cluster, bits, cluster if alike else content, np.zeros(len(some), np.int64))
 
 
 def placed(

@@ -44,21 +44,20 @@ def test_a_small_mark_a_colour_and_another_shape_are_a_difference() -> None:
     assert difference(plain, plain[:, :240]) == float("inf")
 
 
-def test_only_clusters_whose_images_are_all_equal_are_alike(tmp_path: Path) -> None:
+def test_images_that_are_equal_are_found_beside_others_of_their_cluster(tmp_path: Path) -> None:
     spot, other = film((60, 60)), film((180, 180))
-    pictures = [spot, encoded(spot, 90), spot, other, other, other, other, spot]
-    labels = np.array([0, 1, 0, 1, 0, 0, 0, 1])
-    near = np.array([0, 0, 2, 2, 4, 4, 6, 7])
+    pictures = [spot, encoded(spot, 90), spot, other, encoded(other, 90), encoded(spot, 90), spot, spot]
+    labels = np.array([0, 1, 0, 1, 0, 0, 0, 0])
+    near = np.array([0, 0, 2, 2, 2, 2, 6, 6])
     images = []
     for number, picture in enumerate(pictures):
         file = tmp_path / f"{number}.png"
         Image.fromarray(np.asarray(picture)).save(file)
         images.append(Labelled(str(number), str(file), str(labels[number]), str(number), "", number))
-    (tmp_path / "7.png").unlink()
-    images.append(Labelled("8", str(tmp_path / "7.png"), "0", "8", "", 8))
-    labels, near = np.append(labels, 0), np.append(near, 7)
-    own = np.arange(len(images))
-    clusters = Clusters(own, near, np.zeros(9, np.int64), np.zeros(9, np.bool_), np.zeros(9, np.int64))
+    images.append(Labelled("8", str(tmp_path / "gone.png"), "1", "8", "", 8))
+    labels, near = np.append(labels, 1), np.append(near, 0)
+    own, nothing = np.arange(len(images)), np.zeros(len(images), np.int64)
+    clusters = Clusters(own, near, nothing, own, nothing)
     found = look_again(clusters, images, labels, Source(tuple(images), ("0", "1"), ("image", "label"), "", ()))
-    assert found.alike.tolist() == [True, True, False, False, False, False, False, False, False]
-    assert found.equal.tolist() == [0, 0, 2, 3, 4, 5, 6, 7, 8]
+    assert found.same.tolist() == [0, 0, 2, 3, 3, 2, 6, 7, 8]
+    assert found.equal.tolist() == found.same.tolist()
