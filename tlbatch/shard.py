@@ -35,7 +35,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
     folder = set_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     source = read_images(job, workers=world.num_threads)
-    upgrade_sidecars(folder, source)
+    upgrade_sidecars(folder, source, workers=world.num_threads)
     job.check_order(source.classes)
     refuse_other_classes(job.data, folder, source)
     job.report.check(source.classes)
@@ -67,7 +67,7 @@ def run(run_dir: Path, share: tuple[int, int] | None = None) -> None:
             log.info("using the index %s", index.index_folder)
         else:
             shutil.rmtree(index.index_folder, ignore_errors=True)
-            write_audited_index(job, source, index, unusable, paths, known)
+            write_audited_index(job, source, index, store, unusable, known, paths)
             log.info("wrote the index %s", index.index_folder)
         return {"index": index.index}
 

@@ -14,7 +14,7 @@ from tlbatch.core.text import counted
 from tlbatch.core.typing import Bools, Ints
 from tlbatch.data.clusters import MOST, Clusters, several_labels
 from tlbatch.data.index import IndexRows
-from tlbatch.data.near_copies import Kind
+from tlbatch.data.near_copies import MOST_CROPPED, Kind
 from tlbatch.data.placement import Placement
 from tlbatch.data.sources.base import Labelled, coded, shown_key
 from tlbatch.runs.manifest import Audit
@@ -116,6 +116,7 @@ def audit_rows(images: Sequence[Labelled], data: Data, clusters: Clusters, place
         num_dropped=int((~kept).sum()),
         num_similar=int(similar.sum()),
         num_large=int(large.sum()),
+        searched=_searched(data, len(images)),
     )
     actions = {
         "dropped": ~kept & (stays < 0),
@@ -136,6 +137,18 @@ def _stays(equal: Ints, split: Ints, kept: Bools) -> Ints:
     found = np.full(int(equal.max(initial=-1)) + 1, -1)
     found[equal[kept]] = split[kept]
     return np.asarray(found[equal])
+
+
+def _searched(data: Data, num_images: int) -> str:
+    """Say which copies were looked for, and which are not found."""
+    if not data.phash_max_distance:
+        return "Looked for: equal files only, as data.phash_max_distance is 0"
+    margins = "about equal margins" if num_images > MOST_CROPPED else "any margins"
+    return (
+        "Looked for: copies that are equal, nearly equal, mirrored, turned by quarters, or cropped by up to 10 % on "
+        f"each side with {margins}. Not found are other rotations, larger crops, and crops that are also mirrored or "
+        "turned"
+    )
 
 
 def _number_of(table: _Table, kind: Kind) -> int:

@@ -22,7 +22,7 @@ from tlbatch.data.group_places import places_of_groups
 from tlbatch.data.index import Index, digest_split, new_index, split_rows, write_index
 from tlbatch.data.placement import place_images
 from tlbatch.data.second_look import look_again
-from tlbatch.data.shards.store import ShardStore, Unusable, read_store
+from tlbatch.data.shards.store import ShardStore, Unusable, read_spectra
 from tlbatch.data.shards.upgrade import reading_of
 from tlbatch.data.sources.base import Labelled, Source, coded, shown_key, tags_of
 from tlbatch.data.sources.listing import check_rejected
@@ -81,7 +81,7 @@ def build_index(
     place = place[place >= 0]
     content, near = store.rows["content"][place], store.rows["near"][place]
     group, _ = coded(image.group for image in images)
-    clusters = find_clusters(content, near, store.spectra[place], group, data.phash_max_distance)
+    clusters = find_clusters(content, near, read_spectra(store)[place], group, data.phash_max_distance)
     if data.audit == "resolve":
         label, _ = coded(image.label for image in images)
         clusters = look_again(clusters, images, label, source)
@@ -152,12 +152,18 @@ def refuse_other_classes(data: Data, folder: Path, source: Source) -> None:
 
 
 def write_audited_index(
-    job: Job, source: Source, target: SetPaths, unusable: Sequence[Unusable], paths: RunPaths, known_range: KnownRange
+    job: Job,
+    source: Source,
+    target: SetPaths,
+    store: ShardStore,
+    unusable: Sequence[Unusable],
+    known_range: KnownRange,
+    paths: RunPaths,
 ) -> None:
     """Audit the set and write the index, the audit and the manifest, in a folder that appears only when complete."""
     data = job.data
     with places_of_groups(groups_file(job)) as known:
-        built = build_index(data, source, read_store(target.folder), unusable, known=known)
+        built = build_index(data, source, store, unusable, known=known)
         check_audit(built.findings, data, paths)
     unusual = (*_split_warnings(data, source.classes, built), *built.findings.warnings)
     for warning in unusual:

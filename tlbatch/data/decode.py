@@ -1,6 +1,7 @@
 """Decode image files to RGB, strictly: a damaged file is an error, never a partly grey image."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from tlbatch.data.image_files import (
     without_segments,
 )
 from tlbatch.data.more_formats import is_dicom, is_jxl, jxl_size, read_dicom, read_jxl, register_heic
-from tlbatch.data.wide_pixels import NoRangeError, Range, Samples, Trait, read_tiff, read_wide
+from tlbatch.data.wide_pixels import Limits, NoRangeError, RawPixels, Trait, read_tiff, read_wide
 
 Rgb = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
@@ -34,7 +35,7 @@ MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_500
 
 
-def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS, value_range: Range | None = None) -> Rgb:
+def decode(data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS, value_range: Limits | None = None) -> Rgb:
     """Decode an image file: of an animation its first frame, of several pages the largest.
 
     Parameters
@@ -116,62 +117,67 @@ class Opened:
 
 
 def open_image(
-    data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS, value_range: Range | None = None
+    data: bytes, *, short_side: int = 0, max_pixels: int = MAX_PIXELS, value_range: Limits | None = None
 ) -> Opened:
     """Decode an image file as `decode` does, and describe it.
 
     Raises UnreadableImageError if it cannot be decoded, or NoRangeError if it needs a range of values.
     """
-    try:
+    with _refusing():
         other = _other_format(data, max_pixels)
         if other is not None:
-            kind, samples = other
-            rgb = samples.to_rgb(value_range)
-            return Opened(rgb, kind, usual=False, side=min(rgb.shape[:2]), traits=samples.traits)
+            return _shown(*other, value_range)
         try:
             return _open_by_pillow(data, short_side, max_pixels, value_range)
-        except (UnreadableImageError, NoRangeError):
-            raise
         except BROKEN:
             again = _second_try(data, max_pixels, value_range)
             if again is None:
                 raise
             return again
-    except (UnreadableImageError, NoRangeError):
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImageError("no image of a known format") from None
-    except BROKEN as error:
-        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def open_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Samples | None, Trait]:
+def open_raw(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[RawPixels | None, Trait]:
     """Return the samples of an image of more than 8 bits as they are in its file, None for others, and its traits.
 
     The transparency and the channels of images of 8 bits are not looked at.
 
     Raises UnreadableImageError if they cannot be decoded.
     """
-    try:
+    with _refusing():
         other = _other_format(data, max_pixels)
         if other is not None:
             return other[1], other[1].traits
-        with opened_file(data) as image:
-            pages = to_largest_page(image)
-            _check_size(image.size, max_pixels)
-            wide = read_wide(data, image)
-            return wide, pages if wide is None else pages | wide.traits
-    except UnreadableImageError:
-        raise
+        try:
+            with opened_file(data) as image:
+                pages = to_largest_page(image)
+                _check_size(image.size, max_pixels)
+                wide = read_wide(data, image)
+                return wide, pages if wide is None else pages | wide.traits
+        except BROKEN:
+            if not data.startswith(TIFF_STARTS):
+                raise
+            raw = read_tiff(data, max_pixels=max_pixels)
+            return raw, raw.traits
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn the errors of decoders into UnreadableImageError."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise UnreadableImageError("no image of a known format") from None
     except BROKEN as error:
-        if data.startswith(TIFF_STARTS):
-            with suppress(*BROKEN):
-                samples = read_tiff(data, max_pixels=max_pixels)
-                return samples, samples.traits
-        raise UnreadableImageError(str(error)) from None
+        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _other_format(data: bytes, max_pixels: int) -> tuple[str, Samples] | None:
+def _shown(kind: str, raw: RawPixels, value_range: Limits | None) -> Opened:
+    """Return raw pixels as an image."""
+    rgb = np.asarray(make_upright(Image.fromarray(raw.to_rgb(value_range)), raw.orientation))
+    return Opened(rgb, kind, usual=False, side=min(rgb.shape[:2]), traits=raw.traits)
+
+
+def _other_format(data: bytes, max_pixels: int) -> tuple[str, RawPixels] | None:
     """Return format and samples of a file that Pillow does not read."""
     if is_dicom(data):
         return "dcm", read_dicom(data, max_pixels)
@@ -187,7 +193,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise UnreadableImageError(f"{size[0]} x {size[1]} pixels are more than data.max_pixels")
 
 
-def _open_by_pillow(data: bytes, short_side: int, max_pixels: int, value_range: Range | None) -> Opened:
+def _open_by_pillow(data: bytes, short_side: int, max_pixels: int, value_range: Limits | None) -> Opened:
     with opened_file(data) as image:
         pages = to_largest_page(image)
         _check_size(image.size, max_pixels)
@@ -213,14 +219,11 @@ def _open_by_pillow(data: bytes, short_side: int, max_pixels: int, value_range: 
         return Opened(np.asarray(upright), kind, usual and wide is None, side, pages | traits)
 
 
-def _second_try(data: bytes, max_pixels: int, value_range: Range | None) -> Opened | None:
+def _second_try(data: bytes, max_pixels: int, value_range: Limits | None) -> Opened | None:
     """Decode a file whose metadata are damaged, or a TIFF that Pillow cannot read; None if that fails too."""
     with suppress(UnreadableImageError, *BROKEN):
         if data.startswith(TIFF_STARTS):
-            samples = read_tiff(data, max_pixels=max_pixels)
-            rgb = samples.to_rgb(value_range)
-            shown = np.asarray(make_upright(Image.fromarray(rgb), samples.orientation))
-            return Opened(shown, "TIFF", usual=False, side=min(rgb.shape[:2]), traits=samples.traits)
+            return _shown("TIFF", read_tiff(data, max_pixels=max_pixels), value_range)
         if data.startswith(b"\xff\xd8") and not has_header(data):
             bare = without_segments(data)
             size = plain_size(bare)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlbatch.core.errors import UserError
-from tlbatch.data.wide_pixels import Channels, Range, Samples, Trait, Values, make_samples, split_usual
+from tlbatch.data.wide_pixels import Channels, Limits, RawPixels, Trait, Values, raw_pixels, split_usual
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -16,7 +16,7 @@ _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 HAS_HEIC = find_spec("pillow_heif") is not None
 HAS_DICOM = find_spec("pydicom") is not None
-INSTALL = "pip install 'tlbatch[formats]'"
+INSTALL = "install the extra formats, e.g. with bash slurm/env.sh quickstart,export,formats"
 
 
 def register_heic(data: bytes) -> None:
@@ -24,7 +24,7 @@ def register_heic(data: bytes) -> None:
     if data[4:8] != b"ftyp" or data[8:12] not in _HEIC_BRANDS:
         return
     if not HAS_HEIC:
-        raise ValueError(f"HEIC needs the package pillow-heif: {INSTALL}")
+        raise ValueError(f"HEIC needs the package pillow-heif; {INSTALL}")
     import pillow_heif  # noqa: PLC0415 (optional)
 
     pillow_heif.register_heif_opener()
@@ -59,12 +59,12 @@ def jxl_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def read_jxl(data: bytes) -> Samples:
+def read_jxl(data: bytes) -> RawPixels:
     """Return the samples of the first frame of a JPEG XL."""
     import imagecodecs  # noqa: PLC0415 (for files of few kinds)
 
     found = split_usual(imagecodecs.jpegxl_decode(data, index=0))
-    return make_samples(found, None)
+    return raw_pixels(found, None)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -72,7 +72,7 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def read_dicom(data: bytes, max_pixels: int) -> Samples:
+def read_dicom(data: bytes, max_pixels: int) -> RawPixels:
     """Return the samples of the first frame of a DICOM file, as its attributes say they are to be shown.
 
     Rescale slope and intercept are applied. The stated range is that of the first window, or else that of Bits Stored
@@ -81,7 +81,7 @@ def read_dicom(data: bytes, max_pixels: int) -> Samples:
     Raises ValueError if a package is missing or there are no pixels or too many, and other errors on damaged files.
     """
     if not HAS_DICOM:
-        raise ValueError(f"DICOM needs the package pydicom: {INSTALL}")
+        raise ValueError(f"DICOM needs the package pydicom; {INSTALL}")
     from pydicom.errors import BytesLengthException, InvalidDicomError  # noqa: PLC0415 (optional)
 
     try:
@@ -90,7 +90,7 @@ def read_dicom(data: bytes, max_pixels: int) -> Samples:
         raise ValueError(str(error)) from None
 
 
-def _read_dicom(data: bytes, max_pixels: int) -> Samples:
+def _read_dicom(data: bytes, max_pixels: int) -> RawPixels:
     import pydicom  # noqa: PLC0415 (optional)
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut  # noqa: PLC0415
     from pydicom.pixels.utils import pixel_array  # noqa: PLC0415
@@ -107,9 +107,9 @@ def _read_dicom(data: bytes, max_pixels: int) -> Samples:
         values = apply_color_lut(values, attributes)
     if values.ndim == 3:
         top = (1 << (8 * values.itemsize if photometric == "PALETTE COLOR" else attributes.BitsStored)) - 1
-        return make_samples(Channels(values), (0.0, float(top)), traits=traits)
+        return raw_pixels(Channels(values), (0.0, float(top)), traits=traits)
     values, stated = _shown(np.asarray(apply_modality_lut(values, attributes)), attributes)
-    return make_samples(Channels(values), stated, traits=traits, inverted=photometric == "MONOCHROME1")
+    return raw_pixels(Channels(values), stated, traits=traits, inverted=photometric == "MONOCHROME1")
 
 
 def group_of_dicom(file: str, attribute: str) -> str:
@@ -118,7 +118,7 @@ def group_of_dicom(file: str, attribute: str) -> str:
     Raises UserError if the package is missing, or there is no such attribute.
     """
     if not HAS_DICOM:
-        raise UserError(f"data.dicom_group: needs the package pydicom: {INSTALL}")
+        raise UserError(f"data.dicom_group: needs the package pydicom; {INSTALL}")
     import pydicom  # noqa: PLC0415 (optional)
     from pydicom.datadict import tag_for_keyword  # noqa: PLC0415
 
@@ -131,7 +131,7 @@ def group_of_dicom(file: str, attribute: str) -> str:
     return str(header.get(attribute) or "").strip()
 
 
-def _shown(values: Values, attributes: "Dataset") -> tuple[Values, Range | None]:
+def _shown(values: Values, attributes: "Dataset") -> tuple[Values, Limits | None]:
     """Return the values, after a table of values of interest if there is one, and the range in which to show them."""
     from pydicom.pixels.processing import apply_voi  # noqa: PLC0415 (optional)
 
@@ -158,7 +158,7 @@ def _first_number(value: object) -> float | None:
     return float(np.ravel(np.asarray(value, np.float64))[0])
 
 
-def _stored_range(attributes: "Dataset") -> Range | None:
+def _stored_range(attributes: "Dataset") -> Limits | None:
     """Return the range of Bits Stored after rescaling; None if the bits fill their type, or a table maps them."""
     bits = attributes.BitsStored
     if (bits > 8 and bits == attributes.BitsAllocated) or attributes.get("ModalityLUTSequence"):

@@ -69,9 +69,14 @@ def turned_copies(spectra: Spectra, hashes: Hashes, max_bits: int) -> Iterator[P
         turned = low.transpose(0, 2, 1) if transposed else low
         turned = turned * signs[:, None] if by_rows else turned
         turned = turned * signs if by_columns else turned
-        for pairs in close_pairs(hashes, hashes_of(turned), max_bits):
-            apart = pairs.one != pairs.other
-            yield Pairs(pairs.one[apart], pairs.other[apart], pairs.bits[apart])
+        yield from _between(hashes, hashes_of(turned), max_bits)
+
+
+def _between(hashes: Hashes, changed: Hashes, max_bits: int) -> Iterator[Pairs]:
+    """Yield the pairs of an image and another one after a change."""
+    for pairs in close_pairs(hashes, changed, max_bits):
+        apart = pairs.one != pairs.other
+        yield Pairs(*(column[apart] for column in pairs))
 
 
 def cropped_copies(spectra: Spectra, hashes: Hashes, max_bits: int) -> Iterator[Pairs]:
@@ -88,9 +93,7 @@ def cropped_copies(spectra: Spectra, hashes: Hashes, max_bits: int) -> Iterator[
     if len(spectra) > MOST_CROPPED:
         for margin in _EQUAL:
             (parts,) = _hashes_of_windows(spectra, [(margin,) * 4])
-            for pairs in close_pairs(hashes, parts, max_bits):
-                apart = pairs.one != pairs.other
-                yield Pairs(pairs.one[apart], pairs.other[apart], pairs.bits[apart])
+            yield from _between(hashes, parts, max_bits)
         return
     one, other, windows = _nearest_windows(spectra, hashes)
     for part, whole, window in zip(one.tolist(), other.tolist(), windows, strict=True):

@@ -95,9 +95,8 @@ def close_pairs(one: Hashes, other: Hashes, max_bits: int) -> Iterator[Pairs]:
         (n, WORDS) and (m, WORDS).
     """
     is_same = one is other
-    columns = _segments(one, max_bits + 1)
     bits = [np.unpackbits(hashes.view(np.uint8), axis=1) for hashes in ((one,) if is_same else (one, other))]
-    for chosen in columns:
+    for chosen in _segments(bits[0], max_bits + 1):
         left, right = (_values(some, chosen) for some in (bits[0], bits[-1]))
         for at, to in _agreeing(left, right):
             if is_same:
@@ -108,10 +107,9 @@ def close_pairs(one: Hashes, other: Hashes, max_bits: int) -> Iterator[Pairs]:
             yield Pairs(at[close], to[close], distance[close])
 
 
-def _segments(hashes: Hashes, number: int) -> list[Ints]:
-    """Divide the bits into segments of equal size that tell images apart about equally well."""
-    mean = np.unpackbits(hashes.view(np.uint8), axis=1).mean(axis=0)
-    order = np.argsort(np.abs(mean - 0.5), kind="stable")
+def _segments(bits: npt.NDArray[np.uint8], number: int) -> list[Ints]:
+    """Divide the columns of bits into segments of equal size that tell images apart about equally well."""
+    order = np.argsort(np.abs(bits.mean(axis=0) - 0.5), kind="stable")
     return [order[start::number] for start in range(number)]
 
 

@@ -15,12 +15,12 @@ from tlbatch.config.job import Job
 from tlbatch.core.errors import UserError
 from tlbatch.core.text import counted
 from tlbatch.core.typing import Floats
-from tlbatch.data.decode import open_samples
+from tlbatch.data.decode import open_raw
 from tlbatch.data.group_places import read_places
 from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.sources.base import Labelled, Source, name_of
 from tlbatch.data.splits import draw_sample, split_images
-from tlbatch.data.wide_pixels import Range, Trait
+from tlbatch.data.wide_pixels import Limits, Trait
 from tlbatch.runs.manifest import ValueRange
 from tlbatch.runs.records import SPLITS, load_record
 from tlbatch.runs.workspace import groups_file, value_range_file
@@ -59,7 +59,7 @@ class KnownRange:
         self._found: ValueRange | None = None
 
     @property
-    def limits(self) -> Range | None:
+    def limits(self) -> Limits | None:
         """The range, if an image has needed it."""
         return None if self._found is None else self._found.limits
 
@@ -172,7 +172,7 @@ def _scanned(source: Source, training: Iterable[Labelled], workers: int) -> Iter
 
     def work(image: Labelled) -> _Scanned | None:
         try:
-            samples, traits = open_samples(source.read(image))
+            samples, traits = open_raw(source.read(image))
         except (OSError, UnreadableImageError):
             return None
         if samples is None or not traits & Trait.NO_RANGE:

@@ -7,7 +7,7 @@ import numpy as np
 from tlbatch.config.training import Symmetries, Train
 from tlbatch.data.decode import Rgb, decode, decode_plain, plain_size, reduction, resized
 from tlbatch.data.sampler import Positions, random_words
-from tlbatch.data.wide_pixels import Range
+from tlbatch.data.wide_pixels import Limits
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -38,7 +38,7 @@ class Views:
         return tuple(range(self.random_views)) if self.crop_scale < 1 else _NUMBERS[self.symmetries]
 
     def read(
-        self, data: bytes, view: int, *, content: bytes, plain: bool, value_range: Range | None = None
+        self, data: bytes, view: int, *, content: bytes, plain: bool, value_range: Limits | None = None
     ) -> tuple[Rgb, int]:
         """Decode an image at sufficient size, crop and scale it, and return the symmetry to be applied.
 

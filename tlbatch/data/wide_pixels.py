@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-Range = tuple[float, float]
+Limits = tuple[float, float]
 """The values that become 0 and 255."""
 Values = npt.NDArray[Any]
 _TYPE_BITS = frozenset({8, 16, 32, 64})
@@ -40,7 +40,7 @@ class Trait(IntFlag):
     ALPHA = 32
     """Transparency, which is composed on white."""
     FLOAT = 64
-    """Samples are floating-point numbers."""
+    """RawPixels are floating-point numbers."""
 
 
 class NoRangeError(Exception):
@@ -48,14 +48,14 @@ class NoRangeError(Exception):
 
 
 @dataclass(frozen=True)
-class Samples:
+class RawPixels:
     """The samples of an image file."""
 
     values: Values
     """Numbers of any type, (height, width) or (height, width, 3)."""
     traits: Trait = Trait.NONE
-    stated: Range | None = None
-    """Range that the file states."""
+    stated: Limits | None = None
+    """Limits that the file states."""
     alpha: npt.NDArray[np.float64] | None = None
     """Opacity in 0..1, (height, width)."""
     premultiplied: bool = False
@@ -65,7 +65,7 @@ class Samples:
     orientation: int = 1
     """As in EXIF, of a TIFF."""
 
-    def to_rgb(self, known: Range | None) -> npt.NDArray[np.uint8]:
+    def to_rgb(self, known: Limits | None) -> npt.NDArray[np.uint8]:
         """Return uint8 RGB (height, width, 3): linear between the ends of the range, which become 0 and 255.
 
         The range is the stated one, or else the known one. Values beyond it are clipped, and what is no number becomes
@@ -83,7 +83,7 @@ class Samples:
         mixed = rgb * (1 if self.premultiplied else opacity) + 255 * (1 - opacity)
         return mixed.round().clip(0, 255).astype(np.uint8)
 
-    def _scaled(self, limits: Range | None) -> npt.NDArray[np.uint8]:
+    def _scaled(self, limits: Limits | None) -> npt.NDArray[np.uint8]:
         if limits is None:
             kind = "floating-point numbers" if self.values.dtype.kind == "f" else f"{8 * self.values.itemsize} bits"
             raise NoRangeError(f"samples of {kind}, and no range of their values is known")
@@ -92,13 +92,13 @@ class Samples:
         return _linear(self.values, limits)
 
 
-def _linear(values: Values, limits: Range) -> npt.NDArray[np.uint8]:
+def _linear(values: Values, limits: Limits) -> npt.NDArray[np.uint8]:
     low, high = limits
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
     return np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).round().clip(0, 255).astype(np.uint8)
 
 
-def read_wide(data: bytes, image: Image.Image) -> Samples | None:
+def read_wide(data: bytes, image: Image.Image) -> RawPixels | None:
     """Return the samples of an opened file at its present page, or None if they have 8 bits.
 
     Pillow reads colours of 16 bits as 8, so these are read by other decoders.
@@ -113,7 +113,7 @@ def read_wide(data: bytes, image: Image.Image) -> Samples | None:
         case "PPM":
             return _netpbm(data, image)
     if image.mode.startswith(("I", "F")):
-        return make_samples(Channels(np.asarray(image)), None)
+        return raw_pixels(Channels(np.asarray(image)), None)
     return None
 
 
@@ -125,21 +125,21 @@ class Channels(NamedTuple):
     traits: Trait = Trait.NONE
 
 
-def make_samples(
+def raw_pixels(
     found: Channels,
-    stated: Range | None,
+    stated: Limits | None,
     *,
     traits: Trait = Trait.NONE,
     premultiplied: bool = False,
     inverted: bool = False,
-) -> Samples:
+) -> RawPixels:
     """Return the samples of a file, with the traits of their type beside the given ones."""
     values, alpha, of_channels = found
     traits |= of_channels
     if values.dtype != np.uint8:
         traits |= Trait.WIDE | (Trait.NONE if stated else Trait.NO_RANGE)
         traits |= Trait.FLOAT if values.dtype.kind == "f" else Trait.NONE
-    return Samples(values, traits, stated, alpha, premultiplied, inverted)
+    return RawPixels(values, traits, stated, alpha, premultiplied, inverted)
 
 
 def split_channels(samples: Values, *, alpha_at: int | None = None) -> Channels:
@@ -165,12 +165,12 @@ def split_usual(samples: Values) -> Channels:
     return split_channels(samples, alpha_at=num - 1 if num in (2, 4) else None)
 
 
-def _png(data: bytes) -> Samples:
+def _png(data: bytes) -> RawPixels:
     import imagecodecs  # noqa: PLC0415 (for files of few kinds)
 
     found = split_usual(imagecodecs.png_decode(data))
     bits = next((max(chunk[8:-4]) for kind, chunk in png_chunks(data) if kind == b"sBIT" and len(chunk) > 12), 16)
-    return make_samples(found, _png_range(found.values, bits))
+    return raw_pixels(found, _png_range(found.values, bits))
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -183,7 +183,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         place = stop
 
 
-def _png_range(values: Values, bits: int) -> Range | None:
+def _png_range(values: Values, bits: int) -> Limits | None:
     """Return the range of 16-bit samples with so many significant bits (sBIT); None if that says nothing.
 
     The PNG specification asks writers to scale samples to all 16 bits, by repeating the high bits or with zeros, but
@@ -206,7 +206,7 @@ def _is_wide_tiff(image: TiffImageFile) -> bool:
     return bool(wide and image.tag_v2.get(262, 1) in (0, 1, 2))
 
 
-def read_tiff(data: bytes, *, page: int | None = None, max_pixels: int | None = None) -> Samples:
+def read_tiff(data: bytes, *, page: int | None = None, max_pixels: int | None = None) -> RawPixels:
     """Return the samples of one page of a TIFF, the largest if none is named, unless it has too many pixels.
 
     Raises ValueError, or an error of the decoder, if they cannot be read.
@@ -223,7 +223,7 @@ def read_tiff(data: bytes, *, page: int | None = None, max_pixels: int | None = 
         if any(start + size > len(data) for start, size in zip(chosen.dataoffsets, chosen.databytecounts, strict=True)):
             raise ValueError("the file is truncated")
         samples = _channels_last(chosen)
-        tags = {name: tag.value for name, tag in ((tag.code, tag) for tag in chosen.tags)}
+        tags = {tag.code: tag.value for tag in chosen.tags}
     photometric = int(tags.get(262, 1))
     if photometric not in (0, 1, 2):
         raise ValueError(f"samples of {tags.get(258)} bits with photometric interpretation {photometric} are not read")
@@ -234,7 +234,7 @@ def read_tiff(data: bytes, *, page: int | None = None, max_pixels: int | None = 
     traits = Trait.NONE
     if len(pages) > 1 and page is None:
         traits |= Trait.PAGES | (Trait.LATER_PAGE if at else Trait.NONE)
-    made = make_samples(
+    made = raw_pixels(
         found, _tiff_range(tags, found.values), traits=traits,
         premultiplied=opacity is not None and extra[opacity] == 1, inverted=photometric == 0,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def _channels_last(page: "TiffPage") -> Values:
     raise ValueError(f"a page with the axes {page.axes} is no image")
 
 
-def _tiff_range(tags: dict[int, Any], values: Values) -> Range | None:
+def _tiff_range(tags: dict[int, Any], values: Values) -> Limits | None:
     """Return the range by the tags SMinSampleValue and SMaxSampleValue, or by unusual BitsPerSample."""
     low, high = (tags.get(code) for code in (340, 341))
     if high is not None and (low is not None or values.dtype.kind == "u"):
@@ -264,7 +264,7 @@ def _tiff_range(tags: dict[int, Any], values: Values) -> Range | None:
     return (0.0, float((1 << bits) - 1)) if values.dtype.kind == "u" and bits not in _TYPE_BITS else None
 
 
-def _jpeg2000(data: bytes) -> Samples | None:
+def _jpeg2000(data: bytes) -> RawPixels | None:
     """Return the samples if the header of the codestream states more than 8 bits."""
     start = data.find(b"\xff\x4f\xff\x51")
     num = int.from_bytes(data[start + 40 : start + 42], "big")
@@ -278,13 +278,13 @@ def _jpeg2000(data: bytes) -> Samples | None:
     stated = None if bits in _TYPE_BITS else (-float(1 << bits - 1), float((1 << bits - 1) - 1)) if signed else (
         0.0, float((1 << bits) - 1)
     )  # fmt: skip
-    return make_samples(found, stated)
+    return raw_pixels(found, stated)
 
 
-def _netpbm(data: bytes, image: Image.Image) -> Samples | None:
+def _netpbm(data: bytes, image: Image.Image) -> RawPixels | None:
     """Return the samples if the header states a maximum above 255; Pillow scales the others by it."""
     if image.mode == "F":
-        return make_samples(Channels(np.asarray(image)), None)
+        return raw_pixels(Channels(np.asarray(image)), None)
     header = re.match(rb"P[2356]\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s", data)
     if header is None or int(header[3]) <= 255:
         return None
@@ -296,4 +296,4 @@ def _netpbm(data: bytes, image: Image.Image) -> Samples | None:
         values = np.array(data[header.end() :].split()[:num], np.uint16)
     else:
         values = np.frombuffer(data, ">u2", num, header.end()).astype(np.uint16)
-    return make_samples(Channels(values.reshape((height, width, 3) if colours == 3 else (height, width))), stated)
+    return raw_pixels(Channels(values.reshape((height, width, 3) if colours == 3 else (height, width))), stated)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import pathlib
 import pickle
+import re
 import types
 import warnings
 from collections.abc import Mapping
@@ -24,8 +25,10 @@ log = logging.getLogger(__name__)
 Tensors = Mapping[str, torch.Tensor]
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "backbone", "encoder", "weights")
 """Names under which training programs store the weights of a network."""
-_AVERAGES = ("ema", "swa", "average")
-"""Parts of the names of averaged weights."""
+_AVERAGE = re.compile(r"(^|[._-])(ema|swa|avg|averaged?)([._-]|$)")
+"""Names of averaged weights have one of these words."""
+_SHARE = 0.5
+"""A dictionary with a smaller share of the tensors of the largest is no network: a loss, say, or a score."""
 _DEPTH = 3
 _NUMPY = (
     *(
@@ -88,9 +91,10 @@ def read_tensors(path: Path, *, entry: str = "") -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            stored: object = safetensors.torch.load_file(path)
+        else:
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
+                stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (torch raises half a dozen kinds for a bad file)
         # messages of the unpickler are cryptic, or advise running the code in the file
         riddle = isinstance(error, (pickle.UnpicklingError, LookupError, EOFError))
@@ -122,14 +126,15 @@ def _chosen(path: Path, found: dict[str, dict[str, torch.Tensor]], entry: str) -
         return found[entry]
     if not found:
         raise UserError(f"{path}: contains no state dict (tensors by name); export one with model.state_dict()")
+    most = max(map(len, found.values()))
+    found = {name: tensors for name, tensors in found.items() if len(tensors) >= _SHARE * most}
     averages = [name for name in found if is_average(name)]
     others = [name for name in found if name not in averages] or averages
     usual = [name for name in others if name.rpartition(".")[2] in _USUAL]
-    chosen = "" if "" in found else (usual or others)[0]
-    if chosen and len(usual or others) > 1:
-        raise UserError(
-            f"{path}: holds the weights {' and '.join(usual or others)}; set model.weights_entry to one of them"
-        )
+    chosen = (usual or others)[0]
+    if len(usual or others) > 1:
+        names = " and ".join(name or "the file itself" for name in usual or others)
+        raise UserError(f"{path}: holds the weights {names}; set model.weights_entry to one of them")
     if len(found) > 1:
         left_out = ", ".join(name for name in found if name != chosen)
         log.info(
@@ -148,7 +153,7 @@ def under(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
 
 def is_average(name: str) -> bool:
     """Return whether a name is that of averaged weights."""
-    return any(word in name.lower() for word in _AVERAGES)
+    return bool(_AVERAGE.search(name.lower()))
 
 
 def is_unused(tensors: Tensors, prefix: str) -> str:

@@ -66,6 +66,8 @@ class Audit(Record):
     duplicate or an image of the same group in the other split."""
     num_moved: int
     num_dropped: int
+    searched: str = ""
+    """Which copies were looked for, and which are not found; empty: an earlier version made the audit."""
     num_similar: int = 0
     """Number of images that were kept though a near duplicate has another label, because the two are not equal."""
     num_large: int = 0

@@ -78,20 +78,17 @@ def assert_copies(found: set[tuple[int, int]], images: list[Image.Image]) -> Non
     assert all(other - one == 40 or tuple(sorted((one % 40, other % 40))) in alike for one, other in found)
 
 
-@pytest.mark.parametrize("change", TURNS)
+@pytest.mark.parametrize(
+    ("search", "change"),
+    [*((turned_copies, TURNS[name]) for name in TURNS), *((cropped_copies, CROPS[name]) for name in CROPS)],
+    ids=[*TURNS, *CROPS],
+)
 @pytest.mark.parametrize("folder", ["flowers17", "idrid/images"])
-def test_mirrored_and_turned_photographs_are_found_and_no_others(test_data: Path, folder: str, change: str) -> None:
+def test_changed_photographs_are_found_and_no_others(
+    test_data: Path, folder: str, search: Callable[..., object], change: Change
+) -> None:
     images = loaded(test_data, folder, 40)
-    found = found_by(turned_copies, images + [encoded(TURNS[change](image)) for image in images])
-    assert len(found & {(number, 40 + number) for number in range(40)}) >= 38
-    assert_copies(found, images)
-
-
-@pytest.mark.parametrize("change", CROPS)
-@pytest.mark.parametrize("folder", ["flowers17", "idrid/images"])
-def test_cropped_photographs_are_found_and_no_others(test_data: Path, folder: str, change: str) -> None:
-    images = loaded(test_data, folder, 40)
-    found = found_by(cropped_copies, images + [encoded(CROPS[change](image)) for image in images])
+    found = found_by(search, images + [encoded(change(image)) for image in images])
     assert len(found & {(number, 40 + number) for number in range(40)}) >= 38
     assert_copies(found, images)
 

@@ -214,3 +214,13 @@ def test_one_twentieth_of_a_set_is_not_too_large() -> None:
     some = ordinary(400)
     assert not clusters_of(some, "+".join(f"k{n:02d}" for n in range(20))).large.any()
     assert clusters_of(some, "+".join(f"k{n:02d}" for n in range(21))).large.sum() == 21
+
+
+def test_the_audit_says_which_copies_it_looked_for() -> None:
+    some = ordinary()
+    clusters = clusters_of(some)
+    found, _ = placed(some, clusters, data_of())
+    searched = audit_rows(some, data_of(), clusters, found).record.searched
+    assert "cropped by up to 10 % on each side with any margins. Not found are other rotations" in searched
+    equal_only = data_of().model_copy(update={"phash_max_distance": 0})
+    assert audit_rows(some, equal_only, clusters, found).record.searched.startswith("Looked for: equal files only")

@@ -9,7 +9,7 @@ import simplejpeg
 from tlbatch.config.data import StepName
 from tlbatch.data.decode import MAX_PIXELS, MAX_SIDE, Rgb, open_image, shrink
 from tlbatch.data.image_files import UnreadableImageError
-from tlbatch.data.wide_pixels import Range, Trait
+from tlbatch.data.wide_pixels import Limits, Trait
 
 _QUALITY = 92
 _ENDINGS = {"JPEG": "jpg"}
@@ -38,7 +38,7 @@ def to_shard(
     resize: int,
     steps: Sequence[StepName] = (),
     max_pixels: int = MAX_PIXELS,
-    value_range: Range | None = None,
+    value_range: Limits | None = None,
 ) -> ShardImage:
     """Return what goes into the shard for one source image.
 

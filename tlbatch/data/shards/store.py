@@ -8,9 +8,11 @@ import struct
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,11 +101,8 @@ class Sidecar:
     """`ROW` of every image."""
     traits: npt.NDArray[np.uint8]
     """`Trait` of the source file of every image."""
-    spectra: Spectra
-    """Lowest frequencies of every image, (n, 24, 24)."""
     rejected: dict[int, str]
     """Causes by stamp."""
-    reader: int = READER
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,9 @@ class ShardStore:
     """Number of the tar of every row."""
     traits: npt.NDArray[np.uint8]
     """`Trait` of the source file of every row."""
-    spectra: Spectra
-    """Lowest frequencies of the image of every row, (n, 24, 24)."""
     rejected: dict[int, str]
     """Causes by stamp."""
-    num_sidecars: int
+    sidecars: tuple[Path, ...]
 
     def find(self, images: Sequence[Labelled]) -> Ints:
         """Return the row of each image, -1 where no shard holds it."""
@@ -140,18 +137,19 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardSto
     """Read the sidecars of a set, or only those of some tars; UserError if a sidecar is damaged."""
     tars: list[str] = []
     sizes: list[int] = []
-    parts, numbers, traits, spectra = [np.empty(0, ROW)], [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [NO_SPECTRA]
+    parts, numbers, traits = [np.empty(0, ROW)], [np.empty(0, np.int32)], [np.empty(0, np.uint8)]
     rejected: dict[int, str] = {}
+    files: list[Path] = []
     for file in sorted(folder.glob("*.npz")):
         sidecar = read_sidecar(file)
         if only is not None and sidecar.tar not in only:
             continue
+        files.append(file)
         numbers.append(np.full(len(sidecar.rows), len(tars), np.int32))
         tars.append(sidecar.tar)
         sizes.append(sidecar.size)
         parts.append(sidecar.rows)
         traits.append(sidecar.traits)
-        spectra.append(sidecar.spectra)
         rejected.update(sidecar.rejected)
     return ShardStore(
         tuple(tars),
@@ -159,29 +157,52 @@ def read_store(folder: Path, *, only: Collection[str] | None = None) -> ShardSto
         np.concatenate(parts),
         np.concatenate(numbers),
         np.concatenate(traits),
-        np.concatenate(spectra),
         rejected,
-        len(tars),
+        tuple(files),
     )
 
 
-def read_sidecar(file: Path) -> Sidecar:
-    """Read the sidecar of a shard; UserError if it is damaged."""
+def read_spectra(store: ShardStore) -> Spectra:
+    """Read the lowest frequencies of the image of every row of a store, (n, 24, 24), see `low_frequencies`.
+
+    Raises UserError if a sidecar is damaged.
+    """
+    parts = [NO_SPECTRA]
+    for file in store.sidecars:
+        with _opened(file) as data:
+            parts.append(data["spectra"])
+    return np.concatenate(parts)
+
+
+def is_current(file: Path) -> bool:
+    """Return whether a sidecar was written with this version of the reader; UserError if it is damaged."""
+    with _opened(file) as data:
+        return "reader" in data and int(data["reader"]) >= READER
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Open a sidecar, whose arrays are read when they are asked for; UserError if it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as data:
-            rows, reader = data["rows"], int(data["reader"]) if "reader" in data else 0
-            if rows.dtype != ROW or reader > READER:
-                raise ValueError("of another version of tlbatch")  # noqa: TRY301
-            traits = data["traits"] if reader else np.zeros(len(rows), np.uint8)
-            spectra = data["spectra"] if reader else np.zeros((len(rows), *NO_SPECTRA.shape[1:]), np.float16)
-            rejected = dict(zip(data["rejected"].tolist(), data["causes"].tolist(), strict=True))
-            return Sidecar(str(data["tar"]), int(data["size"]), rows, traits, spectra, rejected, reader)
+            yield data
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, *_BROKEN) as error:
         raise UserError(f"{file}: damaged ({error}); remove it and submit again") from None
 
 
-def write_sidecar(file: Path, sidecar: Sidecar) -> None:
-    """Write a sidecar atomically."""
+def read_sidecar(file: Path) -> Sidecar:
+    """Read the sidecar of a shard; UserError if it is damaged."""
+    with _opened(file) as data:
+        rows, reader = data["rows"], int(data["reader"]) if "reader" in data else 0
+        if rows.dtype != ROW or reader > READER:
+            raise ValueError("of another version of tlbatch")
+        traits = data["traits"] if reader else np.zeros(len(rows), np.uint8)
+        rejected = dict(zip(data["rejected"].tolist(), data["causes"].tolist(), strict=True))
+        return Sidecar(str(data["tar"]), int(data["size"]), rows, traits, rejected)
+
+
+def write_sidecar(file: Path, sidecar: Sidecar, spectra: Spectra) -> None:
+    """Write a sidecar atomically, with the lowest frequencies of its images, (n, 24, 24)."""
     with atomic_file(file) as opened:
         np.savez(
             opened,
@@ -189,8 +210,8 @@ def write_sidecar(file: Path, sidecar: Sidecar) -> None:
             size=np.array(sidecar.size),
             rows=sidecar.rows,
             traits=sidecar.traits,
-            spectra=sidecar.spectra,
-            reader=np.array(sidecar.reader),
+            spectra=spectra,
+            reader=np.array(READER),
             rejected=np.array(list(sidecar.rejected), np.uint64),
             causes=np.array(list(sidecar.rejected.values()), dtype=np.str_),
         )
@@ -207,7 +228,7 @@ def plan_chunks(images: Sequence[Labelled], store: ShardStore, *, size: int, in_
     for number, image in enumerate(missing):
         groups[image.path if in_place else number // size].append(image)
     chunks = []
-    for number, some in enumerate(groups.values(), store.num_sidecars):
+    for number, some in enumerate(groups.values(), len(store.sidecars)):
         digest = xxhash.xxh3_64_hexdigest(np.array([image.stamp for image in some], "<u8").tobytes())[:8]
         chunks.append(Chunk(f"{number:06d}-{digest}", tuple(some)))
     return chunks
@@ -246,8 +267,8 @@ def write_chunk(
         size = (folder / tar).stat().st_size if rows else 0  # an absolute path is kept by ``/``
         traits = np.array([traits for traits, _ in of_source], np.uint8)
         spectra = np.stack([spectrum for _, spectrum in of_source]) if of_source else NO_SPECTRA
-        kept = np.array(rows, ROW), traits, spectra
-        write_sidecar(folder / chunk.sidecar, Sidecar(tar if rows else "", size, *kept, lasting))
+        sidecar = Sidecar(tar if rows else "", size, np.array(rows, ROW), traits, lasting)
+        write_sidecar(folder / chunk.sidecar, sidecar, spectra)
     return unusable
 
 

@@ -1,8 +1,9 @@
 """Shards of earlier versions: images that are read otherwise by now are written again."""
 
 import logging
+import os
 from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tlbatch.core.text import counted
-from tlbatch.data.decode import decode, open_samples
+from tlbatch.data.decode import decode, open_raw
 from tlbatch.data.image_files import UnreadableImageError
 from tlbatch.data.near_duplicates import Spectra, low_frequencies
-from tlbatch.data.shards.store import READER, Sidecar, read_sidecar, write_sidecar
+from tlbatch.data.shards.store import NO_SPECTRA, READER, Sidecar, is_current, read_sidecar, write_sidecar
 from tlbatch.data.sources.base import Labelled, Source
 from tlbatch.data.sources.files import ending_of
 from tlbatch.data.value_range import KnownRange
@@ -26,13 +27,13 @@ _NEVER = 0
 """Stamp of a row that is not used any more."""
 
 
-def upgrade_sidecars(folder: Path, source: Source) -> None:
+def upgrade_sidecars(folder: Path, source: Source, *, workers: int) -> None:
     """Bring the sidecars of earlier versions up to date.
 
     Images whose reading has changed are dropped from them, so they are sharded again; images that were unusable are
     tried again. Tars are never changed, so indexes of earlier runs stay valid.
     """
-    old = [file for file in sorted(folder.glob("*.npz")) if read_sidecar(file).reader < READER]
+    old = [file for file in sorted(folder.glob("*.npz")) if not is_current(file)]
     if not old:
         return
     log.info(
@@ -41,10 +42,9 @@ def upgrade_sidecars(folder: Path, source: Source) -> None:
     of_stamp = {image.stamp: image for image in source.images}
     num_changed = 0
     for file in old:
-        sidecar = read_sidecar(file)
-        upgraded = replace(_upgraded(sidecar, of_stamp, source), spectra=_spectra(folder / sidecar.tar, sidecar))
-        num_changed += int((upgraded.traits & _CHANGED != 0).sum())
-        write_sidecar(file, upgraded)
+        sidecar = _upgraded(read_sidecar(file), of_stamp, source)
+        num_changed += int((sidecar.traits & _CHANGED != 0).sum())
+        write_sidecar(file, sidecar, _spectra(folder / sidecar.tar, sidecar, workers=workers))
     if num_changed:
         log.warning(
             "%s: %s of more than 8 bits, or with a larger page than the first, are read otherwise than by the version "
@@ -57,17 +57,23 @@ def _upgraded(sidecar: Sidecar, of_stamp: Mapping[int, Labelled], source: Source
     found = [_traits(of_stamp.get(stamp), source) for stamp in sidecar.rows["stamp"].tolist()]
     traits, rows = np.array(found, np.uint8), sidecar.rows.copy()
     rows["stamp"][traits & _CHANGED != 0] = _NEVER
-    return replace(sidecar, rows=rows, traits=traits, rejected={}, reader=READER)
+    return replace(sidecar, rows=rows, traits=traits, rejected={})
 
 
-def _spectra(tar: Path, sidecar: Sidecar) -> Spectra:
+def _spectra(tar: Path, sidecar: Sidecar, *, workers: int) -> Spectra:
     """Return the lowest frequencies of the images of a shard; zeros where one can no longer be read."""
-    spectra = sidecar.spectra.copy()
-    for number, row in enumerate(sidecar.rows):
-        with suppress(OSError, UnreadableImageError), tar.open("rb") as file:
-            file.seek(int(row["offset"]))
-            spectra[number] = low_frequencies(decode(file.read(int(row["size"]))))
-    return spectra
+
+    def read(row: np.void) -> Spectra:
+        try:
+            data = os.pread(file.fileno(), int(row["size"]), int(row["offset"]))
+            return low_frequencies(decode(data)).astype(np.float16)
+        except (OSError, UnreadableImageError):
+            return np.zeros(NO_SPECTRA.shape[1:], np.float16)
+
+    if not len(sidecar.rows) or not tar.is_file():
+        return np.zeros((len(sidecar.rows), *NO_SPECTRA.shape[1:]), np.float16)
+    with tar.open("rb") as file, ThreadPoolExecutor(workers) as pool:  # the codecs release the GIL
+        return np.stack(list(pool.map(read, sidecar.rows)))
 
 
 def _traits(image: Labelled | None, source: Source) -> Trait:
@@ -75,7 +81,7 @@ def _traits(image: Labelled | None, source: Source) -> Trait:
     if image is None or image.path in source.pixels or ending_of(image.path) in {".jpg", ".jpeg"}:
         return Trait.NONE
     try:
-        return open_samples(source.read(image))[1]
+        return open_raw(source.read(image))[1]
     except (OSError, UnreadableImageError):
         return Trait.NONE
 

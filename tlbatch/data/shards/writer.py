@@ -15,7 +15,7 @@ from tlbatch.data.sources.base import Labelled, Source, shown_key
 from tlbatch.data.sources.listing import check_rejected
 from tlbatch.data.splits import draw_sample
 from tlbatch.data.value_range import KnownRange
-from tlbatch.data.wide_pixels import NoRangeError, Range
+from tlbatch.data.wide_pixels import Limits, NoRangeError
 from tlbatch.runs.manifest import Manifest, Rejected
 from tlbatch.runs.records import load_record
 
@@ -87,7 +87,7 @@ def _prepared(
     """Read, decode and hash the images in order, with few in memory at a time."""
     resize = 0 if data.source == "tars" else data.resize
 
-    def encode(raw: bytes, limits: Range | None) -> ShardImage:
+    def encode(raw: bytes, limits: Limits | None) -> ShardImage:
         return to_shard(raw, resize=resize, steps=data.preprocess, max_pixels=data.max_pixels, value_range=limits)
 
     def work(image: Labelled) -> Prepared | Unusable:

@@ -126,7 +126,7 @@ def why_unread(name: str) -> str:
     """Return why an image file is not used."""
     for endings, package in ((_HEIC, "pillow-heif"), (_DICOM, "pydicom")):
         if ending_of(name) in endings:
-            return f"{ending_of(name)} needs the package {package}: {INSTALL}"
+            return f"{ending_of(name)} needs the package {package}; {INSTALL}"
     return f"{ending_of(name)} is not read; convert it to PNG or JPEG"
 
 

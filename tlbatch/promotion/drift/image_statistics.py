@@ -16,7 +16,7 @@ from tlbatch.core.files import atomic_file
 from tlbatch.core.text import counted
 from tlbatch.data.decode import Rgb, decode, shrink
 from tlbatch.data.image_files import UnreadableImageError
-from tlbatch.data.wide_pixels import Range
+from tlbatch.data.wide_pixels import Limits
 from tlbatch.promotion.drift.new_images import Some
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def _computed(some: Some, workers: int) -> Table:
     return np.stack(found)
 
 
-def _measured(data: bytes | None, value_range: Range | None) -> Table:
+def _measured(data: bytes | None, value_range: Limits | None) -> Table:
     with suppress(UnreadableImageError):
         if data is not None:
             rgb = decode(data, short_side=_SHORT_SIDE, value_range=value_range)
